@@ -1,0 +1,102 @@
+"""What the commands `asignals list` and `asignals graph` do."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from asignals._discovery import Discovery, TargetError, describe, discover
+from asignals._graph import as_json, build, dot, mermaid
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+FAILED: Final = 2
+"""The exit status when a target does not import, or the picture cannot be written."""
+
+SUFFIXES: Final = {
+    ".mmd": "mermaid",
+    ".mermaid": "mermaid",
+    ".dot": "dot",
+    ".gv": "dot",
+    ".html": "html",
+    ".htm": "html",
+    ".json": "json",
+}
+
+
+def list_signals(targets: Sequence[str], *, to_json: bool, skip_broken: bool, tracebacks: bool) -> int:
+    """Print the signals of the targets as a tree or as JSON; returns the exit status."""
+    found = _discover(targets, skip_broken=skip_broken, tracebacks=tracebacks)
+    if found is None:
+        return FAILED
+    if to_json:
+        print(json.dumps([describe(each) for each in found.signals], indent=2))  # noqa: T201  a command prints
+        return 0
+    from rich.console import Console  # noqa: PLC0415  JSON and the other commands do without
+
+    from asignals._listing import write  # noqa: PLC0415  as above
+
+    write(Console(), found.signals)
+    return 0
+
+
+def draw_graph(
+    targets: Sequence[str], *, form: str | None, output: Path | None, skip_broken: bool, tracebacks: bool
+) -> int:
+    """Write the graph of the targets to a file or to stdout; returns the exit status."""
+    found = _discover(targets, skip_broken=skip_broken, tracebacks=tracebacks)
+    if found is None:
+        return FAILED
+    text = _draw(found, form or _form_of(output), ", ".join(targets))
+    if output is None:
+        sys.stdout.write(text)
+        return 0
+    try:
+        output.write_text(text, encoding="utf-8")
+    except OSError as error:
+        _complain(f"cannot write {str(output)!r}: {error.strerror}")
+        return FAILED
+    return 0
+
+
+def _form_of(output: Path | None) -> str:
+    return "mermaid" if output is None else SUFFIXES.get(output.suffix.lower(), "mermaid")
+
+
+def _draw(found: Discovery, form: str, title: str) -> str:
+    graph = build(found)
+    if form == "html":
+        from asignals._graph_page import page  # noqa: PLC0415  only this form needs it
+
+        return page(graph, title)
+    if form == "json":
+        return json.dumps(as_json(graph), indent=2) + "\n"
+    return dot(graph) if form == "dot" else mermaid(graph)
+
+
+def _discover(targets: Sequence[str], *, skip_broken: bool, tracebacks: bool) -> Discovery | None:
+    # As `python -m` does, and not as scripts do: a program is found from its own directory.
+    directory = str(Path.cwd())
+    if directory not in sys.path:
+        sys.path.insert(0, directory)
+    try:
+        found = discover(targets, skip_broken=skip_broken)
+    except TargetError as error:
+        _explain(error, tracebacks=tracebacks)
+        return None
+    for broken in found.broken:
+        _explain(broken, tracebacks=tracebacks)
+    return found
+
+
+def _explain(error: TargetError, *, tracebacks: bool) -> None:
+    if tracebacks and error.error is not None:
+        sys.stderr.write(error.traceback)
+    _complain(str(error))
+
+
+def _complain(text: str) -> None:
+    sys.stderr.write(f"asignals: {text}\n")

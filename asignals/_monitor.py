@@ -1,0 +1,158 @@
+"""Watching: a call for each send and for each receiver, and no cost while nobody watches."""
+
+from __future__ import annotations
+
+import logging
+import time
+from contextlib import ExitStack, contextmanager, suppress
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+    from contextlib import AbstractContextManager
+    from types import TracebackType
+    from typing import TypeAlias
+
+    from asignals._dispatch import Send
+    from asignals._receivers import Receiver
+    from asignals._signal import Signal
+
+    Around: TypeAlias = Callable[[Send, Receiver | None], AbstractContextManager[object] | None]
+
+_logger = logging.getLogger("asignals")
+
+
+class Report(NamedTuple):
+    """What a monitor is told: one receiver's call, or a whole send.
+
+    `start` and `duration` are seconds of `time.perf_counter()`. `send` is one object for all reports of one send and
+    differs between sends under way, so it groups them; it has `signal`, `sender` and `arguments` too.
+    """
+
+    signal: Signal[..., Any]
+    sender: object
+    arguments: Mapping[str, Any]
+    receiver: Receiver | None
+    start: float
+    duration: float
+    error: BaseException | None
+    send: Send
+
+
+class Watcher:
+    """One monitor; call it to stop watching, or leave its `with` block."""
+
+    __slots__ = ("around", "callback")
+
+    def __init__(self, callback: Callable[[Report], object] | None, around: Around | None) -> None:
+        self.callback: Callable[[Report], object] | None = callback
+        self.around: Around | None = around
+
+    def __call__(self) -> None:
+        """Stop watching; doing it again does nothing."""
+        with suppress(ValueError):
+            watchers.remove(self)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self()
+
+    @contextmanager
+    def guarded(self) -> Iterator[None]:
+        """Log what goes wrong in this monitor, and remove it, instead of troubling the send."""
+        try:
+            yield
+        except Exception:
+            self()
+            _logger.exception("asignals: a monitor failed and was removed")
+
+
+# The one list that generated code looks at, so it is changed in place and never replaced.
+watchers: list[Watcher] = []
+
+
+def monitor(callback: Callable[[Report], object] | None = None, *, around: Around | None = None) -> Watcher:
+    """Have `callback` called for every receiver's call and every send, of all signals, in this process.
+
+    It gets one `Report`: those of the receivers as each ends, then that of the send, whose `receiver` is `None`. A
+    send that nobody hears, or that is muted, is reported too; streams are no receivers and are not. Reports come in
+    the sender's task (in a receiver's own, with a task group) and in any thread that sends, so a monitor should be
+    quick and must not block. One that raises is logged to the logger `asignals` and removed; the send does not
+    notice. Sends that began before are not reported. In a task group, a sync receiver that returns an awaitable is
+    awaited in the caller while somebody watches, as its report is of the whole call; otherwise it gets a task.
+
+    Args:
+        callback: Called with a `Report`.
+        around: Called with the send (which has `signal`, `sender` and `arguments`) and the receiver, or `None` for
+            the send as a whole; may return a context manager that is entered before the call, in its task, and left
+            after it, with its exception. What it returns on leaving is ignored: it cannot swallow an exception.
+
+    Returns:
+        What undoes it: call that, or use it in a `with` statement.
+    """
+    if not callable(callback) and not callable(around):
+        msg = f"monitor() takes a callable, not {callback!r:.80}"
+        raise TypeError(msg)
+    watcher = Watcher(callback, around)
+    watchers.append(watcher)
+    return watcher
+
+
+class _Around:
+    """A monitor's context manager, kept from doing harm."""
+
+    __slots__ = ("_manager", "_watcher")
+
+    def __init__(self, watcher: Watcher, manager: AbstractContextManager[object]) -> None:
+        self._watcher = watcher
+        self._manager = manager
+
+    def __enter__(self) -> None:
+        self._manager.__enter__()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        with self._watcher.guarded():
+            try:
+                self._manager.__exit__(kind, error, traceback)
+            except Exception as raised:
+                if raised is not error:  # re-raising what it was given is a way to leave, too
+                    raise
+
+
+def _enter_around(stack: ExitStack, watcher: Watcher, send: Send, receiver: Receiver | None) -> None:
+    with watcher.guarded():
+        manager = None if watcher.around is None else watcher.around(send, receiver)
+        if manager is not None:
+            stack.enter_context(_Around(watcher, manager))
+
+
+@contextmanager
+def observed(send: Send, receiver: Receiver | None) -> Iterator[None]:
+    """Report what happens in a block, which calls a receiver or, with `None`, all of them."""
+    with ExitStack() as stack:
+        for watcher in tuple(watchers):
+            _enter_around(stack, watcher, send, receiver)
+        start = time.perf_counter()
+        error: BaseException | None = None
+        try:
+            yield
+        except BaseException as raised:
+            error = raised
+            raise
+        finally:
+            duration = time.perf_counter() - start
+            _tell(Report(send.signal, send.sender, send.arguments, receiver, start, duration, error, send))
+            error = None  # else this frame and the error's traceback would hold each other
+
+
+def _tell(report: Report) -> None:
+    for watcher in tuple(watchers):
+        if watcher.callback is not None:
+            with watcher.guarded():
+                watcher.callback(report)

@@ -1,0 +1,433 @@
+"""Who is connected to a signal: an index by sender, and an immutable plan for each, made when it is first needed.
+
+A *plan* is the tuple of links that a send to one sender walks through: what is connected for all senders, for this
+one, and with `subclasses` for its base classes, in order. Plans are never changed, only replaced, so a send under way
+keeps the one it started with; a link that ends meanwhile says so itself.
+
+Invariants:
+
+- Every change happens under `lock` and counts in `_changes`. A bucket's plan is fresh while `made_at` equals
+  `_shared_changes`; a change of its own links sets `made_at` to `None`.
+- `plan` is the plan of all senders when no sender has links of its own and nothing is muted; else `None`.
+- Weak-reference callbacks run anywhere, in the middle of a locked section and in any thread: they only append to
+  `_dead`, and set `plan` to `None` so that the next send comes by and purges.
+- The lock is re-entrant because the garbage collector may run a finalizer that connects or disconnects here.
+  Whatever iterates over a dict therefore copies it first.
+"""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from collections import deque
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias
+from weakref import ref
+
+from asignals._connection import Connection, Options, make_connection
+from asignals._refs import EVERYONE, HeldSender, WeakSender, hold_sender, identify, is_a, sender_key
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Hashable, Iterable
+    from contextlib import AbstractContextManager
+    from types import CodeType
+
+    from asignals._receivers import Receiver, Shape
+    from asignals._scoped import Mute
+    from asignals._signal import Signal
+    from asignals._stream import Listener, Stream
+
+
+class Link(Protocol):
+    """What a plan consists of: connections, and the listening ends of streams."""
+
+    live: bool
+    reached: bool
+    order: int
+    key: Hashable
+    source: WeakSender | HeldSender
+
+    @property
+    def is_coroutine(self) -> bool: ...
+    @property
+    def is_function(self) -> bool: ...
+    @property
+    def is_method(self) -> bool: ...
+    @property
+    def is_async(self) -> bool: ...
+    @property
+    def options(self) -> Options: ...
+    @property
+    def function(self) -> ref[Any] | None: ...
+    @property
+    def plain_choose(self) -> Callable[..., Any] | None: ...
+    def __call__(self) -> Any: ...
+    def target(self) -> Any: ...
+    def describe(self) -> str: ...
+    def end(self) -> None: ...
+    async def respond(
+        self, signal: Signal[..., Any], sender: object, arguments: dict[str, Any]
+    ) -> tuple[Any, Any] | None: ...
+
+
+Plan: TypeAlias = "tuple[Link, ...]"
+
+
+class _Bucket:
+    """The links of one sender, and the last plan made for it with the count of shared changes it was made at."""
+
+    __slots__ = ("links", "made_at", "plan", "source")
+
+    def __init__(self, source: WeakSender | HeldSender) -> None:
+        self.source = source
+        self.links: dict[Hashable, Link] = {}
+        self.plan: Plan = ()
+        self.made_at: int | None = None
+
+
+class Snapshot(NamedTuple):
+    """A connection as it was, or that there was none; keeps the receiver alive."""
+
+    key: Hashable
+    sender: object
+    connection: Connection | None
+    receiver: Receiver | None
+    facts: tuple[Options, Shape] | None
+
+    @property
+    def place(self) -> Hashable:
+        """The identity, sender included; the sender lives as long as this."""
+        return self.key, sender_key(self.sender)
+
+
+def key_of(receiver: Receiver | None, uid: Hashable) -> Hashable:
+    """What a connection is filed under."""
+    return ("uid", uid) if receiver is None or uid is not None else identify(receiver)
+
+
+def _rank(link: Link) -> tuple[float, int]:
+    return -link.options.priority, link.order
+
+
+class Registry:
+    """The links of one signal. Safe to use from any thread and from finalizers."""
+
+    def __init__(self, on_lost: Callable[..., object]) -> None:
+        self.plan: Plan | None = None
+        self.lock: AbstractContextManager[bool] = threading.RLock()
+        self._everyone = _Bucket(EVERYONE)
+        self._buckets: dict[Hashable, _Bucket] = {}
+        self._order = itertools.count()
+        self._changes = 0  # of any link
+        self._shared_changes = 0  # of links that concern plans of more than one sender
+        self._with_subclasses = 0
+        self.overlaps: dict[Hashable, Any] = {}  # of `_scoped.connected`
+        self.filters: tuple[Mute, ...] = ()
+        self._dead: deque[Link | WeakSender] = deque()
+        self._on_lost = on_lost
+        self._bury = partial(_bury, ref(self), on_lost)
+
+    # -- connecting ------------------------------------------------------------------------------------------------
+
+    def connect(  # noqa: PLR0913, PLR0917  a connection has this many parts
+        self,
+        receiver: Receiver,
+        sender: object,
+        uid: Hashable,
+        options: Options,
+        shape: Shape,
+        place: tuple[CodeType, int],
+        *,
+        may_surprise: bool,
+    ) -> Connection:
+        """Add a connection or, where there is one already, give it the new options; returns it."""
+        key = key_of(receiver, uid)
+        with self.lock:
+            self.purge()
+            known = self.find(key, sender)
+            target = None if known is None else known.target()
+            if known is not None and target is not None:
+                if identify(target) == identify(receiver):
+                    self.restyle(known, receiver, options, shape)
+                return known
+            connection = make_connection(receiver, options, shape, key, place, self._bury, may_surprise=may_surprise)
+            self.add(connection, sender)
+            return connection
+
+    def disconnect(self, receiver: Receiver | None, sender: object, uid: Hashable) -> bool:
+        """End a connection; `False` when there was none."""
+        with self.lock:
+            self.purge()
+            known = self.find(key_of(receiver, uid), sender)
+            return known is not None and self.remove(known)
+
+    def snapshot(self, receiver: Receiver, sender: object, uid: Hashable) -> Snapshot:
+        """What is connected under an identity, for `restore`."""
+        with self.lock:
+            key = key_of(receiver, uid)
+            known = self.find(key, sender)
+            if known is None:
+                return Snapshot(key, sender, None, None, None)
+            return Snapshot(key, sender, known, known.target(), known.facts)
+
+    def snapshot_all(self) -> list[Snapshot]:
+        """All connections, for `restore_all`."""
+        with self.lock:
+            links = self.all_links()
+            return [
+                Snapshot(link.key, link.source(), link, link.target(), link.facts)
+                for link in links
+                if isinstance(link, Connection)
+            ]
+
+    def restore_all(self, snapshots: list[Snapshot]) -> None:
+        """Make the connections what they were; streams are left alone."""
+        with self.lock:
+            kept = {was.connection for was in snapshots}
+            for link in self.all_links():
+                if isinstance(link, Connection) and link not in kept:
+                    self.remove(link)
+            for was in snapshots:
+                self.restore(was)
+
+    def restore(self, was: Snapshot) -> None:
+        """Make a connection what it was, its place included."""
+        with self.lock:
+            known = self.find(was.key, was.sender)
+            if was.connection is None or was.receiver is None or was.facts is None:
+                if known is not None:
+                    self.remove(known)
+                return
+            if known is not None and known is not was.connection:
+                self.remove(known)
+            if known is was.connection:
+                self.restyle(known, was.receiver, *was.facts)
+            else:
+                was.connection.restyle(*was.facts)
+                self.add(was.connection, was.sender, was.connection.order)
+
+    def listen(self, kind: type[Listener], stream: Stream, sender: object) -> Listener:
+        """Link a stream, by a link of its own that refers to it weakly."""
+        link = kind(stream, self._bury)
+        link.live = link.reached = True
+        link.key = ("stream", id(link))
+        self.add(link, sender)
+        return link
+
+    def add(self, link: Link, sender: object, order: int | None = None) -> None:
+        """Put a new link at the end of its sender's order, or at a place it had before."""
+        with self.lock:
+            bucket = self._bucket_for(sender)
+            if link.key in bucket.links:  # of a receiver that has died this moment
+                self.remove(bucket.links[link.key])
+                bucket = self._bucket_for(sender)
+            link.source = bucket.source
+            link.order = next(self._order) if order is None else order
+            bucket.links[link.key] = link
+            if bucket is not self._everyone:  # again, for a finalizer may have emptied and dropped it meanwhile
+                self._buckets[bucket.source.key] = bucket
+            self._with_subclasses += link.options.subclasses
+            self._changed(bucket, link.options.subclasses)
+
+    def restyle(self, connection: Connection, receiver: Receiver, options: Options, shape: Shape) -> None:
+        """Give a connection new options in place."""
+        if options.weak and connection.is_anchored:
+            msg = f"cannot create weak reference to {type(receiver).__name__!r} object"
+            raise TypeError(msg)
+        with self.lock:
+            was = connection.options.subclasses
+            connection.restyle(options, shape)
+            self._with_subclasses += options.subclasses - was
+            bucket = self._filed(connection)
+            if bucket is not None:
+                self._changed(bucket, was or options.subclasses)
+
+    def find(self, key: Hashable, sender: object) -> Connection | None:
+        """The connection under this identity, if it still is one."""
+        with self.lock:
+            bucket = self._existing(sender)
+            link = None if bucket is None else bucket.links.get(key)
+            if not isinstance(link, Connection):
+                return None
+            if link.target() is None:  # the id of a dead receiver may be in use again
+                self.remove(link)
+                return None
+            return link
+
+    def remove(self, link: Link) -> bool:
+        """End a link; `False` when somebody else did before."""
+        with self.lock:
+            was_live = link.live
+            link.end()
+            bucket = self._filed(link)
+            if bucket is not None:
+                del bucket.links[link.key]
+                self._with_subclasses -= link.options.subclasses
+                self._changed(bucket, link.options.subclasses)
+                self._drop_if_empty(bucket)
+            return was_live
+
+    def _filed(self, link: Link) -> _Bucket | None:
+        bucket = self._everyone if link.source is EVERYONE else self._buckets.get(link.source.key)
+        return bucket if bucket is not None and bucket.links.get(link.key) is link else None
+
+    def _bucket_for(self, sender: object) -> _Bucket:
+        bucket = self._existing(sender)
+        if bucket is None:
+            source = hold_sender(sender, self._bury)
+            bucket = self._buckets[source.key] = _Bucket(source)
+        return bucket
+
+    def _existing(self, sender: object) -> _Bucket | None:
+        if sender is None:
+            return self._everyone
+        key = sender_key(sender)
+        bucket = self._buckets.get(key)
+        # The id of a dead sender may be in use again.
+        return bucket if bucket is None or type(key) is tuple or bucket.source() is sender else None
+
+    def _drop_if_empty(self, bucket: _Bucket) -> None:
+        if not bucket.links and self._buckets.get(bucket.source.key) is bucket:
+            self._drop(bucket)
+
+    def _drop(self, bucket: _Bucket) -> None:
+        del self._buckets[bucket.source.key]
+        if not self._buckets:
+            self._everyone.made_at = None  # so that its plan becomes that of all senders again
+
+    def _changed(self, bucket: _Bucket, is_shared: bool) -> None:  # noqa: FBT001  called with an option's value
+        bucket.made_at = None
+        self._changes += 1
+        if is_shared or bucket is self._everyone:
+            self._shared_changes += 1
+        self.plan = None
+
+    # -- the dead --------------------------------------------------------------------------------------------------
+
+    def purge(self) -> None:
+        """Forget receivers and senders that have died."""
+        with self.lock:
+            while self._dead:
+                thing = self._dead.popleft()
+                if isinstance(thing, WeakSender):
+                    self._forget_sender(thing)
+                    continue
+                was_live = thing.live
+                self.remove(thing)
+                if was_live and isinstance(thing, Connection):
+                    self._on_lost(thing, certainly=True)
+
+    def _forget_sender(self, source: WeakSender) -> None:
+        bucket = self._buckets.get(source.key)
+        if bucket is None or bucket.source is not source:
+            return
+        self._drop(bucket)
+        self._changes += 1
+        for link in list(bucket.links.values()):
+            link.end()
+            self._with_subclasses -= link.options.subclasses
+
+    # -- planning --------------------------------------------------------------------------------------------------
+
+    def plan_for(self, sender: object) -> Plan:
+        """The links that a send to this sender calls, in order. Some may end or die before their turn."""
+        if self._dead:
+            self.purge()
+        bucket = self._bucket_of(sender) if self._buckets else self._everyone
+        plan = bucket.plan if bucket.made_at == self._shared_changes else self._make_plan(bucket, sender)
+        for mute in self.filters:
+            plan = mute(plan)
+        return plan
+
+    def links_for(self, sender: object) -> Plan:
+        """The same for looking only: it tells no link that a send may reach it, and minds no muting."""
+        self.purge()
+        return _in_order(self._gather(self._bucket_of(sender), sender))
+
+    def has_links(self, sender: object) -> bool:
+        """Whether a plan for this sender would have a link."""
+        if self._dead:
+            self.purge()
+        bucket = self._bucket_of(sender)
+        links = bucket.plan if bucket.made_at == self._shared_changes else self._gather(bucket, sender)
+        return any(_is_alive(link) for link in links)
+
+    def all_links(self) -> Plan:
+        """Every link, those of all senders together in order."""
+        self.purge()
+        with self.lock:
+            buckets = [self._everyone, *self._buckets.values()]
+            return _in_order(link for bucket in buckets for link in list(bucket.links.values()))
+
+    def _bucket_of(self, sender: object) -> _Bucket:
+        bucket = self._existing(sender)
+        if bucket is not None:
+            return bucket
+        if self._with_subclasses and is_a(sender, type):
+            with self.lock:
+                return self._bucket_for(sender)  # to keep the plan in, until the class dies
+        return self._everyone
+
+    def _make_plan(self, bucket: _Bucket, sender: object) -> Plan:
+        with self.lock:
+            while True:
+                changes, shared = self._changes, self._shared_changes
+                plan = _in_order(self._gather(bucket, sender))
+                if changes == self._changes:  # no finalizer changed anything meanwhile
+                    break
+            for link in plan:
+                link.reached = True
+            bucket.plan = plan
+            bucket.made_at = shared
+            if not self._buckets and not self.filters:
+                self.plan = plan
+                if self._dead:  # the callback came between: this plan would hide it
+                    self.plan = None
+            return plan
+
+    def _gather(self, bucket: _Bucket, sender: object) -> list[Link]:
+        with self.lock:
+            links = list(self._everyone.links.values())
+            if bucket is not self._everyone:
+                links += bucket.links.values()
+                if self._with_subclasses and is_a(sender, type):
+                    links += self._inherited(sender)
+            return links
+
+    def _inherited(self, sender: type) -> list[Link]:
+        above = (self._existing(base) for base in sender.__mro__[1:])
+        return [link for bucket in above if bucket for link in list(bucket.links.values()) if link.options.subclasses]
+
+    # -- muting ----------------------------------------------------------------------------------------------------
+
+    def restrict(self, mute: Mute) -> None:
+        """Pass every plan through a mute, until `unrestrict`."""
+        with self.lock:
+            self.filters = (*self.filters, mute)
+            self.plan = None
+
+    def unrestrict(self, mute: Mute) -> None:
+        """Take back one `restrict`."""
+        with self.lock:
+            kept = list(self.filters)
+            kept.remove(mute)
+            self.filters = tuple(kept)
+            self._everyone.made_at = None
+
+
+def _in_order(links: Iterable[Link]) -> Plan:
+    return tuple(sorted((link for link in links if _is_alive(link)), key=_rank))
+
+
+def _is_alive(link: Link) -> bool:
+    return link.live and link.target() is not None
+
+
+def _bury(registry: ref[Registry], on_lost: Callable[..., object], thing: Link | WeakSender) -> None:
+    home = registry()
+    if home is None:
+        return
+    home._dead.append(thing)
+    home.plan = None
+    if isinstance(thing, Connection) and thing.live:
+        on_lost(thing, certainly=False)

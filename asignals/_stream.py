@@ -1,0 +1,310 @@
+"""Listening instead of being called: streams of events, bounded, with the sender's pace or their own.
+
+Events and waiters change hands under a lock, as senders may be in other threads and loops. A sender that waits for
+room leaves its event in the queue of those to come, and whoever makes room moves it: so a waiter that is cancelled
+has nothing to pass on, and the order of events is that of the sends.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from contextlib import suppress
+from dataclasses import dataclass
+from inspect import iscoroutinefunction
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias, get_args
+from weakref import ref
+
+import anyio
+import anyio.lowlevel
+
+from asignals._connection import PLAIN, Options
+from asignals._exceptions import BufferFull
+from asignals._waker import Waker
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Hashable, Mapping
+    from types import TracebackType
+
+    from asignals._refs import HeldSender, WeakSender
+    from asignals._signal import Signal
+
+Overflow: TypeAlias = Literal["wait", "drop_oldest", "drop_newest", "error"]
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One send, as a stream gives it: the signal, the sender, and the arguments by name.
+
+    An argument is read as an item, or as an attribute where no other attribute has its name.
+    """
+
+    signal: Signal[..., Any]
+    sender: object
+    arguments: Mapping[str, Any]
+
+    def __getitem__(self, name: str) -> Any:
+        return self.arguments[name]
+
+    def __getattr__(self, name: str) -> Any:
+        # Copying and unpickling ask for special methods before there are arguments.
+        if not name.startswith("__") and name in self.arguments:
+            return self.arguments[name]
+        msg = f"this event has no argument {name!r}"
+        raise AttributeError(msg, name=name, obj=self)
+
+
+Where: TypeAlias = "Callable[[Event], object]"
+
+
+class Listener(ref["Stream"]):
+    """The end of a stream that is connected to one signal: a link that keeps events instead of calling anyone.
+
+    It refers to the stream weakly, so a stream whose block was abandoned with its event loop blocks no sender.
+    """
+
+    __slots__ = ("key", "live", "order", "reached", "source")
+
+    if not TYPE_CHECKING:  # an identity, unlike other weak references
+        __eq__ = object.__eq__
+        __ne__ = object.__ne__
+        __hash__ = object.__hash__
+
+    is_coroutine = is_function = is_method = False
+    is_async = True
+    function = plain_choose = None
+    options: Options = PLAIN
+    live: bool
+    reached: bool
+    order: int
+    key: Hashable
+    source: WeakSender | HeldSender
+
+    def target(self) -> Stream | None:
+        """The stream."""
+        return self()
+
+    def describe(self) -> str:
+        """The stream, for messages."""
+        return "a stream"
+
+    def end(self) -> None:
+        """Keep no more events."""
+        self.live = False
+
+    async def respond(self, signal: Signal[..., Any], sender: object, arguments: dict[str, Any]) -> None:
+        """Keep an event; waits for room if that is the policy."""
+        stream = self()
+        waiting = None
+        if stream is not None and self.live:
+            waiting = stream.keep(Event(signal, sender, MappingProxyType(arguments)))
+        del stream  # a sender that waits does not keep an abandoned stream alive
+        if waiting is None:
+            return
+        try:
+            await waiting.waker.wait()
+        except BaseException:
+            stream = self()
+            if stream is not None:
+                stream.withdraw(waiting)
+            raise
+
+
+class _Waiting:
+    """A task that waits: a sender, with its event to come, or a reader, to be given one."""
+
+    __slots__ = ("event", "waker")
+
+    def __init__(self, event: Event | None) -> None:
+        self.event: Event | None = event
+        self.waker: Waker = Waker()
+
+
+class Stream:
+    """The events of one or several signals, from entering the `async with` block to leaving it.
+
+    Made by `Signal.stream` and `asignals.stream`. Iterate over it, in any number of tasks: each event goes to one of
+    them, in the order of the sends. Reading is a checkpoint. Iteration ends when the block is left, for tasks that
+    wait for an event as well; events still kept are then discarded, and senders that wait for room go on.
+
+    `dropped` counts the events that the policies `"drop_oldest"` and `"drop_newest"` dropped.
+    """
+
+    def __init__(
+        self,
+        signals: tuple[Signal[..., Any], ...],
+        sender: object,
+        where: Where | None,
+        buffer: int,
+        overflow: Overflow,
+    ) -> None:
+        self._senders: deque[_Waiting] = deque()
+        _check(where, buffer, overflow)
+        self.dropped: int = 0
+        origins = [signal if signal._origin is None else signal._origin for signal in signals]
+        self._signals = tuple({id(signal): signal for signal in origins}.values())
+        self._sender = sender
+        self._where = where
+        self._size = buffer
+        self._overflow = overflow
+        self._lock = threading.RLock()  # the garbage collector may run a finalizer that sends
+        self._events: deque[Event] = deque()
+        self._readers: deque[_Waiting] = deque()
+        self._listeners: list[Listener] = []
+        self._state: Literal["new", "open", "closed"] = "new"
+
+    async def __aenter__(self) -> Self:
+        if self._state != "new":
+            msg = "a stream can be entered once; make another one"
+            raise RuntimeError(msg)
+        self._state = "open"
+        for signal in self._signals:
+            self._listeners.append(signal._registry.listen(Listener, self, self._sender))
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        for signal, listener in zip(self._signals, self._listeners, strict=True):
+            signal._registry.remove(listener)
+        with self._lock:
+            self._state = "closed"
+            self._events.clear()
+            waiting = [*self._senders, *self._readers]
+            self._senders.clear()
+            self._readers.clear()
+        for each in waiting:
+            each.waker.wake()
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Event:
+        if self._state == "new":
+            msg = "enter the stream first: async with signal.stream() as events"
+            raise RuntimeError(msg)
+        await anyio.lowlevel.checkpoint()
+        with self._lock:
+            if self._state == "closed":
+                raise StopAsyncIteration
+            if self._events:
+                return self._take()
+            reader = _Waiting(None)
+            self._readers.append(reader)
+        try:
+            await reader.waker.wait()
+        except BaseException:
+            with self._lock:
+                if reader.event is not None:
+                    self._give_back(reader.event)
+                else:
+                    _discard(self._readers, reader)
+            raise
+        if reader.event is None:
+            raise StopAsyncIteration
+        return reader.event
+
+    def __repr__(self) -> str:
+        names = ", ".join(repr(signal.name) for signal in self._signals)
+        return f"<asignals.Stream of {names}, {self._state}, {len(self._events)} of {self._size} events kept>"
+
+    def keep(self, event: Event) -> _Waiting | None:
+        """Take an event; returns what its sender is to wait for, if there is no room and that is the policy."""
+        if self._where is not None and not self._where(event):
+            return None
+        with self._lock:
+            return None if self._state == "closed" else self._offer(event)
+
+    def withdraw(self, sender: _Waiting) -> None:
+        """Let a sender go that does not wait any more."""
+        with self._lock:
+            _discard(self._senders, sender)
+
+    def __del__(self) -> None:
+        for sender in self._senders:
+            sender.waker.wake()
+
+    # What follows is called with the lock held.
+
+    def _offer(self, event: Event) -> _Waiting | None:
+        """Find a place for an event; returns the waiting sender's entry when there is none."""
+        if self._readers:
+            _hand(self._readers.popleft(), event)
+        elif len(self._events) < self._size:
+            self._events.append(event)
+        elif self._overflow == "wait":
+            sender = _Waiting(event)
+            self._senders.append(sender)
+            return sender
+        elif self._overflow == "error":
+            raise BufferFull(event.signal, self._size)
+        else:
+            self.dropped += 1
+            if self._overflow == "drop_oldest":
+                self._events.popleft()
+                self._events.append(event)
+        return None
+
+    def _take(self) -> Event:
+        event = self._events.popleft()
+        if self._senders and len(self._events) < self._size:
+            sender = self._senders.popleft()
+            assert sender.event is not None  # noqa: S101  senders wait with their event
+            self._events.append(sender.event)
+            sender.waker.wake()
+        return event
+
+    def _give_back(self, event: Event) -> None:
+        """Put back what a cancelled reader had been given; the buffer may hold one too many by that."""
+        if self._state == "closed":
+            return
+        if self._readers:
+            _hand(self._readers.popleft(), event)
+        else:
+            self._events.appendleft(event)
+
+
+def _hand(reader: _Waiting, event: Event) -> None:
+    reader.event = event
+    reader.waker.wake()
+
+
+def _discard(waiting: deque[_Waiting], one: _Waiting) -> None:
+    with suppress(ValueError):
+        waiting.remove(one)
+
+
+def _check(where: object, buffer: object, overflow: object) -> None:
+    if where is not None and (not callable(where) or iscoroutinefunction(where)):
+        msg = f"where must be a sync function of an Event, not {where!r:.80}"
+        raise TypeError(msg)
+    if isinstance(buffer, bool) or not isinstance(buffer, int):
+        msg = f"buffer must be a number of events, not {buffer!r}"
+        raise TypeError(msg)
+    if buffer < 1:
+        msg = f"buffer must be at least 1, not {buffer}"
+        raise ValueError(msg)
+    if overflow not in get_args(Overflow):
+        msg = f"overflow must be one of {', '.join(map(repr, get_args(Overflow)))}, not {overflow!r}"
+        raise ValueError(msg)
+
+
+def stream(
+    *signals: Signal[..., Any],
+    sender: object = None,
+    where: Where | None = None,
+    buffer: int = 64,
+    overflow: Overflow = "wait",
+) -> Stream:
+    """Listen to several signals at once, in the order of their sends; otherwise as `Signal.stream`.
+
+    A signal that is given twice is listened to once.
+
+    Raises:
+        TypeError: no signal was given, or something else.
+    """
+    if not signals or not all(hasattr(signal, "_registry") for signal in signals):
+        msg = "stream() takes one or more signals"
+        raise TypeError(msg)
+    return Stream(signals, sender, where, buffer, overflow)
