@@ -1,0 +1,346 @@
+"""Signals of an ASGI application: its requests, its websockets and its lifespan.
+
+Wrap any ASGI 3 application, whatever its framework and its server::
+
+    from asignals.asgi import SignalMiddleware, request_finished
+
+    @request_finished.connect
+    async def measure(scope, status, duration, **named): ...
+
+    app = SignalMiddleware(app)
+
+The sender of each signal is the wrapped application (`SignalMiddleware.app`). All are sent with `send_robust`: a
+failing receiver is logged, and neither the application nor the client hears of it. A slow receiver does make them
+wait; work that nobody has to wait for belongs in a `Background`. asyncio and trio.
+"""
+
+import asyncio
+import logging
+import sys
+import time
+from collections.abc import Awaitable, Callable, Coroutine, MutableMapping
+from typing import Any, TypeAlias
+
+from anyio import CancelScope, Event, create_task_group, current_time, get_cancelled_exc_class
+
+from asignals import Signal, signal
+
+__all__ = [
+    "ASGIApp",
+    "Message",
+    "Receive",
+    "Scope",
+    "Send",
+    "SignalMiddleware",
+    "got_request_exception",
+    "lifespan_started",
+    "lifespan_stopped",
+    "request_finished",
+    "request_started",
+    "websocket_connected",
+    "websocket_disconnected",
+]
+
+Scope: TypeAlias = MutableMapping[str, Any]
+Message: TypeAlias = MutableMapping[str, Any]
+Receive: TypeAlias = Callable[[], Awaitable[Message]]
+Send: TypeAlias = Callable[[Message], Awaitable[None]]
+# Frameworks and servers type scopes and messages each in their own way (mappings, TypedDicts); all of them fit this.
+ASGIApp: TypeAlias = Callable[[Any, Any, Any], Awaitable[None]]
+
+_Finish: TypeAlias = Callable[[BaseException | None, float], Awaitable[None]]
+
+_logger = logging.getLogger("asignals")
+
+
+@signal
+def request_started(sender: ASGIApp, *, scope: Scope) -> object:
+    """An HTTP request came in; sent before the application is called, in the request's own task and context.
+
+    A `ContextVar` that a receiver sets is seen by the application and by the receivers of `request_finished`.
+    """
+
+
+@signal
+def request_finished(
+    sender: ASGIApp,
+    *,
+    scope: Scope,
+    status: int | None,
+    duration: float,
+    exception: BaseException | None,
+) -> object:
+    """The application is done with an HTTP request; sent exactly once for every `request_started`.
+
+    `status` is that of the response, `None` when none was started: the server then answers 500 by itself, or nobody
+    is left to answer. `duration` is in seconds, from just before `request_started` until the application returned;
+    where the framework runs background tasks after the response, these count. `exception` is what left the application,
+    the cancellation included.
+    """
+
+
+@signal
+def got_request_exception(sender: ASGIApp, *, scope: Scope, exception: Exception) -> object:
+    """An exception left the application while it served a request or a websocket; sent before the signal of its end.
+
+    Cancellation, `KeyboardInterrupt` and `SystemExit` are no errors of a request, nor is what the framework answered by
+    itself and raised no further.
+    """
+
+
+@signal
+def websocket_connected(sender: ASGIApp, *, scope: Scope) -> object:
+    """The application accepted a websocket; sent when the server has taken that, before the application goes on.
+
+    A websocket that the application rejects sends neither this nor `websocket_disconnected`.
+    """
+
+
+@signal
+def websocket_disconnected(
+    sender: ASGIApp,
+    *,
+    scope: Scope,
+    code: int | None,
+    duration: float,
+    exception: BaseException | None,
+) -> object:
+    """The application is done with a websocket; sent exactly once for every `websocket_connected`.
+
+    `code` (RFC 6455, section 7.4) is that of whichever side closed first, as the application heard or said it; `None`
+    when it ended without either, and the server closes the connection by itself. `duration` is in seconds, from the
+    acceptance until the application returned. `exception` is what left the application, the cancellation included.
+    """
+
+
+@signal
+def lifespan_started(sender: ASGIApp, *, scope: Scope) -> object:
+    """The application has started up; sent before the server hears of it, so before the first request."""
+
+
+@signal
+def lifespan_stopped(sender: ASGIApp, *, scope: Scope) -> object:
+    """The application has shut down, in order or not; sent exactly once for every `lifespan_started`.
+
+    Where the application says goodbye, as it should, that is before the server hears of it.
+    """
+
+
+class SignalMiddleware:
+    """Wrap `app`, any ASGI 3 application, so that it sends the signals of this module, with `app` as their sender.
+
+    Everything passes through untouched: scopes, messages, unknown types of scope, and the application's exceptions.
+
+    The receivers of `request_finished`, `websocket_disconnected` and `lifespan_stopped`, and of `got_request_exception`
+    before them, run even if the task that serves the request is cancelled, before or meanwhile, by an anyio scope or by
+    `asyncio.Task.cancel`. From then on they have `grace` seconds together, after which they are cancelled and a warning
+    is logged; without a cancellation they may take as long as they like. To that end they run in a task of their own,
+    in a copy of the request's context; the request waits for it.
+
+    An instance keeps nothing between calls, and may serve several event loops and threads at once.
+
+    Args:
+        app: The application; the sender of the signals.
+        grace: Seconds, 0 or more; `math.inf` sets no limit.
+
+    Raises:
+        ValueError: `grace` is negative or not a number.
+    """
+
+    def __init__(self, app: ASGIApp, *, grace: float = 5.0) -> None:
+        if not grace >= 0:  # put this way round, it refuses NaN too
+            msg = f"SignalMiddleware: grace must be 0 or more seconds, not {grace!r}"
+            raise ValueError(msg)
+        self.app = app
+        self.grace = grace
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.app!r}, grace={self.grace!r})"
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        """Call the application, as a server does, and send the signals of this scope."""
+        match scope["type"]:
+            case "http":
+                await self._http(scope, receive, send)
+            case "websocket":
+                await self._websocket(scope, receive, send)
+            case "lifespan":
+                await self._lifespan(scope, receive, send)
+            case _:
+                await self.app(scope, receive, send)
+
+    async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
+        started = time.perf_counter()
+        status: int | None = None
+
+        async def watched_send(message: Message) -> None:
+            nonlocal status
+            await send(message)
+            if message["type"] == "http.response.start":
+                status = message["status"]
+
+        async def finish(exception: BaseException | None, ended: float) -> None:
+            duration = ended - started
+            sending = request_finished.send_robust(
+                self.app, scope=scope, status=status, duration=duration, exception=exception
+            )
+            await _contain(sending)
+
+        async with _Ending(self, scope, request_finished, finish):
+            await _contain(request_started.send_robust(self.app, scope=scope))
+            await self.app(scope, receive, watched_send)
+
+    async def _websocket(self, scope: Scope, receive: Receive, send: Send) -> None:
+        connected: float | None = None
+        code: int | None = None
+
+        async def watched_receive() -> Message:
+            nonlocal code
+            message = await receive()
+            if message["type"] == "websocket.disconnect" and code is None:
+                code = message.get("code", 1005)
+            return message
+
+        async def watched_send(message: Message) -> None:
+            nonlocal connected, code
+            await send(message)
+            if message["type"] == "websocket.accept" and connected is None:
+                connected = time.perf_counter()
+                await _contain(websocket_connected.send_robust(self.app, scope=scope))
+            elif message["type"] == "websocket.close" and code is None:
+                code = message.get("code", 1000)
+
+        async def finish(exception: BaseException | None, ended: float) -> None:
+            if connected is not None:
+                duration = ended - connected
+                sending = websocket_disconnected.send_robust(
+                    self.app, scope=scope, code=code, duration=duration, exception=exception
+                )
+                await _contain(sending)
+
+        async with _Ending(self, scope, websocket_disconnected, finish):
+            await self.app(scope, watched_receive, watched_send)
+
+    async def _lifespan(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def finish(_exception: BaseException | None, _ended: float) -> None:
+            await _contain(lifespan_stopped.send_robust(self.app, scope=scope))
+
+        ending = _Ending(self, scope, lifespan_stopped, finish)
+        ending.due = False
+
+        async def watched_send(message: Message) -> None:
+            if message["type"] == "lifespan.startup.complete":
+                ending.due = True
+                await _contain(lifespan_started.send_robust(self.app, scope=scope))
+            elif message["type"] in {"lifespan.shutdown.complete", "lifespan.shutdown.failed"}:
+                await ending.run(None)  # now, as a server may end the event loop once it has the message
+            await send(message)
+
+        async with ending:
+            await self.app(scope, receive, watched_send)
+
+
+class _Ending:
+    """A block around the application, after which the last signals are sent: once, and whatever happens meanwhile."""
+
+    def __init__(self, middleware: SignalMiddleware, scope: Scope, last: Signal[..., object], finish: _Finish) -> None:
+        self.app = middleware.app
+        self.grace = middleware.grace
+        self.scope = scope
+        self.last = last
+        self.finish = finish  # sends `last`
+        self.due = True
+
+    async def __aenter__(self) -> None:
+        """Nothing to prepare."""
+
+    async def __aexit__(self, _: object, exception: BaseException | None, __: object) -> None:
+        if not isinstance(exception, GeneratorExit):  # a coroutine that is being closed can await nothing any more
+            await self.run(exception)
+
+    async def run(self, exception: BaseException | None) -> None:
+        if not self.due:
+            return
+        self.due = False
+        error = exception if isinstance(exception, Exception) and self.scope["type"] != "lifespan" else None
+        sending = self.send(exception, error)
+        if self.last.has_listeners(self.app) or (error is not None and got_request_exception.has_listeners(self.app)):
+            await _protect(sending, exception, self.grace, self.last)
+        else:
+            await sending  # monitors hear of it; with no receiver there is nothing to protect
+
+    async def send(self, exception: BaseException | None, error: Exception | None) -> None:
+        ended = time.perf_counter()
+        try:
+            if error is not None:
+                await _contain(got_request_exception.send_robust(self.app, scope=self.scope, exception=error))
+        finally:
+            await self.finish(exception, ended)
+
+
+async def _contain(sending: Awaitable[object]) -> None:
+    """Send, and log a `CancelledError` where nothing was cancelled, as `send_robust` logs what else receivers raise.
+
+    It comes from a receiver that awaits a task or a future which somebody else has cancelled. On trio there is no such
+    thing.
+    """
+    try:
+        await sending
+    except asyncio.CancelledError:
+        task = asyncio.current_task()
+        if task is None or task.cancelling():
+            raise
+        _logger.exception("A receiver raised CancelledError, though nothing cancelled it")
+
+
+async def _protect(
+    sending: Coroutine[Any, Any, None], exception: BaseException | None, grace: float, signal: Signal[..., object]
+) -> None:
+    """Run `sending` in a task of its own, where neither `asyncio.Task.cancel` nor the scopes of anyio reach it.
+
+    Waiting for it is not shielded, so that a cancellation is noticed at once; it starts the time of grace.
+    """
+    cancelled = get_cancelled_exc_class()
+    if cancelled is asyncio.CancelledError and sys.version_info >= (3, 12):
+        # Most receivers never suspend. Then this is all, at a tenth of the cost of a task group.
+        task = asyncio.Task(sending, loop=asyncio.get_running_loop(), eager_start=True)
+        if task.done():
+            return None if task.cancelled() else task.result()
+        sending = _result(task)
+
+    shield = CancelScope(shield=True)
+    finished = Event()
+    failure: BaseException | None = None
+
+    async def run() -> None:
+        nonlocal failure
+        try:
+            with shield:
+                await sending
+            if shield.cancelled_caught:
+                _logger.warning("Receivers of %s were cancelled: the grace of %g s is over", signal.name, grace)
+        except cancelled:
+            raise
+        except BaseException as error:  # noqa: BLE001  raised below as it is: a task group would wrap it
+            failure = error
+        finally:
+            finished.set()
+
+    if isinstance(exception, cancelled):
+        shield.deadline = current_time() + grace
+    try:
+        async with create_task_group() as tasks:
+            tasks.start_soon(run)
+            try:
+                await finished.wait()
+            except cancelled:
+                shield.deadline = min(shield.deadline, current_time() + grace)
+                raise
+    finally:
+        if failure is not None:
+            raise failure
+    return None
+
+
+async def _result(task: asyncio.Task[None]) -> None:
+    await task
