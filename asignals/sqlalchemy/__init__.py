@@ -1,0 +1,101 @@
+"""Django's model signals for SQLAlchemy's `AsyncSession`, awaited, and delivered after the commit if so wished.
+
+Needs the extra `asignals[sqlalchemy]`: SQLAlchemy 2.0 or 2.1. Runs on asyncio only, as SQLAlchemy's `AsyncSession` does.
+
+    maker = enable_signals(async_sessionmaker(engine))
+
+    @pre_save.connect(sender=User)
+    async def normalise(instance, created, update_fields, session): ...
+
+    @post_save.connect(sender=User, on="commit")
+    async def welcome(instance, created): ...
+
+    @m2m_changed.connect(sender=Pizza.toppings)
+    async def menu_changed(instance, action, pk_set): ...
+
+Receivers may be sync or async, and run one after the other in the order of their priorities. Sync ones run inside of the
+session's greenlet, so lazy loads work in them; async ones are awaited in the session's task. They get the `AsyncSession`
+as `session` (the sync `Session` where there is no other). A plain sync session works with sync receivers.
+
+**In the flush** (the default) an exception of a receiver is raised from whatever flushed, a query's autoflush included,
+and a note says so. Before the flush (`pre_save`, `pre_delete`, `m2m_changed` with a `pre_` action) nothing has been
+written, and the session is as it was; what receivers add and change goes into the same flush. After it the transaction,
+or the savepoint, is rolled back as for any error of a flush; what receivers add and change is left for the next flush.
+Receivers may query, but not flush, commit, roll back or close the session. `before_flush` listeners of your own should
+be registered before `enable_signals`: what they add later is written without a `pre_save`.
+
+**After the transaction** (`on="commit"`, `on="rollback"`, `on_commit`, `transaction_committed`,
+`transaction_rolled_back`): once the outermost transaction has ended and its connection is back in the pool. What
+happened in a savepoint goes with the savepoint. Exceptions are logged to the logger `asignals` and change nothing.
+Receivers may use the session, in transactions of their own, which they must commit. With `expire_on_commit`,
+SQLAlchemy's default, instances are expired then: `await session.refresh(instance)`, or turn it off, as SQLAlchemy
+recommends for asyncio.
+
+**Cancellation** cancels a receiver in the flush, and the transaction is rolled back. From the COMMIT on nothing is cut
+short: the commit, or rollback, and the receivers after it run in a task of their own, in a copy of the context; whoever
+is cancelled waits for them, and is cancelled after that. A `timeout` keeps an async receiver from taking too long.
+
+Coming from Django:
+
+| Django | here | why |
+|---|---|---|
+| `sender` is the exact class | subclasses are heard too, each instance once; `subclasses=False` for the exact class | polymorphic loading gives instances of subclasses |
+| `sender="app.Model"` | `"Model"` or `"module.Model"`, connected once it is mapped | there are no apps |
+| `using` | `session` | it has the connection |
+| `raw` | none | there are no fixtures |
+| `created` | the same; `False` for an instance that takes over the row of a deleted one | SQLAlchemy updates that row |
+| `update_fields` is what `save()` was given | what the UPDATE sets, `onupdate` columns and version counters included; `None` when created | the session knows what has changed |
+| `pre_save`, `post_save` for each `save()` | for each INSERT or UPDATE of a flush; none without a net change | there is no `save()` |
+| `post_save` before the transaction ends | the same; `on="commit"` and `on="rollback"` for after it | no callback in each receiver |
+| `pre_delete`, `post_delete` with `origin` | without; also for orphans | a flush has no one origin |
+| `m2m_changed`, sender is `Pizza.toppings.through` | sender is `Pizza.toppings` or `Topping.pizzas`, each from its own side | association tables have no class |
+| `pre_clear`, `post_clear` | `pre_remove`, `post_remove` with all that was there | the history names them |
+| `pk_set` | the same, and `objects`; in `pre_add` without those that have no key yet | pending objects can be added |
+| `reverse` | true on the side that the association table names second | both sides are declared alike |
+| `pre_init`, `post_init` | the same, sync only; `post_init` for loaded instances too, with their `session` | constructors cannot be awaited |
+| `QuerySet.update()` and others send nothing | `pre_bulk`, `post_bulk` | a cache wants to know |
+| `transaction.on_commit(callback, using)` | `on_commit(session, callback)` | |
+| without a transaction it is called at once | it belongs to the session's next transaction | a session begins by itself |
+| an exception in it keeps the others from running (`robust=False`) | it is logged, the others run | the data is committed |
+
+Not seen: rows that the database deletes or changes by itself, `bulk_save_objects` and its like, and the second UPDATE of a
+relationship with `post_update=True`.
+"""  # noqa: E501  the rows of the table
+
+from asignals.sqlalchemy._bulk import post_bulk as post_bulk
+from asignals.sqlalchemy._bulk import pre_bulk as pre_bulk
+from asignals.sqlalchemy._errors import AsyncReceiverError as AsyncReceiverError
+from asignals.sqlalchemy._errors import EndlessFlushError as EndlessFlushError
+from asignals.sqlalchemy._errors import FlushInProgressError as FlushInProgressError
+from asignals.sqlalchemy._errors import SignalsNotEnabledError as SignalsNotEnabledError
+from asignals.sqlalchemy._instances import post_init as post_init
+from asignals.sqlalchemy._instances import pre_init as pre_init
+from asignals.sqlalchemy._links import m2m_changed as m2m_changed
+from asignals.sqlalchemy._saves import post_delete as post_delete
+from asignals.sqlalchemy._saves import post_save as post_save
+from asignals.sqlalchemy._saves import pre_delete as pre_delete
+from asignals.sqlalchemy._saves import pre_save as pre_save
+from asignals.sqlalchemy._sessions import enable_signals as enable_signals
+from asignals.sqlalchemy._transactions import on_commit as on_commit
+from asignals.sqlalchemy._transactions import transaction_committed as transaction_committed
+from asignals.sqlalchemy._transactions import transaction_rolled_back as transaction_rolled_back
+
+__all__ = [
+    "AsyncReceiverError",
+    "EndlessFlushError",
+    "FlushInProgressError",
+    "SignalsNotEnabledError",
+    "enable_signals",
+    "m2m_changed",
+    "on_commit",
+    "post_bulk",
+    "post_delete",
+    "post_init",
+    "post_save",
+    "pre_bulk",
+    "pre_delete",
+    "pre_init",
+    "pre_save",
+    "transaction_committed",
+    "transaction_rolled_back",
+]
