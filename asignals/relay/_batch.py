@@ -1,0 +1,112 @@
+"""Doing many small things in few round trips: whatever came together while the last trip was under way goes next."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import suppress
+from typing import TYPE_CHECKING, Generic, TypeVar
+
+from asignals.relay._link import Backoff, Link
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+    from types import TracebackType
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+_LAST_TRIP = 3.0  # seconds that leaving may take to bring the last items home
+
+
+class Batch(Generic[T]):
+    """Collects items (acknowledgements) and gives them to `flush` together; a trip that fails is repeated.
+
+    Use it as an async context manager: leaving makes a last trip. What that cannot bring home is delivered again.
+    """
+
+    def __init__(self, flush: Callable[[list[T]], Awaitable[None]], link: Link, most: int = 1_000) -> None:
+        self._flush = flush
+        self._link = link
+        self._most = most
+        self._items: list[T] = []
+        self._added = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+        self._is_leaving = False
+
+    def add(self, item: T) -> None:
+        """Take one item along on the next trip; never waits."""
+        self._items.append(item)
+        self._added.set()
+
+    async def __aenter__(self) -> Batch[T]:
+        self._task = asyncio.get_running_loop().create_task(self._run())
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        # A client's `asyncio.wait_for` may swallow a cancellation (before Python 3.12), so the task looks here, too.
+        self._is_leaving = True
+        if self._task is not None:
+            self._task.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._task
+        with suppress(Exception):  # a trip that fails now is one more delivery later, as the engine promises
+            async with asyncio.timeout(_LAST_TRIP):
+                while self._items:
+                    await self._trip()
+
+    async def _run(self) -> None:
+        backoff = Backoff()
+        while not self._is_leaving:
+            await self._added.wait()
+            self._added.clear()
+            while self._items and not self._is_leaving:
+                try:
+                    await self._trip()
+                    backoff.reset()
+                except Exception as error:  # noqa: BLE001  whatever the client raises, acknowledgements are repeated
+                    self._link.lost(error)
+                    await asyncio.sleep(backoff.pause())
+
+    async def _trip(self) -> None:
+        going, rest = self._items[: self._most], self._items[self._most :]
+        self._items = rest
+        try:
+            await self._flush(going)
+        except BaseException:
+            self._items = going + self._items
+            raise
+
+
+class Together(Generic[T, R]):
+    """A function of one item that is computed for many at once: calls made while a trip is under way share the next."""
+
+    def __init__(self, function: Callable[[list[T]], Awaitable[list[R]]], most: int = 500) -> None:
+        self._function = function
+        self._most = most
+        self._waiting: list[tuple[T, asyncio.Future[R]]] = []
+        self._task: asyncio.Task[None] | None = None
+
+    async def __call__(self, item: T) -> R:
+        """Give the result for one item; raises what the function raised for its trip."""
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[R] = loop.create_future()
+        self._waiting.append((item, future))
+        if self._task is None or self._task.done():
+            self._task = loop.create_task(self._run())
+        return await future
+
+    async def _run(self) -> None:
+        while self._waiting:
+            going, self._waiting = self._waiting[: self._most], self._waiting[self._most :]
+            try:
+                results = await self._function([item for item, _ in going])
+            except Exception as error:  # noqa: BLE001  handed to everybody who waits for this trip
+                for _, future in going:
+                    if not future.done():
+                        future.set_exception(error)
+            else:
+                for (_, future), result in zip(going, results, strict=True):
+                    if not future.done():
+                        future.set_result(result)

@@ -1,0 +1,254 @@
+"""What crosses between processes: one event in its envelope, and the letter that an event becomes when it is given up.
+
+On the wire an envelope is one line of JSON (the header) and then the body, byte for byte. A reader needs nothing but
+a JSON parser; nothing that arrives is ever imported, evaluated or unpickled. Every field is checked and bounded before
+it is believed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import time
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any, Final
+
+MAX_HEADER: Final = 16_384
+MAX_BODY: Final = 1_000_000  # with MAX_HEADER this stays under the 1 MiB that NATS accepts by default
+_MAX_TEXT: Final = 1_000
+
+_dump = json.JSONEncoder(separators=(",", ":")).encode
+_load = json.JSONDecoder().decode
+_quote = json.encoder.encode_basestring_ascii
+_NAME = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*")
+_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
+_MAX_NAME: Final = 200
+
+
+class EnvelopeError(ValueError):
+    """Bytes are not an envelope, or an envelope breaks a rule; `reason` says which."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(f"not an acceptable envelope: {reason}")
+        self.reason = reason
+
+
+def check_name(kind: str, name: str) -> str:
+    """Return a topic, service or queue name that every broker takes; raises `ValueError` for any other.
+
+    Letters, digits, `_` and `-` in parts divided by dots, at most 200 characters.
+    """
+    if not isinstance(name, str) or not _is_name(name):
+        shown = repr(name)[:80]
+        msg = f"{kind} must be letters, digits, '_' and '-' in parts divided by dots, at most {_MAX_NAME}, not {shown}"
+        raise ValueError(msg)
+    return name
+
+
+@lru_cache(maxsize=1024)
+def _is_name(name: str) -> bool:
+    return len(name) <= _MAX_NAME and _NAME.fullmatch(name) is not None
+
+
+def new_id() -> str:
+    """Make an event id: it sorts by time, roughly, so that indexes on it stay compact."""
+    return f"{time.time_ns():016x}{os.urandom(8).hex()}"
+
+
+@dataclass(frozen=True, slots=True)
+class Envelope:
+    """One event under way; immutable.
+
+    `id` is unique and stays with the event through every repetition; `version` is the sender's schema version; `origin`
+    names the service and instance that sent it; `time` is seconds since the epoch; `hops` counts the events that led to
+    this one through other processes; `sender` is the signal's sender as a string; events of one `key` keep their order
+    as far as the transport can; `target` is the only service that is to handle it, or `None` for all; `repeats` is
+    the id of the event that this one replays.
+    """
+
+    topic: str
+    body: bytes
+    id: str = field(default_factory=new_id)
+    version: int = 1
+    origin: str = ""
+    time: float = field(default_factory=time.time)
+    hops: int = 0
+    sender: str | None = None
+    key: str | None = None
+    target: str | None = None
+    traceparent: str | None = None
+    repeats: str | None = None
+
+    def encode(self) -> bytes:
+        """Give the bytes for the wire; raises `EnvelopeError` when a field breaks a rule."""
+        _check(self)
+        # Written out, as an encoder for any value takes four times as long; id and topic need no escapes.
+        line = f'{{"id":"{self.id}","topic":"{self.topic}","version":{self.version},"time":{self.time!r}'
+        for name, text in self._texts():
+            if text is not None:
+                line += f',"{name}":{_quote(text)}'
+        if self.hops:
+            line += f',"hops":{self.hops}'
+        head = f"{line}}}".encode()
+        if len(head) > MAX_HEADER:
+            reason = f"its header has {len(head)} bytes, more than {MAX_HEADER}"
+            raise EnvelopeError(reason)
+        return b"%b\n%b" % (head, self.body)
+
+    def _texts(self) -> tuple[tuple[str, str | None], ...]:
+        return (
+            ("origin", self.origin),
+            ("sender", self.sender),
+            ("key", self.key),
+            ("target", self.target),
+            ("traceparent", self.traceparent),
+            ("repeats", self.repeats),
+        )
+
+    @classmethod
+    def decode(cls, data: bytes, *, max_body: int = MAX_BODY) -> Envelope:
+        """Read the bytes of `encode`; raises `EnvelopeError` for anything else, and nothing else."""
+        if len(data) > MAX_HEADER + max_body:
+            reason = f"it has {len(data)} bytes"
+            raise EnvelopeError(reason)
+        end = data.find(b"\n", 0, MAX_HEADER + 1)
+        if end < 0:
+            reason = "it has no header line"
+            raise EnvelopeError(reason)
+        if len(data) - end - 1 > max_body:
+            reason = f"its body has {len(data) - end - 1} bytes, more than {max_body}"
+            raise EnvelopeError(reason)
+        return _from_header(_parse(data[:end]), data[end + 1 :])
+
+
+def _parse(line: bytes) -> dict[str, Any]:
+    try:
+        header = _load(line.decode())
+    except (ValueError, RecursionError) as error:
+        reason = f"its header is not JSON ({type(error).__name__})"
+        raise EnvelopeError(reason) from error
+    if type(header) is not dict:
+        reason = "its header is not an object"
+        raise EnvelopeError(reason)
+    return header
+
+
+def _from_header(header: dict[str, Any], body: bytes) -> Envelope:
+    # Fields that are not known are ignored: a later release may add some.
+    get = header.get
+    envelope = Envelope(
+        get("topic", ""),
+        body,
+        get("id", ""),
+        get("version", 1),
+        get("origin", ""),
+        get("time", 0.0),
+        get("hops", 0),
+        get("sender"),
+        get("key"),
+        get("target"),
+        get("traceparent"),
+        get("repeats"),
+    )
+    _check(envelope)
+    return envelope
+
+
+def _check(envelope: Envelope) -> None:
+    """Hold the fields against the rules; they come from the wire, so nothing is known of their types."""
+    for id_ in (envelope.id, envelope.repeats or "-"):
+        if type(id_) is not str or not _ID.fullmatch(id_):
+            reason = "its id is not 1 to 64 letters, digits, '_' or '-'"
+            raise EnvelopeError(reason)
+    try:
+        check_name("topic", envelope.topic)
+        if envelope.target is not None:
+            check_name("target", envelope.target)
+    except ValueError as error:
+        raise EnvelopeError(str(error)) from None
+    if type(envelope.version) is not int or not 0 < envelope.version < 1 << 31:
+        reason = "its version is not a positive integer"
+        raise EnvelopeError(reason)
+    if type(envelope.hops) is not int or not 0 <= envelope.hops < 1 << 31:
+        reason = "its hops are not a natural number"
+        raise EnvelopeError(reason)
+    if type(envelope.time) not in (float, int) or not 0 <= envelope.time < 1e11:  # noqa: PLR2004  year 5138
+        reason = "its time is not a number of seconds"
+        raise EnvelopeError(reason)
+    _check_texts(envelope)
+
+
+def _check_texts(envelope: Envelope) -> None:
+    for name, text in envelope._texts():
+        if text is None and name != "origin":
+            continue
+        if type(text) is not str or len(text) > _MAX_TEXT or not _is_storable(text):
+            reason = f"its {name} is not text of at most {_MAX_TEXT} characters"
+            raise EnvelopeError(reason)
+
+
+def _is_storable(text: str) -> bool:
+    """Whether every engine can keep the text: PostgreSQL takes no NUL, and UTF-8 no lone surrogate."""
+    if text.isascii():
+        return "\0" not in text
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return "\0" not in text
+
+
+@dataclass(frozen=True, slots=True)
+class DeadLetter:
+    """An event that one service gave up, as it arrived, and why.
+
+    `raw` is what came from the wire (cut at 1 MB when it was larger); `error` names the exception; `attempts` is how
+    often it was tried; `time` is seconds since the epoch. `position` is where the transport keeps the letter.
+    """
+
+    raw: bytes
+    service: str
+    error: str
+    attempts: int = 1
+    time: float = field(default_factory=time.time)
+    position: str = ""
+
+    def encode(self) -> bytes:
+        """Give the bytes that a transport keeps."""
+        error = self.error[:_MAX_TEXT]
+        header = {"service": self.service, "error": error, "attempts": self.attempts, "time": self.time}
+        return b"%b\n%b" % (_dump(header).encode(), self.raw[: MAX_BODY + MAX_HEADER])
+
+    @classmethod
+    def decode(cls, data: bytes, position: str) -> DeadLetter:
+        """Read the bytes of `encode`; raises `EnvelopeError` for anything else."""
+        end = data.find(b"\n", 0, MAX_HEADER + 1)
+        header = _parse(data[:end] if end >= 0 else b"")
+        try:
+            return cls(
+                data[end + 1 :],
+                str(header["service"]),
+                str(header["error"]),
+                int(header["attempts"]),
+                float(header["time"]),
+                position,
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            reason = f"no dead letter: {error!r}"
+            raise EnvelopeError(reason) from error
+
+    @property
+    def envelope(self) -> Envelope | None:
+        """The event, where it can be read."""
+        try:
+            return Envelope.decode(self.raw)
+        except EnvelopeError:
+            return None
+
+    @property
+    def id(self) -> str:
+        """Same for each copy of this letter, so that engines that know repetitions keep one."""
+        envelope = self.envelope
+        return f"{envelope.id}-{self.service}" if envelope else new_id()

@@ -1,0 +1,146 @@
+"""What the outbox, the inbox and the `Database` transport share: engines, dialects, clocks, and hearing of new rows."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import time
+import zlib
+from contextlib import asynccontextmanager, suppress
+from typing import TYPE_CHECKING, Any, Final
+
+from sqlalchemy import event, text
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+
+from asignals.relay._link import Backoff, Link
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+
+    from sqlalchemy import Table
+
+_KEEPALIVE: Final = 10.0  # seconds after which a silent listening connection is asked whether it still lives
+_CHANNEL = re.compile(r"[^a-z0-9_]")
+
+PG_NOW: Final = "extract(epoch from clock_timestamp())::double precision"
+
+
+def as_engine(database: str | AsyncEngine) -> tuple[AsyncEngine, bool]:
+    """Give an engine, and whether it was made here; raises `ValueError` for dialects that are not supported."""
+    made = isinstance(database, str)
+    engine = create_async_engine(database) if isinstance(database, str) else database
+    if engine.dialect.name not in ("postgresql", "sqlite"):
+        msg = f"the relay knows PostgreSQL and SQLite, not {engine.dialect.name}"
+        raise ValueError(msg)
+    if engine.dialect.name == "sqlite":
+        if engine.url.database in (None, "", ":memory:"):
+            msg = (
+                "the relay needs a SQLite file: an in-memory database has one connection, and no other process sees it"
+            )
+            raise ValueError(msg)
+        if made:
+            event.listen(engine.sync_engine, "connect", _prepare_sqlite)
+    return engine, made
+
+
+def _prepare_sqlite(connection: Any, _record: object) -> None:
+    cursor = connection.cursor()
+    # WAL: readers and the writer do not block each other. NORMAL: nothing is lost when the process dies; the last
+    # commits may be when the machine loses power.
+    cursor.execute("PRAGMA journal_mode=WAL")
+    cursor.execute("PRAGMA synchronous=NORMAL")
+    cursor.execute("PRAGMA busy_timeout=10000")
+    cursor.close()
+
+
+def is_postgres(engine: AsyncEngine) -> bool:
+    """Tell the two dialects apart."""
+    return engine.dialect.name == "postgresql"
+
+
+def quoted(engine: AsyncEngine, table: Table) -> str:
+    """Write a table's name for SQL text; follows the engine's `schema_translate_map`."""
+    mapping = engine.get_execution_options().get("schema_translate_map") or {}
+    preparer = engine.dialect.identifier_preparer
+    schema = mapping.get(table.schema, table.schema)
+    name = preparer.quote(table.name)
+    return f"{preparer.quote_schema(schema)}.{name}" if schema else name
+
+
+def channel_of(name: str) -> str:
+    """Make a NOTIFY channel of a quoted table name: an identifier that needs no quotes, unique by checksum."""
+    plain = _CHANNEL.sub("_", name.lower())[:40].strip("_")
+    return f"{plain}_{zlib.crc32(name.encode()):08x}"
+
+
+def lock_of(name: str) -> int:
+    """Make an advisory lock's number of a name."""
+    return (0x61736967 << 32 | zlib.crc32(name.encode())) - (1 << 63)
+
+
+def now() -> float:
+    """Seconds since the epoch, for SQLite, where all processes share this machine's clock."""
+    return time.time()
+
+
+@asynccontextmanager
+async def listening(engine: AsyncEngine, channel: str, wake: Callable[[], object], link: Link) -> AsyncIterator[None]:
+    """Call `wake` when another process may have committed something, for as long as the block runs.
+
+    PostgreSQL: LISTEN (asyncpg, psycopg). SQLite: the file's change counter, looked at 50 times a second. It is a hint:
+    whoever uses it also looks by itself from time to time.
+    """
+    task = asyncio.get_running_loop().create_task(_listen_for_ever(engine, channel, wake, link))
+    try:
+        yield
+    finally:
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
+
+
+async def _listen_for_ever(engine: AsyncEngine, channel: str, wake: Callable[[], object], link: Link) -> None:
+    backoff = Backoff()
+    listen = _listen_sqlite if not is_postgres(engine) else _listen_postgres
+    while True:
+        try:
+            async with engine.connect() as connection:
+                backoff.reset()
+                await listen(connection, channel, wake)
+        except Exception as error:  # noqa: BLE001  whatever the driver raises, it is tried again
+            link.lost(error)
+        wake()
+        await asyncio.sleep(backoff.pause())
+
+
+async def _listen_sqlite(connection: AsyncConnection, _channel: str, wake: Callable[[], object]) -> None:
+    seen = None
+    while True:
+        version = (await connection.exec_driver_sql("PRAGMA data_version")).scalar()
+        await connection.rollback()
+        if version != seen:
+            seen = version
+            wake()
+        await asyncio.sleep(0.02)
+
+
+async def _listen_postgres(connection: AsyncConnection, channel: str, wake: Callable[[], object]) -> None:
+    connection = await connection.execution_options(isolation_level="AUTOCOMMIT")
+    # A connection that listens must not go back to the pool, where its notifications would reach nobody.
+    raw = await connection.get_raw_connection()
+    driver: Any = raw.driver_connection
+    try:
+        if connection.dialect.driver == "asyncpg":
+            await driver.add_listener(channel, lambda *_: wake())
+        else:
+            await connection.execute(text(f"LISTEN {channel}"))
+        wake()
+        while True:
+            if connection.dialect.driver == "asyncpg":
+                await asyncio.sleep(_KEEPALIVE)
+            else:
+                async for _ in driver.notifies(timeout=_KEEPALIVE):
+                    wake()
+            await connection.execute(text("SELECT 1"))
+    finally:
+        await connection.invalidate()

@@ -1,0 +1,84 @@
+"""The tables of the outbox, the inbox and the `Database` transport, for Alembic and for `asignals relay init`."""
+
+from __future__ import annotations
+
+from sqlalchemy import (
+    BigInteger,
+    Column,
+    Double,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    String,
+    Table,
+    Text,
+    UniqueConstraint,
+)
+
+_Serial = BigInteger().with_variant(Integer, "sqlite")  # SQLite counts by itself only in an INTEGER primary key
+
+
+class Tables:
+    """All tables, in one `MetaData`; `schema` is the database schema that holds them (PostgreSQL)."""
+
+    def __init__(self, schema: str | None = None) -> None:
+        self.metadata: MetaData = MetaData(schema=schema)
+        self.outbox: Table = Table(
+            "asignals_outbox",
+            self.metadata,
+            Column("id", _Serial, primary_key=True, autoincrement=True),
+            Column("key", Text, nullable=True),
+            Column("data", LargeBinary, nullable=False),
+            Column("claimed_until", Double, nullable=False, server_default="0"),
+            Column("error", Text, nullable=True),
+            sqlite_autoincrement=True,
+        )
+        self.inbox: Table = Table(
+            "asignals_inbox",
+            self.metadata,
+            Column("event_id", String(64), primary_key=True),
+            Column("service", String(200), primary_key=True),
+            Column("receiver", String(255), primary_key=True),
+            Column("failures", Integer, nullable=False, server_default="0"),
+            Column("time", Double, nullable=False),
+        )
+        Index("asignals_inbox_time", self.inbox.c.time)
+        self.service: Table = Table("asignals_service", self.metadata, Column("name", String(200), primary_key=True))
+        self.event: Table = Table(
+            "asignals_event",
+            self.metadata,
+            Column("seq", _Serial, primary_key=True, autoincrement=True),
+            Column("event_id", String(64), nullable=False, unique=True),
+            Column("data", LargeBinary, nullable=False),
+            Column("time", Double, nullable=False),
+            sqlite_autoincrement=True,
+        )
+        Index("asignals_event_time", self.event.c.time)
+        # No index on available_at: an update of it alone then rewrites no index (PostgreSQL's HOT).
+        self.delivery: Table = Table(
+            "asignals_delivery",
+            self.metadata,
+            Column("service", String(200), primary_key=True),
+            Column("seq", BigInteger, primary_key=True),
+            Column("available_at", Double, nullable=False),
+            Column("attempts", Integer, nullable=False),
+        )
+        self.dead: Table = Table(
+            "asignals_dead",
+            self.metadata,
+            Column("id", _Serial, primary_key=True, autoincrement=True),
+            Column("queue", String(200), nullable=False),
+            Column("letter_id", String(300), nullable=False),
+            Column("data", LargeBinary, nullable=False),
+            UniqueConstraint("queue", "letter_id"),
+            sqlite_autoincrement=True,
+        )
+
+
+def metadata(schema: str | None = None) -> MetaData:
+    """Give a `MetaData` with the tables, for the `target_metadata` of Alembic.
+
+    Alembic takes a list: `target_metadata = [Base.metadata, asignals.relay.metadata()]`.
+    """
+    return Tables(schema).metadata

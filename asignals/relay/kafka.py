@@ -1,0 +1,338 @@
+"""Kafka through the settings of a FastStream broker object as the engine (extra: faststream).
+
+The broker object gives the settings; producer and consumer are made here, because offsets must be told exactly: a
+consumer handles many events at once, and commits for each partition the offset below which everything is done. A
+retry is kept here until it is due, and blocks only that offset, not the events after it; when this process dies they
+are delivered again.
+
+Tested against librdkafka's mock cluster only, not against a Kafka server.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+from collections import deque
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar
+
+from confluent_kafka import Consumer, KafkaException, Producer, TopicPartition
+
+from asignals.relay._envelope import DeadLetter, check_name
+from asignals.relay._link import Link
+from asignals.relay._pool import Pool
+from asignals.relay._transport import Delivery
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from confluent_kafka import Message
+    from faststream.confluent import KafkaBroker
+
+    from asignals.relay._envelope import Envelope
+    from asignals.relay._transport import Handle
+
+T = TypeVar("T")
+_Record: TypeAlias = "tuple[str, str | None, bytes | None]"
+logger: logging.Logger = logging.getLogger("asignals.relay")
+
+_DELIVERY: Final = 10.0  # seconds after which an event that was not acknowledged counts as not published
+_TRIP: Final = 10.0  # seconds that asking a broker may take
+_POLL: Final = 0.1  # seconds that one look for events may take, and so the most that leaving waits for it
+_COMMIT: Final = 0.5  # seconds between two commits
+_MOST_HELD: Final = 10_000  # events beyond the first that is not done yet
+
+
+class Offsets:
+    """What has been taken of one partition, and up to where all of it is done."""
+
+    def __init__(self) -> None:
+        self._open: deque[int] = deque()
+        self._done: set[int] = set()
+        self.position: int | None = None
+
+    def __len__(self) -> int:
+        """Offsets that hold the position up, or follow one that does."""
+        return len(self._open)
+
+    def take(self, offset: int) -> None:
+        """Note the next offset; they come in order."""
+        self._open.append(offset)
+
+    def finish(self, offset: int) -> bool:
+        """Note that one is done, in any order; tells whether the position moved, where a successor would begin."""
+        self._done.add(offset)
+        moved = False
+        while self._open and self._open[0] in self._done:
+            done = self._open.popleft()
+            self._done.discard(done)
+            self.position = done + 1
+            moved = True
+        return moved
+
+
+class Kafka:
+    """Carries events through one Kafka topic.
+
+    Events of a key are in one partition, and so in order. An event id that comes twice is delivered twice (the
+    producer is idempotent, but a relay that was killed publishes again); an inbox that is given to the relay skips
+    the second.
+
+    Args:
+        broker: A `faststream.confluent.KafkaBroker`; only its settings are used.
+        name: Names the topic; dead letters are in `<name>.dead.<queue>`, a service's group is `<name>.<service>`.
+            Topics are made by the brokers when they are first written to, if they allow it.
+    """
+
+    def __init__(self, broker: KafkaBroker, *, name: str = "asignals") -> None:
+        self.name: str = check_name("name", name)
+        self.link: Link = Link(f"Kafka ({name})")
+        self._settings = broker.config.broker_config.connection_config
+        self._producer: Producer | None = None
+        self._publishing = asyncio.Lock()
+
+    async def aclose(self) -> None:
+        """Let go of the producer."""
+        self._producer = None
+        self._publishing = asyncio.Lock()  # the next event loop may be another
+
+    async def publish_many(self, envelopes: Sequence[Envelope]) -> None:
+        """Return when all in-sync replicas have all events; raises `KafkaException`, at the latest after 10 s."""
+        records = [(self.name, envelope.key, envelope.encode()) for envelope in envelopes]
+        await self._produce(records)
+
+    async def _produce(self, records: Sequence[_Record]) -> None:
+        async with self._publishing:
+            await _in_thread(lambda: self._produce_now(records))
+        self.link.restored()
+
+    def _produce_now(self, records: Sequence[_Record]) -> None:
+        if self._producer is None:
+            safe = {"acks": "all", "enable.idempotence": True, "delivery.timeout.ms": int(_DELIVERY * 1000)}
+            self._producer = Producer({**self._settings.producer_config, **safe, "error_cb": self._on_error})
+        errors: list[Any] = []
+
+        def delivered(error: Any, _message: Message) -> None:
+            if error is not None:
+                errors.append(error)
+
+        for topic, key, value in records:
+            while True:
+                try:
+                    self._producer.produce(topic, value, key, on_delivery=delivered)
+                    break
+                except BufferError:
+                    self._producer.poll(0.1)
+        if self._producer.flush(_DELIVERY + 5):
+            msg = "Kafka did not acknowledge in time"
+            raise TimeoutError(msg)
+        if errors:
+            raise KafkaException(errors[0])
+
+    def _on_error(self, error: Any) -> None:
+        self.link.lost(KafkaException(error))
+
+    def consumer(self, group: str) -> Consumer:
+        """Make a consumer that commits nothing by itself and begins with the first event there is."""
+        exact = {
+            "group.id": group,
+            "enable.auto.commit": False,
+            "enable.auto.offset.store": False,
+            "auto.offset.reset": "earliest",
+            "error_cb": self._on_error,
+        }
+        return Consumer({**self._settings.consumer_config, **exact})
+
+    async def consume(self, service: str, instance: str, handle: Handle, *, limit: int = 100) -> None:
+        """Call `handle` for each event of the service until cancelled."""
+        check_name("instance", instance)
+        consumer = self.consumer(f"{self.name}.{check_name('service', service)}")
+        await _Consumer(self, consumer, handle, limit).run()
+
+    async def backlog(self, service: str) -> int:
+        """Count the events above what the service has committed."""
+        return await _in_thread(lambda: self._backlog_now(f"{self.name}.{service}"))
+
+    def _backlog_now(self, group: str) -> int:
+        consumer = self.consumer(group)
+        try:
+            total: int = 0
+            for found in consumer.committed(_partitions(consumer, self.name), timeout=_TRIP):
+                low, high = consumer.get_watermark_offsets(found, timeout=_TRIP)
+                total += high - max(low, found.offset)
+            return total
+        finally:
+            consumer.close()
+
+    def _dead(self, queue: str) -> str:
+        return f"{self.name}.dead.{check_name('queue', queue)}"
+
+    async def bury(self, queue: str, letter: DeadLetter) -> None:
+        """Write a letter to the queue's topic."""
+        await self._produce([(self._dead(queue), f"{letter.id}-{secrets.token_hex(4)}", letter.encode())])
+
+    async def letters(self, queue: str, limit: int = 100) -> list[DeadLetter]:
+        """Show the oldest letters; reads the whole topic."""
+        found = await _in_thread(lambda: self._letters_now(self._dead(queue)))
+        return sorted(found, key=lambda letter: letter.time)[:limit]
+
+    def _letters_now(self, topic: str) -> list[DeadLetter]:
+        letters: dict[str, DeadLetter] = {}
+        consumer = self.consumer(f"{topic}.look.{secrets.token_hex(4)}")
+        try:
+            ends: dict[int, int] = {}
+            starts = []
+            for partition in _partitions(consumer, topic):
+                low, high = consumer.get_watermark_offsets(partition, timeout=_TRIP)
+                if low < high:
+                    ends[partition.partition] = high
+                    starts.append(TopicPartition(topic, partition.partition, low))
+            consumer.assign(starts)
+            while ends:
+                for message in consumer.consume(500, 0.2):
+                    if message.error():
+                        raise KafkaException(message.error())
+                    key = (message.key() or b"").decode()
+                    value = message.value()
+                    if value is None:
+                        letters.pop(key, None)
+                    else:
+                        letters[key] = DeadLetter.decode(value, key)
+                    number, offset = _place(message)
+                    if offset + 1 >= ends.get(number, 0):
+                        ends.pop(number, None)
+        finally:
+            consumer.close()
+        return list(letters.values())
+
+    async def remove(self, queue: str, letter: DeadLetter) -> None:
+        """Write that a letter is gone; a compacted topic then forgets it."""
+        await self._produce([(self._dead(queue), letter.position, None)])
+
+
+def _partitions(consumer: Consumer, topic: str) -> list[TopicPartition]:
+    found = consumer.list_topics(topic, timeout=_TRIP).topics[topic]
+    return [TopicPartition(topic, number) for number in found.partitions]
+
+
+def _place(message: Message) -> tuple[int, int]:
+    """Give partition and offset, which a message that was consumed always has."""
+    return message.partition() or 0, message.offset() or 0
+
+
+async def _in_thread(work: Callable[[], T]) -> T:
+    """Run blocking work in a thread, to its end though we are cancelled: the client must not be used by two at once."""
+    running = asyncio.ensure_future(asyncio.to_thread(work))
+    try:
+        return await asyncio.shield(running)
+    except asyncio.CancelledError:
+        with suppress(Exception):
+            await running
+        raise
+
+
+@dataclass(slots=True, eq=False)
+class _Held:
+    """An event that is here."""
+
+    data: bytes
+    partition: int
+    offset: int
+    offsets: Offsets
+    attempt: int = 1
+
+
+@dataclass(slots=True)
+class _Consumer:
+    """One running `consume`."""
+
+    engine: Kafka
+    client: Consumer
+    handle: Handle
+    limit: int
+    partitions: dict[int, Offsets] = field(default_factory=dict)
+    moved: set[int] = field(default_factory=set)
+    is_paused: bool = False
+
+    async def run(self) -> None:
+        loop = asyncio.get_running_loop()
+        pool: Pool[_Held]
+
+        async def work(item: _Held) -> None:
+            delay = await self.handle(Delivery(item.data, item.attempt))
+            if delay is not None:
+                item.attempt += 1
+                loop.call_later(delay, pool.put, item)
+            elif item.offsets.finish(item.offset) and self.partitions.get(item.partition) is item.offsets:
+                self.moved.add(item.partition)
+
+        pool = Pool(work, self.limit)
+        try:
+            async with pool:
+                self.client.subscribe([self.engine.name], on_revoke=self._revoked, on_lost=self._lost)
+                await self._read_for_ever(pool)
+        finally:
+            # The events that are not done lie above the committed offsets: leaving the group gives them back.
+            await _in_thread(self._leave)
+
+    async def _read_for_ever(self, pool: Pool[_Held]) -> None:
+        committed = 0.0
+        loop = asyncio.get_running_loop()
+        while True:
+            is_full = len(pool) >= self.limit * 2 or sum(map(len, self.partitions.values())) >= _MOST_HELD
+            messages = await _in_thread(partial(self._poll, is_full=is_full))
+            for message in messages:
+                self._take(message, pool)
+            if loop.time() - committed > _COMMIT:
+                committed = loop.time()
+                await _in_thread(self._commit)
+
+    def _poll(self, *, is_full: bool) -> list[Message]:
+        """Look for events. Also when there is no room: who does not look is taken for dead, so it looks at nothing."""
+        if is_full != self.is_paused:
+            self.is_paused = is_full
+            (self.client.pause if is_full else self.client.resume)(self.client.assignment())
+        return self.client.consume(self.limit * 2, _POLL)
+
+    def _take(self, message: Message, pool: Pool[_Held]) -> None:
+        if message.error():
+            self.engine.link.lost(KafkaException(message.error()))
+            return
+        self.engine.link.restored()
+        number, offset = _place(message)
+        offsets = self.partitions.setdefault(number, Offsets())
+        offsets.take(offset)
+        pool.put(_Held(message.value() or b"", number, offset, offsets))
+
+    def _commit(self) -> None:
+        moved, self.moved = self.moved, set()
+        positions = [
+            TopicPartition(self.engine.name, number, offsets.position)
+            for number, offsets in list(self.partitions.items())
+            if number in moved and offsets.position is not None
+        ]
+        if not positions:
+            return
+        try:
+            self.client.commit(offsets=positions, asynchronous=False)
+        except KafkaException as error:  # the next commit says it again; until then a loss means a repetition
+            self.moved |= moved
+            logger.debug("Kafka did not take a commit (%s)", error)
+
+    def _revoked(self, _client: Consumer, partitions: list[TopicPartition]) -> None:
+        self._commit()
+        self._lost(_client, partitions)
+
+    def _lost(self, _client: Consumer, partitions: list[TopicPartition]) -> None:
+        for partition in partitions:
+            self.partitions.pop(partition.partition, None)
+            self.moved.discard(partition.partition)
+        self.is_paused = False
+
+    def _leave(self) -> None:
+        with suppress(KafkaException, RuntimeError):
+            self._commit()
+            self.client.close()

@@ -1,0 +1,118 @@
+"""The receiving side as a process of its own: `asignals worker TARGET`.
+
+SIGTERM and SIGINT stop it gently: nothing new is begun, what runs may end within the relay's time of grace. A second
+signal cancels what still runs; the engine then gives it to another instance.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import signal
+import time
+from contextlib import asynccontextmanager, suppress
+from dataclasses import asdict
+from importlib import import_module
+from operator import attrgetter
+from typing import TYPE_CHECKING, Any
+
+from asignals.relay._relay import Relay
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+logger: logging.Logger = logging.getLogger("asignals.relay")
+
+_STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime"}
+_MAX_REQUEST = 8_192
+
+
+class JSONFormatter(logging.Formatter):
+    """One JSON object a line: `time` (seconds since the epoch), `level`, `logger`, `message`, `error`, and `extra`."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Write one record."""
+        line: dict[str, Any] = {
+            "time": round(record.created, 3),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        if record.exc_info:
+            line["error"] = self.formatException(record.exc_info)
+        line.update((name, value) for name, value in vars(record).items() if name not in _STANDARD)
+        return json.dumps(line, default=str)
+
+
+def load_relay(target: str) -> Relay:
+    """Import the relay that `package.module:attribute` names; raises `ValueError` when there is none."""
+    module, colon, attribute = target.partition(":")
+    if not colon or not module or not attribute:
+        msg = f"name a relay as package.module:attribute, not {target!r}"
+        raise ValueError(msg)
+    try:
+        found = attrgetter(attribute)(import_module(module))
+    except (ImportError, AttributeError) as error:
+        msg = f"cannot load {target!r}: {error}"
+        raise ValueError(msg) from error
+    if not isinstance(found, Relay):
+        msg = f"{target!r} is a {type(found).__name__}, not a Relay"
+        raise ValueError(msg)  # noqa: TRY004  what the user wrote names the wrong thing
+    return found
+
+
+async def run_worker(relay: Relay, *, health_port: int | None = None, health_host: str = "127.0.0.1") -> None:
+    """Run a relay until SIGTERM or SIGINT; returns when what had begun is done or the time of grace is over.
+
+    `health_port` serves `GET /` with the relay's health as JSON: 200 when it is well, 503 when it is not. Port 0
+    takes a free one, and the log says which. Must run in the main thread.
+    """
+    task = asyncio.current_task()
+    stop = asyncio.Event()
+
+    def stop_or_cancel(name: str) -> None:
+        if stop.is_set() and task is not None:
+            logger.warning("%s again: cancelling what still runs", name)
+            task.cancel()
+        logger.info("%s: stopping", name)
+        stop.set()
+
+    loop = asyncio.get_running_loop()
+    signals = (signal.SIGTERM, signal.SIGINT)
+    for number in signals:
+        loop.add_signal_handler(number, stop_or_cancel, signal.Signals(number).name)
+    try:
+        async with _health_server(relay, health_host, health_port), relay:
+            logger.info("worker of %r runs as instance %r", relay.service, relay.instance)
+            await stop.wait()
+    finally:
+        for number in signals:
+            loop.remove_signal_handler(number)
+
+
+@asynccontextmanager
+async def _health_server(relay: Relay, host: str, port: int | None) -> AsyncIterator[None]:
+    if port is None:
+        yield
+        return
+    started = time.monotonic()
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with suppress(OSError, asyncio.IncompleteReadError, asyncio.LimitOverrunError, TimeoutError):
+            async with asyncio.timeout(5):
+                await reader.readuntil(b"\r\n\r\n")
+                health = relay.health()
+                body = json.dumps({"ok": health.ok, "uptime": time.monotonic() - started, **asdict(health)}).encode()
+                line = b"200 OK" if health.ok else b"503 Service Unavailable"
+                writer.write(
+                    b"HTTP/1.1 %b\r\nContent-Type: application/json\r\n"
+                    b"Content-Length: %d\r\nConnection: close\r\n\r\n%b" % (line, len(body), body)
+                )
+                await writer.drain()
+        writer.close()
+
+    server = await asyncio.start_server(answer, host, port, limit=_MAX_REQUEST)
+    logger.info("health at http://%s:%d/", host, server.sockets[0].getsockname()[1])
+    async with server:
+        yield
