@@ -1,0 +1,254 @@
+"""The ASGI app: the page, its static files, and the stream of events."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import json
+import secrets as random
+import weakref
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import anyio
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from starlette.applications import Starlette
+from starlette.responses import HTMLResponse, PlainTextResponse, Response
+from starlette.routing import Mount, Route
+from starlette.staticfiles import StaticFiles
+
+from asignals._discovery import describe_connection, first_line, is_orphan, live_signals, notes_of, signature_of
+from asignals._show import SECRETS, Shower, shorten
+
+from ._access import Allow, Guard, loopback_only
+from ._recorder import Recorder, editor_link
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Iterable
+
+    from starlette.requests import Request
+    from starlette.types import Receive, Scope, Send
+
+    import asignals
+
+_HERE: Final = Path(__file__).parent
+
+EDITORS: Final = {
+    "vscode": "vscode://file{path}:{line}",
+    "cursor": "cursor://file{path}:{line}",
+    "zed": "zed://file{path}:{line}",
+    "pycharm": "pycharm://open?file={path}&line={line}",
+    "sublime": "subl://open?url=file://{path}&line={line}",
+}
+"""Names for `Inspector(editor=...)`, and the links they stand for."""
+
+TICK: Final = 0.25  # seconds between looks for new sends
+STATISTICS_EVERY: Final = 4  # ticks
+SIGNALS_EVERY: Final = 8  # ticks
+HEARTBEAT_EVERY: Final = 40  # ticks
+LIFETIME: Final = (
+    40  # ticks a stream lasts; servers wait for open responses when they shut down, so it must not be long
+)
+LINGER: Final = 3.0  # seconds that the watch goes on for a page whose stream has reached its end and will be back
+STALLED: Final = 10.0  # seconds that a viewer may take no data
+VIEWERS: Final = 16  # streams at once
+SIGNALS: Final = 1000  # signals listed
+SIGNATURE: Final = 500  # characters
+
+
+class Inspector:
+    """An ASGI app that shows, live, what is connected and sent: `app.mount("/signals", Inspector())`.
+
+    Only reads: nothing can be sent, connected or changed through it. While no page is open it watches nothing and costs
+    nothing; the first page starts the watch (`asignals.monitor`) and the last one that is closed, or hidden, ends it.
+
+    - `allow`: a function, sync or async, that is given each connection (Starlette's `HTTPConnection`) and tells
+      whether it may look. The default allows this machine only (see `loopback_only`); any other choice is up to you,
+      as is to protect it.
+    - `keep`: how many sends are remembered, for pages that are opened or come back (items; their text is bounded to 8
+      MB).
+    - `limit`: the length of a value shown (characters).
+    - `secrets`: parts of names whose values are masked (see `asignals._show.Shower`), instead of the usual ones.
+    - `editor`: what a receiver's `file:line` opens: `"vscode"`, `"cursor"`, `"zed"`, `"pycharm"`, `"sublime"`, a link
+      with `{path}` and `{line}`, or None for no links.
+    - `title`: the page's title.
+
+    Sends of every thread are shown. At more than 100 sends a second the rest are counted and timed, but not shown. An
+    inspector may be mounted several times, and in several apps. `ValueError` for an editor that is neither known nor
+    a link.
+    """
+
+    def __init__(  # noqa: PLR0913  options, each with a default
+        self,
+        *,
+        allow: Allow = loopback_only,
+        keep: int = 500,
+        limit: int = 200,
+        secrets: Iterable[str] = SECRETS,
+        editor: str | None = "vscode",
+        title: str = "asignals",
+    ) -> None:
+        """Prepare the app; nothing is watched yet."""
+        if keep < 1 or limit < 1:
+            msg = "keep and limit must be at least 1"
+            raise ValueError(msg)
+        self._link = editor_link(_editor(editor))
+        self._shower = Shower(limit, tuple(secrets))
+        self._recorder = Recorder(keep=keep, shower=self._shower, link=self._link)
+        # Numbers of sends of another process, or of this one before a reload, mean nothing here.
+        self._run = random.token_hex(4)
+        self._viewers = 0
+        self._page = _environment().get_template("inspector.html").render(title=title, version=_version())
+        routes = [
+            Route("/", self._index),
+            Route("/events", self._events),
+            Mount("/static", StaticFiles(directory=_HERE / "static")),
+        ]
+        self._app = Guard(Starlette(routes=routes), allow)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one connection."""
+        await self._app(scope, receive, send)
+
+    @property
+    def is_watching(self) -> bool:
+        """Whether sends are being recorded, because somebody looks."""
+        return self._recorder.is_watching
+
+    async def _index(self, request: Request) -> Response:
+        # The page's links are relative, for it does not know where it is mounted.
+        if not request.scope["path"].endswith("/"):
+            return Response(status_code=307, headers={"Location": f"{request.scope['path'].rpartition('/')[2]}/"})
+        return HTMLResponse(self._page)
+
+    async def _events(self, request: Request) -> Response:
+        if self._viewers >= VIEWERS:
+            return PlainTextResponse("too many viewers", 503, headers={"Retry-After": "5"})
+        run, _, number = request.headers.get("last-event-id", "").partition("-")
+        seen = int(number) if run == self._run and number.isdecimal() and len(number) < 20 else 0  # noqa: PLR2004  # digits
+        return _EventStream(self._watch(seen))
+
+    async def _watch(self, seen: int) -> AsyncGenerator[str]:
+        """Record, and give the events of one viewer, until its lifetime ends or it is closed."""
+        self._viewers += 1
+        self._recorder.start()
+        linger = 0.0
+        try:
+            async with contextlib.aclosing(self._frames(seen)) as frames:
+                async for event in frames:
+                    yield event
+            linger = LINGER
+        finally:
+            self._viewers -= 1
+            self._recorder.stop(linger=linger)
+
+    async def _frames(self, seen: int) -> AsyncGenerator[str]:
+        listed = ""
+        # To find all signals means to look through all objects, so that is done once a stream.
+        found = [weakref.ref(signal) for signal in live_signals()]
+        yield f"retry: 300\n{_event('hello', json.dumps({'run': self._run}))}"
+        for tick in range(LIFETIME):
+            if tick % SIGNALS_EVERY == 0 and (signals := json.dumps(self._list(found))) != listed:
+                listed = signals
+                yield _event("signals", signals)
+            number, sends = self._recorder.since(seen)
+            if sends:
+                yield _event("sends", f"[{','.join(sends)}]", f"{self._run}-{number}")
+                seen = number
+            if tick % STATISTICS_EVERY == 0:
+                yield _event("statistics", json.dumps(self._statistics()))
+            await anyio.sleep(TICK)
+
+    def _statistics(self) -> dict[str, Any]:
+        return {"signals": self._recorder.statistics(), "skipped": self._recorder.skipped}
+
+    def _list(self, found: list[weakref.ref[asignals.Signal[..., Any]]]) -> list[dict[str, Any]]:
+        alive = [signal for each in found if (signal := each()) is not None]
+        alive += self._recorder.signals()  # those that were made, and sent, since then
+        numbered = {self._recorder.number_of(signal): signal for signal in alive}
+        return [self._describe(numbered[number]) for number in sorted(numbered)[:SIGNALS]]
+
+    def _describe(self, signal: asignals.Signal[..., Any]) -> dict[str, Any]:
+        clean = self._shower.clean
+        connections = signal.connections
+        return {
+            "number": self._recorder.number_of(signal),
+            "name": clean(str(signal.name)),
+            "signature": shorten(signature_of(signal), SIGNATURE),
+            "doc": clean(first_line(signal)),
+            "orphan": is_orphan(signal),
+            "receivers": [self._connection(connection) for connection in connections],
+        }
+
+    def _connection(self, connection: asignals.Connection) -> dict[str, Any]:
+        known = describe_connection(connection)
+        path, _, line = str(connection.location).rpartition(":")
+        return {
+            "name": self._shower.clean(known["name"]),
+            "place": known["location"],
+            "link": self._link(path, int(line)) if path and line.isdecimal() else None,
+            "notes": [self._shower.clean(note) for note in notes_of(known)],
+        }
+
+
+class _EventStream(Response):
+    """Server-sent events, until they end or the client leaves.
+
+    The format is that of https://html.spec.whatwg.org/multipage/server-sent-events.html.
+    """
+
+    def __init__(self, events: AsyncGenerator[str]) -> None:
+        super().__init__(media_type="text/event-stream", headers={"X-Accel-Buffering": "no"})
+        del self.headers["content-length"]
+        self._events = events
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["method"] == "HEAD":
+            await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+            await send({"type": "http.response.body", "body": b""})
+            return
+        async with anyio.create_task_group() as group:
+
+            async def leave() -> None:
+                while (await receive())["type"] != "http.disconnect":
+                    pass
+                group.cancel_scope.cancel()
+
+            group.start_soon(leave)
+            await self._send_all(send)
+            group.cancel_scope.cancel()
+
+    async def _send_all(self, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+        async with contextlib.aclosing(self._events) as events:
+            async for event in events:
+                with anyio.move_on_after(STALLED) as time_limit:
+                    await send({"type": "http.response.body", "body": event.encode(), "more_body": True})
+                if time_limit.cancelled_caught:
+                    return
+        await send({"type": "http.response.body", "body": b""})
+
+
+def _event(kind: str, data: str, number: str = "") -> str:
+    head = f"event: {kind}\n" + (f"id: {number}\n" if number else "")
+    return f"{head}data: {data}\n\n"
+
+
+def _editor(editor: str | None) -> str | None:
+    template = EDITORS.get(editor, editor) if editor is not None else None
+    scheme = (template or "").partition(":")[0].strip().lower()
+    if template is not None and ("{path}" not in template or scheme in ("javascript", "data", "vbscript", "blob")):
+        msg = f"editor must be one of {', '.join(EDITORS)}, or a link with {{path}} and {{line}}, not {editor!r}"
+        raise ValueError(msg)
+    return template
+
+
+def _environment() -> Environment:
+    return Environment(loader=FileSystemLoader(_HERE / "templates"), autoescape=True, undefined=StrictUndefined)
+
+
+def _version() -> str:
+    try:
+        return importlib.metadata.version("asignals")
+    except importlib.metadata.PackageNotFoundError:  # run from a checkout
+        return ""

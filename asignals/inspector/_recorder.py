@@ -1,0 +1,308 @@
+"""Keeps what the monitor tells: as text, bounded in number and size, without a reference to anything that was sent."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+import traceback
+import weakref
+from collections import deque
+from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import quote
+
+from asignals import monitor
+from asignals._refs import locate
+from asignals._show import Shower, name_of, short_path
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from asignals import Report, Signal
+
+    AnySignal = Signal[..., Any]
+
+DURATIONS: Final = 512  # latest durations of a signal that percentiles are taken from
+ARGUMENTS: Final = 30  # arguments of a send that are shown
+RECEIVERS: Final = 50  # receivers of a send that are shown
+TRACEBACKS: Final = 5  # errors of a send that are shown with their traceback
+TRACEBACK_TEXT: Final = 16_000  # characters of one traceback
+UNFINISHED: Final = 10_000  # sends under way whose receivers are remembered
+BYTES: Final = 8_000_000  # of everything kept
+PER_SECOND: Final = 100  # sends shown in a second; those above are counted only
+ERRORS_PER_SECOND: Final = 20  # failed sends shown in a second beside those
+
+
+class Allowance:
+    """So many a second, and as many at once after a quiet second."""
+
+    def __init__(self, per_second: float) -> None:
+        """Start full."""
+        self._per_second = self._left = per_second
+        self._at = time.monotonic()
+
+    def take(self) -> bool:
+        """Take one, if there is one left."""
+        now = time.monotonic()
+        self._left = min(self._per_second, self._left + (now - self._at) * self._per_second)
+        self._at = now
+        if self._left < 1:
+            return False
+        self._left -= 1
+        return True
+
+    def wait(self) -> float:
+        """How many seconds it takes until there is one again."""
+        return max(0.0, 1 - self._left) / self._per_second
+
+
+class Statistics:
+    """How often a signal was sent since somebody looks, how often that failed, and how long it took."""
+
+    __slots__ = ("durations", "errors", "number", "sends", "signal")
+
+    def __init__(self, signal: AnySignal, number: int) -> None:
+        """Start at nothing; `number` stands for the signal on the page."""
+        self.signal = weakref.ref(signal)
+        self.number = number
+        self.sends = 0
+        self.errors = 0
+        self.durations: deque[float] = deque(maxlen=DURATIONS)
+
+    def add(self, duration: float, *, failed: bool) -> None:
+        """Count one send."""
+        self.sends += 1
+        self.errors += failed
+        self.durations.append(duration)
+
+    def summary(self) -> list[float]:
+        """Sends, errors, and the 50th, 95th and 99th percentile and the maximum of the durations in seconds."""
+        ordered = sorted(self.durations)
+        return [self.sends, self.errors, *(_percentile(ordered, part) for part in (0.5, 0.95, 0.99, 1.0))]
+
+
+class Recorder:
+    """Watches all signals between `start` and `stop`, and remembers the latest sends. Safe to use from any thread."""
+
+    def __init__(self, *, keep: int, shower: Shower, link: Callable[[str, int], str | None]) -> None:
+        """Keep at most `keep` sends; values become text through `shower`, and places in files links through `link`."""
+        self._shower = shower
+        self._link = link
+        self._lock = threading.Lock()
+        self._watch: Callable[[], object] | None = None
+        self._watchers = 0
+        self._until = 0.0
+        # Sends that begin before this time, of perf_counter, are counted only: there are too many at once.
+        self._quiet_until = 0.0
+        self._unfinished: dict[int, list[Report]] = {}
+        self._sends: deque[tuple[int, str]] = deque(maxlen=keep)
+        self._bytes = 0
+        self._number = 0
+        self._signals: dict[int, Statistics] = {}
+        self._signal_numbers = 0
+        self._allowance = Allowance(PER_SECOND)
+        self._error_allowance = Allowance(ERRORS_PER_SECOND)
+        self.skipped = 0
+
+    @property
+    def is_watching(self) -> bool:
+        """Whether sends are being recorded now."""
+        return self._watch is not None
+
+    def start(self) -> None:
+        """Somebody looks."""
+        with self._lock:
+            self._watchers += 1
+            if self._watch is None:
+                self._unfinished.clear()
+                self._watch = monitor(self._told)
+
+    def stop(self, *, linger: float = 0.0) -> None:
+        """Somebody stops looking, but may be back within `linger` seconds; the last one ends the watch."""
+        with self._lock:
+            self._watchers -= 1
+            self._until = max(self._until, time.monotonic() + linger)
+            if self._watchers == 0 and linger <= 0:
+                self._end()
+
+    def since(self, number: int) -> tuple[int, list[str]]:
+        """The sends after a number, as JSON, and the number of the last of them."""
+        with self._lock:
+            found = [text for each, text in self._sends if each > number]
+            return self._number, found
+
+    def signals(self) -> list[AnySignal]:
+        """The signals that were sent, or asked for the number of, and still live."""
+        with self._lock:
+            return [signal for each in self._signals.values() if (signal := each.signal()) is not None]
+
+    def number_of(self, signal: AnySignal) -> int:
+        """The number that stands for a signal on the page."""
+        with self._lock:
+            return self._statistics(signal).number
+
+    def statistics(self) -> dict[str, list[float]]:
+        """The statistics of all signals that were sent, by their numbers."""
+        with self._lock:
+            for key in [key for key, each in self._signals.items() if each.signal() is None]:
+                del self._signals[key]
+            return {str(each.number): each.summary() for each in self._signals.values() if each.sends}
+
+    def _told(self, report: Report) -> None:
+        if report.receiver is None:
+            self._send_ended(report)
+        # Most of a flood ends here: the receivers of a send that will not be shown.
+        elif report.start >= self._quiet_until or report.error is not None:
+            self._receiver_ended(report)
+
+    def _receiver_ended(self, report: Report) -> None:
+        with self._lock:
+            # A send that was cut off without a report of its own must not stay here for ever.
+            if len(self._unfinished) >= UNFINISHED:
+                del self._unfinished[next(iter(self._unfinished))]
+            self._unfinished.setdefault(id(report.send), []).append(report)
+
+    def _send_ended(self, report: Report) -> None:
+        with self._lock:
+            if self._watchers == 0 and time.monotonic() > self._until:
+                self._end()
+                return
+            receivers = self._unfinished.pop(id(report.send), None) or ()
+            failed = report.error is not None or any(each.error is not None for each in receivers)
+            statistics = self._statistics(report.signal)
+            statistics.add(report.duration, failed=failed)
+            was_quiet = report.start < self._quiet_until
+            if not self._may_show(report, failed=failed):
+                self.skipped += 1
+                return
+        # Outside the lock: what the `repr` of a sent object does is not known.
+        shown = self._show(report, receivers, statistics.number)
+        shown["partial"] = was_quiet
+        with self._lock:
+            self._keep(shown)
+
+    def _may_show(self, report: Report, *, failed: bool) -> bool:
+        # A send that began before the flood was over lacks the receivers that ended meanwhile: it is not for show.
+        if report.start >= self._quiet_until:
+            if self._allowance.take():
+                return True
+            self._quiet_until = time.perf_counter() + self._allowance.wait()
+        return failed and self._error_allowance.take()
+
+    def _keep(self, shown: dict[str, Any]) -> None:
+        self._number += 1
+        shown["number"] = self._number
+        text = json.dumps(shown, separators=(",", ":"))
+        if len(self._sends) == self._sends.maxlen:
+            self._forget_oldest()
+        self._sends.append((self._number, text))
+        self._bytes += len(text)
+        while self._bytes > BYTES and len(self._sends) > 1:
+            self._forget_oldest()
+
+    def _forget_oldest(self) -> None:
+        if self._sends:
+            self._bytes -= len(self._sends.popleft()[1])
+
+    def _end(self) -> None:
+        if self._watch is not None:
+            self._watch()
+            self._watch = None
+        self._unfinished.clear()
+
+    def _statistics(self, signal: AnySignal) -> Statistics:
+        found = self._signals.get(id(signal))
+        if found is None or found.signal() is not signal:
+            self._signal_numbers += 1
+            found = self._signals[id(signal)] = Statistics(signal, self._signal_numbers)
+        return found
+
+    def _show(self, report: Report, receivers: Sequence[Report], number: int) -> dict[str, Any]:
+        shower = self._shower
+        errors: dict[int, dict[str, str]] = {}
+        return {
+            "at": round(time.time() - (time.perf_counter() - report.start), 6),
+            "signal": number,
+            "name": shower.clean(str(report.signal.name)),
+            "sender": shower.named("sender", report.sender),
+            "arguments": self._arguments(report.arguments),
+            "duration": report.duration,
+            "receivers": [self._receiver(each, report.start, errors) for each in receivers[:RECEIVERS]],
+            "more": max(0, len(receivers) - RECEIVERS),
+            "error": self._error(report.error, errors),
+        }
+
+    def _arguments(self, arguments: Mapping[str, Any]) -> list[tuple[str, str]]:
+        named = self._shower.named
+        shown = [(self._shower.clean(name), named(name, arguments[name])) for name in list(arguments)[:ARGUMENTS]]
+        if len(arguments) > ARGUMENTS:
+            shown.append(("…", f"{len(arguments) - ARGUMENTS} more"))
+        return shown
+
+    def _receiver(self, report: Report, start: float, errors: dict[int, dict[str, str]]) -> dict[str, Any]:
+        path, _, line = _place(report.receiver).rpartition(":")
+        return {
+            "name": self._shower.clean(name_of(report.receiver)),
+            "place": f"{short_path(path)}:{line}" if path else None,
+            "link": self._link(path, int(line)) if path else None,
+            "start": max(0.0, report.start - start),
+            "duration": report.duration,
+            "error": self._error(report.error, errors),
+        }
+
+    def _error(self, error: BaseException | None, known: dict[int, dict[str, str]]) -> dict[str, str] | None:
+        if error is None:
+            return None
+        # The error of a receiver is also that of its send: its traceback is shown once, with the receiver.
+        if id(error) in known:
+            return {**known[id(error)], "traceback": ""}
+        text = _traceback(error) if len(known) < TRACEBACKS else ""
+        shown = known[id(error)] = {
+            "type": type(error).__qualname__,
+            "message": self._shower.clean(_message(error)),
+            "traceback": self._shower.clean(text, TRACEBACK_TEXT),
+        }
+        return shown
+
+
+def editor_link(template: str | None) -> Callable[[str, int], str | None]:
+    """Make links to places in files from a template with `{path}` and `{line}`."""
+
+    def link(path: str, line: int) -> str | None:
+        # <string> and the like are not files.
+        if template is None or path.startswith("<"):
+            return None
+        return template.replace("{path}", quote(path)).replace("{line}", str(line))
+
+    return link
+
+
+def _place(receiver: object) -> str:
+    try:
+        return locate(receiver) or ""
+    except Exception:  # noqa: BLE001  # a hostile __getattr__ costs its own place, nothing else
+        return ""
+
+
+def _percentile(ordered: list[float], part: float) -> float:
+    return ordered[min(len(ordered) - 1, int(len(ordered) * part))] if ordered else 0.0
+
+
+def _message(error: BaseException) -> str:
+    try:
+        return str(error)
+    except Exception:  # noqa: BLE001  # an error's own __str__ may be broken
+        return "(its message cannot be shown)"
+
+
+def _traceback(error: BaseException) -> str:
+    try:
+        lines = traceback.TracebackException.from_exception(error, limit=-30, compact=True, max_group_width=5)
+        text = "".join(lines.format())
+    except Exception:  # noqa: BLE001  # as above
+        return ""
+    if len(text) <= TRACEBACK_TEXT:
+        return text
+    # The end says what happened, the start where it came from.
+    half = TRACEBACK_TEXT // 2 - 50
+    return f"{text[:half]}\n\n… {len(text) - 2 * half:,} characters left out …\n\n{text[-half:]}"

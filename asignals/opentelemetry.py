@@ -1,0 +1,225 @@
+"""OpenTelemetry: a span for each send, a child span for each receiver, and metrics.
+
+    from asignals import opentelemetry
+
+    opentelemetry.instrument()
+
+Needs the extra `asignals[opentelemetry]` (the API alone; the program chooses the SDK). Names follow the semantic
+conventions:
+
+- Spans `send shop.signals.order_paid` and, inside it, `process shop.signals.order_paid`, of kind INTERNAL, since both
+  ends are in this process. Attributes: `messaging.system` ("asignals"), `messaging.destination.name` (the signal),
+  `messaging.operation.name` and `.type` ("send", "process"); on receivers `code.function.name`, `code.file.path`,
+  `code.line.number`; `error.type` when it failed, with the exception as an event. What is sent is not recorded.
+- Metrics `messaging.client.sent.messages` (sends), `messaging.client.consumed.messages` (receivers' calls),
+  `messaging.client.operation.duration` (seconds of a send) and `messaging.process.duration` (seconds of a receiver),
+  each with `error.type` where it failed: errors are counted by it.
+
+A receiver's span is the current one while the receiver runs, in worker threads (`in_thread=True`) and in task groups
+as well. A `Background` sends in a copy of the caller's context, so its spans are children of the span that was
+current at the call.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import threading
+import time
+from contextlib import contextmanager
+from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING, Any, Final, Self
+
+from opentelemetry import context, metrics, trace
+from opentelemetry.trace import SpanKind, StatusCode
+
+from asignals import Signal, monitor
+from asignals._refs import locate
+from asignals._show import name_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+    from contextlib import AbstractContextManager
+
+    from opentelemetry.metrics import Counter, Histogram, MeterProvider
+    from opentelemetry.trace import Span, TracerProvider
+
+    from asignals._dispatch import Send
+
+__all__ = ["Instrumentation", "instrument", "uninstrument"]
+
+SYSTEM: Final = "asignals"
+SCHEMA: Final = "https://opentelemetry.io/schemas/1.30.0"
+# Seconds, as the conventions for messaging metrics ask, with three more at the start: receivers are often quick.
+BUCKETS: Final = (0.0001, 0.0005, 0.001, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10)
+
+Attributes = dict[str, str | int]
+
+
+class Instrumentation:
+    """One running instrumentation: call it, or leave its `with` block, to end it. Made by `instrument`."""
+
+    def __init__(
+        self,
+        tracer_provider: TracerProvider | None,
+        meter_provider: MeterProvider | None,
+        exclude: tuple[Signal[..., Any] | str, ...],
+    ) -> None:
+        """Make the instruments and start to watch."""
+        self._tracer = trace.get_tracer(SYSTEM, _version(), tracer_provider, schema_url=SCHEMA)
+        meter = metrics.get_meter(SYSTEM, _version(), meter_provider, schema_url=SCHEMA)
+        self._send = _Instruments(
+            "send",
+            meter.create_counter("messaging.client.sent.messages", "{message}", "Sends of signals."),
+            _histogram(meter, "messaging.client.operation.duration", "Duration of a send, all its receivers included."),
+        )
+        self._process = _Instruments(
+            "process",
+            meter.create_counter("messaging.client.consumed.messages", "{message}", "Calls of receivers."),
+            _histogram(meter, "messaging.process.duration", "Duration of a receiver's call."),
+        )
+        signals = [each._origin or each for each in exclude if isinstance(each, Signal)]
+        self._excluded = {id(signal): signal for signal in signals}
+        self._patterns = [name for name in exclude if isinstance(name, str)]
+        self._undo: Callable[[], object] = monitor(around=self._around)
+
+    def __call__(self) -> None:
+        """End it; spans under way end as usual. Doing it again does nothing."""
+        with _lock:
+            self._undo()
+            _running[:] = [each for each in _running if each is not self]
+
+    def __enter__(self) -> Self:
+        """Go on."""
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        """End it."""
+        self()
+
+    def _around(self, send: Send, receiver: Any) -> AbstractContextManager[None] | None:
+        if context.get_value(_SUPPRESS) or self._is_excluded(send.signal):
+            return None
+        if receiver is None:
+            return self._observed(self._send, send, {})
+        return self._observed(self._process, send, _code(receiver))
+
+    def _is_excluded(self, signal: Signal[..., Any]) -> bool:
+        if id(signal) in self._excluded:
+            return True
+        return any(fnmatchcase(signal.name, pattern) for pattern in self._patterns)
+
+    @contextmanager
+    def _observed(self, instruments: _Instruments, send: Send, code: Attributes) -> Iterator[None]:
+        name = send.signal.name
+        attributes: Attributes = {
+            "messaging.system": SYSTEM,
+            "messaging.destination.name": name,
+            "messaging.operation.name": instruments.operation,
+            "messaging.operation.type": instruments.operation,
+        }
+        span = self._tracer.start_span(
+            f"{instruments.operation} {name}", kind=SpanKind.INTERNAL, attributes={**attributes, **code}
+        )
+        # The function is known from few values, its place in a file is not worth a time series of its own.
+        if code:
+            attributes["code.function.name"] = code["code.function.name"]
+        start = time.perf_counter()
+        try:
+            with trace.use_span(span, record_exception=False, set_status_on_exception=False):
+                yield
+        except Exception as error:
+            attributes["error.type"] = _kind(error)
+            _fail(span, error)
+            raise
+        except BaseException as error:
+            # Cancellation and interrupts are no errors: a task group cancels the receivers beside one that failed.
+            span.set_attribute("asignals.interrupted", _kind(error))
+            raise
+        finally:
+            span.end()
+            instruments.counter.add(1, attributes)
+            instruments.duration.record(time.perf_counter() - start, attributes)
+
+
+class _Instruments:
+    """What one kind of operation is measured with."""
+
+    __slots__ = ("counter", "duration", "operation")
+
+    def __init__(self, operation: str, counter: Counter, duration: Histogram) -> None:
+        self.operation = operation
+        self.counter = counter
+        self.duration = duration
+
+
+_lock: Final = threading.Lock()
+_running: list[Instrumentation] = []  # one at most
+# What opentelemetry.instrumentation's suppress_instrumentation() sets; the API has it under this name only.
+_SUPPRESS: Final = getattr(context, "_SUPPRESS_INSTRUMENTATION_KEY", "suppress_instrumentation")
+
+
+def instrument(
+    *,
+    tracer_provider: TracerProvider | None = None,
+    meter_provider: MeterProvider | None = None,
+    exclude: Iterable[Signal[..., Any] | str] = (),
+) -> Instrumentation:
+    """Trace and measure every send of this process, until `uninstrument()`; also a context manager.
+
+    Signals in `exclude`, or whose names match a pattern in it (`"shop.internal.*"`, as `fnmatch` reads it), are left
+    out: neither they nor their receivers get spans or metrics. Without providers the global ones are used. Sends
+    under way are not traced. Nothing is done inside `suppress_instrumentation()`.
+
+    Raises:
+        RuntimeError: it is on already; call `uninstrument` first to change options.
+        TypeError: something in `exclude` is neither a signal nor a string.
+    """
+    excluded = tuple(exclude)
+    for each in excluded:
+        if not isinstance(each, (Signal, str)):
+            msg = f"exclude takes signals and patterns of names, not {type(each).__name__!r}"
+            raise TypeError(msg)
+    with _lock:
+        if _running:
+            msg = "signals are instrumented already: call uninstrument() first"
+            raise RuntimeError(msg)
+        _running.append(Instrumentation(tracer_provider, meter_provider, excluded))
+        return _running[0]
+
+
+def uninstrument() -> None:
+    """End what `instrument` began; does nothing where it is not on. Spans under way end as usual."""
+    with _lock:
+        while _running:
+            _running.pop()._undo()
+
+
+def _histogram(meter: metrics.Meter, name: str, description: str) -> Histogram:
+    return meter.create_histogram(name, "s", description, explicit_bucket_boundaries_advisory=BUCKETS)
+
+
+def _code(receiver: object) -> Attributes:
+    attributes: Attributes = {"code.function.name": name_of(receiver)}
+    path, _, line = (locate(receiver) or "").rpartition(":")
+    if path:
+        attributes["code.file.path"] = path
+        attributes["code.line.number"] = int(line)
+    return attributes
+
+
+def _kind(error: BaseException) -> str:
+    kind = type(error)
+    return kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
+
+
+def _fail(span: Span, error: Exception) -> None:
+    span.set_attribute("error.type", _kind(error))
+    span.record_exception(error)
+    span.set_status(StatusCode.ERROR, type(error).__name__)
+
+
+def _version() -> str:
+    try:
+        return importlib.metadata.version("asignals")
+    except importlib.metadata.PackageNotFoundError:  # run from a checkout
+        return ""
