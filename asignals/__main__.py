@@ -1,0 +1,5 @@
+"""`python -m asignals`: the command `asignals`."""
+
+from asignals.cli import main
+
+main()

@@ -1,0 +1,140 @@
+"""The command `asignals` (extra: `asignals[demo]`).
+
+A command is a function here. It imports what it needs when it is called, in a `with needs(extra):` block, so that no
+command needs, or waits for, what only another one uses. A command with commands of its own is a `typer.Typer` in the
+package that it belongs to, and a function here that calls `hand_over`.
+"""
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated, Any, Literal, NoReturn
+
+
+@contextmanager
+def needs(extra: str) -> Iterator[None]:
+    """A block of imports: one that fails, as its package is not installed, ends the program and names the extra."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.partition(".")[0] == "asignals":
+            raise  # not a missing extra but a mistake of ours
+        sys.exit(f"asignals: {error.name} is not installed; get it with: pip install 'asignals[{extra}]'")
+
+
+with needs("demo"):
+    import typer
+
+app: typer.Typer = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+
+# For a command that hands all its arguments over.
+PASS_ON: dict[str, Any] = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
+
+
+def main() -> None:
+    """Run the command line; ends the program with the command's exit status."""
+    app(prog_name="asignals")
+
+
+def hand_over(context: typer.Context, commands: Callable[..., object]) -> NoReturn:
+    """Let a `Typer` with commands of its own do the rest."""
+    commands(args=context.args, prog_name=context.command_path)
+    raise typer.Exit
+
+
+def _show_version(wanted: bool) -> None:  # noqa: FBT001  typer calls it with the option's value
+    if wanted:
+        typer.echo(f"asignals {version('asignals')}")
+        raise typer.Exit
+
+
+@app.callback()
+def asignals(
+    *,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    """Signals for async Python: see them at work, and look into programs that use them."""
+
+
+@app.command()
+def demo(
+    *,
+    requests: Annotated[int, typer.Option(min=1, help="How many requests the customers make.")] = 300,
+    serve: Annotated[bool, typer.Option("--serve", help="Stay open afterwards, until Ctrl-C.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON; times in seconds.")] = False,
+    relay: Annotated[
+        str | None,
+        typer.Option(metavar="URL", help="Let a kitchen in a process of its own hear, by this engine (or: sqlite)."),
+    ] = None,
+) -> None:
+    """Run a small pizza shop, send it real HTTP requests, and show what its signals did.
+
+    The exit status is 0 only if every request that started has finished.
+    """
+    with needs("demo"):
+        from asignals.demo.run import run  # noqa: PLC0415  loads what only this command needs
+    raise typer.Exit(run(requests=requests, serve=serve, as_json=as_json, relay=relay))
+
+
+Targets = Annotated[list[str], typer.Argument(metavar="TARGET…", help="Modules or packages: shop.signals, shop.")]
+SkipBroken = Annotated[bool, typer.Option("--skip-broken", help="Leave out what does not import inside a package.")]
+Tracebacks = Annotated[bool, typer.Option("--traceback", help="Show the traceback of what does not import.")]
+
+
+@app.command("list")
+def list_(
+    targets: Targets,
+    *,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    skip_broken: SkipBroken = False,
+    tracebacks: Tracebacks = False,
+) -> None:
+    """Show the signals of modules and packages, and who hears them in which order.
+
+    The exit status is 2 if a target does not import.
+    """
+    from asignals._look import list_signals  # noqa: PLC0415  loads what only this command needs
+
+    with needs("demo"):
+        raise typer.Exit(list_signals(targets, to_json=as_json, skip_broken=skip_broken, tracebacks=tracebacks))
+
+
+@app.command()
+def graph(
+    targets: Targets,
+    *,
+    form: Annotated[
+        Literal["mermaid", "dot", "html", "json"] | None,
+        typer.Option("--format", "-f", help="By default what the name of the output says, else mermaid."),
+    ] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="A file to write, instead of stdout.")] = None,
+    skip_broken: SkipBroken = False,
+    tracebacks: Tracebacks = False,
+) -> None:
+    """Draw who sends what to whom: Mermaid, Graphviz's DOT, JSON, or a page with the picture in it.
+
+    The exit status is 2 if a target does not import.
+    """
+    from asignals._look import draw_graph  # noqa: PLC0415  loads what only this command needs
+
+    raise typer.Exit(draw_graph(targets, form=form, output=output, skip_broken=skip_broken, tracebacks=tracebacks))
+
+
+@app.command(context_settings=PASS_ON)
+def worker(context: typer.Context) -> None:
+    """Run the receiving side of a relay as a process."""
+    from asignals.relay.commands import worker_app  # noqa: PLC0415  loads what only this command needs
+
+    hand_over(context, worker_app)
+
+
+@app.command(context_settings=PASS_ON)
+def relay(context: typer.Context) -> None:
+    """Look after a relay: its tables, its backlog, its dead letters."""
+    from asignals.relay.commands import app as relay_app  # noqa: PLC0415  loads what only this command needs
+
+    hand_over(context, relay_app)
