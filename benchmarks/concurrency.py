@@ -1,0 +1,254 @@
+"""Task groups, streams, background work and monitoring, over the same written by hand."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
+from functools import partial
+from itertools import repeat
+from typing import Any
+
+import anyio
+from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
+
+import asignals
+from asignals import _compile
+
+from .cases import Case, Goal, check
+from .contenders import LOOPS, SIGNAL, Contender, Send, connect_all, django_asend, send_repeatedly
+from .receivers import Receiver, coroutine_function, make
+from .timing import Round, time_repeated
+
+# -- task groups -------------------------------------------------------------------------------------------------------
+
+
+def anyio_by_hand(receivers: list[Receiver]) -> Send:
+    async def send(sender, *, a, b):
+        results: list[Any] = [None] * len(receivers)
+
+        async def run(index, receiver):
+            results[index] = (receiver, await receiver(signal=SIGNAL, sender=sender, a=a, b=b))
+
+        async with anyio.create_task_group() as group:
+            for index, receiver in enumerate(receivers):
+                group.start_soon(run, index, receiver)
+        return results
+
+    return send
+
+
+def asyncio_by_hand(receivers: list[Receiver]) -> Send:
+    async def send(sender, *, a, b):
+        async with asyncio.TaskGroup() as group:
+            tasks = [(r, group.create_task(r(signal=SIGNAL, sender=sender, a=a, b=b))) for r in receivers]
+        return [(receiver, task.result()) for receiver, task in tasks]
+
+    return send
+
+
+def via(factory: Callable[[], Any]) -> Callable[[list[Receiver]], Send]:
+    return lambda receivers: connect_all(asignals.Signal(["a", "b"], task_group=factory), receivers).send
+
+
+async def prepare_groups(stack: AsyncExitStack, *, count: int, chosen: list[Contender]) -> dict[str, Round]:
+    """Run coroutine functions concurrently."""
+    rounds = {}
+    for one in chosen:
+        await check(one, "coroutines", count)
+        receivers = make("coroutines", count)
+        stack.callback(receivers.clear)  # holds them until then
+        rounds[one.name] = await time_repeated(partial(one.repeat, one.make(receivers), object()))
+    return rounds
+
+
+BY_HAND = "task group by hand"
+ANYIO = [
+    Contender(BY_HAND, anyio_by_hand, has_order=False),
+    Contender("asignals", via(anyio.create_task_group)),
+]
+ASYNCIO = [
+    Contender(BY_HAND, asyncio_by_hand),
+    Contender("asignals", via(asyncio.TaskGroup)),
+    Contender("Django asend", django_asend, has_order=False),
+]
+
+
+def grouped(kind: str, chosen: list[Contender], count: int, loop: str = "asyncio") -> Case:
+    goals = (Goal("asignals", BY_HAND, 1.1),) if count == 10 else ()
+    return Case(f"groups/{kind} {count}", partial(prepare_groups, count=count, chosen=chosen), goals, loop)
+
+
+GROUPS = [
+    *(grouped("anyio", ANYIO, count) for count in (2, 10, 100)),
+    *(grouped("asyncio", ASYNCIO, count) for count in (2, 10, 100)),
+    grouped("trio", ANYIO, 10, "trio"),
+]
+
+# -- streams -----------------------------------------------------------------------------------------------------------
+
+
+async def prepare_ping(stack: AsyncExitStack) -> dict[str, Round]:
+    """One task sends an event and takes it."""
+    signal = asignals.Signal(["a", "b"])
+    events = await stack.enter_async_context(signal.stream())
+    sending, receiving = _memory_stream(stack)
+    sender = object()
+
+    async def through_signal(times: int) -> None:
+        for _ in repeat(None, times):
+            await signal.send(sender, a=1, b=2)
+            await anext(events)
+
+    async def by_hand(times: int) -> None:
+        for _ in repeat(None, times):
+            await sending.send((sender, {"a": 1, "b": 2}))
+            await receiving.receive()
+
+    return {
+        "memory stream by hand": await time_repeated(by_hand),
+        "asignals": await time_repeated(through_signal),
+    }
+
+
+async def prepare_flow(stack: AsyncExitStack) -> dict[str, Round]:
+    """One task sends as fast as it may, and another takes."""
+    signal = asignals.Signal(["a", "b"])
+    events = await stack.enter_async_context(signal.stream())
+    sending, receiving = _memory_stream(stack)
+    sender = object()
+
+    async def take(source: Any, times: int) -> None:
+        for _ in repeat(None, times):
+            await anext(source)
+
+    async def through_signal(times: int) -> None:
+        async with anyio.create_task_group() as group:
+            group.start_soon(take, events, times)
+            for _ in repeat(None, times):
+                await signal.send(sender, a=1, b=2)
+
+    async def by_hand(times: int) -> None:
+        async with anyio.create_task_group() as group:
+            group.start_soon(take, receiving, times)
+            for _ in repeat(None, times):
+                await sending.send((sender, {"a": 1, "b": 2}))
+
+    return {
+        "memory stream by hand": await time_repeated(by_hand, 0.01),
+        "asignals": await time_repeated(through_signal, 0.01),
+    }
+
+
+def _memory_stream(stack: AsyncExitStack) -> tuple[MemoryObjectSendStream[Any], MemoryObjectReceiveStream[Any]]:
+    sending, receiving = anyio.create_memory_object_stream[Any](64)
+    stack.enter_context(sending)
+    stack.enter_context(receiving)
+    return sending, receiving
+
+
+STREAM_GOALS = (Goal("asignals", "memory stream by hand", 1.5),)
+STREAMS = [
+    Case("streams/one task", prepare_ping, STREAM_GOALS),
+    Case("streams/two tasks", prepare_flow, STREAM_GOALS),
+    Case("streams/two tasks on trio", prepare_flow, STREAM_GOALS, "trio"),
+]
+
+# -- background --------------------------------------------------------------------------------------------------------
+
+WORKERS = 10
+ROOM = 1000
+
+
+async def prepare_background(stack: AsyncExitStack, *, count: int) -> dict[str, Round]:
+    """Hand over sends faster than they are done, and wait until all are."""
+    receivers = make("coroutines", count)
+    signal = connect_all(asignals.Signal(["a", "b"]), receivers)
+    stack.callback(receivers.clear)
+    sender = object()
+    background = await stack.enter_async_context(asignals.Background(limit=WORKERS, buffer=ROOM))
+
+    async def in_background(times: int) -> None:
+        for _ in repeat(None, times):
+            await background.send(signal, sender, a=1, b=2)
+        assert await background.drain() == 0
+
+    rounds = {
+        "queue and workers by hand": await time_repeated(await _queue_by_hand(stack, receivers, sender), 0.01),
+        "asignals": await time_repeated(in_background, 0.01),
+    }
+    # Not the same job: the sender waits. It shows what the way through the background costs.
+    rounds["asignals send"] = await time_repeated(partial(send_repeatedly, signal.send, sender))
+    rounds["Django asend"] = await time_repeated(partial(send_repeatedly, django_asend(receivers), sender))
+    return rounds
+
+
+async def _queue_by_hand(
+    stack: AsyncExitStack, receivers: list[Receiver], sender: object
+) -> Callable[[int], Awaitable[None]]:
+    queue: asyncio.Queue[Any] = asyncio.Queue(ROOM)
+    send = LOOPS["coroutines"](receivers)
+
+    async def work() -> None:
+        while True:
+            sender, named = await queue.get()
+            try:
+                await send(sender, **named)
+            finally:
+                queue.task_done()
+
+    group = await stack.enter_async_context(asyncio.TaskGroup())
+    for _ in range(WORKERS):
+        stack.callback(group.create_task(work()).cancel)
+
+    async def run(times: int) -> None:
+        for _ in repeat(None, times):
+            await queue.put((sender, {"a": 1, "b": 2}))
+        await queue.join()
+
+    return run
+
+
+BACKGROUND = [
+    Case(
+        f"background/{count}",
+        partial(prepare_background, count=count),
+        (Goal("asignals", "queue and workers by hand", 1.5),),
+    )
+    for count in (1, 10)
+]
+
+# -- monitoring --------------------------------------------------------------------------------------------------------
+
+
+async def prepare_monitor(stack: AsyncExitStack, *, count: int) -> dict[str, Round]:
+    """A send that nobody watches, over the same generated code without the question whether somebody does."""
+    receivers = [coroutine_function(None) for _ in range(count)]
+    signal = connect_all(asignals.Signal(["a", "b"]), receivers)
+    stack.callback(receivers.clear)
+    head = _compile._HEAD.replace(" or @watchers", "")
+    assert head != _compile._HEAD, "the template has changed"
+    unwatchable = _compile._write(head + _compile._LOOP, ("a", "b"), "send", "unwatchable send").__get__(signal)
+    rounds = {
+        name: await time_repeated(partial(send_repeatedly, send, object()))
+        for name, send in {"asignals without monitors": unwatchable, "asignals": signal.send}.items()
+    }
+    reports: list[Any] = []
+
+    async def watched(times: int) -> None:
+        with asignals.monitor(reports.append):
+            await send_repeatedly(signal.send, None, times)
+        reports.clear()
+
+    rounds["asignals watched"] = await time_repeated(watched)
+    return rounds
+
+
+MONITOR = [
+    Case(
+        f"monitor/{count}",
+        partial(prepare_monitor, count=count),
+        (Goal("asignals", "asignals without monitors", 1.02),),
+    )
+    for count in (1, 10)
+]
+
+CASES: list[Case] = [*GROUPS, *STREAMS, *BACKGROUND, *MONITOR]

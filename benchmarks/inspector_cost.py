@@ -1,0 +1,236 @@
+"""What the inspector costs a shop under load: `python -m benchmarks.inspector_cost`.
+
+Three processes serve the same shop over real HTTP on loopback: without the inspector, with it mounted and nobody
+looking, and with one viewer of its event stream. What is compared is the processor time of the serving process per
+request, so that neither the client nor whatever else runs on the machine counts; rounds alternate, and the figure is
+the median of their ratios.
+
+There are two shops. The goals are for `demo`, the pizza shop of `asignals demo`: an order is written to its database,
+baked, and announced. `bare` does nothing but send: what a request costs there is the web framework and seven
+receivers and signals, so it shows the most that watching can cost.
+"""
+
+import argparse
+import asyncio
+import contextlib
+import json
+import socket
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Iterator
+
+import anyio.lowlevel
+import uvicorn
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse
+from starlette.routing import Mount, Route
+from starlette.types import ASGIApp
+
+from asignals import signal
+from asignals.asgi import SignalMiddleware, request_finished
+from asignals.inspector import Inspector
+
+CASES = {"not mounted": 1.0, "mounted, nobody looking": 1.02, "one viewer": 1.3}
+"""The cases, and the most that each may cost beside the first."""
+
+CONNECTIONS = 4
+BODY = json.dumps({"order": 4711, "toppings": ["basil", "tomato"], "password": "hunter2"}).encode()
+
+
+async def used_by_now(request: Request) -> JSONResponse:
+    return JSONResponse(time.process_time())
+
+
+def make_demo(*, is_mounted: bool) -> ASGIApp:
+    """Take the pizza shop as it is, or without the inspector."""
+    from asignals.demo import shop  # noqa: PLC0415  each process has one shop
+
+    routes = shop.app.router.routes
+    routes[:] = [route for route in routes if is_mounted or not isinstance(route, Mount)]
+    routes.append(Route("/used", used_by_now))
+    return shop.asgi
+
+
+def make_bare(*, is_mounted: bool) -> ASGIApp:
+    """Make a shop that only announces."""
+
+    @signal
+    def order_paid(sender: object, *, order: int, toppings: list[str], password: str) -> None:
+        """An order was paid."""
+
+    @order_paid.connect(priority=1)
+    async def ship(order, **named):
+        await anyio.lowlevel.checkpoint()
+
+    @order_paid.connect
+    async def book(order, **named): ...
+
+    @order_paid.connect
+    def count(**named): ...
+
+    @request_finished.connect
+    async def log(status, duration, **named): ...
+
+    async def pay(request: Request) -> JSONResponse:
+        order = await request.json()
+        await order_paid.send("shop", **order)
+        return JSONResponse({"paid": order["order"]})
+
+    routes = [Route("/pizzas", pay, methods=["POST"]), Route("/used", used_by_now)]
+    if is_mounted:
+        routes.append(Mount("/signals", Inspector()))
+    app = Starlette(routes=routes)
+    app.state.receivers = ship, book, count, log
+    return SignalMiddleware(app)
+
+
+SHOPS = {"demo": make_demo, "bare": make_bare}
+
+
+def serve(shop: str, port: int, *, is_mounted: bool) -> None:
+    """Serve a shop until the process is ended."""
+    uvicorn.run(SHOPS[shop](is_mounted=is_mounted), port=port, log_level="error", access_log=False)
+
+
+@contextlib.contextmanager
+def server(shop: str, *, is_mounted: bool) -> Iterator[int]:
+    """Serve in a process of its own, for a block; gives the port."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    command = [
+        sys.executable,
+        "-m",
+        "benchmarks.inspector_cost",
+        "--shop",
+        shop,
+        "--port",
+        str(port),
+        *["--mount"] * is_mounted,
+    ]
+    process = subprocess.Popen(command)  # noqa: S603  this module
+    try:
+        while True:
+            with contextlib.suppress(ConnectionRefusedError), socket.create_connection(("127.0.0.1", port)):
+                break
+            time.sleep(0.05)
+        yield port
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def head(method: str, path: str, length: int = 0) -> bytes:
+    return f"{method} {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {length}\r\n\r\n".encode()
+
+
+async def exchange(reader, writer, request: bytes) -> bytes:
+    """Send a request on an open connection, and return the body of the answer."""
+    writer.write(request)
+    answer = await reader.readuntil(b"\r\n\r\n")
+    assert answer.startswith(b"HTTP/1.1 20"), answer
+    length = next(line for line in answer.lower().split(b"\r\n") if line.startswith(b"content-length"))
+    return await reader.readexactly(int(length.partition(b":")[2]))
+
+
+async def load(port: int, requests: int) -> float:
+    """Pay so many orders; returns the server's processor seconds per order."""
+
+    async def customer(count: int) -> None:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        for _ in range(count):
+            await exchange(reader, writer, head("POST", "/pizzas", len(BODY)) + BODY)
+        writer.close()
+
+    before = await used(port)
+    await asyncio.gather(*(customer(requests // CONNECTIONS) for _ in range(CONNECTIONS)))
+    return (await used(port) - before) / requests
+
+
+async def used(port: int) -> float:
+    """The processor time that a server has used."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    seconds = float(await exchange(reader, writer, head("GET", "/used")))
+    writer.close()
+    return seconds
+
+
+@contextlib.asynccontextmanager
+async def viewer(port: int) -> AsyncIterator[list[int]]:
+    """Look at the events of a server for a block, as a page does, and count their bytes."""
+    seen = [0]
+
+    async def look() -> None:
+        while True:
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.write(head("GET", "/signals/events"))
+            while data := await reader.read(65536):
+                seen[0] += len(data)
+                if data.endswith(b"\r\n0\r\n\r\n"):
+                    break
+            writer.close()
+
+    looking = asyncio.create_task(look())
+    try:
+        while not seen[0]:  # noqa: ASYNC110  what comes is only counted
+            await asyncio.sleep(0.01)
+        yield seen
+    finally:
+        looking.cancel()
+
+
+async def measure(shop: str, rounds: int, requests: int) -> dict[str, list[float]]:
+    """Measure each case in turn, round after round: processor seconds per request."""
+    found: dict[str, list[float]] = {case: [] for case in CASES}
+    with (
+        server(shop, is_mounted=False) as bare,
+        server(shop, is_mounted=True) as unwatched,
+        server(shop, is_mounted=True) as watched,
+    ):
+        ports = dict(zip(CASES, (bare, unwatched, watched), strict=True))
+        async with viewer(watched) as seen:
+            for number in range(rounds + 1):
+                for case, port in ports.items():
+                    cost = await load(port, requests)
+                    if number:  # the first round warms up
+                        found[case].append(cost)
+            assert seen[0] > 10_000, "the viewer saw nothing"
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--rounds", type=int, default=12)
+    parser.add_argument("--requests", type=int, default=2000, help="in a round")
+    parser.add_argument("--shop", choices=SHOPS, help="only this one")
+    parser.add_argument("--check", action="store_true", help="exit with status 1 if a goal is missed")
+    parser.add_argument("--port", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--mount", action="store_true", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.port:
+        serve(options.shop, options.port, is_mounted=options.mount)
+        return
+    print("| shop | inspector | µs of the server per request | ratio | goal |\n|---|---|---|---|---|")
+    missed = False
+    for shop in [options.shop] if options.shop else SHOPS:
+        missed |= report(shop, asyncio.run(measure(shop, options.rounds, options.requests)))
+    if options.check and missed:
+        sys.exit(1)
+
+
+def report(shop: str, found: dict[str, list[float]]) -> bool:
+    """Print the figures of a shop; tells whether a goal was missed."""
+    base = next(iter(found.values()))
+    missed = False
+    for case, costs in found.items():
+        ratio = statistics.median(cost / other for cost, other in zip(costs, base, strict=True))
+        goal = f"{CASES[case]:.2f}" if shop == "demo" else ""
+        missed |= bool(goal) and ratio > CASES[case]
+        print(f"| {shop} | {case} | {statistics.median(costs) * 1e6:.0f} | {ratio:.3f} | {goal} |")
+    return missed
+
+
+if __name__ == "__main__":
+    main()

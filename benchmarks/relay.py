@@ -1,0 +1,321 @@
+"""The relay beside the raw clients, in interleaved runs: `python -m benchmarks.relay [--events 5000] [--rounds 5]
+[CASE …]`.
+
+Needs the servers of the tests (ASIGNALS_NATS_URL, ASIGNALS_REDIS_URL, ASIGNALS_POSTGRES_URL); bodies have 100 bytes.
+Every round runs each contender once, so that whatever else the machine does hits them alike; medians are shown. One
+process is sender and receiver, so an end-to-end figure is the sum of the work of both.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import gc
+import json
+import os
+import secrets
+import statistics
+import sys
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import nats
+from nats.js.api import AckPolicy, ConsumerConfig
+from redis.asyncio import Redis
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
+
+from asignals import signal
+from asignals.relay import Envelope, JetStream, Memory, RedisStreams, Relay, SQLAlchemyOutbox, metadata
+
+NATS = os.environ.get("ASIGNALS_NATS_URL", "nats://127.0.0.1:4222")
+REDIS = os.environ.get("ASIGNALS_REDIS_URL", "redis://127.0.0.1:6379/0")
+POSTGRES = os.environ.get("ASIGNALS_POSTGRES_URL", "postgresql+asyncpg://postgres@127.0.0.1:5432/test").replace(
+    "postgresql://", "postgresql+asyncpg://", 1
+)
+NOTE = "x" * 89  # with its name and quotes a body of 100 bytes
+BODY = b'{"note":"%b"}' % NOTE.encode()
+BATCH = 500
+Contender = Callable[[int], Awaitable[float]]
+
+
+@signal
+def order_paid(sender: str, *, note: str) -> None:
+    """What is sent."""
+
+
+@signal
+def order_heard(sender: str, *, note: str) -> None:
+    """What is heard."""
+
+
+class Counter:
+    """A receiver that knows when it has been called often enough."""
+
+    def __init__(self) -> None:
+        self.left = 0
+        self.done = asyncio.Event()
+
+    def expect(self, count: int) -> None:
+        self.left = count
+        self.done.clear()
+
+    async def __call__(self, **_: Any) -> None:
+        self.left -= 1
+        if not self.left:
+            self.done.set()
+
+
+def batches(count: int) -> list[list[Envelope]]:
+    envelopes = [Envelope("bench", BODY, sender="shop") for _ in range(count)]
+    return [envelopes[start : start + BATCH] for start in range(0, count, BATCH)]
+
+
+async def through(transport: Any, count: int, heard: Counter) -> float:
+    """Publish and wait until all are heard; seconds."""
+    made = batches(count)
+    heard.expect(count)
+    began = time.perf_counter()
+    for batch in made:
+        await transport.publish_many(batch)
+    await heard.done.wait()
+    return time.perf_counter() - began
+
+
+async def jetstream(run: Any) -> None:  # noqa: C901  both contenders, side by side
+    """Publish in batches, and end to end, through JetStream."""
+    name = f"bench{secrets.token_hex(4)}"
+    client = await nats.connect(NATS)
+    context = client.jetstream(publish_async_max_pending=BATCH)
+    await context.add_stream(name=f"{name}-raw", subjects=[f"{name}-raw.>"], duplicate_window=120)
+    transport, heard = JetStream(NATS, stream=name), Counter()
+    await transport.init()
+
+    async def raw_publish(count: int) -> float:
+        began = time.perf_counter()
+        for start in range(0, count, BATCH):
+            sent = []
+            for number in range(start, min(count, start + BATCH)):
+                headers = {"Nats-Msg-Id": f"{began}{number}"}
+                sent.append(await context.publish_async(f"{name}-raw.bench", BODY, headers=headers))
+            await asyncio.gather(*sent)
+        return time.perf_counter() - began
+
+    async def our_publish(count: int) -> float:
+        made = batches(count)
+        began = time.perf_counter()
+        for batch in made:
+            await transport.publish_many(batch)
+        return time.perf_counter() - began
+
+    await run("jetstream publish", {"nats-py publish_async": raw_publish, "asignals publish_many": our_publish}, 0.8)
+    for stream in (f"{name}-raw", name):
+        await context.purge_stream(stream)
+    config = ConsumerConfig(durable_name="bench", ack_policy=AckPolicy.EXPLICIT, max_ack_pending=20_000)
+    await context.add_consumer(f"{name}-raw", config)
+    pull = await context.pull_subscribe_bind("bench", f"{name}-raw")
+
+    async def raw_through(count: int) -> float:
+        began = time.perf_counter()
+        await raw_publish(count)
+        left = count
+        while left:
+            for message in await pull.fetch(min(left, BATCH), timeout=5):
+                json.loads(message.data)
+                await message.ack()
+                left -= 1
+        return time.perf_counter() - began
+
+    relay = Relay(transport, "bench")
+    relay.receive(order_heard, "bench")
+    with order_heard.connected(heard):
+        async with relay:
+
+            async def our_through(count: int) -> float:
+                return await through(transport, count, heard)
+
+            contenders = {"nats-py publish_async, fetch, ack": raw_through, "asignals": our_through}
+            await run("jetstream end to end", contenders, 0.6)
+    for stream in (name, f"{name}-raw", f"{name}-dead"):
+        await context.delete_stream(stream)
+    await client.close()
+
+
+async def redis(run: Any) -> None:
+    """End to end through Redis Streams."""
+    name = f"bench{secrets.token_hex(4)}"
+    client = Redis.from_url(REDIS, protocol=2)
+    transport, heard = RedisStreams(REDIS, prefix=name), Counter()
+    await client.xgroup_create(f"{name}-raw", "bench", id="0", mkstream=True)
+
+    async def raw_through(count: int) -> float:
+        began = time.perf_counter()
+        for start in range(0, count, BATCH):
+            pipeline = client.pipeline(transaction=True)
+            for _ in range(start, min(count, start + BATCH)):
+                pipeline.xadd(f"{name}-raw", {"d": BODY})
+            await pipeline.execute()
+        left = count
+        while left:
+            found = await client.xreadgroup("bench", "one", {f"{name}-raw": ">"}, count=BATCH)
+            ids = []
+            for id_, fields in found[0][1]:
+                json.loads(fields[b"d"])
+                ids.append(id_)
+            await client.xack(f"{name}-raw", "bench", *ids)
+            left -= len(ids)
+        return time.perf_counter() - began
+
+    relay = Relay(transport, "bench")
+    relay.receive(order_heard, "bench")
+    with order_heard.connected(heard):
+        async with relay:
+
+            async def our_through(count: int) -> float:
+                return await through(transport, count, heard)
+
+            await run("redis end to end", {"redis-py, batches of 500": raw_through, "asignals": our_through}, 0.6)
+    keys = [key async for key in client.scan_iter(f"*{name}*", count=1000)]
+    await client.delete(*keys)
+    await client.aclose()
+
+
+async def with_schema(work: Callable[[AsyncEngine], Awaitable[None]]) -> None:
+    """Run on tables of its own."""
+    schema = f"bench{secrets.token_hex(4)}"
+    engine = create_async_engine(POSTGRES, connect_args={"server_settings": {"search_path": schema}})
+    async with engine.begin() as connection:
+        await connection.execute(text(f"CREATE SCHEMA {schema}"))
+    try:
+        async with engine.begin() as connection:
+            await connection.run_sync(metadata().create_all)
+            await connection.execute(text("CREATE TABLE orders (id SERIAL PRIMARY KEY, note TEXT)"))
+        await work(engine)
+    finally:
+        async with engine.begin() as connection:
+            await connection.execute(text(f"DROP SCHEMA {schema} CASCADE"))
+        await engine.dispose()
+
+
+async def outbox(run: Any) -> None:
+    """The outbox on PostgreSQL: what a send costs in a transaction, how fast it drains, how soon a receiver hears."""
+    await with_schema(lambda engine: _outbox(run, engine))
+
+
+async def _outbox(run: Any, engine: AsyncEngine) -> None:
+    box = SQLAlchemyOutbox(engine)
+    relay = Relay(Memory(), "shop", outbox=box)
+    relay.export(order_paid, "bench")
+    order = text("INSERT INTO orders (note) VALUES (:note)")
+
+    async def transactions(count: int, *, with_send: bool) -> float:
+        began = time.perf_counter()
+        for _ in range(count // 10):
+            async with AsyncSession(engine) as session, session.begin():
+                await session.execute(order, {"note": NOTE})
+                if with_send:
+                    with relay.bind(session):
+                        await order_paid.send("shop", note=NOTE)
+        return (time.perf_counter() - began) * 10
+
+    async def without(count: int) -> float:
+        return await transactions(count, with_send=False)
+
+    async def with_outbox(count: int) -> float:
+        return await transactions(count, with_send=True)
+
+    await run("a transaction with a send", {"INSERT, COMMIT": without, "the same and a send": with_outbox}, 1 / 1.5)
+
+    async def nowhere(_envelopes: Any) -> None:
+        return
+
+    async def drain(count: int) -> float:
+        rows = [{"key": None, "data": Envelope("bench", BODY).encode()} for _ in range(count)]
+        async with engine.begin() as connection:
+            await connection.execute(text("TRUNCATE asignals_outbox"))
+            await connection.execute(box.tables.outbox.insert(), rows)
+        began = time.perf_counter()
+        while await box.drain_once(nowhere):
+            pass
+        return time.perf_counter() - began
+
+    await run("outbox drain", {"asignals": drain}, None)
+    relay.stop_exporting(order_paid)
+    await _latency(engine)
+
+
+async def _latency(engine: AsyncEngine) -> None:
+    """From commit to receiver, outbox and NOTIFY and JetStream between them, 100 a second."""
+    name = f"bench{secrets.token_hex(4)}"
+    transport = JetStream(NATS, stream=name)
+    shop = Relay(transport, "shop", outbox=SQLAlchemyOutbox(engine))
+    billing = Relay(JetStream(NATS, stream=name), "billing")
+    shop.export(order_paid, "bench")
+    billing.receive(order_heard, "bench")
+    committed = 0.0
+    waits: list[float] = []
+    heard = asyncio.Event()
+
+    async def receiver(**_: Any) -> None:
+        waits.append(time.perf_counter() - committed)
+        heard.set()
+
+    with order_heard.connected(receiver):
+        async with shop, billing:
+            for number in range(550):
+                heard.clear()
+                async with AsyncSession(engine) as session, session.begin():
+                    with shop.bind(session):
+                        await order_paid.send("shop", note=NOTE)
+                committed = time.perf_counter()
+                await heard.wait()
+                if number < 50:
+                    waits.clear()
+                await asyncio.sleep(0.005)
+    shop.stop_exporting(order_paid)
+    client = await nats.connect(NATS)
+    for stream in (name, f"{name}-dead"):
+        await client.jetstream().delete_stream(stream)
+    await client.close()
+    waits.sort()
+    p50, p99 = waits[len(waits) // 2] * 1e3, waits[int(len(waits) * 0.99)] * 1e3
+    print(f"commit to receiver (outbox, NOTIFY, JetStream)\n  p50 {p50:.1f} ms, p99 {p99:.1f} ms (goal: 10 ms)")
+
+
+CASES = {"jetstream": jetstream, "redis": redis, "outbox": outbox}
+
+
+def main(arguments: list[str]) -> None:
+    """Run the cases that are named, or all."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.relay", description="The relay beside the raw clients.")
+    parser.add_argument("cases", nargs="*", choices=[[], *CASES], default=[])
+    parser.add_argument("--events", type=int, default=5_000)
+    parser.add_argument("--rounds", type=int, default=5)
+    options = parser.parse_args(arguments)
+
+    async def run(title: str, contenders: dict[str, Contender], goal: float | None) -> None:
+        seconds: dict[str, list[float]] = {name: [] for name in contenders}
+        for contender in contenders.values():
+            await contender(min(options.events, 1_000))  # everything is loaded and connected now
+        for _ in range(options.rounds):
+            for name, contender in contenders.items():
+                gc.collect()
+                seconds[name].append(await contender(options.events))
+        rates = {name: options.events / statistics.median(times) for name, times in seconds.items()}
+        print(title)
+        first = next(iter(rates.values()))
+        for name, rate in rates.items():
+            share = f"  {rate / first:.2f} of raw" if rate is not first else ""
+            wanted = f" (goal: {goal:.2f})" if share and goal else ""
+            print(f"  {name:<40} {rate:>10,.0f}/s{share}{wanted}")
+
+    async def run_cases() -> None:
+        for name in options.cases or CASES:
+            await CASES[name](run)
+
+    asyncio.run(run_cases())
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,68 @@
+"""How is compared: many short rounds, all contenders in turn in each, and the median of the ratios within rounds.
+
+A round of one contender takes about a millisecond. What else the machine does meanwhile is not counted (processor time
+of this process), and where it slows the processor down it slows neighbouring rounds alike; the median drops the rest.
+The garbage collector runs between rounds, not in them.
+"""
+
+import gc
+from collections.abc import Awaitable, Callable, Mapping
+from statistics import median
+from time import perf_counter, process_time
+from typing import TypeAlias
+
+# Runs one round, and returns the cost of one operation, in seconds or whatever the case's unit is.
+Round: TypeAlias = Callable[[], Awaitable[float]]
+Costs: TypeAlias = dict[str, list[float]]
+
+ROUND_SECONDS = 0.001
+MIN_ROUNDS = 3
+
+
+async def time_repeated(repeat: Callable[[int], Awaitable[object]], seconds: float = ROUND_SECONDS) -> Round:
+    """A round that repeats an operation as often as takes about `seconds`."""
+    await repeat(1)  # first times fill caches
+    times, took = 1, 0.0
+    while times < 1_000_000:
+        start = process_time()
+        await repeat(times)
+        took = process_time() - start
+        if took >= seconds / 2:
+            break
+        times *= 2
+
+    times = max(1, round(times * seconds / took)) if took else times
+
+    async def one_round() -> float:
+        start = process_time()
+        await repeat(times)
+        return (process_time() - start) / times
+
+    return one_round
+
+
+async def compare(rounds: Mapping[str, Round], seconds: float) -> Costs:
+    """Run rounds of all contenders in turn for about `seconds`; returns each one's costs, round by round."""
+    costs: Costs = {name: [] for name in rounds}
+    order = list(rounds.items())
+    end = perf_counter() + seconds
+    was_enabled = gc.isenabled()
+    try:
+        done = 0
+        while done < MIN_ROUNDS or perf_counter() < end:
+            gc.collect(0)
+            gc.disable()
+            for name, one_round in order:
+                costs[name].append(await one_round())
+            gc.enable()
+            order.append(order.pop(0))  # nobody always runs after the same neighbour's traces in the caches
+            done += 1
+    finally:
+        if was_enabled:
+            gc.enable()
+    return costs
+
+
+def ratio(costs: Costs, of: str, over: str) -> float:
+    """How many times the cost of another contender one has: the median over the rounds."""
+    return median(mine / theirs for mine, theirs in zip(costs[of], costs[over], strict=True))
