@@ -1,0 +1,58 @@
+"""What all tests share: the event loops they run on."""
+
+import asyncio
+import os
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+LOOPS: dict[str, tuple[str, dict[str, Any]]] = {
+    "asyncio": ("asyncio", {"use_uvloop": False}),
+    "asyncio+uvloop": ("asyncio", {"use_uvloop": True}),
+    "trio": ("trio", {}),
+}
+
+
+def _eager_loop() -> asyncio.AbstractEventLoop:
+    loop = asyncio.new_event_loop()
+    loop.set_task_factory(asyncio.eager_task_factory)
+    return loop
+
+
+if sys.version_info >= (3, 12):
+    LOOPS["asyncio+eager"] = ("asyncio", {"loop_factory": _eager_loop})
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """`--long`, or `ASIGNALS_LONG=1`: the sizes that the tests of trust are meant for, instead of those for CI."""
+    parser.addoption("--long", action="store_true", default=os.environ.get("ASIGNALS_LONG") == "1")
+
+
+@pytest.fixture
+def long(request: pytest.FixtureRequest) -> bool:
+    """Whether to take hours where minutes would do."""
+    return bool(request.config.getoption("--long"))
+
+
+@pytest.fixture(params=list(LOOPS.values()), ids=list(LOOPS))
+def anyio_backend(request: pytest.FixtureRequest) -> tuple[str, dict[str, Any]]:
+    """Every test marked `anyio` runs once on each loop."""
+    return request.param
+
+
+@pytest.fixture
+def collect() -> Callable[..., Any]:
+    """A receiver that keeps what it was called with, in its attribute `calls`."""
+
+    def receiver(**named: Any) -> None:
+        receiver.calls.append(named)
+
+    receiver.calls = []
+    return receiver
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Run the browser's tests first: its page shows all signals of the process, so those that other tests made, too."""
+    items.sort(key=lambda item: "test_inspector_browser" not in item.nodeid)

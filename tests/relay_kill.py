@@ -1,0 +1,391 @@
+"""The kill test: senders, relays, consumers and brokers under SIGKILL, and then the books are balanced.
+
+    python -m tests.relay_kill                        every engine, 20,000 events each
+    python -m tests.relay_kill jetstream --events 600 --kills 6
+
+The whole chain: transactions in PostgreSQL (one in ten is rolled back) with an outbox, two relays, the engine, two
+services of two instances with an inbox. Relays, consumers and the broker are killed at random and started again. At
+the end each service must have called its receiver for every committed event, for no other, and hardly ever twice.
+
+NATS and Redis are started here, on free ports, and killed too. PostgreSQL and RabbitMQ belong to the machine and stay
+up.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import random
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent.parent)]
+
+# ruff: noqa: E402  the path above is for the imports below, however this file is started
+# ruff: noqa: S311  what is random is whom to kill
+# ruff: noqa: S603, ASYNC220  it starts nothing but servers and itself
+
+from relay_support import free_port, postgres_schema, remove_rabbitmq, require, unique
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
+
+from asignals import Signal
+from asignals.relay import Relay, SQLAlchemyInbox, SQLAlchemyOutbox, metadata
+from asignals.relay.worker import run_worker
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+SERVICES = ("billing", "shipping")
+CLAIM = 2.0
+ENGINES = ("sqlite", "postgres", "jetstream", "redis", "rabbitmq")
+
+
+def transport_for(config: dict[str, Any]) -> Any:
+    """Make the transport in whichever process asks."""
+    name, url = config["engine"], config["url"]
+    if name in ("sqlite", "postgres"):
+        from asignals.relay import Database
+
+        if name == "postgres":
+            return Database(engine_for(config), claim=CLAIM)
+        return Database(url, claim=CLAIM)
+    if name == "jetstream":
+        from asignals.relay import JetStream
+
+        return JetStream(url, stream=config["name"], claim=CLAIM)
+    if name == "redis":
+        from asignals.relay import RedisStreams
+
+        return RedisStreams(url, prefix=config["name"], claim=CLAIM)
+    from faststream.rabbit import RabbitBroker
+
+    from asignals.relay import FastStreamTransport
+
+    return FastStreamTransport(RabbitBroker(url), name=config["name"])
+
+
+def engine_for(config: dict[str, Any]) -> Any:
+    """Connect to the schema of this run."""
+    settings = {"server_settings": {"search_path": config["schema"]}}
+    return create_async_engine(config["postgres"], pool_size=6, connect_args=settings)
+
+
+# -- the processes that are killed ---------------------------------------------------------------------------------
+
+
+async def run_relay(config: dict[str, Any]) -> None:
+    """Publish what the outbox holds."""
+    outbox = SQLAlchemyOutbox(engine_for(config), batch=100)
+    await run_worker(Relay(transport_for(config), "shop", outbox=outbox, grace=3))
+
+
+async def run_consumer(config: dict[str, Any], service: str) -> None:
+    """Write down every event that is heard, in a transaction of its own."""
+    engine = engine_for(config)
+    heard = Signal(["number"])
+    relay = Relay(transport_for(config), service, inbox=SQLAlchemyInbox(engine), limit=10, grace=3)
+    relay.receive(heard, "order.paid", retries=10_000, backoff=(0.05, 0.5))
+    write = text("INSERT INTO heard (service, number) VALUES (:service, :number)")
+
+    async def book(number: int, **_: Any) -> None:
+        async with engine.begin() as connection:
+            await connection.execute(write, {"service": service, "number": number})
+
+    heard.connect(book, weak=False, dispatch_uid="book")
+    await run_worker(relay)
+
+
+# -- the broker, where it is ours ----------------------------------------------------------------------------------
+
+
+class Broker:
+    """A server of our own on a free port, which keeps its files when it is killed."""
+
+    def __init__(self, command: list[str], port: int, directory: Path) -> None:
+        self._command = command
+        self._port = port
+        self._log = (directory / "broker.log").open("ab")
+        self._process: subprocess.Popen[bytes] | None = None
+
+    async def start(self) -> None:
+        """Start it, and return when it answers."""
+        self._process = subprocess.Popen(self._command, stdout=self._log, stderr=self._log)
+        async with asyncio.timeout(20):
+            while True:
+                with suppress(OSError):
+                    _, writer = await asyncio.open_connection("127.0.0.1", self._port)
+                    writer.close()
+                    return
+                await asyncio.sleep(0.05)
+
+    def kill(self) -> None:
+        """End it without a word."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            self._process = None
+
+    def close(self) -> None:
+        """End it for good."""
+        self.kill()
+        self._log.close()
+
+
+def broker_for(engine: str, directory: Path) -> tuple[Broker | None, str]:
+    """Give the server of our own, if there is one, and the URL."""
+    port = free_port()
+    if engine == "jetstream" and (found := shutil.which("nats-server")):
+        command = [found, "-a", "127.0.0.1", "-p", str(port), "-js", "-sd", str(directory / "nats")]
+        return Broker(command, port, directory), f"nats://127.0.0.1:{port}"
+    if engine == "redis" and (found := shutil.which("redis-server")):
+        options = ["--bind", "127.0.0.1", "--port", str(port), "--dir", str(directory), "--save", ""]
+        return Broker(
+            [found, *options, "--appendonly", "yes", "--appendfsync", "always"], port, directory
+        ), f"redis://127.0.0.1:{port}"
+    if engine == "sqlite":
+        return None, f"sqlite+aiosqlite:///{directory}/engine.db"
+    services = {"jetstream": "nats", "redis": "redis", "rabbitmq": "rabbitmq", "postgres": "postgres"}
+    return None, require(services[engine])
+
+
+# -- the test ------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Books:
+    """What came out."""
+
+    engine: str
+    committed: int
+    rolled_back: int
+    lost: int
+    phantoms: int
+    duplicates: int
+    kills: dict[str, int]
+    seconds: float
+
+    @property
+    def balanced(self) -> bool:
+        """Nothing lost, nothing made up."""
+        return not self.lost and not self.phantoms
+
+
+class Killer:
+    """Keeps the processes running, and kills them."""
+
+    def __init__(self, config: dict[str, Any], broker: Broker | None, directory: Path, seed: int) -> None:
+        self._config = json.dumps(config)
+        self._broker = broker
+        self._directory = directory
+        self._random = random.Random(seed)
+        self._roles = ["relay", "relay", *(service for service in SERVICES for _ in range(2))]
+        self._processes: dict[int, subprocess.Popen[bytes]] = {}
+        self.kills: Counter[str] = Counter()
+
+    def start_all(self) -> None:
+        for place in range(len(self._roles)):
+            self._start(place)
+
+    def _start(self, place: int) -> None:
+        with (self._directory / f"{self._roles[place]}-{place}.log").open("ab") as log:
+            command = [sys.executable, __file__, "--role", self._roles[place], "--config", self._config]
+            self._processes[place] = subprocess.Popen(command, stdout=log, stderr=log)
+
+    async def kill_one(self) -> None:
+        """Kill one at random: a relay, a consumer or the broker."""
+        choices = [*range(len(self._roles)), *([-1] if self._broker else [])]
+        place = self._random.choice(choices)
+        if place == -1:
+            assert self._broker is not None
+            self.kills["broker"] += 1
+            self._broker.kill()
+            await asyncio.sleep(self._random.uniform(0.1, 0.6))
+            await self._broker.start()
+            return
+        self.kills["relay" if self._roles[place] == "relay" else "consumer"] += 1
+        self._processes[place].kill()
+        self._processes[place].wait()
+        await asyncio.sleep(self._random.uniform(0.0, 0.2))
+        self._start(place)
+
+    def stop_all(self) -> None:
+        """End all of them, as they have always been ended here."""
+        for process in self._processes.values():
+            process.kill()
+        for process in self._processes.values():
+            process.wait()
+
+
+@asynccontextmanager
+async def run_of(engine: str, directory: Path, seed: int) -> AsyncIterator[tuple[Any, Killer]]:
+    """Set everything up, and take it down again whatever happens."""
+    async with AsyncExitStack() as stack:
+        database, schema = await stack.enter_async_context(postgres_schema())
+        async with database.begin() as connection:
+            await connection.run_sync(metadata().create_all)
+            await connection.execute(text("CREATE TABLE orders (number INTEGER PRIMARY KEY)"))
+            await connection.execute(text("CREATE TABLE heard (service TEXT, number INTEGER)"))
+        broker, url = broker_for(engine, directory)
+        if broker is not None:
+            stack.callback(broker.close)
+            await broker.start()
+        config = {
+            "engine": engine,
+            "url": url,
+            "schema": schema,
+            "name": unique("kill"),
+            "postgres": require("postgres"),
+        }
+        transport = transport_for(config)
+        if hasattr(transport, "init"):
+            await transport.init()
+        if hasattr(transport, "add_service"):
+            for service in SERVICES:
+                await transport.add_service(service)
+        if hasattr(transport, "aclose"):
+            await transport.aclose()
+        if engine == "postgres":
+            await transport.engine.dispose()  # it was made here, not by the transport
+        if engine == "rabbitmq":
+            stack.push_async_callback(remove_rabbitmq, url, config["name"])
+        killer = Killer(config, broker, directory, seed)
+        stack.callback(killer.stop_all)
+        killer.start_all()
+        yield database, killer
+
+
+async def send_all(database: Any, events: int, seed: int) -> tuple[set[int], int]:
+    """Pay orders, one transaction each; returns those that were committed, and how many were not."""
+    paid = Signal(["number", "session"])
+    relay = Relay(_Nowhere(), "shop", outbox=SQLAlchemyOutbox(database))
+    relay.export(paid, "order.paid")
+    chance = random.Random(seed)
+    numbers = iter(range(10**9))
+    committed: set[int] = set()
+    rolled_back = 0
+
+    async def pay_orders() -> None:
+        nonlocal rolled_back
+        while len(committed) < events:
+            number = next(numbers)
+            fails = chance.random() < 0.1
+            try:
+                async with AsyncSession(database) as session, session.begin():
+                    await session.execute(text("INSERT INTO orders VALUES (:number)"), {"number": number})
+                    await paid.send("shop", number=number, session=session)
+                    if fails:
+                        raise InterruptedError  # noqa: TRY301  how an application's transaction fails
+                committed.add(number)
+            except InterruptedError:
+                rolled_back += 1
+
+    async with asyncio.TaskGroup() as tasks:
+        for _ in range(4):
+            tasks.create_task(pay_orders())
+    return committed, rolled_back
+
+
+class _Nowhere:
+    """The sending process publishes nothing itself: relays do."""
+
+    async def publish_many(self, _envelopes: Any) -> None:
+        raise NotImplementedError
+
+    async def consume(self, *_: Any, **__: Any) -> None:
+        raise NotImplementedError
+
+
+async def heard_by_now(database: Any) -> int:
+    """Count the events that both services have heard, each once."""
+    async with database.connect() as connection:
+        return int((await connection.execute(text("SELECT count(DISTINCT (service, number)) FROM heard"))).scalar_one())
+
+
+async def run(engine: str, *, events: int, kills: int, seed: int, patience: float = 30.0) -> Books:
+    """Run the test on one engine."""
+    began = time.monotonic()
+    with tempfile.TemporaryDirectory() as name:
+        async with run_of(engine, Path(name), seed) as (database, killer):
+            sending = asyncio.create_task(send_all(database, events, seed))
+            await _until_heard(database, 1, patience)
+            for _ in range(kills):
+                await asyncio.sleep(random.Random(f"{seed}{_}").uniform(0.2, 0.9))
+                await killer.kill_one()
+            committed, rolled_back = await sending
+            try:
+                await _until_heard(database, len(committed) * len(SERVICES), patience)
+            except TimeoutError:
+                _show_logs(Path(name))
+            async with database.connect() as connection:
+                rows = (await connection.execute(text("SELECT service, number FROM heard"))).all()
+    calls = Counter((service, number) for service, number in rows)
+    due = {(service, number) for service in SERVICES for number in committed}
+    return Books(
+        engine,
+        len(committed),
+        rolled_back,
+        lost=len(due - calls.keys()),
+        phantoms=len(calls.keys() - due),
+        duplicates=sum(calls.values()) - len(calls),
+        kills=dict(killer.kills),
+        seconds=round(time.monotonic() - began, 1),
+    )
+
+
+def _show_logs(directory: Path) -> None:
+    for log in sorted(directory.glob("*.log")):
+        sys.stderr.write(f"--- {log.name}\n{log.read_text(errors='replace')[-2000:]}\n")
+
+
+async def _until_heard(database: Any, count: int, patience: float) -> None:
+    """Wait until so many were heard; `TimeoutError` when nothing new has come for `patience` seconds."""
+    before, since = -1, time.monotonic()
+    while (now := await heard_by_now(database)) < count:
+        if now != before:
+            before, since = now, time.monotonic()
+        if time.monotonic() - since > patience:
+            raise TimeoutError
+        await asyncio.sleep(0.1)
+
+
+def main() -> None:
+    """Run as a command, or as one of the processes that are killed."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else None)
+    parser.add_argument("engines", nargs="*", default=ENGINES)
+    parser.add_argument("--events", type=int, default=20_000)
+    parser.add_argument("--kills", type=int, default=30)
+    parser.add_argument("--seed", type=int, default=int(time.time()))
+    parser.add_argument("--role")
+    parser.add_argument("--config")
+    options = parser.parse_args()
+    if options.role:
+        config = json.loads(options.config)
+        work = run_relay(config) if options.role == "relay" else run_consumer(config, options.role)
+        asyncio.run(work)
+        return
+    failed = False
+    for engine in options.engines:
+        books = asyncio.run(run(engine, events=options.events, kills=options.kills, seed=options.seed))
+        share = 100 * books.duplicates / (books.committed * len(SERVICES))
+        failed = failed or not books.balanced or share >= 0.5
+        sys.stdout.write(
+            json.dumps({**asdict(books), "duplicates_percent": round(share, 3), "seed": options.seed}) + "\n"
+        )
+        sys.stdout.flush()
+    sys.exit(failed)
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("PYTHONUNBUFFERED", "1")
+    main()

@@ -1,0 +1,231 @@
+"""What the relay's tests share: reaching servers, and one way to make every engine."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import secrets
+import socket
+import sys
+from contextlib import asynccontextmanager, suppress
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+import pytest
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+    from pathlib import Path
+
+URLS = {
+    "postgres": os.environ.get("ASIGNALS_POSTGRES_URL", "postgresql+asyncpg://postgres@127.0.0.1:5432/test"),
+    "redis": os.environ.get("ASIGNALS_REDIS_URL", "redis://127.0.0.1:6379/0"),
+    "rabbitmq": os.environ.get("ASIGNALS_RABBITMQ_URL", "amqp://guest:guest@127.0.0.1:5672/"),
+    "nats": os.environ.get("ASIGNALS_NATS_URL", "nats://127.0.0.1:4222"),
+}
+CLAIM = 0.6  # seconds: short, so that tests of lost consumers are
+
+
+def require(service: str) -> str:
+    """Give the URL of a server; skip the test without it, or fail if ASIGNALS_REQUIRE_SERVICES is set."""
+    url = URLS[service]
+    if service == "postgres" and url.startswith("postgresql://"):
+        url = url.replace("postgresql://", "postgresql+asyncpg://", 1)
+    parts = urlsplit(url)
+    try:
+        socket.create_connection((parts.hostname or "127.0.0.1", parts.port or 5432), timeout=2).close()
+    except OSError as error:
+        reason = f"no {service} at {parts.hostname}:{parts.port} ({error}); set ASIGNALS_{service.upper()}_URL"
+        if os.environ.get("ASIGNALS_REQUIRE_SERVICES") == "1":
+            pytest.fail(reason)
+        pytest.skip(reason)
+    return url
+
+
+def unique(prefix: str = "t") -> str:
+    """Make a name that no other test uses, now or in parallel."""
+    return f"{prefix}{os.getpid()}_{secrets.token_hex(4)}"
+
+
+def free_port() -> int:
+    """Find a port that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+@asynccontextmanager
+async def postgres_schema() -> AsyncIterator[tuple[AsyncEngine, str]]:
+    """Give an engine whose tables go to a schema that is dropped afterwards, and the schema's name."""
+    url = require("postgres")
+    schema = unique("s")
+    engine = create_async_engine(url, pool_size=10, connect_args={"server_settings": {"search_path": schema}})
+    async with engine.begin() as connection:
+        await connection.execute(text(f"CREATE SCHEMA {schema}"))
+    try:
+        yield engine, schema
+    finally:
+        async with engine.begin() as connection:
+            await connection.execute(text(f"DROP SCHEMA {schema} CASCADE"))
+        await engine.dispose()
+
+
+class World:
+    """One engine, on which a test may open as many transports as it likes."""
+
+    def __init__(self, name: str, make: Callable[[], Any]) -> None:
+        self.name = name
+        self._make = make
+        self._opened: list[Any] = []
+
+    def open(self) -> Any:
+        """Open one more transport, as another process would."""
+        transport = self._make()
+        self._opened.append(transport)
+        return transport
+
+    async def close(self) -> None:
+        for transport in self._opened:
+            if hasattr(transport, "aclose"):
+                await transport.aclose()
+
+
+@asynccontextmanager
+async def world(name: str, tmp_path: Path) -> AsyncIterator[World]:
+    """Make an engine's world with names of its own, and clean up behind it."""
+    async with _WORLDS[name](tmp_path) as made:
+        try:
+            yield made
+        finally:
+            await made.close()
+
+
+@asynccontextmanager
+async def _memory(_path: Path) -> AsyncIterator[World]:
+    from asignals.relay import Memory
+
+    shared = Memory()
+    yield World("memory", lambda: shared)
+
+
+@asynccontextmanager
+async def _sqlite(path: Path) -> AsyncIterator[World]:
+    from asignals.relay import Database
+
+    made = World("sqlite", lambda: Database(f"sqlite+aiosqlite:///{path}/relay.db", claim=CLAIM))
+    await made.open().init()
+    yield made
+
+
+@asynccontextmanager
+async def _postgres(_path: Path) -> AsyncIterator[World]:
+    from asignals.relay import Database
+
+    async with postgres_schema() as (engine, schema):
+        made = World("postgres", lambda: Database(engine, schema=schema, claim=CLAIM))
+        await made.open().init()
+        yield made
+
+
+@asynccontextmanager
+async def _jetstream(_path: Path) -> AsyncIterator[World]:
+    import nats
+
+    from asignals.relay import JetStream
+
+    url, stream = require("nats"), unique()
+    made = World("jetstream", lambda: JetStream(url, stream=stream, claim=CLAIM))
+    try:
+        yield made
+    finally:
+        client = await nats.connect(url)
+        manager = client.jsm()
+        for name in (stream, f"{stream}-dead", f"KV_{stream}-inbox"):
+            with suppress(nats.js.errors.NotFoundError):
+                await manager.delete_stream(name)
+        await client.close()
+
+
+@asynccontextmanager
+async def _redis(_path: Path) -> AsyncIterator[World]:
+    if sys.version_info < (3, 12):
+        pytest.skip("before Python 3.12 the client loses cancellations, and a consumer may not end")
+    from redis.asyncio import Redis
+
+    from asignals.relay import RedisStreams
+
+    url, prefix = require("redis"), unique()
+    made = World("redis", lambda: RedisStreams(url, prefix=prefix, claim=CLAIM))
+    try:
+        yield made
+    finally:
+        async with Redis.from_url(url) as client:
+            keys = [key async for key in client.scan_iter(f"{{{prefix}}}:*", count=1000)]
+            if keys:
+                await client.delete(*keys)
+
+
+@asynccontextmanager
+async def _rabbitmq(_path: Path) -> AsyncIterator[World]:
+    from faststream.rabbit import RabbitBroker
+
+    from asignals.relay import FastStreamTransport
+
+    url, name = require("rabbitmq"), unique()
+    made = World("rabbitmq", lambda: FastStreamTransport(RabbitBroker(url), name=name))
+    try:
+        yield made
+    finally:
+        await remove_rabbitmq(url, name)
+
+
+@asynccontextmanager
+async def _kafka(_path: Path) -> AsyncIterator[World]:
+    from confluent_kafka import Producer
+    from faststream.confluent import KafkaBroker
+
+    from asignals.relay import FastStreamTransport
+
+    quiet, name = {"log_level": 0}, unique()
+    cluster = Producer({"bootstrap.servers": "none", "test.mock.num.brokers": 1, **quiet})
+    brokers = cluster.list_topics(timeout=10).brokers.values()
+    servers = [f"{broker.host}:{broker.port}" for broker in brokers]
+    settings = {"heartbeat.interval.ms": 300, "session.timeout.ms": 6000, **quiet}
+    yield World("kafka", lambda: FastStreamTransport(KafkaBroker(servers, config=settings), name=name))
+    del cluster
+
+
+async def remove_rabbitmq(url: str, name: str) -> None:
+    """Delete the exchange and the queues that tests make."""
+    import aio_pika
+
+    services = ["first", "second", "billing", "shipping", "shop", "other"]
+    async with await aio_pika.connect(url) as connection:
+        channel = await connection.channel()
+        for service in services:
+            await channel.queue_delete(f"{name}.{service}")
+            await channel.queue_delete(f"{name}.dead.dlq.{service}")
+        await channel.exchange_delete(name)
+
+
+_WORLDS = {
+    "memory": _memory,
+    "sqlite": _sqlite,
+    "postgres": _postgres,
+    "jetstream": _jetstream,
+    "redis": _redis,
+    "rabbitmq": _rabbitmq,
+    "kafka": _kafka,
+}
+
+ENGINES = [name for name in _WORLDS if name != "kafka"]
+
+
+async def until(condition: Callable[[], object], within: float = 30.0) -> None:
+    """Wait until something that happens elsewhere has become true."""
+    async with asyncio.timeout(within):
+        while not condition():  # noqa: ASYNC110  what is waited for happens in servers and other processes
+            await asyncio.sleep(0.005)

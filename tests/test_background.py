@@ -1,0 +1,388 @@
+"""Sends that run in the background: bounded, drained, and never lost silently."""
+
+import asyncio
+import gc
+import logging
+import threading
+import tracemalloc
+
+import anyio
+import anyio.from_thread
+import anyio.lowlevel
+import anyio.to_thread
+import pytest
+
+from asignals import Background, Signal
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture
+def signal():
+    return Signal(["x"])
+
+
+@pytest.fixture
+def seen(signal):
+    seen = []
+
+    async def receives(x, **named):
+        await anyio.lowlevel.checkpoint()
+        seen.append(x)
+
+    signal.connect(receives, weak=False)
+    return seen
+
+
+async def test_leaving_drains_what_was_accepted_also_when_the_block_raises(signal, seen):
+    """An error in the block is raised after everything has been done."""
+    with anyio.fail_after(5), pytest.raises(LookupError):  # noqa: PT012  the block is what raises
+        async with Background(limit=1, buffer=10) as background:
+            for number in range(5):
+                await background.send(signal, None, x=number)
+            raise LookupError
+    assert seen == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("buffer", [0, 1])
+async def test_there_is_room_for_limit_and_buffer(signal, seen, buffer):
+    """`send_nowait` raises when both are full, and says so."""
+    with anyio.fail_after(5):
+        async with Background(limit=1, buffer=buffer) as background:
+            for number in range(1 + buffer):
+                background.send_nowait(signal, None, x=number)
+            with pytest.raises(anyio.WouldBlock, match="has no room"):
+                background.send_nowait(signal, None, x=9)
+    assert seen == list(range(1 + buffer))
+
+
+@pytest.mark.parametrize("limit", [1, 3])
+@pytest.mark.parametrize("buffer", [0, 1])
+async def test_receivers_may_send_to_their_own_background(signal, limit, buffer):
+    """Sends from receivers never wait, in any depth, from threads and from tasks: nothing deadlocks or is lost."""
+    seen = []
+
+    async def receives(x, **named):
+        if x:
+            await background.send(signal, None, x=x - 1)
+            async with anyio.create_task_group() as group:
+                group.create_task(background.send(signal, None, x=x - 1))
+            await anyio.to_thread.run_sync(lambda: background.send_nowait(signal, None, x=x - 1))
+        seen.append(x)
+
+    signal.connect(receives)
+    with anyio.fail_after(10):
+        async with Background(limit=limit, buffer=buffer) as background:
+            await background.send(signal, None, x=3)
+    assert len(seen) == 1 + 3 + 9 + 27
+    assert background.undelivered == ()
+
+
+async def test_closed_before_and_after(signal):
+    """Before the block and after it, sends are refused, and so is a second entrance."""
+    background = Background()
+    with anyio.fail_after(5):
+        with pytest.raises(anyio.ClosedResourceError, match="while its block"):
+            await background.send(signal, None, x=1)
+        async with background:
+            pass
+        with pytest.raises(anyio.ClosedResourceError, match="while its block"):
+            background.send_nowait(signal, None, x=1)
+        with pytest.raises(RuntimeError, match="once"):
+            await background.__aenter__()
+
+
+async def test_arguments_are_checked_at_the_call(signal):
+    """A send that does not fit the signal is refused where it is made."""
+    with anyio.fail_after(5):
+        async with Background() as background:
+            with pytest.raises(TypeError):
+                await background.send(signal, None, y=1)
+            with pytest.raises(TypeError):
+                background.send_nowait(signal, None)
+
+
+@pytest.mark.parametrize("kind", ["sync", "async", "failing", "cancelling"])
+async def test_errors_are_reported_once_and_stop_nobody(signal, anyio_backend, caplog, kind):
+    """Each error is logged and given to `on_error` once, whatever that does."""
+    if kind == "cancelling" and anyio_backend[0] == "trio":
+        pytest.skip("trio's cancellation cannot be raised by oneself")
+    reported = []
+
+    def on_error(error):
+        reported.append(error)
+        if kind == "failing":
+            raise LookupError
+        if kind == "cancelling":
+            raise asyncio.CancelledError
+
+    async def on_error_async(error):
+        await anyio.lowlevel.checkpoint()
+        reported.append(error)
+
+    def receives(x, **named):
+        raise OSError(x)
+
+    signal.connect(receives)
+    with anyio.fail_after(5):
+        async with Background(limit=1, on_error=on_error_async if kind == "async" else on_error) as background:
+            for number in range(3):
+                await background.send(signal, None, x=number)
+    assert [error.args for error in reported] == [(0,), (1,), (2,)]
+    assert background.statistics().errors == background.statistics().done == 3
+    assert sum("failed as a receiver" in message for message in caplog.messages) == 3
+
+
+async def test_a_receiver_that_raises_the_cancellation_itself(signal, anyio_backend):
+    """It is an error of that send; the background and its block go on."""
+    if anyio_backend[0] == "trio":
+        pytest.skip("trio's cancellation cannot be raised by oneself")
+    seen, errors = [], []
+
+    async def receives(x, **named):
+        if x == 1:
+            raise asyncio.CancelledError
+        if x == 2:
+            asyncio.current_task().cancel()
+        await anyio.lowlevel.checkpoint()
+        seen.append(x)
+
+    signal.connect(receives)
+    with anyio.fail_after(5):
+        async with Background(limit=1, on_error=errors.append) as background:
+            for number in range(4):
+                await background.send(signal, None, x=number)
+            assert await background.drain() == 0
+            seen.append("still in the block")
+    assert seen == [0, 3, "still in the block"]
+    assert [type(error) for error in errors] == [RuntimeError, RuntimeError]
+
+
+class Stop(BaseException):
+    pass
+
+
+@pytest.mark.parametrize("kind", [Stop, KeyboardInterrupt, SystemExit])
+async def test_a_base_exception_ends_the_background(signal, caplog, anyio_backend, kind):
+    """It cancels the others and the block, and is raised in a group; what was not delivered is said."""
+    if kind is not Stop and anyio_backend[0] == "asyncio":
+        pytest.skip("asyncio ends the whole loop by it")
+
+    async def receives(x, **named):
+        await anyio.lowlevel.checkpoint()
+        raise kind
+
+    signal.connect(receives)
+    background = Background(limit=1)
+    with anyio.fail_after(5), pytest.raises(BaseExceptionGroup) as caught:  # noqa: PT012  the block is what raises
+        async with background:
+            await background.send(signal, None, x=0)
+            await background.send(signal, None, x=1)
+            await anyio.sleep_forever()
+    assert [type(error) for error in caught.value.exceptions] == [kind]
+    assert [event.x for event in background.undelivered] == [0, 1]
+    assert "not delivered: 2 of" in caplog.text
+
+
+@pytest.mark.parametrize("when", ["in the block", "while draining"])
+async def test_stopping_in_the_middle_says_what_was_not_delivered(signal, caplog, when):
+    """Cancellation cancels the receivers; the events that they did not finish are in `undelivered`."""
+
+    async def receives(x, **named):
+        if x:
+            await anyio.sleep_forever()
+
+    signal.connect(receives)
+    background = Background(limit=2)
+    with anyio.fail_after(5), anyio.CancelScope() as scope:
+        async with background:
+            for number in range(5):
+                await background.send(signal, None, x=number)
+            await anyio.wait_all_tasks_blocked()
+            if when == "in the block":
+                scope.cancel()
+                await anyio.lowlevel.checkpoint()
+            else:
+                async with anyio.create_task_group() as group:
+                    group.cancel_scope.shield = True
+                scope.deadline = anyio.current_time()
+    assert [event.x for event in background.undelivered] == [1, 2, 3, 4]
+    assert "not delivered: 4 of" in caplog.text
+    statistics = background.statistics()
+    assert (statistics.accepted, statistics.done, statistics.running, statistics.waiting) == (5, 1, 0, 0)
+
+
+async def test_draining_for_a_time(signal):
+    """`drain` cancels nothing, and returns how many are left."""
+    go_on = anyio.Event()
+
+    async def receives(x, **named):
+        await go_on.wait()
+
+    signal.connect(receives)
+    with anyio.fail_after(5):
+        async with Background(limit=1) as background:
+            assert await background.drain(0) == 0
+            for number in range(3):
+                await background.send(signal, None, x=number)
+            assert await background.drain(0) == 3
+            async with anyio.create_task_group() as group:
+                group.start_soon(background.drain)
+                group.start_soon(background.drain, None)
+                await anyio.wait_all_tasks_blocked()
+                go_on.set()
+            assert await background.drain() == 0
+
+
+async def test_a_receiver_cannot_drain_its_own_background(signal):
+    """It would wait for itself, and is told so."""
+    errors = []
+
+    async def receives(x, **named):
+        await background.drain()
+
+    signal.connect(receives)
+    with anyio.fail_after(5):
+        async with Background(on_error=errors.append) as background:
+            await background.send(signal, None, x=1)
+    assert "wait for itself" in str(errors[0])
+
+
+async def test_a_send_made_while_muted_reaches_nobody(signal, seen):
+    """A background send belongs to the block it was made in, also when it runs later; others are heard."""
+    with anyio.fail_after(5):
+        async with Background(limit=1) as background:
+            for everywhere in (False, True):
+                await background.send(signal, None, x=1)
+                with signal.muted(everywhere=everywhere):
+                    await background.send(signal, None, x=2)
+                    background.send_nowait(signal, None, x=2)
+                await background.send(signal, None, x=3)
+    assert seen == [1, 3, 1, 3]
+    assert signal._registry.filters == ()
+
+
+async def test_threads_may_send(signal, seen):
+    """`send_nowait` works from any thread, `send` from another thread's loop, waiting for room there."""
+    total = 20
+
+    async def sends():
+        for number in range(total):
+            await background.send(signal, None, x=number)
+
+    def run(backend):
+        anyio.run(sends, backend=backend)
+
+    with anyio.fail_after(10):
+        async with Background(limit=1, buffer=1) as background:
+            async with anyio.create_task_group() as group:
+                group.start_soon(anyio.to_thread.run_sync, run, "asyncio")
+                group.start_soon(anyio.to_thread.run_sync, run, "trio")
+            await background.drain()
+            await anyio.to_thread.run_sync(lambda: background.send_nowait(signal, None, x="thread"))
+    assert len(seen) == 2 * total + 1
+    assert [x for x in seen if x == total - 1] == [total - 1] * 2
+
+
+async def test_senders_in_other_threads_while_it_closes(signal, seen):
+    """A send from another thread is either accepted, and then done, or refused."""
+    outcomes = []
+
+    async def sends():
+        try:
+            while True:
+                await background.send(signal, None, x=1)
+                outcomes.append("accepted")
+        except anyio.ClosedResourceError:
+            outcomes.append("refused")
+
+    thread = threading.Thread(target=lambda: anyio.run(sends))
+    with anyio.fail_after(10):
+        async with Background(limit=1, buffer=1) as background:
+            thread.start()
+            while len(seen) < 5:
+                await anyio.lowlevel.checkpoint()
+        await anyio.to_thread.run_sync(thread.join)
+    assert outcomes.count("accepted") == len(seen) == background.statistics().done
+    assert outcomes[-1] == "refused"
+
+
+def test_a_loop_between_two_runs_can_be_sent_to(signal, seen):
+    """A send from the loop's own thread while it does not run is done when it runs again."""
+    loop = asyncio.new_event_loop()
+    ready, leave = asyncio.Event(), asyncio.Event()
+
+    async def main():
+        async with Background() as background:
+            signal_from_outside.append(background)
+            ready.set()
+            await leave.wait()
+
+    signal_from_outside = []
+    task = loop.create_task(main())
+    try:
+        loop.run_until_complete(ready.wait())
+        signal_from_outside[0].send_nowait(signal, None, x=1)
+        leave.set()
+        loop.run_until_complete(asyncio.wait_for(asyncio.shield(task), 3))
+    finally:
+        loop.close()
+    assert seen == [1]
+
+
+async def test_many_sends_hold_memory_flat_and_lose_nothing(anyio_backend, signal):
+    """100,000 sends with a limit of 100 are all done, and leave nothing behind."""
+    if anyio_backend[1]:
+        pytest.skip("once for each kind of loop is enough") if anyio_backend[1].get("use_uvloop") is not False else None
+    done = 0
+
+    async def receives(x, **named):
+        nonlocal done
+        done += 1
+
+    signal.connect(receives)
+    with anyio.fail_after(60):
+        async with Background(limit=100) as background:
+            for number in range(10_000):
+                await background.send(signal, None, x=number)
+            await background.drain()
+            gc.collect()
+            tracemalloc.start(1)
+            try:
+                for number in range(10_000, 20_000):
+                    await background.send(signal, None, x=number)
+                await background.drain()
+                gc.collect()
+                grown, _ = tracemalloc.get_traced_memory()
+            finally:
+                tracemalloc.stop()
+            for number in range(20_000, 100_000):
+                await background.send(signal, None, x=number)
+    assert done == background.statistics().done == 100_000
+    assert grown < 500_000, f"{grown} bytes were kept of 10,000 sends"
+
+
+@pytest.fixture(autouse=True)
+def _log_errors(caplog):
+    caplog.set_level(logging.WARNING, "asignals")
+
+
+@pytest.mark.parametrize("kind", [KeyboardInterrupt, SystemExit])
+def test_an_interrupt_in_a_receiver_ends_asyncio_s_loop(signal, caplog, kind):
+    """It comes out of `run`, as from any task, and the background says what was not delivered."""
+
+    async def receives(x, **named):
+        await anyio.lowlevel.checkpoint()
+        raise kind
+
+    signal.connect(receives)
+
+    async def main():
+        async with Background(limit=1) as background:
+            await background.send(signal, None, x=0)
+            await background.send(signal, None, x=1)
+            await anyio.sleep_forever()
+
+    with pytest.raises(kind):
+        asyncio.run(main())
+    assert "not delivered: 2 of" in caplog.text

@@ -1,0 +1,102 @@
+"""The benchmarks run and compare like with like; their times are not judged."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+pytest.importorskip("rich")
+for peer in ("aiosignal", "asphalt", "blinker", "django", "psygnal", "pyee"):
+    pytest.importorskip(peer)
+
+
+def run(*arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "benchmarks", *map(str, arguments)]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=120)  # noqa: S603
+
+
+@pytest.mark.parametrize(
+    "name", ["coroutines/1", "functions/1", "methods/1", "mixed/10", "choosy/1", "trio/1", "groups/anyio 2"]
+)
+def test_contenders_agree_and_the_json_has_the_documented_shape(name: str, tmp_path: Path) -> None:
+    """Each run checks first that all contenders call the same receivers with the same arguments."""
+    file = tmp_path / "results.json"
+
+    ran = run(name, "--quick", "--seconds", 0.01, "--json", file)
+
+    assert ran.returncode == 0, ran.stderr
+    data = json.loads(file.read_text())
+    assert {"python", "implementation", "machine", "system", "libraries", "quick", "cases"} == set(data)
+    assert data["quick"] is True
+    [case] = data["cases"]
+    assert {"name", "group", "loop", "unit", "rounds", "over", "contenders", "goals"} == set(case)
+    assert case["name"] == name
+    assert case["rounds"] >= 3
+    assert case["contenders"][case["over"]]["ratio"] == 1
+    assert "asignals" in case["contenders"]
+    assert all(found["cost"] > 0 and found["ratio"] > 0 for found in case["contenders"].values())
+
+
+def test_goals_are_in_the_results_and_do_not_fail_the_run(tmp_path: Path) -> None:
+    """A goal has what it compares, its limit, and what was seen."""
+    file = tmp_path / "results.json"
+
+    ran = run("coroutines/10", "--quick", "--seconds", 0.01, "--json", file)
+
+    assert ran.returncode == 0, ran.stderr
+    [case] = json.loads(file.read_text())["cases"]
+    assert case["goals"]
+    for goal in case["goals"]:
+        assert set(goal) == {"of", "over", "limit", "seen", "met"}
+        assert goal["met"] is (goal["seen"] <= goal["limit"])
+
+
+@pytest.mark.parametrize("name", ["senders", "listeners", "memory", "streams", "background/1", "monitor/1"])
+def test_what_else_is_measured_runs(name: str) -> None:
+    """Figures that are not of a send among others."""
+    ran = run(name, "--quick", "--seconds", 0.01)
+
+    assert ran.returncode == 0, ran.stderr
+    assert "goals" in ran.stdout or name == "listeners"
+
+
+def test_a_contender_that_calls_otherwise_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The check is no formality."""
+    monkeypatch.syspath_prepend(str(ROOT))
+    import anyio
+
+    from benchmarks.cases import check
+    from benchmarks.contenders import Contender
+
+    def forgets_one(receivers):
+        async def send(sender, *, a, b):
+            for receiver in receivers[1:]:
+                await receiver(sender=sender, a=a, b=b)
+
+        return send
+
+    with pytest.raises(AssertionError, match="forgetful"):
+        anyio.run(check, Contender("forgetful", forgets_one), "coroutines", 2)
+
+
+def test_an_unknown_name_lists_the_groups() -> None:
+    """A typing error costs no minute."""
+    ran = run("corotines")
+
+    assert ran.returncode != 0
+    assert "coroutines" in ran.stderr
+
+
+def test_the_chart_is_an_svg(tmp_path: Path) -> None:
+    """It is drawn of whatever was measured."""
+    pytest.importorskip("matplotlib")
+    file = tmp_path / "chart.svg"
+
+    ran = run("coroutines/1", "--quick", "--seconds", 0.01, "--chart", file)
+
+    assert ran.returncode == 0, ran.stderr
+    assert "<svg" in file.read_text()

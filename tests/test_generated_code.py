@@ -1,0 +1,344 @@
+import functools
+import gc
+import inspect
+import keyword
+import linecache
+import pydoc
+import traceback
+import unicodedata
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from asignals import Signal, signal
+from asignals._compile import send_for, send_robust_for, specialise
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture(params=["asyncio", "trio"])
+def anyio_backend(request):
+    """Nothing here waits: two loops will do."""
+    return request.param
+
+
+def is_possible(name):
+    plain = unicodedata.normalize("NFKC", name)
+    return name.isidentifier() and not keyword.iskeyword(plain) and plain not in {"sender", "signal", "__debug__"}
+
+
+# Names that the code might use itself: builtins, everything in the template and in the modules around it, dunders.
+suspects = sorted(
+    {
+        *dir(__builtins__ if not isinstance(__builtins__, dict) else __import__("builtins")),
+        *(name.strip("_") for name in specialise(()).send.__globals__),
+        *specialise(()).send.__globals__,
+        *specialise(()).send.__code__.co_varnames,
+        *specialise(("a",)).send.__code__.co_varnames,
+        *(name.strip("_") for name in specialise(("a",)).send.__code__.co_varnames),
+        *dir(Signal),
+        *[
+            "self",
+            "plan",
+            "link",
+            "receiver",
+            "response",
+            "results",
+            "error",
+            "pair",
+            "named",
+            "robust",
+            "_",
+            "__",
+            "___",
+        ],
+        *["cls", "args", "kwargs", "await_", "match", "type", "case", "print", "weak", "func", "method", "arguments"],
+    }
+)
+names = st.sampled_from([name for name in suspects if is_possible(name)]) | st.text(
+    st.characters(categories=["Lu", "Ll", "Lt", "Lm", "Lo", "Nl", "Mn", "Nd", "Pc"]), min_size=1, max_size=5
+).filter(is_possible)
+sets_of_names = st.lists(names, max_size=6, unique_by=lambda name: unicodedata.normalize("NFKC", name))
+
+
+async def slow(**named):
+    return named
+
+
+class Handler:
+    def hear(self, /, **named):
+        return named
+
+    async def hear_async(self, /, **named):
+        return named
+
+
+# -- collisions --
+
+
+@settings(max_examples=60, deadline=None)
+@given(sets_of_names)
+@example(["_", "__", "___self", "____send", "_results"])
+@example(["Exception", "isawaitable", "deliver", "watchers", "blame", "failed"])
+@example(["__class__", "__name__", "__loader__", "__builtins__", "__file__"])
+@example(["self", "plan", "link", "receiver", "error", "robust", "named"])
+@example(["ﬁ", "ª", "\U0001d418"])
+async def test_no_name_collides_with_the_generated_code(declared):
+    """Whatever names a signal declares, every kind of receiver gets exactly what was sent under them."""
+    made = Signal(declared)
+    plain = [unicodedata.normalize("NFKC", name) for name in declared]
+    sent = {name: object() for name in plain}
+    handler = Handler()
+
+    def hear(**named):
+        return named
+
+    for each in (hear, slow, handler.hear, handler.hear_async, functools.partial(hear)):
+        made.connect(each, weak=False)
+    made.connect(hear, weak=False, dispatch_uid="once", once=True)
+    expected = {"signal": made, "sender": "s", **sent}
+    assert [named for _, named in await made.send("s", **sent)] == [expected] * 6
+    assert [named for _, named in await made.send_robust("s", **sent)] == [expected] * 5
+    assert [named for _, named in await made.using().send("s", **sent)] == [expected] * 5
+    loose = Signal()
+    loose.connect(hear)
+    assert await loose.send("s", **sent) == [(hear, {**expected, "signal": loose})]
+    assert await loose.send_robust("s", **sent) == [(hear, {**expected, "signal": loose})]
+
+
+@settings(max_examples=60, deadline=None)
+@given(sets_of_names)
+async def test_receivers_that_choose_get_what_they_name(declared):
+    """A receiver that names one of the arguments gets that one, whatever it is called."""
+    made = Signal(declared)
+    for name in made.providing_args:
+        namespace = {}
+        exec(f"def hear({name}): return {name}", namespace)  # noqa: S102  a receiver for any name
+        made.connect(namespace["hear"], weak=False)
+    sent = {name: object() for name in made.providing_args}
+    assert [response for _, response in await made.send("s", **sent)] == list(sent.values())
+
+
+def test_every_suspect_is_really_tried():
+    """The names that are tried include what the generated code uses."""
+    for name in ("receiver", "results", "link", "plan", "Exception", "self", "isawaitable"):
+        assert name in suspects
+
+
+# -- shared and bounded --
+
+
+async def test_signals_with_the_same_names_share_their_code():
+    """The code is generated once for each set of names."""
+    first, second = Signal(["a", "b"]), Signal(["a", "b"])
+    assert first.send.__func__.__code__ is second.send.__func__.__code__
+    assert first.send_robust.__func__.__code__ is second.send_robust.__func__.__code__
+    assert type(first) is type(second)
+    typed = signal(lambda sender, *, a, b=2: None)
+    assert typed.send.__func__.__code__ is first.send.__func__.__code__
+
+
+async def test_stubs_with_the_same_names_have_their_own_defaults():
+    """Sharing the code shares no defaults."""
+    one, two = signal(lambda sender, *, a=1: None), signal(lambda sender, *, a=2: None)
+
+    def hear(a):
+        return a
+
+    one.connect(hear)
+    two.connect(hear)
+    assert await one.send(None) == [(hear, 1)]
+    assert await two.send(None) == [(hear, 2)]
+    with pytest.raises(TypeError):
+        await Signal(["a"]).send(None)
+
+
+async def test_keywords_that_never_come_again_do_not_fill_memory():
+    """An undeclared signal that is sent ever new keywords keeps a bounded number of generated functions."""
+    made = Signal()
+    made.connect(slow)
+    for number in range(300):
+        await made.send(None, **{f"name_{number}": 1})
+        await made.send_robust(None, **{f"name_{number}": 1})
+    for cached in (send_for, send_robust_for):
+        assert cached.cache_info().currsize <= cached.cache_info().maxsize <= 1024
+
+
+async def test_a_signal_and_its_methods_make_no_reference_cycle():
+    """A declared signal is freed when its last reference goes."""
+    import weakref
+
+    gc.disable()
+    try:
+        made = Signal(["a"])
+        alive = weakref.ref(made)
+        await made.send(None, a=1)
+        del made
+        assert alive() is None
+    finally:
+        gc.enable()
+
+
+# -- what a reader sees --
+
+
+@pytest.mark.parametrize("method", ["send", "send_robust"])
+@pytest.mark.parametrize("declared", [("odd_a", "odd_b"), None], ids=["declared", "any"])
+async def test_tracebacks_show_the_generated_lines(method, declared, caplog):
+    """Every frame of a failing send has its source line, also where other code was made for the same names."""
+    made = Signal(declared)
+    robust = method == "send_robust"
+
+    def fails(**named):
+        raise KeyboardInterrupt if robust else ValueError
+
+    linecache.clearcache()
+    for other in (Signal(["odd_a", "odd_b"]), Signal()):
+        other.connect(fails)
+        with pytest.raises((ValueError, KeyboardInterrupt)) as caught:
+            await getattr(other, method)(None, odd_a=1, odd_b=2)
+        traceback.format_exception(caught.value)
+    made.connect(fails)
+    with pytest.raises((ValueError, KeyboardInterrupt)) as caught:
+        await getattr(made, method)(None, odd_a=1, odd_b=2)
+    frames = traceback.extract_tb(caught.value.__traceback__)
+    generated = [frame for frame in frames if frame.filename.startswith("asignals ")]
+    assert len(generated) == 1
+    assert "odd_a=" in generated[0].line
+    assert "receiver(" in generated[0].line
+    assert all(frame.line for frame in frames)
+
+
+async def test_different_code_never_has_the_same_file_name():
+    """Tracebacks tell generated functions apart by name, so names differ wherever lines do."""
+    made = [
+        specialise(("q", "r")).send,
+        specialise(("q", "r")).send_robust,
+        specialise(("q", "r")).bind,
+        specialise(("q_r",)).send,
+    ]
+    assert len({function.__code__.co_filename for function in made}) == len(made)
+
+
+async def test_the_signature_is_the_real_one():
+    """`inspect.signature` of send and send_robust shows the declared arguments."""
+    for method in ("send", "send_robust"):
+        assert str(inspect.signature(getattr(Signal(["size", "toppings"]), method))) == "(sender, *, size, toppings)"
+        assert str(inspect.signature(getattr(Signal([]), method))) == "(sender)"
+        assert list(inspect.signature(getattr(Signal(), method)).parameters) == ["sender", "named"]
+
+
+async def test_the_signature_of_a_typed_signal_has_types_and_defaults():
+    """A stub's annotations and defaults are those of send."""
+
+    @signal
+    def done(sender: str, *, toppings: list[str], size: int = 30) -> None: ...
+
+    for method in (done.send, done.send_robust):
+        parameters = inspect.signature(method).parameters
+        assert list(parameters) == ["sender", "toppings", "size"]
+        assert parameters["size"].annotation is int
+        assert parameters["size"].default == 30
+        assert parameters["toppings"].kind is inspect.Parameter.KEYWORD_ONLY
+
+
+async def test_help_shows_the_parameters_and_the_promises():
+    """`help(sig.send)` has the real parameters and the docstring of `Signal.send`."""
+    made = Signal(["size", "toppings"])
+    text = pydoc.plain(pydoc.render_doc(made.send))
+    assert "(sender, *, size, toppings)" in text
+    assert inspect.getdoc(Signal.send).splitlines()[0] in text
+    assert made.send.__name__ == "send"
+    assert made.send.__qualname__ == "Signal.send"
+
+
+async def test_send_is_a_coroutine_function():
+    """Frameworks that ask see what send is."""
+    for made in (Signal(), Signal(["a"]), signal(lambda sender: None)):
+        assert inspect.iscoroutinefunction(made.send)
+        assert inspect.iscoroutinefunction(made.send_robust)
+
+
+# -- subclasses --
+
+
+class Loud(Signal):
+    """Counts its sends."""
+
+    def __init__(self, *args, **options):
+        super().__init__(*args, **options)
+        self.sends = []
+
+    async def send(self, sender, **named):
+        self.sends.append(named)
+        return await super().send(sender, **named)
+
+
+class Polite(Signal):
+    async def send(self, sender, **named):
+        return [("polite", None), *await super().send(sender, **named)]
+
+    async def send_robust(self, sender, **named):
+        return await self.send(sender, **named)
+
+
+class Both(Loud, Polite):
+    pass
+
+
+@pytest.mark.parametrize("declared", [None, ["a"]], ids=["any", "declared"])
+async def test_a_subclass_may_override_send(declared, collect):
+    """An overridden send is what is called, and `super().send` does the work."""
+    made = Loud(declared)
+    made.connect(collect)
+    await made.send("s", a=1)
+    await made.send_robust("s", a=2)
+    assert made.sends == [{"a": 1}]
+    assert [call["a"] for call in collect.calls] == [1, 2]
+    assert collect.calls[0] == {"signal": made, "sender": "s", "a": 1}
+
+
+@pytest.mark.parametrize("declared", [None, ["a"]], ids=["any", "declared"])
+async def test_a_diamond_of_subclasses_calls_each_send_once(declared, collect):
+    """Overrides of several bases run in the order of the classes."""
+    made = Both(declared)
+    made.connect(collect)
+    results = await made.send("s", a=1)
+    assert results == [("polite", None), (collect, None)]
+    assert made.sends == [{"a": 1}]
+    assert await made.send_robust("s", a=1) == results
+    assert len(made.sends) == 2
+
+
+async def test_super_checks_declared_arguments(collect):
+    """`super().send` of a declared signal refuses what does not fit."""
+    made = Loud(["a"])
+    made.connect(collect)
+    with pytest.raises(TypeError, match="'b'"):
+        await made.send(None, a=1, b=2)
+    assert collect.calls == []
+
+
+async def test_views_of_a_subclass_are_of_the_subclass():
+    """`using` keeps class, overrides and attributes."""
+    made = Loud(["a"])
+    view = made.using(limit=3)
+    assert isinstance(view, Loud)
+    await view.send(None, a=1)
+    assert made.sends == [{"a": 1}]
+
+
+async def test_a_subclass_may_override_connect():
+    """`connected`, `receiver` and decorators go through an overridden connect."""
+    from asignals import receiver
+
+    class Strong(Signal):
+        def connect(self, receiver=None, sender=None, weak=False, *args, **options):  # noqa: FBT002  as connect
+            return super().connect(receiver, sender, weak, *args, **options)
+
+    made = Strong()
+    made.connect(lambda **named: 1)
+    receiver(made)(lambda **named: 2)
+    made.connect()(lambda **named: 3)
+    assert [response for _, response in await made.send(None)] == [1, 2, 3]

@@ -1,0 +1,323 @@
+"""Spans and metrics of sends and receivers, as an OpenTelemetry SDK receives them."""
+
+import threading
+
+import anyio
+import pytest
+
+pytest.importorskip("opentelemetry.sdk", reason="needs opentelemetry-sdk")
+
+from opentelemetry import context, trace
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import InMemoryMetricReader
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from opentelemetry.trace import SpanKind, StatusCode
+
+from asignals import Background, Signal
+from asignals._monitor import watchers
+from asignals.opentelemetry import instrument, uninstrument
+
+pytestmark = pytest.mark.anyio
+
+
+class Telemetry:
+    """Instruments for the length of a test, and tells what was exported."""
+
+    def __init__(self, **options):
+        self.exporter = InMemorySpanExporter()
+        self.tracer_provider = TracerProvider(shutdown_on_exit=False)
+        self.tracer_provider.add_span_processor(SimpleSpanProcessor(self.exporter))
+        self.reader = InMemoryMetricReader()
+        self.meter_provider = MeterProvider([self.reader], shutdown_on_exit=False)
+        self.running = instrument(tracer_provider=self.tracer_provider, meter_provider=self.meter_provider, **options)
+        self.tracer = self.tracer_provider.get_tracer("test")
+
+    @property
+    def spans(self):
+        return list(self.exporter.get_finished_spans())
+
+    def span(self, name):
+        found = [span for span in self.spans if span.name == name]
+        assert len(found) == 1, [span.name for span in self.spans]
+        return found[0]
+
+    def points(self, name):
+        data = self.reader.get_metrics_data()
+        metrics = data.resource_metrics[0].scope_metrics[0].metrics if data else []
+        return [point for metric in metrics if metric.name == name for point in metric.data.data_points]
+
+
+@pytest.fixture
+def telemetry():
+    made = Telemetry()
+    yield made
+    uninstrument()
+    made.meter_provider.shutdown()
+
+
+def is_child(child, parent):
+    return child.parent is not None and child.parent.span_id == parent.context.span_id
+
+
+async def fail(**named):
+    raise LookupError
+
+
+async def test_a_send_is_a_span_with_a_child_for_each_receiver(telemetry):
+    """The receivers' spans are children of the send's, and that of the caller's; attributes follow the conventions."""
+    paid = Signal(["amount"], name="shop.paid")
+
+    async def ship(**named): ...
+    def book(**named): ...
+
+    paid.connect(ship)
+    paid.connect(book)
+    with telemetry.tracer.start_as_current_span("request"):
+        await paid.send("shop", amount=42)
+    request, send = telemetry.span("request"), telemetry.span("send shop.paid")
+    processed = [span for span in telemetry.spans if span.name == "process shop.paid"]
+    assert is_child(send, request)
+    assert all(is_child(span, send) for span in processed)
+    assert send.kind is SpanKind.INTERNAL
+    assert dict(send.attributes) == {
+        "messaging.system": "asignals",
+        "messaging.destination.name": "shop.paid",
+        "messaging.operation.name": "send",
+        "messaging.operation.type": "send",
+    }
+    assert [span.attributes["code.function.name"].rpartition(".")[2] for span in processed] == ["ship", "book"]
+    assert processed[0].attributes["code.file.path"] == __file__
+    assert processed[0].attributes["code.line.number"] == ship.__code__.co_firstlineno
+    assert processed[0].attributes["messaging.operation.type"] == "process"
+
+
+async def test_a_receivers_span_is_current_while_it_runs(telemetry):
+    """What a receiver does, and sends, is inside its own span; after the send the caller's is current again."""
+    outer, inner = Signal([], name="outer"), Signal([], name="inner")
+
+    async def nested(**named):
+        seen.append(trace.get_current_span().get_span_context().span_id)
+        await anyio.lowlevel.checkpoint()
+        await inner.send(None)
+        seen.append(trace.get_current_span().get_span_context().span_id)
+
+    seen = []
+    outer.connect(nested)
+    with telemetry.tracer.start_as_current_span("request") as request:
+        await outer.send(None)
+        assert trace.get_current_span() is request
+    process = telemetry.span("process outer")
+    assert seen == [process.context.span_id] * 2
+    assert is_child(telemetry.span("send inner"), process)
+
+
+async def test_the_context_goes_into_threads_task_groups_and_background_sends(telemetry):
+    """A receiver in a worker thread, in a task group or in the background runs inside its own span."""
+    seen = {}
+
+    def note(key):
+        seen[key] = trace.get_current_span().get_span_context()
+
+    def in_thread(**named):
+        seen["is another thread"] = threading.current_thread() is not threading.main_thread()
+        note("thread")
+
+    async def first(**named):
+        await anyio.lowlevel.checkpoint()
+        note("first")
+
+    async def second(**named):
+        note("second")
+
+    threaded, grouped = Signal([], name="threaded"), Signal([], name="grouped", task_group=anyio.create_task_group)
+    threaded.connect(in_thread, in_thread=True)
+    grouped.connect(first)
+    grouped.connect(second)
+    with telemetry.tracer.start_as_current_span("request"):
+        await grouped.send(None)
+        async with Background() as background:
+            await background.send(threaded, None)
+    by_id = {span.context.span_id: span for span in telemetry.spans}
+    assert by_id[seen["thread"].span_id].name == "process threaded"
+    assert seen["is another thread"]
+    assert {
+        by_id[seen[key].span_id].attributes["code.function.name"].rpartition(".")[2] for key in ("first", "second")
+    } == {
+        "first",
+        "second",
+    }
+    request = telemetry.span("request")
+    assert is_child(telemetry.span("send grouped"), request)
+    assert is_child(telemetry.span("send threaded"), request)
+    assert len({span.context.trace_id for span in telemetry.spans}) == 1
+
+
+async def test_an_error_marks_the_receiver_and_a_send_that_raises(telemetry):
+    """The exception is an event of the span, with `error.type`; a robust send that returns it has not failed itself."""
+    paid = Signal([], name="shop.paid")
+    paid.connect(fail)
+    with pytest.raises(LookupError):
+        await paid.send(None)
+    send, process = telemetry.span("send shop.paid"), telemetry.span("process shop.paid")
+    for span in (send, process):
+        assert span.status.status_code is StatusCode.ERROR
+        assert span.attributes["error.type"] == "LookupError"
+        assert [event.name for event in span.events] == ["exception"]
+    telemetry.exporter.clear()
+    await paid.send_robust(None)
+    assert telemetry.span("process shop.paid").status.status_code is StatusCode.ERROR
+    assert telemetry.span("send shop.paid").status.status_code is StatusCode.UNSET
+
+
+async def test_cancellation_is_no_error(telemetry):
+    """A receiver that is cancelled since another failed says so, and only the other counts as failed."""
+    paid = Signal([], name="shop.paid", task_group=anyio.create_task_group)
+
+    async def wait(**named):
+        await anyio.sleep_forever()
+
+    async def fail_later(**named):
+        await anyio.wait_all_tasks_blocked()
+        raise LookupError
+
+    paid.connect(wait)
+    paid.connect(fail_later)
+    with anyio.fail_after(5), pytest.raises(ExceptionGroup):
+        await paid.send(None)
+    spans = {span.attributes.get("code.function.name", "").rpartition(".")[2]: span for span in telemetry.spans}
+    assert "error.type" not in spans["wait"].attributes
+    assert spans["wait"].status.status_code is StatusCode.UNSET
+    assert "Cancelled" in spans["wait"].attributes["asignals.interrupted"]
+    assert spans["fail_later"].attributes["error.type"] == "LookupError"
+
+
+async def test_metrics_count_sends_calls_errors_and_durations(telemetry):
+    """Counters and histograms by signal, receiver and kind of error, in seconds."""
+    paid = Signal(["amount"], name="shop.paid")
+
+    async def ship(**named):
+        await anyio.sleep(0.02)
+
+    paid.connect(ship)
+    await paid.send("shop", amount=1)
+    paid.connect(fail)
+    await paid.send_robust("shop", amount=2)
+    with pytest.raises(LookupError):
+        await paid.send("shop", amount=3)
+    sends = {
+        point.attributes.get("error.type"): point.value for point in telemetry.points("messaging.client.sent.messages")
+    }
+    assert sends == {None: 2, "LookupError": 1}
+    calls = {
+        (point.attributes["code.function.name"].rpartition(".")[2], point.attributes.get("error.type")): point.value
+        for point in telemetry.points("messaging.client.consumed.messages")
+    }
+    assert calls == {("ship", None): 3, ("fail", "LookupError"): 2}
+    durations = {
+        point.attributes["code.function.name"].rpartition(".")[2]: point
+        for point in telemetry.points("messaging.process.duration")
+    }
+    assert durations["ship"].count == 3
+    assert 0.01 <= durations["ship"].min <= durations["ship"].max < 5
+    assert durations["ship"].explicit_bounds[:3] == (0.0001, 0.0005, 0.001)
+    assert sum(point.count for point in telemetry.points("messaging.client.operation.duration")) == 3
+
+
+async def test_nothing_that_is_sent_is_exported(telemetry):
+    """Neither senders nor arguments are in any attribute."""
+    login = Signal(["password"], name="login")
+    login.connect(lambda **named: None, weak=False)
+    await login.send("the sender", password="hunter2")  # noqa: S106  that is the point
+    exported = str([dict(span.attributes) for span in telemetry.spans])
+    assert "hunter2" not in exported
+    assert "the sender" not in exported
+
+
+async def test_signals_may_be_excluded(collect):
+    """By the signal itself, by one of its views, or by a pattern of names; their receivers are left out too."""
+    shown, hidden, seen = Signal([], name="shop.shown"), Signal([], name="shop.hidden"), Signal([], name="seen")
+    internal = Signal([], name="internal.tick")
+    made = Telemetry(exclude=[hidden, "internal.*", seen.using(task_group=None)])
+    try:
+        for each in (shown, hidden, internal, seen):
+            each.connect(collect)
+            await each.send(None)
+    finally:
+        uninstrument()
+    assert [span.name for span in made.spans] == ["process shop.shown", "send shop.shown"]
+    assert len(collect.calls) == 4
+
+
+def test_exclude_takes_signals_and_strings_only():
+    """Anything else is a TypeError, and nothing is watched then."""
+    with pytest.raises(TypeError, match="exclude takes signals and patterns of names, not 'int'"):
+        instrument(exclude=[3])
+    assert watchers == []
+
+
+async def test_instrument_twice_is_refused_and_uninstrument_may_be_repeated(telemetry):
+    """A second call raises RuntimeError; after `uninstrument` nothing is traced, and it can begin again."""
+    paid = Signal([], name="shop.paid")
+    with pytest.raises(RuntimeError, match="instrumented already"):
+        instrument()
+    uninstrument()
+    uninstrument()
+    await paid.send(None)
+    assert telemetry.spans == []
+    assert watchers == []
+    with instrument(tracer_provider=telemetry.tracer_provider, meter_provider=telemetry.meter_provider):
+        await paid.send(None)
+    await paid.send(None)
+    telemetry.span("send shop.paid")
+    instrument()()
+    assert watchers == []
+
+
+async def test_suppressed_instrumentation_is_respected(telemetry):
+    """Inside OpenTelemetry's own suppression nothing is traced or measured."""
+    paid = Signal([], name="shop.paid")
+    token = context.attach(context.set_value(context._SUPPRESS_INSTRUMENTATION_KEY, "yes"))
+    try:
+        await paid.send(None)
+    finally:
+        context.detach(token)
+    assert telemetry.spans == []
+
+
+async def test_a_send_under_way_ends_its_spans_after_uninstrument(telemetry):
+    """What had begun is exported although the instrumentation has ended."""
+    paid = Signal([], name="shop.paid")
+
+    async def stop(**named):
+        uninstrument()
+
+    paid.connect(stop)
+    await paid.send(None)
+    assert [span.name for span in telemetry.spans] == ["process shop.paid", "send shop.paid"]
+
+
+async def test_concurrent_sends_keep_their_spans_apart(telemetry):
+    """Fifty sends at once, each inside its own request's span."""
+    paid = Signal(["number"], name="shop.paid")
+
+    async def ship(**named):
+        await anyio.lowlevel.checkpoint()
+
+    paid.connect(ship)
+
+    async def request(number):
+        with telemetry.tracer.start_as_current_span(f"request {number}"):
+            await paid.send(None, number=number)
+
+    async with anyio.create_task_group() as group:
+        for number in range(50):
+            group.start_soon(request, number)
+    spans = {span.context.span_id: span for span in telemetry.spans}
+    roots = []
+    for span in spans.values():
+        if span.name == "process shop.paid":
+            send = spans[span.parent.span_id]
+            roots.append(spans[send.parent.span_id].name)
+    assert sorted(roots) == sorted(f"request {number}" for number in range(50))

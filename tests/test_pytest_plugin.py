@@ -1,0 +1,251 @@
+"""The pytest plugin, tried on projects that use it."""
+
+import sys
+from importlib.metadata import entry_points
+from pathlib import Path
+
+import pytest
+
+import asignals
+
+pytest_plugins = ["pytester"]
+
+SHOP = """
+from asignals import Signal
+
+paid = Signal(["amount"], name="shop.paid")
+calls = []
+
+def ship(amount, **named):
+    calls.append(amount)
+
+paid.connect(ship)
+
+def one(**named): ...
+def two(**named): ...
+def three(**named): ...
+def four(**named): ...
+"""
+ROOT = Path(asignals.__file__).parent.parent
+# Installed, the plugin loads itself; from a checkout it is named.
+INSTALLED = any(each.name == "asignals" for each in entry_points(group="pytest11"))
+PLUGIN = () if INSTALLED else ("-p", "asignals.pytest_plugin")
+
+
+@pytest.fixture
+def project(pytester, monkeypatch):
+    """Make a project with a module `shop` and the given tests, and run them."""
+    pytester.makepyfile(shop=SHOP)
+    pytester.syspathinsert()
+    monkeypatch.setenv("PYTHONPATH", str(ROOT), prepend=":")
+
+    def run(*arguments, ini="", **files):
+        pytester.makefile(".ini", pytest=f"[pytest]\naddopts = --strict-markers --strict-config\n{ini}")
+        pytester.makepyfile(**files)
+        sys.modules.pop("shop", None)
+        method = pytester.runpytest_subprocess if "-n" in arguments else pytester.runpytest_inprocess
+        return method(*PLUGIN, "-p", "no:cacheprovider", *arguments)
+
+    yield run
+    sys.modules.pop("shop", None)
+
+
+def test_captures_end_with_their_test_also_when_it_fails(project):
+    """Each test sees its own sends only, after a test that failed or whose teardown failed as well."""
+    result = project(
+        test_it="""
+        import anyio, pytest, shop
+        from asignals._monitor import watchers
+
+        @pytest.fixture
+        def broken():
+            yield
+            raise RuntimeError("teardown")
+
+        @pytest.mark.parametrize("outcome", ["passes", "fails", "passes again"])
+        def test_sends(capture_signals, outcome):
+            sent = capture_signals(shop.paid)
+            anyio.run(lambda: shop.paid.send("shop", amount=42))
+            assert sent.only.amount == 42
+            assert outcome != "fails"
+
+        def test_with_a_broken_teardown(capture_signals, broken):
+            capture_signals(shop.paid)
+
+        def test_nothing_is_left():
+            assert watchers == []
+        """
+    )
+    result.assert_outcomes(passed=4, failed=1, errors=1)
+
+
+def test_the_report_of_a_failed_test_shows_what_was_captured(project):
+    """A failure lists the captured sends, a success does not."""
+    result = project(
+        test_it="""
+        import anyio, shop
+
+        def test_fails(capture_signals):
+            capture_signals(shop.paid, "shop")
+            anyio.run(lambda: shop.paid.send("shop", amount=4711))
+            assert False
+
+        def test_passes(capture_signals):
+            capture_signals(shop.paid)
+            anyio.run(lambda: shop.paid.send("shop", amount=815))
+        """
+    )
+    result.assert_outcomes(passed=1, failed=1)
+    result.stdout.fnmatch_lines(["*Captured signals*", "shop.paid: there were 1:", "  1. sender='shop', amount=4711"])
+    result.stdout.no_fnmatch_line("*815*")
+
+
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+def test_fixtures_reach_async_tests_in_whatever_context_they_run(project, backend):
+    """Captures and mutes of sync and async fixtures, and of the test itself, work in async tests."""
+    result = project(
+        test_it=f"""
+        import anyio, pytest, shop
+
+        pytestmark = pytest.mark.anyio
+
+        @pytest.fixture(scope="module")
+        def anyio_backend():
+            return {backend!r}
+
+        @pytest.fixture(scope="module", autouse=True)
+        async def runner_that_was_there_before():
+            yield
+
+        @pytest.fixture
+        def sent_to_sync(capture_signals):
+            return capture_signals(shop.paid)
+
+        @pytest.fixture
+        async def sent_to_async(capture_signals):
+            return capture_signals(shop.paid)
+
+        async def test_captures(sent_to_sync, sent_to_async, capture_signals):
+            sent = capture_signals(shop.paid)
+            async with anyio.create_task_group() as group:
+                group.start_soon(lambda: shop.paid.send("shop", amount=1))
+            assert sent == sent_to_sync == sent_to_async
+            assert len(await sent.wait()) == 1
+            assert shop.calls == [1]
+
+        async def test_mutes(no_signals, capture_signals):
+            sent = capture_signals(shop.paid)
+            async with anyio.create_task_group() as group:
+                group.start_soon(lambda: shop.paid.send("shop", amount=2))
+            assert shop.calls == [1]
+            assert sent.only.amount == 2
+
+        async def test_mutes_no_more():
+            await shop.paid.send("shop", amount=3)
+            assert shop.calls == [1, 3]
+        """
+    )
+    result.assert_outcomes(passed=3)
+
+
+def test_concurrent_threads_may_ask_for_their_own_sends(project):
+    """With `everywhere=False` a capture holds the sends of its own context only."""
+    result = project(
+        test_it="""
+        import anyio, contextvars, threading, shop
+
+        def test_it(capture_signals):
+            sent = capture_signals(shop.paid, everywhere=False)
+            send = lambda: anyio.run(lambda: shop.paid.send("shop", amount=1))
+            thread = threading.Thread(target=contextvars.Context().run, args=(send,))
+            thread.start()
+            thread.join()
+            assert sent == []
+        """
+    )
+    result.assert_outcomes(passed=1)
+
+
+TESTS_THAT_CONNECT = """
+    import pytest, shop
+
+    @pytest.fixture
+    def connected():
+        shop.paid.connect(shop.one)
+
+    @pytest.fixture(scope="module")
+    def connected_for_the_module():
+        shop.paid.connect(shop.two)
+        yield
+        shop.paid.disconnect(shop.two)
+
+    {first}
+    def test_connects(connected_for_the_module, connected):
+        shop.paid.connect(shop.three)
+        shop.paid.disconnect(shop.ship)
+        assert [each.receiver for each in shop.paid.connections] == [shop.two, shop.one, shop.three]
+
+    {second}
+    def test_that_fails():
+        shop.paid.connect(shop.four)
+        assert False
+
+    def test_sees(connected_for_the_module):
+        assert [each.receiver for each in shop.paid.connections] == {expected}
+"""
+
+
+@pytest.mark.parametrize(
+    ("ini", "first", "second", "expected"),
+    [
+        ("", "", "", "[shop.two, shop.one, shop.three, shop.four]"),
+        ("", "@pytest.mark.restore_signals", "@pytest.mark.restore_signals(True)", "[shop.ship, shop.two]"),
+        ("restore_signals = true", "", "", "[shop.ship, shop.two]"),
+        (
+            "restore_signals = true",
+            "",
+            "@pytest.mark.restore_signals(enabled=False)",
+            "[shop.ship, shop.two, shop.four]",
+        ),
+    ],
+    ids=["not asked", "marker", "ini", "ini and marker"],
+)
+def test_connections_of_a_test_are_undone_when_asked(project, ini, first, second, expected):
+    """The marker, or the ini option, puts back what a test and its fixtures changed, not what wider fixtures did."""
+    tests = TESTS_THAT_CONNECT.format(first=first, second=second, expected=expected)
+    result = project(ini=ini, test_it=tests)
+    result.assert_outcomes(passed=2, failed=1)
+
+
+def test_under_xdist_each_process_has_its_own(project):
+    """Forty tests in two processes, failing ones among them, capture, mute and connect without seeing one another."""
+    pytest.importorskip("xdist")
+    result = project(
+        "-n",
+        "2",
+        "-p",
+        "no:randomly",
+        ini="restore_signals = true",
+        test_it="""
+        import anyio, pytest, shop
+
+        @pytest.mark.parametrize("number", range(20))
+        def test_captures(capture_signals, number):
+            calls = []
+            receiver = lambda amount, **named: calls.append(amount)
+            shop.paid.connect(receiver)
+            sent = capture_signals(shop.paid)
+            anyio.run(lambda: shop.paid.send("shop", amount=number))
+            assert sent.only.amount == number
+            assert calls == [number]
+            assert len(shop.paid.connections) == 2
+            assert number % 5
+
+        @pytest.mark.parametrize("number", range(20))
+        def test_mutes(no_signals, number):
+            before = list(shop.calls)
+            anyio.run(lambda: shop.paid.send("shop", amount=number))
+            assert shop.calls == before
+        """,
+    )
+    result.assert_outcomes(passed=36, failed=4)

@@ -1,0 +1,687 @@
+"""What a relay promises, on the engine in memory: who is called, how often, and what becomes of failures."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from relay_support import until
+
+from asignals import Signal, signal
+from asignals.relay import BodyError, Envelope, HopLimitError, Memory, MemoryInbox, PublishRefusedError, Relay
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from asignals.relay import Delivery, Handle
+
+pytestmark = pytest.mark.anyio
+QUICK = (0.01, 0.02)
+
+
+@pytest.fixture
+def anyio_backend() -> tuple[str, dict[str, Any]]:
+    """The relay is for asyncio only."""
+    return "asyncio", {}
+
+
+@pytest.fixture
+def memory() -> Memory:
+    """An engine."""
+    return Memory()
+
+
+def declared() -> Signal[..., Any]:
+    """Make a signal with types; each process has its own, and here each relay."""
+
+    @signal
+    def order_paid(sender: str, *, amount: int, note: str = "none", session: Any = None) -> None:
+        """An order was paid."""
+
+    return order_paid
+
+
+def pair(memory: Any, **options: Any) -> tuple[Relay, Signal[..., Any], Relay, Signal[..., Any]]:
+    """Make two services: a shop that exports, and billing that receives."""
+    shop, billing = Relay(memory, "shop"), Relay(memory, "billing", grace=2)
+    out, into = declared(), declared()
+    shop.export(out, "order.paid")
+    billing.receive(into, "order.paid", **{"backoff": QUICK, **options})
+    return shop, out, billing, into
+
+
+@contextmanager
+def quiet(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
+    """Expect errors in the log."""
+    with caplog.at_level(logging.CRITICAL, "asignals"):
+        yield
+
+
+async def test_a_send_reaches_the_receivers_of_another_service(memory: Memory) -> None:
+    """Sender, arguments and defaults arrive as they were sent, in the types of the stub."""
+    shop, out, billing, into = pair(memory)
+    heard = []
+    into.connect(heard_by := (lambda **named: heard.append(named)), weak=False)
+    async with shop, billing:
+        await out.send("A-1", amount=42)
+        await until(lambda: heard)
+    assert heard_by
+    assert heard == [{"signal": into, "sender": "A-1", "amount": 42, "note": "none", "session": None}]
+
+
+async def test_receivers_are_called_in_the_signals_order(memory: Memory) -> None:
+    """Priority and order of connection hold for remote events, sync and async alike."""
+    shop, out, billing, into = pair(memory)
+    order = []
+
+    @into.connect
+    def second(**_: Any) -> None:
+        order.append("second")
+
+    @into.connect(priority=1)
+    async def first(**_: Any) -> None:
+        order.append("first")
+
+    @into.connect(sender="somebody else", weak=False)
+    def never(**_: Any) -> None:
+        order.append("never")
+
+    async with shop, billing:
+        await out.send("A-1", amount=1)
+        await until(lambda: len(order) == 2)
+    assert order == ["first", "second"]
+
+
+async def test_the_sending_process_does_not_get_its_event_back(memory: Memory) -> None:
+    """A relay that exports and receives one signal calls each receiver once: `send` did."""
+    relay, sent = Relay(memory, "shop"), declared()
+    relay.export(sent, "order.paid")
+    relay.receive(sent, "order.paid")
+    calls = []
+    sent.connect(receiver := (lambda **named: calls.append(named["amount"])), weak=False)
+    async with relay:
+        await sent.send("A-1", amount=1)
+        await until(lambda: relay.health().ignored == 1)
+    assert receiver
+    assert calls == [1]
+
+
+@pytest.mark.parametrize("own", [True, False])
+async def test_another_instance_of_the_service_gets_it_if_wanted(memory: Memory, own: bool) -> None:  # noqa: FBT001
+    """`own` decides whether a worker hears what the web processes of its own service send."""
+    web, worker, out, into = Relay(memory, "shop"), Relay(memory, "shop"), declared(), declared()
+    web.export(out, "order.paid")
+    worker.receive(into, "order.paid", own=own)
+    calls = []
+    into.connect(receiver := (lambda **_: calls.append(1)), weak=False)
+    async with web, worker:
+        await out.send("A-1", amount=1)
+        await until(lambda: worker.health().ignored + worker.health().received == 1)
+    assert receiver
+    assert calls == ([1] if own else [])
+
+
+async def test_a_received_event_is_not_exported_again(memory: Memory) -> None:
+    """A bridge that receives and exports the same signal sends only its own events on."""
+    bridge, sent = Relay(memory, "bridge"), declared()
+    other = Memory()
+    onward = Relay(other, "bridge")
+    bridge.receive(sent, "order.paid")
+    onward.export(sent, "order.paid")
+    shop, out = Relay(memory, "shop"), declared()
+    shop.export(out, "order.paid")
+    async with bridge, onward, shop:
+        await out.send("A-1", amount=1)
+        await until(lambda: bridge.health().received == 1)
+        assert onward.health().published == 0
+        await sent.send("A-2", amount=2)
+        assert onward.health().published == 1
+
+
+async def test_services_that_answer_each_other_for_ever_are_stopped(
+    memory: Memory, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A loop of events ends at the hop limit, as an error of the receiver that sent once more."""
+    ping, pong = declared(), declared()
+    left, right = Relay(memory, "left", hop_limit=4), Relay(memory, "right", hop_limit=4)
+    ping_there, pong_here = declared(), declared()
+    left.export(ping, "ping")
+    right.receive(ping_there, "ping", retries=0)
+    right.export(pong, "pong")
+    left.receive(pong_here, "pong", retries=0)
+    errors = []
+
+    @ping_there.connect
+    async def answer(sender: str, amount: int, **_: Any) -> None:
+        await pong.send(sender, amount=amount + 1)
+
+    @pong_here.connect
+    async def ask(sender: str, amount: int, **_: Any) -> None:
+        try:
+            await ping.send(sender, amount=amount + 1)
+        except HopLimitError as error:
+            errors.append(error)
+            raise
+
+    with quiet(caplog):
+        async with left, right:
+            await ping.send("A-1", amount=0)
+            await until(lambda: left.health().dead + right.health().dead == 1)
+    assert left.health().published + right.health().published <= 6
+
+
+async def test_a_failed_receiver_alone_is_called_again(memory: Memory, caplog: pytest.LogCaptureFixture) -> None:
+    """All receivers run though one fails, and the retry calls only that one."""
+    shop, out, billing, into = pair(memory)
+    calls = []
+
+    @into.connect
+    def before(**_: Any) -> None:
+        calls.append("before")
+
+    @into.connect
+    async def failing(**_: Any) -> None:
+        calls.append("failing")
+        if calls.count("failing") < 3:
+            raise ConnectionError
+
+    @into.connect
+    async def after(**_: Any) -> None:
+        calls.append("after")
+
+    with quiet(caplog):
+        async with shop, billing:
+            await out.send("A-1", amount=1)
+            await until(lambda: billing.health().received == 1)
+    assert calls == ["before", "failing", "after", "failing", "failing"]
+    assert billing.health().failed == 2
+
+
+async def test_two_receivers_with_one_name_are_told_apart(memory: Memory, caplog: pytest.LogCaptureFixture) -> None:
+    """Methods of two objects share a name; the failing one is called again, not passed over for the other."""
+    shop, out, billing, into = pair(memory)
+
+    class Desk:
+        def __init__(self, failures: int) -> None:
+            self.failures = failures
+            self.calls = 0
+
+        async def on_paid(self, **_: Any) -> None:
+            self.calls += 1
+            if self.calls <= self.failures:
+                raise ConnectionError
+
+    good, bad = Desk(0), Desk(1)
+    into.connect(good.on_paid)
+    into.connect(bad.on_paid)
+    with quiet(caplog):
+        async with shop, billing:
+            await out.send("A-1", amount=1)
+            await until(lambda: billing.health().received == 1)
+    assert (good.calls, bad.calls) == (1, 2)
+
+
+async def test_after_its_retries_an_event_is_a_dead_letter(memory: Memory, caplog: pytest.LogCaptureFixture) -> None:
+    """It is tried once and `retries` times more, then kept with the error; others go on."""
+    shop, out, billing, into = pair(memory, retries=2, dead_letter="dlq.special")
+    calls = []
+
+    @into.connect
+    async def fails(amount: int, **_: Any) -> None:
+        calls.append(amount)
+        if amount == 13:
+            msg = "unlucky"
+            raise ValueError(msg)
+
+    with quiet(caplog):
+        async with shop, billing:
+            for amount in (13, 14, 15):
+                await out.send("A-1", amount=amount)
+            await until(lambda: billing.health().dead == 1)
+            letters = await billing.dead_letters()
+    assert calls.count(13) == 3
+    assert (calls.count(14), calls.count(15)) == (1, 1)
+    assert [(letter.error, letter.attempts, letter.service) for letter in letters] == [
+        ("ValueError: unlucky", 3, "billing")
+    ]
+    assert await memory.letters("dlq.special")
+
+
+async def test_a_replayed_letter_calls_what_had_failed(memory: Memory, caplog: pytest.LogCaptureFixture) -> None:
+    """Replay sends a letter to its own service again, calls no receiver that had succeeded, and removes it."""
+    shop, out, billing, into = pair(memory, retries=0)
+    other, elsewhere = Relay(memory, "other"), declared()
+    other.receive(elsewhere, "order.paid")
+    calls, broken = [], True
+
+    @into.connect
+    async def fine(**_: Any) -> None:
+        calls.append("fine")
+
+    @into.connect
+    async def repaired(**_: Any) -> None:
+        calls.append("repaired")
+        if broken:
+            raise ConnectionError
+
+    @elsewhere.connect
+    async def stranger(**_: Any) -> None:
+        calls.append("stranger")
+
+    with quiet(caplog):
+        async with shop, billing, other:
+            await out.send("A-1", amount=1)
+            await until(lambda: billing.health().dead == 1 and "stranger" in calls)
+            broken = False
+            calls.clear()
+            assert await billing.replay() == 1
+            await until(lambda: billing.health().received == 1 and other.health().ignored == 1)
+            assert await billing.dead_letters() == []
+    assert calls == ["repaired"]
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        pytest.param(b"garbage", id="no envelope"),
+        pytest.param(b"x" * 50_000_000, id="50 MB"),
+        pytest.param(Envelope("order.paid", b"{}").encode(), id="missing argument"),
+        pytest.param(Envelope("order.paid", b"\x80\x04K\x01.").encode(), id="a pickle"),
+        pytest.param(Envelope("order.paid", b'{"amount": "much"}').encode(), id="wrong type"),
+        pytest.param(Envelope("order.paid", b'{"amount": 1}', version=2).encode(), id="newer version"),
+        pytest.param(b'{"id":"a","topic":"order.paid","sender":"' + b"x" * 5000 + b'"}\n{"amount":1}', id="sender"),
+    ],
+)
+async def test_what_cannot_be_read_is_a_dead_letter_at_once(
+    memory: Memory, caplog: pytest.LogCaptureFixture, data: bytes
+) -> None:
+    """Hostile, invalid and newer events are never tried twice, call nobody, and hold nobody up."""
+    shop, out, billing, into = pair(memory)
+    calls = []
+    into.connect(receiver := (lambda **named: calls.append(named["amount"])), weak=False)
+
+    class Raw(Envelope):
+        def encode(self) -> bytes:
+            return data
+
+    with quiet(caplog):
+        async with shop, billing:
+            await memory.publish_many([Raw("order.paid", b"")])
+            await out.send("A-1", amount=7)
+            await until(lambda: billing.health().dead == 1 and billing.health().received == 1)
+            (letter,) = await billing.dead_letters("dlq.billing")
+    assert receiver
+    assert calls == [7]
+    assert letter.attempts == 1
+    assert data.startswith(letter.raw)
+
+
+async def test_events_of_other_topics_are_passed_over(memory: Memory) -> None:
+    """A topic that a service does not receive is acknowledged, and is no failure."""
+    _, _, billing, _ = pair(memory)
+    async with billing:
+        await memory.publish_many([Envelope("something.else", b"{}")])
+        await until(lambda: billing.health().ignored == 1)
+    assert billing.left is not None
+    assert billing.left.backlog == 0
+
+
+@pytest.mark.parametrize("sender", ["x" * 5000, "a\0b", "\ud800", object(), 7])
+async def test_a_sender_that_cannot_cross_is_refused_when_sent(memory: Memory, sender: Any) -> None:
+    """Hostile or unconvertible senders are the sender's error; nothing is published."""
+    shop, out, _, _ = pair(memory)
+    with pytest.raises((TypeError, ValueError)):
+        await out.send(sender, amount=1)
+    assert shop.health().published == 0
+
+
+async def test_a_sender_with_odd_characters_arrives_as_it_is(memory: Memory) -> None:
+    """Quotes, line ends and names of things to import are only text."""
+    shop, out, billing, into = pair(memory)
+    heard = []
+    into.connect(receiver := (lambda sender, **_: heard.append(sender)), weak=False)
+    names = ['a"b', "a\nb\r\n{}", "__import__('os')", "\u2028", "é" * 1000, ""]
+    async with shop, billing:
+        for name in names:
+            await out.send(name, amount=1)
+        await until(lambda: len(heard) == len(names))
+    assert receiver
+    assert heard == names
+
+
+async def test_senders_cross_through_a_pair_of_functions(memory: Memory) -> None:
+    """Objects are written by the first function, and read by the second, which may be async."""
+
+    class Order:
+        def __init__(self, number: int) -> None:
+            self.number = number
+
+    async def load(text: str | None) -> Order:
+        assert text is not None
+        return Order(int(text))
+
+    senders = (lambda order: str(order.number), load)
+    shop, billing = Relay(memory, "shop", senders=senders), Relay(memory, "billing")
+    out, into = Signal(["x"]), Signal(["x"])
+    shop.export(out, "order")
+    billing.receive(into, "order", senders=senders)
+    heard = []
+    into.connect(receiver := (lambda sender, **_: heard.append(sender)), weak=False)
+    async with shop, billing:
+        await out.send(Order(5), x=1)
+        await until(lambda: heard)
+    assert receiver
+    assert heard[0].number == 5
+
+
+async def test_a_body_that_is_too_large_is_refused_when_sent(memory: Memory) -> None:
+    """More than a megabyte of arguments is the sender's error."""
+    shop, out, _, _ = pair(memory)
+    with pytest.raises(BodyError, match="more than"):
+        await out.send("A-1", amount=1, note="x" * 1_000_001)
+    assert shop.health().published == 0
+
+
+async def test_local_arguments_stay_here(memory: Memory) -> None:
+    """A session among the arguments is not written anywhere."""
+    shop, out, billing, into = pair(memory)
+    heard = []
+    into.connect(receiver := (lambda session, **_: heard.append(session)), weak=False)
+    async with shop, billing:
+        await out.send("A-1", amount=1, session=None)
+        await until(lambda: heard)
+    assert receiver
+    assert heard == [None]
+
+
+async def test_an_event_that_comes_twice_is_handled_once_with_an_inbox(memory: Memory) -> None:
+    """An inbox that is given remembers successes; another instance with the same inbox skips them."""
+    inbox = MemoryInbox()
+    calls = []
+    for _ in range(2):
+        billing, into = Relay(memory, "billing", inbox=inbox), declared()
+        billing.receive(into, "order.paid")
+        into.connect(receiver := (lambda **named: calls.append(named["amount"])), weak=False)
+        async with billing:
+            memory._ids.clear()  # the engine's own recognition of repetitions is not what is tested
+            await memory.publish_many([Envelope("order.paid", b'{"amount": 1}', id="same")])
+            await until(lambda billing=billing: billing.health().received == 1)
+        assert receiver
+    assert calls == [1]
+
+
+async def test_an_inbox_out_of_reach_makes_events_wait(memory: Memory, caplog: pytest.LogCaptureFixture) -> None:
+    """While the inbox fails nobody is called and nothing becomes a dead letter; then all goes on."""
+
+    class Away(MemoryInbox):
+        away = 5
+
+        async def recall(self, event_id: str, service: str) -> Any:
+            self.away -= 1
+            if self.away > 0:
+                raise ConnectionError
+            return await super().recall(event_id, service)
+
+    billing, into = Relay(memory, "billing", inbox=Away()), declared()
+    billing.receive(into, "order.paid", retries=0, backoff=QUICK)
+    calls = []
+    into.connect(receiver := (lambda **_: calls.append(1)), weak=False)
+    with quiet(caplog):
+        async with billing:
+            await memory.publish_many([Envelope("order.paid", b'{"amount": 1}')])
+            await until(lambda: calls)
+    assert receiver
+    assert billing.health().dead == 0
+
+
+async def test_a_receiver_that_raises_cancellation_itself_has_failed(
+    memory: Memory, caplog: pytest.LogCaptureFixture
+) -> None:
+    """`CancelledError` out of a receiver that nobody cancelled is a failure like another; the relay goes on."""
+    shop, out, billing, into = pair(memory, retries=1)
+    calls = []
+
+    @into.connect
+    async def odd(**_: Any) -> None:
+        calls.append(1)
+        raise asyncio.CancelledError
+
+    with quiet(caplog):
+        async with shop, billing:
+            await out.send("A-1", amount=1)
+            await until(lambda: billing.health().dead == 1)
+    assert calls == [1, 1]
+
+
+async def test_events_of_one_key_are_handled_one_after_the_other(memory: Memory) -> None:
+    """Within an instance, events of a key do not overtake each other; other keys do not wait for them."""
+    shop, billing = Relay(memory, "shop"), Relay(memory, "billing")
+    out, into = Signal(["n"]), Signal(["n"])
+    shop.export(out, "n", key=lambda sender, _arguments: sender)
+    billing.receive(into, "n")
+    order = []
+    gate = asyncio.Event()
+
+    @into.connect
+    async def slow(sender: str, n: int, **_: Any) -> None:
+        if sender == "a":
+            await gate.wait()
+        order.append((sender, n))
+
+    async with shop, billing:
+        for n in range(3):
+            await out.send("a", n=n)
+        await out.send("b", n=0)
+        await until(lambda: order == [("b", 0)])
+        gate.set()
+        await until(lambda: len(order) == 4)
+    assert order == [("b", 0), ("a", 0), ("a", 1), ("a", 2)]
+
+
+async def test_leaving_waits_for_receivers_and_says_what_is_left(memory: Memory) -> None:
+    """What runs may end; what has not begun stays with the engine for the next instance."""
+    shop, out, billing, into = pair(memory)
+    billing._limit = 1
+    began, gate, done = asyncio.Event(), asyncio.Event(), []
+
+    @into.connect
+    async def slow(amount: int, **_: Any) -> None:
+        began.set()
+        await gate.wait()
+        done.append(amount)
+
+    async with shop:
+        async with billing:
+            for amount in (1, 2):
+                await out.send("A-1", amount=amount)
+            await began.wait()
+            asyncio.get_running_loop().call_later(0.05, gate.set)
+        assert done == [1]
+        assert billing.left is not None
+        assert billing.left.backlog == 1
+        async with billing:
+            await until(lambda: len(done) == 2)
+    assert done == [1, 2]
+
+
+async def test_leaving_gives_up_waiting_after_the_time_of_grace(memory: Memory) -> None:
+    """A receiver that does not end is cancelled, and its event stays."""
+    shop, out, billing, into = pair(memory)
+    billing._grace = 0.05
+    began = asyncio.Event()
+
+    @into.connect
+    async def stuck(**_: Any) -> None:
+        began.set()
+        await asyncio.Event().wait()
+
+    async with shop, billing:
+        await out.send("A-1", amount=1)
+        await began.wait()
+    assert billing.left is not None
+    assert billing.left.backlog == 1
+
+
+class Flaky:
+    """An engine whose publishing and consuming fail for a while."""
+
+    def __init__(self, memory: Memory, failures: int) -> None:
+        self.memory = memory
+        self.failures = failures
+
+    async def publish_many(self, envelopes: Sequence[Envelope]) -> None:
+        self._maybe()
+        await self.memory.publish_many(envelopes)
+
+    async def consume(self, service: str, instance: str, handle: Handle, *, limit: int = 100) -> None:
+        self._maybe()
+        await self.memory.consume(service, instance, handle, limit=limit)
+
+    def _maybe(self) -> None:
+        self.failures -= 1
+        if self.failures >= 0:
+            msg = "away"
+            raise ConnectionError(msg)
+
+
+async def test_a_lost_engine_is_tried_until_it_is_back(memory: Memory, caplog: pytest.LogCaptureFixture) -> None:
+    """Consuming is taken up again by itself, and `health` tells meanwhile."""
+    billing, into = Relay(Flaky(memory, 3), "billing"), declared()
+    billing.receive(into, "order.paid")
+    calls = []
+    into.connect(receiver := (lambda **_: calls.append(1)), weak=False)
+    async with billing:
+        await until(lambda: not billing.health().ok)
+        assert "ConnectionError: away" in str(billing.health().problems)
+        await memory.publish_many([Envelope("order.paid", b'{"amount": 1}')])
+        await until(lambda: calls)
+        await until(lambda: billing.health().ok)
+    assert receiver
+    assert [record.levelname for record in caplog.records if "lost" in record.message] == ["WARNING"]
+
+
+async def test_without_an_outbox_the_sender_hears_of_a_lost_engine(memory: Memory) -> None:
+    """`send` raises what the engine raised, or `TimeoutError`; receivers here were not called."""
+    relay, sent = Relay(Flaky(memory, 1), "shop", publish_timeout=0.05), declared()
+    relay.export(sent, "order.paid")
+    calls = []
+    sent.connect(receiver := (lambda **_: calls.append(1)), weak=False)
+    with pytest.raises(ConnectionError, match="away"):
+        await sent.send("A-1", amount=1)
+    assert receiver
+    assert calls == []
+    await sent.send("A-1", amount=1)
+    assert calls == [1]
+
+
+async def test_a_transport_of_two_methods_gets_dead_letters_as_events(
+    memory: Memory, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Where an engine keeps no dead letters, they are published on the topic of that name."""
+    billing, into = Relay(Flaky(memory, 0), "billing"), declared()
+    billing.receive(into, "order.paid")
+    audit, seen = Signal(), []
+
+    async def look(delivery: Delivery) -> None:
+        seen.append(Envelope.decode(delivery.data))
+
+    task = asyncio.create_task(memory.consume("audit", "one", look))
+    with quiet(caplog):
+        async with billing:
+            await memory.publish_many([Envelope("order.paid", b"poison")])
+            await until(lambda: [event.topic for event in seen] == ["order.paid", "dlq.billing"])
+            with pytest.raises(TypeError, match="keeps no dead letters"):
+                await billing.dead_letters()
+    task.cancel()
+    assert b"poison" in seen[1].body
+    assert audit.connections == ()
+
+
+async def test_an_event_that_keeps_killing_its_process_is_given_up(
+    memory: Memory, caplog: pytest.LogCaptureFixture
+) -> None:
+    """One that was delivered many times more than it failed becomes a dead letter before anybody is called."""
+    from asignals.relay import Delivery
+
+    billing, into = Relay(memory, "billing"), declared()
+    billing.receive(into, "order.paid")
+    calls = []
+    into.connect(receiver := (lambda **_: calls.append(1)), weak=False)
+    with quiet(caplog):
+        data = Envelope("order.paid", b'{"amount": 1}').encode()
+        assert await billing._inbound.handle(Delivery(data, 1_000)) is None
+    assert receiver
+    assert calls == []
+    assert "1000 times" in (await billing.dead_letters())[0].error
+
+
+async def test_a_dead_letter_that_cannot_be_kept_is_not_lost(memory: Memory, caplog: pytest.LogCaptureFixture) -> None:
+    """While the queue of dead letters is out of reach the event stays unacknowledged."""
+    from asignals.relay import Delivery
+
+    class NoQueue(Memory):
+        async def bury(self, queue: str, letter: Any) -> None:
+            raise ConnectionError
+
+    billing = Relay(NoQueue(), "billing")
+    billing.receive(declared(), "order.paid")
+    with quiet(caplog):
+        delay = await billing._inbound.handle(Delivery(b"garbage"))
+    assert delay is not None
+    assert delay > 0
+
+
+async def test_configuration_mistakes_are_named_at_once(memory: Memory) -> None:
+    """Bad names, numbers and repetitions are refused where they are written."""
+    relay, sent = Relay(memory, "shop"), declared()
+    with pytest.raises(ValueError, match="service"):
+        Relay(memory, "a shop")
+    with pytest.raises(ValueError, match="topic"):
+        relay.export(sent, "order paid")
+    relay.export(sent, "order.paid")
+    with pytest.raises(ValueError, match="already"):
+        relay.export(sent, "order.paid")
+    with pytest.raises(ValueError, match="backoff"):
+        relay.receive(sent, "order.paid", backoff=(5, 1))
+    relay.receive(sent, "order.paid")
+    with pytest.raises(ValueError, match="already"):
+        relay.receive(sent, "order.paid")
+
+
+async def test_a_signal_that_is_no_longer_exported_stays_here(memory: Memory) -> None:
+    """`stop_exporting` disconnects what `export` connected."""
+    relay, sent = Relay(memory, "shop"), declared()
+    relay.export(sent, "order.paid", sender="A-1")
+    relay.stop_exporting(sent)
+    await sent.send("A-1", amount=1)
+    assert relay.health().published == 0
+    assert sent.connections == ()
+
+
+async def test_only_the_chosen_senders_events_are_exported(memory: Memory) -> None:
+    """`export(sender=...)` leaves other senders' events here."""
+    relay, sent = Relay(memory, "shop"), declared()
+    relay.export(sent, "order.paid", sender="A-1")
+    await sent.send("A-1", amount=1)
+    await sent.send("A-2", amount=1)
+    assert relay.health().published == 1
+
+
+async def test_a_relay_runs_once(memory: Memory) -> None:
+    """Entering a relay that runs is an error; leaving and entering again is not."""
+    relay = Relay(memory, "shop")
+    async with relay:
+        with pytest.raises(RuntimeError, match="running already"):
+            await relay.__aenter__()
+    async with relay:
+        pass
+
+
+def test_refusals_name_what_was_refused() -> None:
+    """The error keeps all ids, and its message does not grow with them."""
+    error = PublishRefusedError({str(number): "too large" for number in range(1000)})
+    assert len(error.refused) == 1000
+    assert len(str(error)) < 200

@@ -1,0 +1,347 @@
+"""The outbox and the inbox in a database: nothing is lost, nothing that was rolled back is published."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import AsyncExitStack, suppress
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from relay_support import postgres_schema, until
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from asignals import Signal, signal
+from asignals.relay import Envelope, Memory, PublishRefusedError, Relay, SQLAlchemyInbox, SQLAlchemyOutbox, metadata
+from asignals.relay._sql import as_engine
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Sequence
+    from pathlib import Path
+
+    from sqlalchemy.ext.asyncio import AsyncEngine
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture
+def anyio_backend() -> tuple[str, dict[str, Any]]:
+    """The relay is for asyncio only."""
+    return "asyncio", {}
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+async def engine(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[AsyncEngine]:
+    """A database with the tables and one of the application's own."""
+    async with AsyncExitStack() as stack:
+        if request.param == "postgres":
+            made, _ = await stack.enter_async_context(postgres_schema())
+        else:
+            made, _ = as_engine(f"sqlite+aiosqlite:///{tmp_path}/app.db")
+            stack.push_async_callback(made.dispose)
+        async with made.begin() as connection:
+            await connection.run_sync(metadata().create_all)
+            await connection.execute(text("CREATE TABLE orders (number INTEGER PRIMARY KEY)"))
+        yield made
+
+
+class Sink:
+    """What `publish` was given."""
+
+    def __init__(self) -> None:
+        self.events: list[Envelope] = []
+
+    async def __call__(self, envelopes: Sequence[Envelope]) -> None:
+        self.events += envelopes
+
+    @property
+    def bodies(self) -> list[int]:
+        return [int(event.body) for event in self.events]
+
+
+def event(number: int, key: str | None = None) -> Envelope:
+    """Make an event whose body is its number."""
+    return Envelope("numbers", b"%d" % number, key=key)
+
+
+async def drain(outbox: SQLAlchemyOutbox, publish: Any) -> int:
+    """Drain until nothing more is found."""
+    total = 0
+    while count := await outbox.drain_once(publish):
+        total += count
+    return total
+
+
+async def test_an_event_commits_with_the_callers_data(engine: AsyncEngine) -> None:
+    """The row is in the session's transaction: what commits is published, once, and then gone."""
+    outbox, sink = SQLAlchemyOutbox(engine), Sink()
+    async with AsyncSession(engine) as session, session.begin():
+        await session.execute(text("INSERT INTO orders VALUES (1)"))
+        await outbox.put(event(1), session)
+    assert await outbox.count() == 1
+    assert await drain(outbox, sink) == 1
+    assert sink.bodies == [1]
+    assert await outbox.count() == 0
+
+
+async def test_an_event_vanishes_with_a_rollback(engine: AsyncEngine) -> None:
+    """No phantom: an event of a transaction that is rolled back never was."""
+    outbox, sink = SQLAlchemyOutbox(engine), Sink()
+    with suppress(RuntimeError):
+        async with AsyncSession(engine) as session, session.begin():
+            await outbox.put(event(1), session)
+            raise RuntimeError
+    async with AsyncSession(engine) as session, session.begin():
+        savepoint = await session.begin_nested()
+        await outbox.put(event(2), session)
+        await savepoint.rollback()
+        await outbox.put(event(3), session)
+    await drain(outbox, sink)
+    assert sink.bodies == [3]
+
+
+async def test_a_send_uses_the_session_it_is_given_or_bound_to(engine: AsyncEngine) -> None:
+    """`session=` and `relay.bind(session)` both write in the caller's transaction; other sends commit themselves."""
+
+    @signal
+    def order_paid(sender: str, *, amount: int, session: Any = None) -> None:
+        """An order was paid."""
+
+    outbox, sink = SQLAlchemyOutbox(engine), Sink()
+    relay = Relay(Memory(), "shop", outbox=outbox)
+    relay.export(order_paid, "order.paid")
+    with suppress(RuntimeError):
+        async with AsyncSession(engine) as session, session.begin():
+            await order_paid.send("A-1", amount=1, session=session)
+            with relay.bind(session):
+                await order_paid.send("A-1", amount=2)
+            raise RuntimeError
+    assert await outbox.count() == 0
+    async with AsyncSession(engine) as session, session.begin():
+        await order_paid.send("A-1", amount=3, session=session)
+        with relay.bind(session):
+            await order_paid.send("A-1", amount=4)
+    await order_paid.send("A-1", amount=5)
+    await drain(outbox, sink)
+    assert [event.body for event in sink.events] == [b'{"amount":%d}' % n for n in (3, 4, 5)]
+
+
+async def test_rows_stay_until_they_are_acknowledged(engine: AsyncEngine) -> None:
+    """An engine that fails leaves every row where it was; the next try has them all, in order."""
+    outbox, sink = SQLAlchemyOutbox(engine), Sink()
+    for number in range(5):
+        await outbox.put(event(number))
+
+    async def fail(_envelopes: Sequence[Envelope]) -> None:
+        raise ConnectionError
+
+    with pytest.raises(ConnectionError):
+        await outbox.drain_once(fail)
+    assert await outbox.count() == 5
+    await drain(outbox, sink)
+    assert sink.bodies == list(range(5))
+
+
+async def test_cancelling_a_drain_loses_nothing(engine: AsyncEngine) -> None:
+    """Rows that were being published when the relay was cancelled are free at once."""
+    outbox, sink = SQLAlchemyOutbox(engine), Sink()
+    await outbox.put(event(1))
+    began = asyncio.Event()
+
+    async def hang(_envelopes: Sequence[Envelope]) -> None:
+        began.set()
+        await asyncio.Event().wait()
+
+    task = asyncio.create_task(outbox.drain_once(hang))
+    await began.wait()
+    task.cancel()
+    with suppress(asyncio.CancelledError):
+        await task
+    await drain(outbox, sink)
+    assert sink.bodies == [1]
+
+
+async def test_an_earlier_row_that_commits_later_is_not_passed_over() -> None:
+    """Ids are given out before commits: a smaller one that appears after a larger one is published, too."""
+    async with postgres_schema() as (engine, _):
+        outbox, sink = SQLAlchemyOutbox(engine), Sink()
+        await outbox.init()
+        async with AsyncSession(engine) as slow, slow.begin():
+            await outbox.put(event(1), slow)
+            await outbox.put(event(2))
+            await drain(outbox, sink)
+            assert sink.bodies == [2]
+        await drain(outbox, sink)
+    assert sink.bodies == [2, 1]
+
+
+async def test_several_relays_share_the_rows(engine: AsyncEngine) -> None:
+    """Relays that drain at the same time publish every row exactly once between them."""
+    outboxes = [SQLAlchemyOutbox(engine, batch=20) for _ in range(3)]
+    for number in range(200):
+        await outboxes[0].put(event(number))
+    sinks = [Sink() for _ in outboxes]
+
+    async def publish_slowly(sink: Sink, envelopes: Sequence[Envelope]) -> None:
+        await asyncio.sleep(0.005)
+        await sink(envelopes)
+
+    async with asyncio.TaskGroup() as tasks:
+        for outbox, sink in zip(outboxes, sinks, strict=True):
+            tasks.create_task(drain(outbox, lambda envelopes, sink=sink: publish_slowly(sink, envelopes)))
+    assert sorted(number for sink in sinks for number in sink.bodies) == list(range(200))
+    assert all(sink.events for sink in sinks)
+
+
+async def test_events_of_a_key_keep_their_order_among_relays(engine: AsyncEngine) -> None:
+    """However many relays drain, and though publishing fails now and then, a key's events are published in order."""
+    outboxes = [SQLAlchemyOutbox(engine, batch=7) for _ in range(3)]
+    for number in range(120):
+        await outboxes[0].put(event(number, key=f"k{number % 3}" if number % 4 else None))
+    published: list[Envelope] = []
+    failures = iter(range(1_000))
+
+    async def publish(envelopes: Sequence[Envelope]) -> None:
+        await asyncio.sleep(0.002)
+        if next(failures) % 4 == 1:
+            raise ConnectionError
+        published.extend(envelopes)
+
+    async def drain_all(outbox: SQLAlchemyOutbox) -> None:
+        while await outbox.count():
+            with suppress(ConnectionError):
+                await outbox.drain_once(publish)
+
+    async with asyncio.timeout(30), asyncio.TaskGroup() as tasks:
+        for outbox in outboxes:
+            tasks.create_task(drain_all(outbox))
+    assert sorted(int(one.body) for one in published) == list(range(120))
+    for key in ("k0", "k1", "k2"):
+        order = [int(one.body) for one in published if one.key == key]
+        assert order == sorted(order)
+
+
+async def test_what_is_refused_for_ever_does_not_block_the_rest(engine: AsyncEngine) -> None:
+    """A refused event stays in the table with the reason, and can be tried again."""
+    outbox, sink = SQLAlchemyOutbox(engine), Sink()
+    first, second = event(1), event(2)
+    await outbox.put(first)
+    await outbox.put(second)
+
+    async def publish(envelopes: Sequence[Envelope]) -> None:
+        await sink([one for one in envelopes if one.id != first.id])
+        if any(one.id == first.id for one in envelopes):
+            raise PublishRefusedError({first.id: "too large"})
+
+    await drain(outbox, publish)
+    assert sink.bodies == [2]
+    assert await outbox.count() == 0
+    assert [(one.id, reason) for one, reason in await outbox.refused()] == [(first.id, "too large")]
+    assert await outbox.forgive() == 1
+    await drain(outbox, sink)
+    assert sink.bodies == [2, 1]
+
+
+async def test_a_running_relay_hears_of_commits_of_others(engine: AsyncEngine) -> None:
+    """A row that another process commits is published without waiting for the next look at the table."""
+    relay_outbox, other = SQLAlchemyOutbox(engine), SQLAlchemyOutbox(engine)
+    sink = Sink()
+    task = asyncio.create_task(relay_outbox.drain_for_ever(sink))
+    await other.put(event(0))
+    await until(lambda: sink.bodies == [0])
+    loop = asyncio.get_running_loop()
+    waits = []
+    for number in range(1, 6):
+        await asyncio.sleep(0.03)
+        began = loop.time()
+        await other.put(event(number))
+        await until(lambda number=number: number in sink.bodies)
+        waits.append(loop.time() - began)
+    task.cancel()
+    with suppress(asyncio.CancelledError):
+        await task
+    assert min(waits) < 0.5
+
+
+async def test_a_relay_with_an_outbox_sends_while_the_engine_is_away(engine: AsyncEngine) -> None:
+    """`send` returns when the row is stored; the relay publishes when the engine is back; leaving waits for that."""
+    memory, sent = Memory(), Signal(["n"])
+
+    class Away:
+        is_away = True
+
+        async def publish_many(self, envelopes: Sequence[Envelope]) -> None:
+            if self.is_away:
+                raise ConnectionError
+            await memory.publish_many(envelopes)
+
+        async def consume(self, *_: Any, **__: Any) -> None:
+            await asyncio.Event().wait()
+
+    transport = Away()
+    relay = Relay(transport, "shop", outbox=SQLAlchemyOutbox(engine))
+    relay.export(sent, "n")
+    async with relay:
+        for n in range(10):
+            await sent.send("A-1", n=n)
+        await until(lambda: not relay.health().ok)
+        assert relay.health().published == 0
+        transport.is_away = False
+    assert relay.health().published == 10
+    assert relay.left is not None
+    assert relay.left.outbox == 0
+
+
+async def test_a_row_that_is_no_envelope_is_put_aside(engine: AsyncEngine) -> None:
+    """Something written into the table by hand is refused, and the rest flows."""
+    outbox, sink = SQLAlchemyOutbox(engine), Sink()
+    async with engine.begin() as connection:
+        await connection.execute(outbox.tables.outbox.insert(), {"data": b"garbage"})
+    await outbox.put(event(1))
+    await drain(outbox, sink)
+    assert sink.bodies == [1]
+
+
+async def test_the_inbox_remembers_by_event_service_and_receiver(engine: AsyncEngine) -> None:
+    """What is done adds up, failures count, other events and services are not touched, many at once are kept apart."""
+    inbox = SQLAlchemyInbox(engine)
+    await inbox.remember("e1", "billing", {"a"}, 1)
+    await inbox.remember("e1", "billing", {"a", "b"}, 2)
+    await inbox.remember("e1", "other", {"c"})
+    memo = await inbox.recall("e1", "billing")
+    assert (memo.done, memo.failures) == ({"a", "b"}, 2)
+    await inbox.remember("e1", "billing", set(), 0)
+    assert (await inbox.recall("e1", "billing")).failures == 0
+    assert (await inbox.recall("e1", "other")).done == {"c"}
+    assert (await inbox.recall("e2", "billing")).done == set()
+    await asyncio.gather(*(inbox.remember(f"m{n}", "billing", {f"r{n}"}, n) for n in range(50)))
+    memos = await asyncio.gather(*(inbox.recall(f"m{n}", "billing") for n in range(50)))
+    assert [(memo.done, memo.failures) for memo in memos] == [({f"r{n}"}, n) for n in range(50)]
+
+
+async def test_the_inbox_forgets_what_is_old(engine: AsyncEngine) -> None:
+    """Rows older than `keep` go away."""
+    inbox = SQLAlchemyInbox(engine, keep=-1)
+    await inbox.remember("e1", "billing", {"a"})
+    inbox._swept = 0
+    await inbox.remember("e2", "billing", set())
+    assert (await inbox.recall("e1", "billing")).done == set()
+
+
+async def test_init_creates_the_tables_and_may_be_repeated(tmp_path: Path) -> None:
+    """`Relay.init` prepares engine, outbox and inbox."""
+    from asignals.relay import Database
+
+    url = f"sqlite+aiosqlite:///{tmp_path}/new.db"
+    relay = Relay(Database(url), "shop", outbox=SQLAlchemyOutbox(url), inbox=SQLAlchemyInbox(url))
+    await relay.init()
+    await relay.init()
+    async with relay:
+        assert (await relay.status()).outbox == 0
+
+
+@pytest.mark.parametrize("url", ["sqlite+aiosqlite://", "sqlite+aiosqlite:///:memory:"])
+async def test_a_database_in_memory_is_refused(url: str) -> None:
+    """An in-memory SQLite would be another database for each connection."""
+    with pytest.raises(ValueError, match="needs a SQLite file"):
+        SQLAlchemyOutbox(url)

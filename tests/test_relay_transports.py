@@ -1,0 +1,398 @@
+"""One suite of behaviour that every transport runs."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from contextlib import asynccontextmanager, suppress
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from relay_support import CLAIM, ENGINES, World, until, world
+
+from asignals import Signal
+from asignals.relay import Backlog, DeadLetter, DeadLetters, Delivery, Envelope, Relay, Transport
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable
+    from pathlib import Path
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture
+def anyio_backend() -> tuple[str, dict[str, Any]]:
+    """The relay is for asyncio only."""
+    return "asyncio", {}
+
+
+# Joining a group takes the mock cluster three seconds, each time: the others are for the long run.
+QUICK_ON_KAFKA = {
+    "test_a_retry_comes_after_its_delay_and_blocks_nobody",
+    "test_a_consumer_that_leaves_gives_back_what_it_holds",
+    "test_dead_letters_are_kept_shown_and_removed",
+}
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run every test on every engine, and Kafka's in full where there is time."""
+    if "engine" in metafunc.fixturenames:
+        on_kafka = metafunc.config.getoption("--long") or metafunc.function.__name__ in QUICK_ON_KAFKA
+        metafunc.parametrize("engine", [*ENGINES, "kafka"] if on_kafka else ENGINES, indirect=True)
+
+
+@pytest.fixture
+async def engine(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[World]:
+    """A world of its own for every test, on every engine."""
+    async with world(request.param, tmp_path) as made:
+        yield made
+
+
+def events(count: int, **fields: Any) -> list[Envelope]:
+    """Make events whose bodies are their numbers."""
+    return [Envelope("numbers", str(number).encode(), **fields) for number in range(count)]
+
+
+class Heard:
+    """A `handle` that acknowledges and keeps what came."""
+
+    def __init__(self) -> None:
+        self.bodies: list[bytes] = []
+        self.attempts: list[int] = []
+
+    async def __call__(self, delivery: Delivery) -> float | None:
+        self.bodies.append(Envelope.decode(delivery.data).body)
+        self.attempts.append(delivery.attempt)
+        return None
+
+    @property
+    def numbers(self) -> list[int]:
+        return [int(body) for body in self.bodies]
+
+
+@asynccontextmanager
+async def consuming(
+    transport: Transport,
+    service: str,
+    handle: Callable[[Delivery], Awaitable[float | None]],
+    instance: str = "one",
+    limit: int = 100,
+) -> AsyncIterator[asyncio.Task[None]]:
+    """Consume for the length of a block."""
+    task = asyncio.create_task(transport.consume(service, instance, handle, limit=limit))
+    try:
+        yield task
+    finally:
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
+
+
+async def known(engine: World, *services: str) -> None:
+    """Make services known to the engine, as some keep events only for those."""
+    if engine.name == "kafka":
+        return  # it keeps events for all who will ever come
+    for service in services:
+        heard = Heard()
+        transport = engine.open()
+        async with consuming(transport, service, heard) as task, asyncio.timeout(20):
+            while -1 not in heard.numbers:
+                if task.done():
+                    await task
+                try:
+                    await transport.publish_many([Envelope("numbers", b"-1")])
+                except Exception:  # noqa: BLE001  a queue that nobody has made yet refuses
+                    await asyncio.sleep(0.02)
+                    continue
+                with suppress(TimeoutError):
+                    await until(lambda heard=heard: -1 in heard.numbers, 1)
+
+
+async def test_every_transport_is_one(engine: World) -> None:
+    """The engines satisfy the protocol, and those that keep dead letters and backlogs say so."""
+    transport = engine.open()
+    assert isinstance(transport, Transport)
+    assert isinstance(transport, DeadLetters)
+    assert isinstance(transport, Backlog)
+
+
+async def test_each_service_gets_every_event(engine: World) -> None:
+    """Two services both get all events; what comes is byte for byte what was published."""
+    await known(engine, "first", "second")
+    transport = engine.open()
+    first, second = Heard(), Heard()
+    body = bytes(range(256)) * 3 + b"\n{}\r\n"
+    async with consuming(engine.open(), "first", first), consuming(engine.open(), "second", second):
+        await transport.publish_many([Envelope("numbers", body)])
+        await until(lambda: body in first.bodies and body in second.bodies)
+
+
+async def test_instances_of_a_service_share(engine: World) -> None:
+    """Two instances of one service get each event once between them."""
+    await known(engine, "billing")
+    one, two = Heard(), Heard()
+    async with consuming(engine.open(), "billing", one, "one"), consuming(engine.open(), "billing", two, "two"):
+        await engine.open().publish_many(events(200))
+        await until(lambda: {*one.numbers, *two.numbers} >= set(range(200)))
+    both = [number for number in one.numbers + two.numbers if number >= 0]
+    assert sorted(both) == list(range(200))
+
+
+async def test_one_consumer_hears_events_in_order(engine: World) -> None:
+    """A single consumer that handles one at a time hears events of a key in the order of publishing."""
+    await known(engine, "billing")
+    heard = Heard()
+    async with consuming(engine.open(), "billing", heard, limit=1):
+        transport = engine.open()
+        await transport.publish_many(events(50, key="one"))  # Kafka keeps order for a key
+        await until(lambda: 49 in heard.numbers)
+    assert [number for number in heard.numbers if number >= 0] == list(range(50))
+
+
+async def test_acknowledged_events_do_not_come_again(engine: World) -> None:
+    """A consumer that comes later gets nothing of what an earlier one has acknowledged, even after the claims end."""
+    await known(engine, "billing")
+    heard, later = Heard(), Heard()
+    transport = engine.open()
+    async with consuming(engine.open(), "billing", heard):
+        await transport.publish_many(events(30))
+        await until(lambda: len(set(heard.numbers) - {-1}) == 30)
+    async with consuming(engine.open(), "billing", later, "two"):
+        await asyncio.sleep(CLAIM * 1.5)
+        await transport.publish_many([Envelope("numbers", b"30")])
+        await until(lambda: 30 in later.numbers)
+    assert set(later.numbers) == {30}
+
+
+async def test_a_retry_comes_after_its_delay_and_blocks_nobody(engine: World) -> None:
+    """An event asked for again comes after the delay, counted; others pass it meanwhile."""
+    await known(engine, "billing")
+    times: dict[int, list[float]] = {}
+
+    async def handle(delivery: Delivery) -> float | None:
+        number = int(Envelope.decode(delivery.data).body)
+        times.setdefault(number, []).append(time.monotonic())
+        return 0.4 if number == 0 and len(times[0]) == 1 else None
+
+    async with consuming(engine.open(), "billing", handle):
+        await engine.open().publish_many(events(20, key="one"))  # in one partition: all are there at once
+        await until(lambda: len(times.get(0, [])) == 2)
+    assert times[0][1] - times[0][0] >= 0.35
+    assert all(times[number][-1] < times[0][1] for number in range(1, 20))
+
+
+async def test_a_retry_is_counted(engine: World) -> None:
+    """The second delivery of an event says that it is not the first."""
+    await known(engine, "billing")
+    attempts: list[int] = []
+
+    async def handle(delivery: Delivery) -> float | None:
+        attempts.append(delivery.attempt)
+        return 0.01 if len(attempts) < 3 else None
+
+    async with consuming(engine.open(), "billing", handle):
+        await engine.open().publish_many(events(1))
+        await until(lambda: len(attempts) == 3)
+    assert attempts == [1, 2, 3]
+
+
+async def test_a_consumer_that_leaves_gives_back_what_it_holds(engine: World) -> None:
+    """Events whose handling is cancelled go to another instance, and at once, not after the claim."""
+    await known(engine, "billing")
+    begun: list[bytes] = []
+
+    async def never(delivery: Delivery) -> float | None:
+        begun.append(delivery.data)
+        await asyncio.Event().wait()
+        return None
+
+    async with consuming(engine.open(), "billing", never, "one"):
+        await engine.open().publish_many(events(20))
+        await until(lambda: len(begun) == 20)
+    heard = Heard()
+    async with consuming(engine.open(), "billing", heard, "two"):
+        await until(lambda: set(heard.numbers) >= set(range(20)), 30 if engine.name == "kafka" else 5)
+
+
+async def test_a_long_receiver_keeps_its_claim(engine: World) -> None:
+    """An event that takes three times as long as a claim lasts is not given to the idle instance."""
+    await known(engine, "billing")
+    calls: list[str] = []
+
+    def handler(name: str) -> Callable[[Delivery], Awaitable[float | None]]:
+        async def handle(_delivery: Delivery) -> float | None:
+            calls.append(name)
+            await asyncio.sleep(CLAIM * 3)
+            calls.append(f"{name} done")
+            return None
+
+        return handle
+
+    async with (
+        consuming(engine.open(), "billing", handler("one"), "one"),
+        consuming(engine.open(), "billing", handler("two"), "two"),
+    ):
+        await engine.open().publish_many(events(1))
+        await until(lambda: len(calls) >= 2)
+        await asyncio.sleep(CLAIM)
+    assert calls in (["one", "one done"], ["two", "two done"])
+
+
+async def test_one_that_hangs_does_not_stop_the_rest(engine: World) -> None:
+    """While one event is being handled for ever, a thousand others pass."""
+    await known(engine, "billing")
+    passed: set[int] = set()
+
+    async def handle(delivery: Delivery) -> float | None:
+        number = int(Envelope.decode(delivery.data).body)
+        if number == 0:
+            await asyncio.Event().wait()
+        passed.add(number)
+        return None
+
+    async with consuming(engine.open(), "billing", handle, limit=10):
+        await engine.open().publish_many(events(1_000))
+        await until(lambda: len(passed - {-1}) == 999, 20)
+
+
+async def test_at_most_limit_events_are_handled_at_once(engine: World) -> None:
+    """`limit` bounds how many handlers run together."""
+    await known(engine, "billing")
+    running, most, count = 0, 0, 0
+
+    async def handle(_delivery: Delivery) -> float | None:
+        nonlocal running, most, count
+        running += 1
+        most = max(most, running)
+        await asyncio.sleep(0.002)
+        running -= 1
+        count += 1
+        return None
+
+    async with consuming(engine.open(), "billing", handle, limit=4):
+        await engine.open().publish_many(events(60))
+        await until(lambda: count >= 60)
+    assert most <= 4
+
+
+async def test_a_repeated_event_is_taken_once(engine: World) -> None:
+    """Publishing the same envelopes again, as after a lost acknowledgement, delivers each once where the engine can."""
+    await known(engine, "billing")
+    transport, heard = engine.open(), Heard()
+    batch = events(25)
+    await transport.publish_many(batch)
+    await transport.publish_many(batch)
+    async with consuming(engine.open(), "billing", heard):
+        await transport.publish_many([Envelope("numbers", b"25")])
+        await until(lambda: 25 in heard.numbers)
+        await until(lambda: len(heard.numbers) >= 26)
+    if engine.name in ("rabbitmq", "kafka"):  # it recognises no repetition: an inbox does
+        assert set(heard.numbers) == set(range(26))
+    else:
+        assert sorted(heard.numbers) == list(range(26))
+
+
+async def test_dead_letters_are_kept_shown_and_removed(engine: World) -> None:
+    """Letters of a queue come back whole and in order, one removed is gone, other queues are not touched."""
+    transport = engine.open()
+    assert isinstance(transport, DeadLetters)
+    raws = [Envelope("numbers", b"%d" % number).encode() for number in range(3)] + [b"\x00\xff no envelope"]
+    for raw in raws:
+        await transport.bury("dlq.billing", DeadLetter(raw, "billing", "ValueError: \u2028 'quoted'", 5))
+    await transport.bury("dlq.other", DeadLetter(raws[0], "other", "KeyError: 1"))
+    letters = await transport.letters("dlq.billing")
+    assert [letter.raw for letter in letters] == raws
+    assert letters[0].error == "ValueError: \u2028 'quoted'"
+    assert (letters[0].service, letters[0].attempts) == ("billing", 5)
+    assert [letter.raw for letter in await transport.letters("dlq.billing", 2)] == raws[:2]
+    await transport.remove("dlq.billing", letters[1])
+    assert [letter.raw for letter in await transport.letters("dlq.billing")] == [raws[0], raws[2], raws[3]]
+    assert len(await transport.letters("dlq.other")) == 1
+
+
+async def test_the_backlog_counts_what_is_not_acknowledged(engine: World) -> None:
+    """Events count from when they are published until they are acknowledged."""
+    transport = engine.open()
+    await known(engine, "billing")
+    await _until_backlog(transport, 0)
+    await transport.publish_many(events(15))
+    await _until_backlog(transport, 15)
+    heard = Heard()
+    async with consuming(engine.open(), "billing", heard):
+        await until(lambda: len(heard.numbers) == 15)
+        await _until_backlog(transport, 0)
+
+
+async def _until_backlog(transport: Backlog, count: int) -> None:
+    async with asyncio.timeout(10):
+        while await transport.backlog("billing") != count:  # noqa: ASYNC110  the engine tells nobody
+            await asyncio.sleep(0.02)
+
+
+async def test_publishing_nothing_is_fine(engine: World) -> None:
+    """An empty batch is acknowledged."""
+    await engine.open().publish_many([])
+
+
+async def test_many_events_at_once_all_arrive(engine: World) -> None:
+    """A batch larger than any internal one arrives whole."""
+    await known(engine, "billing")
+    heard = Heard()
+    async with consuming(engine.open(), "billing", heard):
+        await engine.open().publish_many(events(2_500))
+        await until(lambda: len(set(heard.numbers) - {-1}) == 2_500, 30)
+
+
+async def test_a_large_body_passes(engine: World) -> None:
+    """The largest body that an envelope may have is carried whole."""
+    await known(engine, "billing")
+    heard = Heard()
+    body = b"\x00" * 1_000_000
+    async with consuming(engine.open(), "billing", heard):
+        await engine.open().publish_many([Envelope("numbers", body)])
+        await until(lambda: any(len(got) == len(body) for got in heard.bodies))
+
+
+def test_a_relay_may_run_in_one_event_loop_after_another(engine_name: str, tmp_path: Path) -> None:
+    """A relay made at import serves several event loops in turn, as test suites and commands run them."""
+
+    async def opened() -> tuple[World, Any]:
+        manager = world(engine_name, tmp_path)
+        return await manager.__aenter__(), manager
+
+    with asyncio.Runner() as runner:
+        made, manager = runner.run(opened())
+        out, into, heard = Signal(["n"]), Signal(["n"]), []
+        shop, billing = Relay(made.open(), "shop"), Relay(made.open(), "billing")
+        shop.export(out, "numbers")
+        billing.receive(into, "numbers")
+
+        async def init() -> None:
+            await billing.init()
+            await billing.transport.aclose() if hasattr(billing.transport, "aclose") else None
+
+        async def once(number: int) -> None:
+            async with shop, billing:
+                await asyncio.gather(*(out.send("x", n=number + part) for part in range(20)))
+                await until(lambda: len(heard) == number + 20)
+
+        asyncio.run(init())
+        with into.connected(lambda n, **_: heard.append(n)):
+            asyncio.run(once(0))
+            asyncio.run(once(20))
+        assert sorted(heard) == list(range(40))
+        runner.run(manager.__aexit__(None, None, None))
+
+
+@pytest.fixture(params=[name for name in ENGINES if name not in ("memory", "postgres")])
+def engine_name(request: pytest.FixtureRequest) -> str:
+    """Engines that are not given an open connection of one event loop."""
+    name: str = request.param
+    return name
+
+
+@pytest.mark.parametrize("name", ["", "a b", "a/b", "a*", "a>", "x" * 201, ".a", "a..b", "a\n"])
+async def test_names_that_an_engine_might_misread_are_refused(engine: World, name: str) -> None:
+    """Services with names that mean something to a broker are refused before anything is asked of it."""
+    with pytest.raises(ValueError, match="service must be"):
+        await engine.open().consume(name, "one", Heard())

@@ -1,0 +1,233 @@
+"""The worker as a process, and the commands that look after a relay."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import signal as signals
+import subprocess
+import sys
+import urllib.request
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from relay_support import until
+from typer.testing import CliRunner
+
+from asignals import Signal
+from asignals.cli import app
+from asignals.relay import Database, Envelope, Memory, Relay
+from asignals.relay.worker import JSONFormatter, _health_server, load_relay
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+APPLICATION = """
+import asyncio, os
+from asignals import signal
+from asignals.relay import Database, Relay, SQLAlchemyOutbox
+
+@signal
+def order_paid(sender: str, *, amount: int) -> None:
+    '''An order was paid.'''
+
+url = "sqlite+aiosqlite:///{path}/relay.db"
+relay = Relay(Database(url), service="billing", outbox=SQLAlchemyOutbox(url))
+relay.receive(order_paid, topic="order.paid", retries=1, backoff=(0.01, 0.02))
+not_a_relay = 5
+
+@order_paid.connect
+async def heard(amount: int, **_: object) -> None:
+    if amount == 13 and not os.path.exists("{path}/repaired"):
+        raise ValueError("unlucky\\x1b[2J")
+    if amount == 99:
+        print("slow", flush=True)
+        await asyncio.sleep(0.3)
+    print("heard", amount, flush=True)
+"""
+
+
+@pytest.fixture
+def anyio_backend() -> tuple[str, dict[str, Any]]:
+    """The relay is for asyncio only."""
+    return "asyncio", {}
+
+
+@pytest.fixture
+def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """An application with a relay over SQLite, in the current directory."""
+    name = f"relay_application_{tmp_path.name}"
+    (tmp_path / f"{name}.py").write_text(APPLICATION.format(path=tmp_path))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    yield name
+    root.handlers[:], root.level = handlers, level
+    sys.modules.pop(name, None)
+
+
+def invoke(*arguments: str, code: int = 0) -> str:
+    """Run one command in this process."""
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == code, result.output
+    return result.output
+
+
+def publish(path: Path, *amounts: int) -> None:
+    """Publish events as another service would."""
+
+    async def work() -> None:
+        database = Database(f"sqlite+aiosqlite:///{path}/relay.db")
+        await database.publish_many([Envelope("order.paid", b'{"amount": %d}' % amount) for amount in amounts])
+        await database.aclose()
+
+    asyncio.run(work())
+
+
+class Worker:
+    """A worker process, whose lines are read."""
+
+    def __init__(self, target: str, *options: str) -> None:
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path.cwd()), *sys.path])}
+        command = [sys.executable, "-m", "asignals", "worker", target, *options]
+        self.process = subprocess.Popen(  # noqa: S603  this very program
+            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+        )
+
+    def heard(self, line: str) -> None:
+        """Wait until the receiver has printed a line."""
+        assert self.process.stdout is not None
+        for found in self.process.stdout:
+            if found.strip() == line:
+                return
+        pytest.fail(f"the worker ended without {line!r}: {self.process.stderr.read() if self.process.stderr else ''}")
+
+    def logged(self, start: str) -> str:
+        """Wait for a log record whose message starts so."""
+        assert self.process.stderr is not None
+        for found in self.process.stderr:
+            message: str = json.loads(found)["message"]
+            if message.startswith(start):
+                return message
+        pytest.fail(f"the worker ended without logging {start!r}")
+
+    def stop(self) -> int:
+        """Ask it to stop, and give its exit status."""
+        self.process.send_signal(signals.SIGTERM)
+        self.process.communicate(timeout=20)
+        return self.process.returncode
+
+
+def test_a_worker_handles_events_until_it_is_told_to_stop(module: str, tmp_path: Path) -> None:
+    """It serves its health, logs JSON, and on SIGTERM lets what runs end before it exits with 0."""
+    invoke("relay", "init", f"{module}:relay")
+    worker = Worker(f"{module}:relay", "--health-port", "0")
+    try:
+        url = worker.logged("health at").removeprefix("health at ")
+        worker.logged("worker of 'billing' runs")
+        with urllib.request.urlopen(url, timeout=10) as answer:  # noqa: S310  our own
+            health = json.load(answer)
+        assert health["ok"] is True
+        assert health["problems"] == {}
+        publish(tmp_path, 1, 99)
+        worker.heard("slow")
+        worker.process.send_signal(signals.SIGTERM)
+        worker.heard("heard 99")
+        _, log = worker.process.communicate(timeout=20)
+    finally:
+        worker.process.kill()
+    assert worker.process.returncode == 0
+    assert json.loads(log.strip().splitlines()[-1])["message"].startswith("relay of 'billing' stopped; left")
+
+
+def test_dead_letters_are_shown_and_sent_again(module: str, tmp_path: Path) -> None:
+    """`status` counts, `dead` shows errors without obeying them, `replay` sends again what then succeeds."""
+    target = f"{module}:relay"
+    assert invoke("relay", "init", target) == "ready\n"
+    worker = Worker(target)
+    try:
+        publish(tmp_path, 13, 1)
+        worker.heard("heard 1")
+        worker.logged("an event went to 'dlq.billing'")
+        assert worker.stop() == 0
+    finally:
+        worker.process.kill()
+    assert invoke("relay", "status", target).splitlines() == [
+        "service  billing",
+        "outbox   0",
+        "backlog  0",
+        "dead     1 in dlq.billing",
+    ]
+    shown = invoke("relay", "dead", target)
+    assert "order.paid" in shown
+    assert "2 attempts  ValueError: unlucky\N{REPLACEMENT CHARACTER}[2J" in shown
+    assert "\x1b" not in shown
+    (tmp_path / "repaired").touch()
+    assert invoke("relay", "replay", target) == "1 sent again\n"
+    worker = Worker(target)
+    try:
+        worker.heard("heard 13")
+        assert worker.stop() == 0
+    finally:
+        worker.process.kill()
+    assert "dead     0 in dlq.billing" in invoke("relay", "status", target)
+
+
+@pytest.mark.parametrize(
+    "target", ["nothing", "no.such.module:relay", "{module}:missing", "{module}:not_a_relay", ":x"]
+)
+def test_a_target_that_is_no_relay_is_named(module: str, target: str) -> None:
+    """A wrong TARGET ends the command with what is wrong with it."""
+    with pytest.raises(ValueError, match=r"relay|load|Relay"):
+        load_relay(target.format(module=module))
+    output = invoke("relay", "status", target.format(module=module), code=2)
+    assert "Invalid value" in output
+
+
+def test_a_database_without_tables_is_one_line(module: str) -> None:
+    """A failing engine gives an error and an exit status, not a traceback."""
+    result = CliRunner().invoke(app, ["relay", "status", f"{module}:relay"])
+    assert result.exit_code == 1
+    assert "no such table" in result.output
+    assert "Traceback" not in result.output
+
+
+@pytest.mark.anyio
+async def test_health_says_503_while_something_is_wrong(caplog: pytest.LogCaptureFixture) -> None:
+    """The health page follows the relay, and bad requests do it no harm."""
+
+    class Away(Memory):
+        async def consume(self, *_: Any, **__: Any) -> None:
+            msg = "away"
+            raise ConnectionError(msg)
+
+    relay = Relay(Away(), "billing")
+    relay.receive(Signal(), "order.paid")
+    caplog.set_level(logging.INFO)
+    async with _health_server(relay, "127.0.0.1", 0), relay:
+        await until(lambda: not relay.health().ok)
+        port = int(caplog.messages[0].rstrip("/").rpartition(":")[2])
+        for request in (b"\x00" * 20_000, b"", b"GET / HTTP/1.1\r\n\r\n"):
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.write(request)
+            writer.write_eof()
+            answer = await reader.read()
+            writer.close()
+    head, _, body = answer.partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 503 ")
+    assert json.loads(body)["problems"] == {"consuming as 'billing'": "ConnectionError: away"}
+
+
+def test_log_records_are_json_whatever_they_hold() -> None:
+    """Objects, line ends and exceptions do not break the line."""
+    record = logging.makeLogRecord(
+        {"msg": "a\n%s", "args": ("\x1b",), "levelname": "INFO", "name": "x", "order": {1, 2}}
+    )
+    line = JSONFormatter().format(record)
+    assert "\n" not in line
+    assert json.loads(line)["message"] == "a\n\x1b"
+    assert "order" in json.loads(line)

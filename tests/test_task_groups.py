@@ -1,0 +1,403 @@
+"""Sending via a task group: order, limits, errors, and whatever task groups do to receivers."""
+
+import asyncio
+import contextlib
+import gc
+import logging
+import weakref
+from contextlib import asynccontextmanager
+
+import anyio
+import anyio.lowlevel
+import pytest
+
+from asignals import Signal
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture(params=["anyio", "asyncio"])
+def group(request, anyio_backend):
+    if request.param == "anyio":
+        return anyio.create_task_group
+    if anyio_backend[0] == "trio":
+        pytest.skip("asyncio.TaskGroup needs asyncio")
+    return asyncio.TaskGroup
+
+
+@pytest.fixture(autouse=True)
+def log():
+    return []
+
+
+def connect(signal, log, *kinds):
+    """Connect a receiver for each kind; each logs its number when it begins, and minus its number when it ends."""
+    for number, kind in enumerate(kinds, 1):
+        signal.connect(KINDS[kind](number, log), weak=False)
+
+
+def waiting(number, log):
+    async def receives(**named):
+        log.append(number)
+        await anyio.lowlevel.checkpoint()
+        await anyio.lowlevel.checkpoint()
+        log.append(-number)
+        return number
+
+    return receives
+
+
+def plain(number, log):
+    def receives(**named):
+        log.append(number)
+        return number
+
+    return receives
+
+
+def returning(number, log):
+    inner = waiting(number, log)
+    return lambda **named: inner(**named)  # noqa: PLW0108  a sync function that returns an awaitable
+
+
+def failing(number, log):
+    async def receives(**named):
+        log.append(number)
+        await anyio.lowlevel.checkpoint()
+        raise OSError(number)
+
+    return receives
+
+
+def failing_at_once(number, log):
+    def receives(**named):
+        log.append(number)
+        raise OSError(number)
+
+    return receives
+
+
+def endless(number, log):
+    async def receives(**named):
+        log.append(number)
+        try:
+            await anyio.sleep_forever()
+        finally:
+            with anyio.CancelScope(shield=True):
+                await anyio.lowlevel.checkpoint()
+            log.append(-number)
+
+    return receives
+
+
+def cancelling(number, log):
+    async def receives(**named):
+        log.append(number)
+        await anyio.lowlevel.checkpoint()
+        raise asyncio.CancelledError
+
+    return receives
+
+
+KINDS = {
+    "waits": waiting,
+    "sync": plain,
+    "returns": returning,
+    "fails": failing,
+    "sync fails": failing_at_once,
+    "endless": endless,
+    "cancels": cancelling,
+}
+
+
+async def test_responses_come_in_order_of_connection(group, log):
+    """Whoever ends first, the responses are in order of connection."""
+    signal = Signal(["x"], task_group=group)
+    connect(signal, log, "waits", "sync", "returns", "waits", "sync")
+    with anyio.fail_after(5):
+        results = await signal.send(None, x=1)
+    assert [response for _, response in results] == [1, 2, 3, 4, 5]
+
+
+async def test_receivers_start_in_order_of_connection(group, log):
+    """They begin in order, and a sync one after those before it have come to their first await."""
+    signal = Signal(["x"], task_group=group)
+    connect(signal, log, "waits", "returns", "waits", "sync", "returns", "sync", "waits", "waits")
+    with anyio.fail_after(5):
+        await signal.send(None, x=1)
+    assert [number for number in log if number > 0] == [1, 2, 3, 4, 5, 6, 7, 8]
+
+
+async def test_at_most_limit_run_at_once(group, log):
+    """A limit holds for all receivers of a send, those in the caller included."""
+    signal = Signal(["x"], task_group=group, limit=2)
+    connect(signal, log, "waits", "waits", "returns", "sync", "waits", "waits")
+    with anyio.fail_after(5):
+        results = await signal.send(None, x=1)
+    running, most = 0, 0
+    for number in log:
+        running += (number > 0) - (number < 0) if number != 4 else 0
+        most = max(most, running)
+    assert most == 2
+    assert len(results) == 6
+
+
+async def test_a_lone_receiver_needs_no_task(group):
+    """The last receiver, and so a lone one, runs in the sender's own task."""
+    signal = Signal(["x"], task_group=group)
+
+    async def receives(**named):
+        return anyio.get_current_task().id
+
+    signal.connect(receives)
+    with anyio.fail_after(5):
+        assert await signal.send(None, x=1) == [(receives, anyio.get_current_task().id)]
+
+
+@pytest.mark.parametrize(
+    "kinds",
+    [
+        ["fails", "endless", "endless"],
+        ["endless", "endless", "fails"],
+        ["endless", "sync fails", "endless"],
+        ["endless", "sync fails"],
+        ["fails"],
+        ["sync fails"],
+    ],
+    ids=", ".join,
+)
+async def test_the_first_failure_cancels_the_rest(group, log, kinds):
+    """One error is raised as an `ExceptionGroup`, whoever fails; the others have cleaned up by then."""
+    signal = Signal(["x"], task_group=group)
+    connect(signal, log, *kinds)
+    with anyio.fail_after(5), pytest.raises(ExceptionGroup) as caught:
+        await signal.send(None, x=1)
+    (error,) = caught.value.exceptions
+    assert isinstance(error, OSError)
+    assert "a receiver of signal" in error.__notes__[0]
+    begun = {number for number in log if number > 0 and kinds[number - 1] == "endless"}
+    assert begun == {-number for number in log if number < 0}
+
+
+async def test_nothing_starts_after_a_failure(group, log):
+    """With a limit, the receivers that had to wait for the one that failed are not called."""
+    signal = Signal(["x"], task_group=group, limit=1)
+    connect(signal, log, "fails", "waits", "sync", "waits")
+    with anyio.fail_after(5), pytest.raises(ExceptionGroup):
+        await signal.send(None, x=1)
+    assert log == [1]
+
+
+async def test_several_errors_come_together(group, log):
+    """Receivers that fail in the same moment, or while they are cancelled, are all in the group."""
+    signal = Signal(["x"], task_group=group)
+
+    async def fails_in_cleanup(**named):
+        try:
+            await anyio.sleep_forever()
+        finally:
+            raise KeyError
+
+    signal.connect(fails_in_cleanup)
+    connect(signal, log, "fails", "waits")
+    with anyio.fail_after(5), pytest.raises(ExceptionGroup) as caught:
+        await signal.send(None, x=1)
+    assert {type(error) for error in caught.value.exceptions} == {KeyError, OSError}
+
+
+@pytest.mark.parametrize("kinds", [["cancels", "waits"], ["waits", "cancels"], ["cancels"]], ids=", ".join)
+@pytest.mark.parametrize("method", ["send", "send_robust"])
+async def test_a_receiver_that_raises_the_cancellation_itself(group, anyio_backend, log, kinds, method):
+    """The send raises it, too, and never returns a shorter list."""
+    if anyio_backend[0] == "trio":
+        pytest.skip("trio's cancellation cannot be raised by oneself")
+    signal = Signal(["x"], task_group=group)
+    connect(signal, log, *kinds)
+    with anyio.fail_after(5), pytest.raises(asyncio.CancelledError):
+        await getattr(signal, method)(None, x=1)
+
+
+async def test_a_receiver_whose_task_is_cancelled_before_it_began(anyio_backend, log):
+    """Other code that cancels a task of the group makes the send raise, neither hang nor return less."""
+    if anyio_backend[0] == "trio":
+        pytest.skip("trio has no native cancellation")
+
+    class Cancelling(asyncio.TaskGroup):
+        def create_task(self, coroutine):
+            task = super().create_task(coroutine)
+            task.cancel()
+            return task
+
+    for limit in (None, 1):
+        signal = Signal(["x"], task_group=Cancelling, limit=limit)
+        connect(signal, log, "waits", "waits", "sync", "waits")
+        with anyio.fail_after(5), pytest.raises(asyncio.CancelledError):
+            await signal.send(None, x=1)
+
+
+async def test_robust_sends_call_everyone(group, log):
+    """`send_robust` in a group returns errors in their places, and cancels nobody."""
+    signal = Signal(["x"], task_group=group)
+    connect(signal, log, "fails", "sync fails", "waits", "fails", "sync")
+    with anyio.fail_after(5):
+        results = await signal.send_robust(None, x=1)
+    assert [type(response) for _, response in results] == [OSError, OSError, int, OSError, int]
+
+
+class Stop(BaseException):
+    pass
+
+
+@pytest.mark.parametrize("method", ["send", "send_robust"])
+@pytest.mark.parametrize("is_last", [True, False])
+async def test_base_exceptions_are_never_caught(group, log, method, is_last):
+    """They come as a `BaseExceptionGroup`, robust or not, from a task and from the caller."""
+    signal = Signal(["x"], task_group=group)
+
+    async def stops(**named):
+        await anyio.lowlevel.checkpoint()
+        raise Stop
+
+    connect(signal, log, "endless")
+    signal.connect(stops)
+    if not is_last:
+        connect(signal, log, "endless")
+    with anyio.fail_after(5), pytest.raises(BaseExceptionGroup) as caught:
+        await getattr(signal, method)(None, x=1)
+    assert [type(error) for error in caught.value.exceptions] == [Stop]
+
+
+@pytest.mark.parametrize("kind", [KeyboardInterrupt, SystemExit])
+async def test_the_caller_s_interrupts_are_grouped_too(group, log, kind):
+    """A sync receiver that exits does so in a `BaseExceptionGroup`, alone or after tasks were made."""
+    for kinds in ([], ["endless"]):
+        signal = Signal(["x"], task_group=group)
+
+        def exits(**named):
+            raise kind
+
+        connect(signal, log, *kinds)
+        signal.connect(exits)
+        with anyio.fail_after(5), pytest.raises(BaseExceptionGroup) as caught:
+            await signal.send(None, x=1)
+        assert [type(error) for error in caught.value.exceptions] == [kind]
+
+
+async def test_a_factory_that_cannot_be_entered(log):
+    """Its error comes as it is, and nothing is left."""
+
+    @asynccontextmanager
+    async def broken():
+        raise LookupError
+        yield
+
+    signal = Signal(["x"], task_group=broken)
+    connect(signal, log, "returns", "waits", "waits")
+    with anyio.fail_after(5), pytest.raises(LookupError):
+        await signal.send(None, x=1)
+    assert log == []
+    gc.collect()
+
+
+async def test_a_group_that_takes_no_tasks(log):
+    """An error of `create_task` ends the send, and no coroutine is left that nobody awaits."""
+
+    class Full:
+        async def __aenter__(self):
+            return self
+
+        async def __aexit__(self, *error):
+            return None
+
+        def create_task(self, coroutine):
+            raise RuntimeError
+
+    signal = Signal(["x"], task_group=Full)
+    connect(signal, log, "waits", "waits")
+    with anyio.fail_after(5), pytest.raises(ExceptionGroup) as caught:
+        await signal.send(None, x=1)
+    assert isinstance(caught.value.exceptions[0], RuntimeError)
+    gc.collect()
+
+
+async def test_a_group_that_swallows_errors(log):
+    """With a factory that lets errors pass, the send raises them all the same."""
+
+    @asynccontextmanager
+    async def lax():
+        try:
+            async with anyio.create_task_group() as tasks:
+                yield tasks
+        except ExceptionGroup:
+            pass
+
+    signal = Signal(["x"], task_group=lax)
+    connect(signal, log, "fails", "waits")
+    with anyio.fail_after(5), pytest.raises(ExceptionGroup):
+        await signal.send(None, x=1)
+
+
+async def test_a_send_inside_a_cancelled_scope(group, log):
+    """Nothing but what comes before the first checkpoint runs, and the next send is whole."""
+    signal = Signal(["x"], task_group=group)
+    connect(signal, log, "waits", "waits", "waits")
+    with anyio.CancelScope() as scope:
+        scope.cancel()
+        await signal.send(None, x=1)
+    assert scope.cancelled_caught
+    assert all(number > 0 for number in log)
+    with anyio.fail_after(5):
+        assert len(await signal.send(None, x=1)) == 3
+
+
+async def test_views_send_in_their_own_way(group, log):
+    """`using` gives a view: the same receivers, another mode, options left out are the signal's own."""
+    signal = Signal(["x"], task_group=group, limit=1)
+    connect(signal, log, "waits", "waits")
+    with anyio.fail_after(5):
+        await signal.using(limit=None).send(None, x=1)
+        assert log == [1, 2, -1, -2] or log[:2] == [1, 2]
+        log.clear()
+        await signal.using(task_group=None).send(None, x=1)
+    assert log == [1, -1, 2, -2]
+
+
+class Witness:
+    """An argument of a send: while it lives, so does a frame of that send."""
+
+
+@pytest.mark.parametrize("method", ["send", "send_robust"])
+@pytest.mark.parametrize(
+    "kinds",
+    [["fails", "waits"], ["waits", "fails"], ["waits", "sync fails", "waits"], ["fails", "fails", "fails"]],
+    ids=", ".join,
+)
+async def test_a_failed_send_leaves_no_cycle(group, log, kinds, method, monkeypatch, anyio_backend):  # noqa: PLR0913, PLR0917  fixtures
+    """When its error or its results are let go, everything of the send dies without the collector."""
+    if method == "send" and anyio_backend[0] == "asyncio":
+        pytest.skip("groups on asyncio leave cycles of their own, used by hand as well")
+    monkeypatch.setattr(logging.getLogger("asignals"), "disabled", True)  # records would hold errors
+    signal = Signal(["witness"], task_group=group)
+    connect(signal, log, *kinds)
+
+    async def sends(witness):
+        with contextlib.suppress(ExceptionGroup):
+            await getattr(signal, method)(None, witness=witness)
+
+    async def checkpoints():
+        for _ in range(5):
+            await anyio.lowlevel.checkpoint()
+
+    witness = Witness()
+    reference = weakref.ref(witness)
+    await checkpoints()
+    gc.collect()
+    gc.disable()
+    try:
+        with anyio.fail_after(5):
+            await sends(witness)
+            await checkpoints()
+        del witness
+        assert reference() is None
+    finally:
+        gc.enable()

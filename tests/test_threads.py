@@ -1,0 +1,236 @@
+import asyncio
+import gc
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from asignals import Signal
+
+THREADS = 4
+ROUNDS = 200
+
+
+class Handler:
+    def __init__(self):
+        self.calls = 0
+
+    def hear(self, **named):
+        self.calls += 1
+
+
+class Sender:
+    pass
+
+
+def step(coroutine):
+    """Run a coroutine that never waits."""
+    try:
+        coroutine.send(None)
+    except StopIteration as ended:
+        return ended.value
+    raise AssertionError
+
+
+@pytest.fixture(autouse=True)
+def switch_often():
+    """Let threads take turns as often as the interpreter can."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    yield
+    sys.setswitchinterval(before)
+
+
+def at_once(*functions):
+    """Run functions in threads that start together; raises what any of them raises."""
+    barrier = threading.Barrier(len(functions))
+
+    def run(function):
+        barrier.wait(30)
+        return function()
+
+    with ThreadPoolExecutor(len(functions)) as pool:
+        return list(pool.map(run, functions, timeout=60))
+
+
+@pytest.mark.parametrize("names", [None, ()], ids=["any", "declared"])
+def test_connecting_disconnecting_and_sending_at_once_loses_nothing(names):
+    """Who is connected throughout hears every send, and in the end exactly who should be is connected."""
+    made = Signal(names)
+    steady = Handler()
+    made.connect(steady.hear)
+    lengths = []
+
+    def comes_and_goes():
+        mine = Handler()
+        for number in range(ROUNDS):
+            made.connect(mine.hear, sender="s" if number % 2 else None)
+            assert made.disconnect(mine.hear, sender="s" if number % 2 else None)
+
+    def sends():
+        for _ in range(ROUNDS):
+            results = step(made.send("s"))
+            assert results[0] == (steady.hear, None)
+            lengths.append(len(results))
+
+    at_once(comes_and_goes, comes_and_goes, sends, sends)
+    assert len(lengths) == 2 * ROUNDS
+    assert max(lengths) <= 3
+    assert [connection.receiver for connection in made.connections] == [steady.hear]
+    assert made._registry._buckets == {}
+
+
+def test_a_disconnected_receiver_is_not_called_by_later_sends():
+    """Once `disconnect` has returned in one thread, sends in another do not begin a call."""
+    made = Signal()
+    gone = threading.Event()
+    late = []
+
+    def hears(**named):
+        if gone.is_set():
+            late.append(named)
+
+    def leaves():
+        for _ in range(ROUNDS):
+            gone.clear()
+            made.connect(hears)
+            made.disconnect(hears)
+
+    at_once(leaves, lambda: [step(made.send(None)) for _ in range(ROUNDS)])
+    gone.set()
+    step(made.send(None))
+    assert late == []
+    assert made.connections == ()
+
+
+def test_the_same_receiver_connected_by_all_threads_is_one_connection():
+    """Racing connects of one receiver make one connection."""
+    for _ in range(30):
+        made, handler = Signal(), Handler()
+        at_once(*[lambda made=made, handler=handler: made.connect(handler.hear)] * THREADS)
+        assert len(made.connections) == 1
+        assert sorted(at_once(*[lambda made=made, handler=handler: made.disconnect(handler.hear)] * THREADS)) == [
+            *[False] * (THREADS - 1),
+            True,
+        ]
+
+
+def test_once_is_one_call_in_all_threads():
+    """However many threads send, a receiver connected with `once` is called by one."""
+    for names in (None, ()):
+        for _ in range(30):
+            made, handler = Signal(names), Handler()
+            made.connect(handler.hear, once=True)
+            results = at_once(*[lambda made=made: step(made.send(None))] * THREADS)
+            assert handler.calls == 1
+            assert sorted(map(len, results)) == [*[0] * (THREADS - 1), 1]
+
+
+def test_receivers_and_senders_may_die_in_any_thread():
+    """Garbage collection in one thread while others use the signal neither blocks nor confuses it."""
+    made = Signal()
+    steady = Handler()
+    made.connect(steady.hear)
+
+    def lives_and_dies():
+        for _ in range(ROUNDS):
+            sender, handler = Sender(), Handler()
+            sender.cycle = sender
+            handler.cycle = handler
+            made.connect(handler.hear, sender=sender)
+            made.connect(handler.hear)
+            step(made.send(sender))
+
+    def collects():
+        for _ in range(20):
+            gc.collect()
+
+    at_once(lives_and_dies, lives_and_dies, collects)
+    gc.collect()
+    assert [connection.receiver for connection in made.connections] == [steady.hear]
+    assert made._registry._buckets == {}
+
+
+def test_a_collection_inside_the_lock_does_not_deadlock():
+    """A finalizer that uses the signal may run in the middle of a connect, in the thread that holds the lock."""
+    made = Signal()
+    kept = Handler()
+    finalized = []
+
+    class Final:
+        def __init__(self):
+            self.cycle = self
+
+        def hear(self, **named): ...
+
+        def __del__(self):
+            made.connect(kept.hear)
+            made.disconnect(kept.hear)
+            finalized.append(made.has_listeners())
+
+    threshold = gc.get_threshold()
+    gc.set_threshold(1)
+    try:
+        for _ in range(50):
+            final = Final()
+            made.connect(final.hear)
+            del final
+    finally:
+        gc.set_threshold(*threshold)
+    gc.collect()
+    assert len(finalized) == 50
+    assert made.connections == ()
+
+
+def test_every_thread_may_have_a_loop_of_its_own():
+    """One signal is sent from several event loops at once, and each send runs in its own."""
+    made = Signal()
+
+    async def hears(**named):
+        await asyncio.sleep(0)
+        return asyncio.get_running_loop()
+
+    made.connect(hears)
+
+    async def sends():
+        return [response for _ in range(20) for _, response in await made.send(None)], asyncio.get_running_loop()
+
+    for responses, loop in at_once(*[lambda: asyncio.run(sends())] * THREADS):
+        assert responses == [loop] * 20
+
+
+def test_muted_blocks_of_threads_do_not_disturb_each_other():
+    """Each thread mutes its own context only."""
+    made, handler = Signal(), Handler()
+    made.connect(handler.hear)
+
+    def mutes():
+        for _ in range(ROUNDS):
+            with made.muted():
+                assert step(made.send(None)) == []
+            assert len(step(made.send(None))) == 1
+
+    def hears():
+        for _ in range(ROUNDS):
+            assert len(step(made.send(None))) == 1
+
+    at_once(mutes, mutes, hears)
+    assert made._registry.filters == ()
+
+
+def test_connected_blocks_of_threads_leave_nothing():
+    """Overlapping blocks for one receiver in several threads end with what was there before."""
+    made, handler = Signal(), Handler()
+    made.connect(handler.hear, priority=9)
+    before = made.connections
+
+    def uses(priority):
+        for _ in range(ROUNDS):
+            with made.connected(handler.hear, priority=priority):
+                assert len(made.connections) == 1
+
+    at_once(*[lambda p=p: uses(p) for p in range(THREADS)])
+    assert made.connections == before
+    assert made.connections[0].priority == 9
+    assert made._registry.overlaps == {}

@@ -1,0 +1,711 @@
+import contextlib
+import functools
+import gc
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+import types
+import warnings
+import weakref
+
+import anyio
+import pytest
+from anyio.lowlevel import checkpoint
+
+import asignals
+from asignals import ReceiverLostWarning, Signal, receiver
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture(params=["asyncio", "trio"])
+def anyio_backend(request):
+    """What dies how is the same on every loop, and costs a search of the heap: two of them will do."""
+    return request.param
+
+
+class Handler:
+    def hear(self, **named):
+        return "heard"
+
+    def __call__(self, **named):
+        return "called"
+
+
+class Sender:
+    pass
+
+
+class Slotted:
+    """Supports no weak references."""
+
+    __slots__ = ()
+
+    def __call__(self, **named):
+        return "slotted"
+
+
+@pytest.fixture
+def made():
+    return Signal(name="shop.sold")
+
+
+@pytest.fixture
+def warned():
+    """The ReceiverLostWarnings of the test."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("error")
+        warnings.simplefilter("always", ReceiverLostWarning)
+        yield caught
+
+
+def greet(**named):
+    return "greet"
+
+
+# -- dying --
+
+
+async def test_receivers_are_held_weakly(made):
+    """A connection ends with its receiver, at once."""
+    handler, other = Handler(), Handler()
+    made.connect(handler)
+    made.connect(other.hear)
+    assert len(made.connections) == 2
+    del handler
+    assert [response for _, response in await made.send(None)] == ["heard"]
+    del other
+    assert await made.send(None) == []
+    assert made.connections == ()
+    assert not made.has_listeners()
+
+
+@pytest.mark.parametrize("make", [lambda: Handler().hear, Handler, Slotted, lambda: lambda **n: n, lambda: [].append])
+async def test_weak_false_keeps_the_receiver(make):
+    """A strongly connected receiver lives until it is disconnected or its signal dies."""
+    made = Signal(["object"])
+    try:
+        made.connect(make(), weak=False)
+    except ValueError:
+        pytest.skip("takes no keywords")
+    gc.collect()
+    assert len(made.connections) == 1
+    assert len(await made.send(None, object=1)) == 1
+    (connection,) = made.connections
+    assert made.disconnect(connection.receiver)
+
+
+async def test_disconnecting_frees_a_strong_receiver(made):
+    """After `disconnect` the signal holds the receiver no more."""
+    handler = Handler()
+    alive = weakref.ref(handler)
+    made.connect(handler.hear, weak=False)
+    made.disconnect(handler.hear)
+    del handler
+    assert alive() is None
+
+
+async def test_a_signal_frees_its_receivers_when_it_dies():
+    """Strong receivers die with the signal, without the garbage collector."""
+    gc.disable()
+    try:
+        handler = Handler()
+        alive = weakref.ref(handler)
+        for names in (None, ["a"]):
+            made = Signal(names)
+            made.connect(handler, weak=False)
+            await made.send(None, a=1)
+            gone = weakref.ref(made)
+            del made
+            assert gone() is None
+        del handler
+        assert alive() is None
+    finally:
+        gc.enable()
+
+
+async def test_a_receiver_that_cannot_be_weak_is_refused(made):
+    """The error names the receiver and says what to do, and nothing is connected."""
+    slotted = Slotted()
+    with pytest.raises(TypeError, match=r"Slotted.*shop\.sold.*weak=False"):
+        made.connect(slotted)
+    handler = Handler()
+    with pytest.raises(TypeError, match=r"shop\.sold.*weak=False"):
+        made.connect(types.MethodType(slotted, handler))
+    assert made.connections == ()
+    made.connect(slotted, weak=False)
+    with pytest.raises(TypeError, match="weak=False"):
+        made.connect(slotted)
+    assert await made.send(None) == [(slotted, "slotted")]
+
+
+async def test_a_method_of_something_unweakrefable_is_a_receiver(made):
+    """Methods whose object or function supports no weak references can be connected strongly."""
+
+    class Parts:
+        __slots__ = ()
+
+        def hear(self, **named):
+            return "parts"
+
+    parts = Parts()
+    made.connect(parts.hear, weak=False)
+    made.connect(parts.hear, weak=False)
+    odd = types.MethodType(lambda self, **named: self, 3)
+    made.connect(odd, weak=False)
+    made.connect(types.MethodType(functools.partial(greet), 3).__func__, weak=False)
+    assert [response for _, response in await made.send(None)] == ["parts", 3, "greet"]
+    assert made.disconnect(parts.hear)
+
+
+async def test_a_weak_method_needs_object_and_function(made, warned):
+    """A method whose function nobody else holds is lost as its function is."""
+    handler = Handler()
+    made.connect(types.MethodType(lambda self, **named: None, handler))
+    assert await made.send(None) == []
+    assert len(warned) == 1
+
+
+async def test_ids_used_again_reach_no_wrong_receiver(made):
+    """A new object at a dead receiver's address is not connected."""
+    for _ in range(200):
+        handler = Handler()
+        made.connect(handler)
+        made.connect(handler.hear)
+        del handler
+        fresh = Handler()
+        assert not made.disconnect(fresh)
+        assert not made.disconnect(fresh.hear)
+        assert made.receivers_for(None) == []
+    assert await made.send(None) == []
+
+
+async def test_ids_of_dead_senders_reach_no_wrong_receiver(made):
+    """A new object at a dead sender's address is another sender."""
+    for _ in range(200):
+        sender = Sender()
+        made.connect(greet, sender=sender)
+        del sender
+        fresh = Sender()
+        assert await made.send(fresh) == []
+        assert made.receivers_for(fresh) == []
+        assert not made.has_listeners(fresh)
+        assert not made.disconnect(greet, fresh)
+
+
+async def test_a_purge_that_has_not_happened_changes_nothing(made):
+    """Even while the dead are not yet forgotten, their ids mean nobody."""
+    registry = made._registry
+    sender = Sender()
+    made.connect(greet, sender=sender)
+    handler = Handler()
+    made.connect(handler)
+    registry.purge = lambda: None
+    address = id(sender)
+    del sender, handler
+    fresh = [Sender() for _ in range(100)]
+    same = [each for each in fresh if id(each) == address]
+    for each in same:
+        assert await made.send(each) == []
+        made.connect(greet, sender=each)
+        assert await made.send(each) == [(greet, "greet")]
+    assert await made.send(None) == []
+    assert [c for c in made.connections if c.receiver is None] == []
+
+
+async def test_a_connection_dies_with_its_sender(made):
+    """When a sender dies, its connections end and their strong receivers are freed."""
+    sender = Sender()
+    handler = Handler()
+    alive = weakref.ref(handler)
+    made.connect(handler.hear, sender=sender, weak=False)
+    (connection,) = made.connections
+    del sender, handler
+    assert made.connections == ()
+    assert connection.sender is None
+    assert alive() is None
+
+
+@pytest.mark.parametrize("make", [list, dict, lambda: (object(),), Slotted], ids=str)
+async def test_a_sender_that_cannot_be_weak_is_held_while_connected(made, make):
+    """Its id is not used again before `disconnect`."""
+    sender = make()
+    address = id(sender)
+    made.connect(greet, sender=sender)
+    del sender
+    gc.collect()
+    assert all(id(each) != address for each in [make() for _ in range(100)])
+    (connection,) = made.connections
+    assert id(connection.sender) == address
+    assert made.disconnect(greet, connection.sender)
+    assert made.connections == ()
+
+
+async def test_senders_in_reference_cycles_are_let_go(made):
+    """A sender that only the garbage collector frees ends its connections then."""
+    sender = Sender()
+    sender.me = sender
+    made.connect(greet, sender=sender)
+    del sender
+    gc.collect()
+    assert made.connections == ()
+
+
+async def test_finalizers_may_use_the_signal(made):
+    """`__del__` of a receiver or a sender may connect, disconnect and ask, also from within the signal's own work."""
+    log = []
+
+    class Final:
+        def __call__(self, **named): ...
+
+        def __del__(self):
+            made.disconnect(greet)
+            made.connect(greet)
+            log.append(made.has_listeners())
+
+    thing = Final()
+    made.connect(thing)
+    made.connect(greet, sender=thing)
+    await made.send(None)
+    del thing
+    assert log == [True]
+    assert await made.send(None) == [(greet, "greet")]
+
+
+# -- never silent --
+
+
+def line_of(function, text):
+    lines, first = __import__("inspect").getsourcelines(function)
+    return first + next(number for number, line in enumerate(lines) if text in line)
+
+
+@pytest.mark.parametrize(
+    "connect",
+    [
+        lambda made: made.connect(lambda **named: None),
+        lambda made: made.connect(functools.partial(greet)),
+        lambda made: made.connect(Handler()),
+        lambda made: made.connect(Handler().hear),
+        lambda made: made.connect(receiver=lambda **named: None),
+        lambda made: made.connect(lambda **named: None, "sender", dispatch_uid="u"),
+        lambda made: made.connect([].__class__().append) if made.providing_args else made.connect({}.update),
+    ],
+    ids=["lambda", "partial", "object", "method", "keyword", "options", "builtin"],
+)
+async def test_connecting_what_nobody_holds_warns_at_once(made, warned, connect):
+    """The warning is at the line of the `connect`, names the signal and says what to do."""
+    connect(made)
+    (warning,) = warned
+    assert issubclass(ReceiverLostWarning, UserWarning)
+    assert warning.category is ReceiverLostWarning
+    assert warning.filename == __file__
+    assert warning.lineno == connect.__code__.co_firstlineno
+    assert "shop.sold" in str(warning.message)
+    assert "weak=False" in str(warning.message)
+    assert made.connections == ()
+    gc.collect()
+    assert len(warned) == 1
+
+
+@pytest.mark.parametrize(
+    "connect",
+    [
+        lambda made, kept: made.connect(kept),
+        lambda made, kept: made.connect(kept.hear),
+        lambda made, kept: made.connect(lambda **named: None, weak=False),
+        lambda made, kept: made.connect(functools.partial(greet), weak=False),
+        lambda made, kept: made.connect(greet),
+        lambda made, kept: made.connect(kept.__call__),
+        lambda made, kept: made.connect(dict),
+        lambda made, kept: made.connect(vars(kept).setdefault("held", functools.partial(greet))),
+        lambda made, kept: receiver(made)(kept),
+        lambda made, kept: made.connect()(kept),
+        lambda made, kept: made.connected(functools.partial(greet)).__enter__(),
+        lambda made, kept: made.connect(lambda **named: None, priority=1, weak=False),
+    ],
+    ids=str,
+)
+async def test_connecting_what_somebody_holds_warns_nobody(made, warned, connect):
+    """Receivers that are held elsewhere, or strongly by the signal, are no reason to warn."""
+    kept = Handler()
+    connect(made, kept)
+    assert warned == []
+    del kept
+
+
+async def test_warnings_as_errors_refuse_the_connection(made):
+    """With `-W error` the connect that could never work raises, and nothing is connected."""
+    with pytest.raises(ReceiverLostWarning, match=r"shop\.sold"):
+        made.connect(lambda **named: None)
+    assert made.connections == ()
+
+
+async def test_a_nested_function_that_dies_unheard_warns(made, warned):
+    """A decorated local function that is gone before any send could reach it is told of, once for its line."""
+
+    def register():
+        for _ in range(3):
+
+            @made.connect()
+            def local(**named): ...
+
+    register()
+    gc.collect()
+    await made.send(None)
+    (warning,) = warned
+    assert warning.filename == __file__
+    assert warning.lineno in range(register.__code__.co_firstlineno, register.__code__.co_firstlineno + 5)
+    assert "weak=False" in str(warning.message)
+
+
+async def test_a_nested_function_that_a_send_could_reach_warns_nobody(made, warned):
+    """Once a send to its sender has been made, its end is a fair use."""
+
+    async def use(sender):
+        @made.connect(sender=sender)
+        def local(**named): ...
+
+        await made.send("a")
+
+    await use(None)
+    await use("a")
+    gc.collect()
+    assert warned == []
+
+
+async def test_a_send_to_another_sender_is_no_send_to_it(made, warned):
+    """A receiver for one sender is lost although others were sent to."""
+
+    async def use():
+        @made.connect(sender="a")
+        def local(**named): ...
+
+        await made.send("b")
+
+    await use()
+    await made.send(None)
+    assert len(warned) == 1
+
+
+async def test_a_disconnected_receiver_warns_nobody(made, warned):
+    """What is not connected any more cannot be lost."""
+
+    def use():
+        def local(**named): ...
+
+        made.connect(local)
+        made.disconnect(local)
+        with made.connected(local):
+            pass
+
+    use()
+    await made.send(None)
+    assert warned == []
+
+
+async def test_a_receiver_of_a_dead_sender_warns_nobody(made, warned):
+    """A connection that ended with its sender cannot be lost any more."""
+
+    def use():
+        sender = Sender()
+
+        def local(**named): ...
+
+        made.connect(local, sender=sender)
+        del sender
+
+    use()
+    await made.send(None)
+    assert warned == []
+
+
+def signal_first():
+    made = Signal()
+
+    def local(**named): ...
+
+    made.connect(local)
+
+
+def receiver_first():
+    def local(**named): ...
+
+    made = Signal()
+    made.connect(local)
+
+
+def several_receivers_first():
+    kept = [functools.partial(greet) for _ in range(3)]
+    made = Signal()
+    for each in kept:
+        made.connect(each)
+
+
+def receiver_that_knows_its_signal():
+    def local(**named):
+        return made.name
+
+    made = Signal()
+    made.connect(local)
+
+
+def receiver_that_disconnects_itself():
+    def local(**named):
+        made.disconnect(local)
+
+    made = Signal()
+    made.connect(local)
+
+
+def signal_in_a_list():
+    def local(**named): ...
+
+    signals = [Signal(), Signal()]
+    for each in signals:
+        each.connect(local)
+
+
+def signal_of_an_object():
+    def local(**named): ...
+
+    class Shop:
+        def __init__(self):
+            self.sold = Signal()
+
+    shop = Shop()
+    shop.sold.connect(local)
+
+
+def failing_scope():
+    def local(**named): ...
+
+    made = Signal()
+    made.connect(local)
+    with contextlib.suppress(ZeroDivisionError):
+        1 / 0  # noqa: B018  fails
+
+
+def generator_scope():
+    def local(**named): ...
+
+    made = Signal()
+    made.connect(local)
+    yield made
+
+
+def a_generator():
+    list(generator_scope())
+
+
+def an_abandoned_generator():
+    next(generator_scope())
+
+
+SCOPES = [
+    signal_first,
+    receiver_first,
+    several_receivers_first,
+    receiver_that_knows_its_signal,
+    receiver_that_disconnects_itself,
+    signal_in_a_list,
+    signal_of_an_object,
+    failing_scope,
+    a_generator,
+    an_abandoned_generator,
+]
+
+
+@pytest.mark.parametrize("scope", SCOPES, ids=lambda scope: scope.__name__)
+async def test_receivers_that_die_with_their_signal_warn_nobody(warned, scope):
+    """A signal and its receivers that are local to one scope are a fair use, in any order of definition."""
+    scope()
+    gc.collect()
+    assert warned == []
+
+
+@pytest.mark.parametrize("scope", SCOPES, ids=lambda scope: scope.__name__)
+async def test_the_same_inside_a_coroutine_warns_nobody(warned, scope):
+    """The order in which a coroutine's variables die is no matter either."""
+
+    async def run():
+        await checkpoint()
+        scope()
+        await checkpoint()
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(run)
+    gc.collect()
+    assert warned == []
+
+
+@pytest.mark.parametrize("is_first", [True, False], ids=["receiver first", "signal first"])
+async def test_variables_of_a_coroutine_warn_nobody(warned, is_first):
+    """Signal and receiver may be variables of a coroutine that ends, fails or is cancelled."""
+
+    async def ends(how):
+        if is_first:
+
+            def local(**named): ...
+
+        made = Signal()
+        if not is_first:
+
+            def local(**named): ...
+
+        made.connect(local)
+        if how == "cancelled":
+            await anyio.sleep_forever()
+        if how == "fails":
+            raise ValueError
+
+    for how in ("returns", "fails", "cancelled"):
+        try:
+            with anyio.move_on_after(0):
+                await ends(how)
+        except ValueError:
+            pass
+    gc.collect()
+    assert warned == []
+
+
+async def test_asking_whether_a_signal_is_held_does_not_hold_it(warned):
+    """A local signal with unheard receivers dies when its scope ends, without the garbage collector."""
+
+    def scope():
+        kept = [functools.partial(greet) for _ in range(3)]
+        made = Signal()
+        for each in kept:
+            made.connect(each)
+        return weakref.ref(made)
+
+    gc.disable()
+    try:
+        assert scope()() is None
+    finally:
+        gc.enable()
+    assert warned == []
+
+
+async def test_many_local_receivers_die_quickly(warned):
+    """The heap is not searched for each receiver that dies with its signal: 2,000 take no longer than 20 searches."""
+
+    def scope(count):
+        kept = [functools.partial(greet) for _ in range(count)]
+        made = Signal()
+        for each in kept:
+            made.connect(each)
+
+    ballast = [[number] for number in range(100_000)]
+    start = time.perf_counter()
+    gc.get_referrers(ballast)
+    search = time.perf_counter() - start
+    start = time.perf_counter()
+    scope(2000)
+    assert time.perf_counter() - start < 20 * search + 0.5
+    assert warned == []
+
+
+async def test_a_loss_that_cannot_be_told_at_once_is_told_at_the_next_use(warned):
+    """A signal that only a closure's cell holds asks again when it is used."""
+
+    def scope():
+        made = Signal()
+
+        def use():
+            return made
+
+        def register():
+            def local(**named): ...
+
+            made.connect(local)
+
+        return use, register
+
+    use, register = scope()
+    register()
+    await use().send(None)
+    assert len(warned) == 1
+
+
+async def test_a_loss_in_another_thread_is_told(made, warned):
+    """A receiver that dies in another thread is told of like any other."""
+
+    def register():
+        def local(**named): ...
+
+        made.connect(local)
+
+    thread = threading.Thread(target=register)
+    thread.start()
+    thread.join()
+    await made.send(None)
+    assert len(warned) == 1
+
+
+def run(code, *options):
+    done = subprocess.run(  # noqa: S603  the test's own code
+        [sys.executable, *options, "-c", textwrap.dedent(code)], capture_output=True, text=True, timeout=60, check=False
+    )
+    return done.returncode, done.stdout, done.stderr
+
+
+def test_a_loss_with_warnings_as_errors_breaks_nobody():
+    """With `-W error` a receiver's death reports through `sys.unraisablehook`, as a finalizer's error does."""
+    code = """
+        import sys, asyncio
+        from asignals import Signal
+        made = Signal()
+        seen = []
+        sys.unraisablehook = lambda unraisable: seen.append(unraisable.exc_type.__name__)
+        def register():
+            def local(**named): ...
+            made.connect(local)
+        register()
+        print(asyncio.run(made.send(None)), seen)
+    """
+    assert run(code, "-W", "error") == (0, "[] ['ReceiverLostWarning']\n", "")
+
+
+def test_the_end_of_the_program_warns_nobody():
+    """Receivers and signals that live until the interpreter ends are no loss."""
+    code = """
+        from asignals import Signal
+        def make():
+            def local(**named): ...
+            return local
+        aaa = make()
+        made = Signal()
+        zzz = make()
+        made.connect(aaa)
+        made.connect(zzz)
+        print("end")
+    """
+    assert run(code, "-W", "error") == (0, "end\n", "")
+
+
+def test_a_lost_module_level_receiver_is_told_of_by_its_line():
+    """The warning that a user sees names file and line of the connect."""
+    code = """
+        from asignals import Signal
+        made = Signal()
+        made.connect(lambda **named: None)
+    """
+    status, _, err = run(code)
+    assert status == 0
+    assert "<string>:4: ReceiverLostWarning: " in err
+    assert "'__main__.made'" in err
+
+
+def test_the_package_is_not_the_caller():
+    """`stacklevel` is never off by one: no warning points into the library."""
+    package = asignals.__file__.rpartition("/")[0]
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        Signal().connect(lambda **named: None)
+        Signal().using(limit=2).connect(lambda **named: None)
+        receiver(Signal(), sender=3)(functools.partial(greet))
+    assert caught
+    assert not [warning.filename for warning in caught if warning.filename.startswith(package)]
