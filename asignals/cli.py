@@ -97,7 +97,7 @@ def list_(
 
     The exit status is 2 if a target does not import.
     """
-    from asignals._look import list_signals  # noqa: PLC0415  loads what only this command needs
+    from asignals.overview.commands import list_signals  # noqa: PLC0415  loads what only this command needs
 
     with needs("demo"):
         raise typer.Exit(list_signals(targets, to_json=as_json, skip_broken=skip_broken, tracebacks=tracebacks))
@@ -119,7 +119,7 @@ def graph(
 
     The exit status is 2 if a target does not import.
     """
-    from asignals._look import draw_graph  # noqa: PLC0415  loads what only this command needs
+    from asignals.overview.commands import draw_graph  # noqa: PLC0415  loads what only this command needs
 
     raise typer.Exit(draw_graph(targets, form=form, output=output, skip_broken=skip_broken, tracebacks=tracebacks))
 

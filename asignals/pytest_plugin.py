@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
-from asignals._discovery import live_signals
+from asignals.overview.discovery import live_signals
 from asignals.testing import Capture, capture, muted, restored
 
 if TYPE_CHECKING:

@@ -14,9 +14,9 @@ import anyio
 import pytest
 
 from asignals import Signal
-from asignals._discovery import discover
-from asignals._graph import build
-from asignals._graph_page import page as graph_page
+from asignals.overview.discovery import discover
+from asignals.overview.graph import build
+from asignals.overview.graph_page import page as graph_page
 
 IS_REQUIRED = bool(os.environ.get("ASIGNALS_REQUIRE_SERVICES"))
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)

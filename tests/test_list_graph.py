@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 
 import asignals
-from asignals._discovery import TargetError, discover
-from asignals._graph import build, dot, mermaid
-from asignals._graph_page import page
+from asignals.overview.discovery import TargetError, discover
+from asignals.overview.graph import build, dot, mermaid
+from asignals.overview.graph_page import page
 
 ROOT = Path(asignals.__file__).parent.parent
 

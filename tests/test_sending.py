@@ -321,7 +321,7 @@ async def test_a_failing_send_leaves_no_reference_cycle(made, depth):
         for _ in range(2):
             with contextlib.suppress(ValueError):
                 await signals[0].send(None, a=1)
-        alive = [each for each in gc.get_objects() if isinstance(each, Precious)]
+        alive = [each for each in gc.get_objects() if type(each) is Precious]
     finally:
         gc.enable()
     assert alive == []

@@ -17,8 +17,8 @@ from starlette.responses import HTMLResponse, PlainTextResponse, Response
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
-from asignals._discovery import describe_connection, first_line, is_orphan, live_signals, notes_of, signature_of
 from asignals._show import SECRETS, Shower, shorten
+from asignals.overview.discovery import describe_connection, first_line, is_orphan, live_signals, notes_of, signature_of
 
 from ._access import Allow, Guard, loopback_only
 from ._recorder import Recorder, editor_link

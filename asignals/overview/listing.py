@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.text import Text
 from rich.tree import Tree
 
-from asignals._discovery import Found, describe, notes_of, signature_of
+from asignals.overview.discovery import Found, describe, notes_of, signature_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -18,9 +18,9 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from asignals import Signal
-from asignals._discovery import Discovery, Found, arguments_of, describe_connection, first_line, is_orphan
 from asignals._refs import is_a
 from asignals._show import short_path
+from asignals.overview.discovery import Discovery, Found, arguments_of, describe_connection, first_line, is_orphan
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

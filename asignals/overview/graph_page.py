@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 from asignals._show import shorten
 
 if TYPE_CHECKING:
-    from asignals._graph import Edge, Graph, Kind, Node
+    from asignals.overview.graph import Edge, Graph, Kind, Node
 
 # Pixels. A column is as wide as its longest line, within these bounds.
 _ROW: Final = 64

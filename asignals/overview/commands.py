@@ -7,8 +7,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from asignals._discovery import Discovery, TargetError, describe, discover
-from asignals._graph import as_json, build, dot, mermaid
+from asignals.overview.discovery import Discovery, TargetError, describe, discover
+from asignals.overview.graph import as_json, build, dot, mermaid
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -37,7 +37,7 @@ def list_signals(targets: Sequence[str], *, to_json: bool, skip_broken: bool, tr
         return 0
     from rich.console import Console  # noqa: PLC0415  JSON and the other commands do without
 
-    from asignals._listing import write  # noqa: PLC0415  as above
+    from asignals.overview.listing import write  # noqa: PLC0415  as above
 
     write(Console(), found.signals)
     return 0
@@ -69,7 +69,7 @@ def _form_of(output: Path | None) -> str:
 def _draw(found: Discovery, form: str, title: str) -> str:
     graph = build(found)
     if form == "html":
-        from asignals._graph_page import page  # noqa: PLC0415  only this form needs it
+        from asignals.overview.graph_page import page  # noqa: PLC0415  only this form needs it
 
         return page(graph, title)
     if form == "json":

@@ -1,0 +1,1 @@
+"""What is connected to what in a program: found, listed and drawn, for `asignals list` and `asignals graph`."""
