@@ -97,7 +97,7 @@ async def test_what_cannot_be_called_is_refused(made, thing):
         ({"subclasses": True}, "needs a class"),
         ({"subclasses": True, "sender": Sender()}, "needs a class"),
     ],
-    ids=str,
+    ids=lambda value: value if isinstance(value, str) else "-".join(value),
 )
 async def test_options_that_do_not_fit_a_sync_receiver_are_refused(made, options, reason):
     """The error is a ValueError that names signal, receiver and its file:line, and nothing is connected."""

@@ -228,7 +228,7 @@ async def test_a_connection_dies_with_its_sender(made):
     assert alive() is None
 
 
-@pytest.mark.parametrize("make", [list, dict, lambda: (object(),), Slotted], ids=str)
+@pytest.mark.parametrize("make", [list, dict, lambda: (object(),), Slotted])
 async def test_a_sender_that_cannot_be_weak_is_held_while_connected(made, make):
     """Its id is not used again before `disconnect`."""
     sender = make()
@@ -326,7 +326,6 @@ async def test_connecting_what_nobody_holds_warns_at_once(made, warned, connect)
         lambda made, kept: made.connected(functools.partial(greet)).__enter__(),
         lambda made, kept: made.connect(lambda **named: None, priority=1, weak=False),
     ],
-    ids=str,
 )
 async def test_connecting_what_somebody_holds_warns_nobody(made, warned, connect):
     """Receivers that are held elsewhere, or strongly by the signal, are no reason to warn."""
