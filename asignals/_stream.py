@@ -21,7 +21,7 @@ import anyio.lowlevel
 
 from asignals._connection import PLAIN, Options
 from asignals._exceptions import BufferFull
-from asignals._waker import Waker
+from asignals._waker import Loop, Waker
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Mapping
@@ -61,7 +61,8 @@ Where: TypeAlias = "Callable[[Event], object]"
 class Listener(ref["Stream"]):
     """The end of a stream that is connected to one signal: a link that keeps events instead of calling anyone.
 
-    It refers to the stream weakly, so a stream whose block was abandoned with its event loop blocks no sender.
+    It refers to the stream weakly, so a stream whose block was abandoned with its event loop blocks no sender. Called
+    by a send, it gives itself: a send that waits for room does not keep the stream alive.
     """
 
     __slots__ = ("key", "live", "order", "reached", "source")
@@ -70,6 +71,9 @@ class Listener(ref["Stream"]):
         __eq__ = object.__eq__
         __ne__ = object.__ne__
         __hash__ = object.__hash__
+
+        def __call__(self) -> Listener:
+            return self
 
     is_coroutine = is_function = is_method = False
     is_async = True
@@ -83,7 +87,7 @@ class Listener(ref["Stream"]):
 
     def target(self) -> Stream | None:
         """The stream."""
-        return self()
+        return super().__call__()
 
     def describe(self) -> str:
         """The stream, for messages."""
@@ -95,30 +99,20 @@ class Listener(ref["Stream"]):
 
     async def respond(self, signal: Signal[..., Any], sender: object, arguments: dict[str, Any]) -> None:
         """Keep an event; waits for room if that is the policy."""
-        stream = self()
-        waiting = None
-        if stream is not None and self.live:
-            waiting = stream.keep(Event(signal, sender, MappingProxyType(arguments)))
-        del stream  # a sender that waits does not keep an abandoned stream alive
+        stream = self.target()
+        if stream is None or not self.live:
+            return
+        waiting = stream.keep(Event(signal, sender, MappingProxyType(arguments)))
         if waiting is None:
             return
+        del stream
         try:
-            await waiting.waker.wait()
+            await waiting.wait()
         except BaseException:
-            stream = self()
+            stream = self.target()
             if stream is not None:
                 stream.withdraw(waiting)
             raise
-
-
-class _Waiting:
-    """A task that waits: a sender, with its event to come, or a reader, to be given one."""
-
-    __slots__ = ("event", "waker")
-
-    def __init__(self, event: Event | None) -> None:
-        self.event: Event | None = event
-        self.waker: Waker = Waker()
 
 
 class Stream:
@@ -139,7 +133,7 @@ class Stream:
         buffer: int,
         overflow: Overflow,
     ) -> None:
-        self._senders: deque[_Waiting] = deque()
+        self._senders: deque[Waker] = deque()  # each with its event to come
         _check(where, buffer, overflow)
         self.dropped: int = 0
         origins = [signal if signal._origin is None else signal._origin for signal in signals]
@@ -150,8 +144,9 @@ class Stream:
         self._overflow = overflow
         self._lock = threading.RLock()  # the garbage collector may run a finalizer that sends
         self._events: deque[Event] = deque()
-        self._readers: deque[_Waiting] = deque()
+        self._readers: deque[Waker] = deque()  # each to be given an event, or to be told that there is none
         self._listeners: list[Listener] = []
+        self._loop: Loop | None = None
         self._state: Literal["new", "open", "closed"] = "new"
 
     async def __aenter__(self) -> Self:
@@ -159,6 +154,7 @@ class Stream:
             msg = "a stream can be entered once; make another one"
             raise RuntimeError(msg)
         self._state = "open"
+        self._loop = Loop()
         for signal in self._signals:
             self._listeners.append(signal._registry.listen(Listener, self, self._sender))
         return self
@@ -175,7 +171,7 @@ class Stream:
             self._senders.clear()
             self._readers.clear()
         for each in waiting:
-            each.waker.wake()
+            each.wake()
 
     def __aiter__(self) -> Self:
         return self
@@ -189,74 +185,67 @@ class Stream:
             if self._state == "closed":
                 raise StopAsyncIteration
             if self._events:
-                return self._take()
-            reader = _Waiting(None)
+                event = self._events.popleft()
+                if self._senders and len(self._events) < self._size:
+                    sender = self._senders.popleft()
+                    self._events.append(sender.value)
+                    sender.wake()
+                return event
+            reader = Waker(None, self._loop)
             self._readers.append(reader)
         try:
-            await reader.waker.wait()
+            await reader.wait()
         except BaseException:
             with self._lock:
-                if reader.event is not None:
-                    self._give_back(reader.event)
-                else:
+                if reader.value is None:
                     _discard(self._readers, reader)
+                else:
+                    self._give_back(reader.value)
             raise
-        if reader.event is None:
+        given: Event | None = reader.value
+        if given is None:
             raise StopAsyncIteration
-        return reader.event
+        return given
 
     def __repr__(self) -> str:
         names = ", ".join(repr(signal.name) for signal in self._signals)
         return f"<asignals.Stream of {names}, {self._state}, {len(self._events)} of {self._size} events kept>"
 
-    def keep(self, event: Event) -> _Waiting | None:
+    def keep(self, event: Event) -> Waker | None:
         """Take an event; returns what its sender is to wait for, if there is no room and that is the policy."""
         if self._where is not None and not self._where(event):
             return None
         with self._lock:
-            return None if self._state == "closed" else self._offer(event)
+            if self._state == "closed":
+                return None
+            if self._readers:
+                _hand(self._readers.popleft(), event)
+            elif len(self._events) < self._size:
+                self._events.append(event)
+            elif self._overflow == "wait":
+                sender = Waker(event, self._loop)
+                self._senders.append(sender)
+                return sender
+            elif self._overflow == "error":
+                raise BufferFull(event.signal, self._size)
+            else:
+                self.dropped += 1
+                if self._overflow == "drop_oldest":
+                    self._events.popleft()
+                    self._events.append(event)
+        return None
 
-    def withdraw(self, sender: _Waiting) -> None:
+    def withdraw(self, sender: Waker) -> None:
         """Let a sender go that does not wait any more."""
         with self._lock:
             _discard(self._senders, sender)
 
     def __del__(self) -> None:
         for sender in self._senders:
-            sender.waker.wake()
-
-    # What follows is called with the lock held.
-
-    def _offer(self, event: Event) -> _Waiting | None:
-        """Find a place for an event; returns the waiting sender's entry when there is none."""
-        if self._readers:
-            _hand(self._readers.popleft(), event)
-        elif len(self._events) < self._size:
-            self._events.append(event)
-        elif self._overflow == "wait":
-            sender = _Waiting(event)
-            self._senders.append(sender)
-            return sender
-        elif self._overflow == "error":
-            raise BufferFull(event.signal, self._size)
-        else:
-            self.dropped += 1
-            if self._overflow == "drop_oldest":
-                self._events.popleft()
-                self._events.append(event)
-        return None
-
-    def _take(self) -> Event:
-        event = self._events.popleft()
-        if self._senders and len(self._events) < self._size:
-            sender = self._senders.popleft()
-            assert sender.event is not None  # noqa: S101  senders wait with their event
-            self._events.append(sender.event)
-            sender.waker.wake()
-        return event
+            sender.wake()
 
     def _give_back(self, event: Event) -> None:
-        """Put back what a cancelled reader had been given; the buffer may hold one too many by that."""
+        """Put back what a cancelled reader had been given, with the lock held; that may make one too many."""
         if self._state == "closed":
             return
         if self._readers:
@@ -265,12 +254,12 @@ class Stream:
             self._events.appendleft(event)
 
 
-def _hand(reader: _Waiting, event: Event) -> None:
-    reader.event = event
-    reader.waker.wake()
+def _hand(reader: Waker, event: Event) -> None:
+    reader.value = event
+    reader.wake()
 
 
-def _discard(waiting: deque[_Waiting], one: _Waiting) -> None:
+def _discard(waiting: deque[Waker], one: Waker) -> None:
     with suppress(ValueError):
         waiting.remove(one)
 

@@ -38,7 +38,7 @@ class _Work:
         self._claim = threading.Lock()
         self.response: Any = None
         self._is_done = False
-        self._done = Waker()
+        self._done: Waker | None = None
 
     def run(self) -> None:
         """Make the call; its response is kept here, because trio refuses coroutines from threads."""
@@ -48,14 +48,18 @@ class _Work:
             self.response = self._call()
         finally:
             self._is_done = True
-            self._done.wake()
+            if self._done is not None:
+                self._done.wake()
 
     async def end(self) -> None:
         """Withdraw the call or wait for its end, however often this is cancelled; nobody awaits the response then."""
         if self._claim.acquire(blocking=False):
             return
         with anyio.CancelScope(shield=True):
-            while not self._is_done:
+            while True:
+                self._done = Waker()  # each is waited for once
+                if self._is_done:
+                    break
                 try:
                     await self._done.wait()
                 except anyio.get_cancelled_exc_class():

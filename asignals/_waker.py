@@ -4,71 +4,89 @@ from __future__ import annotations
 
 import math
 import sys
-import threading
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import anyio
 import anyio.lowlevel
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable
 
 
 class Loop:
     """The event loop of the task that makes this, as other threads see it."""
 
-    __slots__ = ("_is_asyncio", "_library", "_native", "_thread")
+    __slots__ = ("_call_soon", "_current", "_native", "future", "is_asyncio")
 
     def __init__(self) -> None:
-        self._native: Any = anyio.lowlevel.current_token().native_token
-        self._is_asyncio = hasattr(self._native, "call_soon_threadsafe")
-        self._library: Any = sys.modules["asyncio" if self._is_asyncio else "trio"]  # loaded, as it runs
-        self._thread = threading.get_ident()
+        native: Any = anyio.lowlevel.current_token().native_token
+        self._native = native
+        self.is_asyncio: bool = hasattr(native, "call_soon_threadsafe")
+        self._current: Callable[[], object]
+        self.future: Callable[[], Any]
+        if self.is_asyncio:
+            self._current = sys.modules["asyncio"].get_running_loop
+            self._call_soon = native.call_soon_threadsafe
+            self.future = native.create_future
+        else:
+            self._current = _trio_token
+            self._call_soon = native.run_sync_soon
+            self.future = sys.modules["trio"].Event
 
-    def event(self) -> Any:
-        """Make an event for tasks of this loop, without asking once more which loop that is, as `anyio.Event` does."""
-        return self._library.Event()
+    def is_here(self) -> bool:
+        """Whether the caller runs in this loop; not so in its own thread while it is between two runs."""
+        try:
+            return self._current() is self._native
+        except RuntimeError:
+            return False
 
     def call(self, function: Callable[..., object], *arguments: object) -> None:
         """Call a function in the loop: at once from inside, else soon, without waiting.
 
         Raises `RuntimeError` when the loop has ended.
         """
-        if self._is_here():
+        if self.is_here():
             function(*arguments)
-        elif self._is_asyncio:
-            self._native.call_soon_threadsafe(function, *arguments)
         else:
-            self._native.run_sync_soon(function, *arguments)
+            self._call_soon(function, *arguments)
 
-    def _is_here(self) -> bool:
-        if not self._is_asyncio:
-            return threading.get_ident() == self._thread
-        try:  # an asyncio loop that is between two runs must be called from outside in its own thread, too
-            return self._library.get_running_loop() is self._native
-        except RuntimeError:
-            return False
+
+def _trio_token() -> object:
+    lowlevel = sys.modules["trio"].lowlevel
+    lowlevel.current_task()  # raises where another loop, whose guest trio is, has its turn
+    return lowlevel.current_trio_token()
 
 
 class Waker:
-    """An event for one waiting task that any thread may set; an event alone is not thread-safe."""
+    """What one task waits for once, and any thread may bring; may carry a value. An event alone is not thread-safe."""
 
-    __slots__ = ("_event", "_loop")
+    __slots__ = ("_future", "_loop", "value")
 
-    def __init__(self) -> None:
-        self._loop = Loop()
-        self._event = self._loop.event()
+    def __init__(self, value: Any = None, loop: Loop | None = None) -> None:
+        """Give a loop that is known and may be the current one: to find out which is costs most of this."""
+        self.value = value
+        self._loop = loop if loop is not None and loop.is_here() else Loop()
+        self._future = self._loop.future()
 
-    async def wait(self) -> None:
-        """Wait until `wake` was called."""
-        await self._event.wait()
+    def wait(self) -> Awaitable[object]:
+        """Wait until `wake` was called; to be awaited once."""
+        waiting: Awaitable[object] = self._future if self._loop.is_asyncio else self._future.wait()
+        return waiting
 
     def wake(self) -> None:
-        """Let the waiting task go on; harmless when its loop has ended."""
-        try:  # noqa: SIM105  a third cheaper
-            self._loop.call(self._event.set)
-        except RuntimeError:
-            pass
+        """Let the waiting task go on; harmless when it was woken or cancelled, or its loop has ended."""
+        if self._loop.is_here():
+            self._wake()
+        else:
+            with suppress(RuntimeError):
+                self._loop.call(self._wake)
+
+    def _wake(self) -> None:
+        if not self._loop.is_asyncio:
+            self._future.set()
+        elif not self._future.done():
+            self._future.set_result(None)
 
 
 def is_cancelled() -> bool:

@@ -54,7 +54,7 @@ async def test_an_error_for_the_sender(signal):
                 await signal.send(None, x=1)
 
 
-@pytest.mark.parametrize("task_group", [None, anyio.create_task_group])
+@pytest.mark.parametrize("task_group", [None, anyio.create_task_group], ids=["sequential", "group"])
 async def test_an_error_for_each_of_several_senders(signal, task_group):
     """Of sends at once, as many as there is room for succeed, and each other one gets `BufferFull`."""
     view = signal.using(task_group=task_group)
@@ -89,14 +89,16 @@ async def test_leaving_frees_senders_that_wait(signal):
             await anyio.wait_all_tasks_blocked()
 
 
-async def test_an_abandoned_stream_frees_senders_that_wait(signal):
-    """A stream that was entered and forgotten holds nobody up once it is gone; so with task groups."""
-    group_send = signal.using(task_group=anyio.create_task_group).send
+@pytest.mark.parametrize("task_group", [None, anyio.create_task_group], ids=["sequential", "group"])
+@pytest.mark.parametrize("method", ["send", "send_robust"])
+async def test_an_abandoned_stream_frees_senders_that_wait(signal, task_group, method):
+    """A stream that was entered and forgotten holds nobody up once it is gone, in either mode."""
+    send = getattr(signal.using(task_group=task_group), method)
     events = await signal.stream(buffer=1).__aenter__()
     with anyio.fail_after(5):
         async with anyio.create_task_group() as group:
             for number in range(3):
-                group.create_task(group_send(None, x=number))
+                group.create_task(send(None, x=number))
             await anyio.wait_all_tasks_blocked()
             del events
             gc.collect()
