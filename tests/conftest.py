@@ -1,12 +1,18 @@
 """What all tests share: the event loops they run on."""
 
 import asyncio
+import gc
 import os
 import sys
 from collections.abc import Callable
 from typing import Any
 
 import pytest
+from hypothesis import settings
+
+# A machine that is busy with something else is no failure; in CI a failure can be made again.
+settings.register_profile("asignals", deadline=None, derandomize=bool(os.environ.get("CI")))
+settings.load_profile("asignals")
 
 LOOPS: dict[str, tuple[str, dict[str, Any]]] = {
     "asyncio": ("asyncio", {"use_uvloop": False}),
@@ -30,6 +36,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--long", action="store_true", default=os.environ.get("ASIGNALS_LONG") == "1")
 
 
+def pytest_collection_finish() -> None:
+    """Take all that imports have made out of the garbage collector's sight: tests that collect do so thousands of times."""
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture
 def long(request: pytest.FixtureRequest) -> bool:
     """Whether to take hours where minutes would do."""
@@ -51,8 +63,3 @@ def collect() -> Callable[..., Any]:
 
     receiver.calls = []
     return receiver
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Run the browser's tests first: its page shows all signals of the process, so those that other tests made, too."""
-    items.sort(key=lambda item: "test_inspector_browser" not in item.nodeid)
