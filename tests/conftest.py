@@ -37,7 +37,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_finish() -> None:
-    """Take all that imports have made out of the garbage collector's sight: tests that collect do so thousands of times."""
+    """Hide what imports have made from the garbage collector: some tests collect thousands of times."""
     gc.collect()
     gc.freeze()
 
