@@ -60,8 +60,9 @@ _URL_PASSWORD: Final = re.compile(r"(://[^\s:/@]{0,200}:)[^\s@/]{1,500}(?=@)")
 class Shower:
     """Turns values into text of at most about `limit` characters, with the values of secret names masked.
 
-    A name is secret when one of `secrets` is a part of it, in any case: a keyword argument, a key of a mapping, a field
-    of a dataclass, and also `password='…'` inside the `repr` of an object, where it is found by its look alone.
+    A name is secret when one of `secrets` is a part of it, in any case: a keyword argument, a key of a mapping, the
+    first of a pair (as in a list of headers), a field of a dataclass, and also `password='…'` inside the `repr` of an
+    object, where it is found by its look alone. The scope of an ASGI request is shown as `<http GET /pizzas>`.
     """
 
     def __init__(self, limit: int = 200, secrets: tuple[str, ...] = SECRETS) -> None:
@@ -76,9 +77,17 @@ class Shower:
             r"""(?:b?\\{0,4}['"][^'"\n]{0,2000}['"]?|(?:(?:Bearer|Basic)\s)?[^\s,;)\]}]{1,2000})""",
             re.IGNORECASE,
         )
+        # The same as a pair: (b'cookie', b'…'), as a server gives headers to an ASGI application.
+        self._couple = re.compile(
+            rf"""([\[(]b?\\{{0,4}}['"][\w-]{{0,40}}(?:{words})[\w-]{{0,40}}\\{{0,4}}['"],\s?)(?!{MASK})"""
+            r"""b?\\{0,4}['"][^'"\n]{0,2000}['"]?""",
+            re.IGNORECASE,
+        )
 
     def secret(self, name: object) -> bool:
         """Tell whether a value of this name is to be masked."""
+        if is_a(name, bytes):
+            name = bytes.decode(name, "latin-1")
         return is_a(name, str) and self._name.search(name) is not None
 
     def arguments(self, arguments: Mapping[str, object]) -> dict[str, str]:
@@ -105,6 +114,8 @@ class Shower:
         total = len(text)
         # A secret may start before the cut and end after it: cut roughly, mask, then cut exactly.
         text = text[: limit * 2 + 200]
+        if "," in text:
+            text = self._couple.sub(rf"\g<1>{MASK}", text)
         if ":" in text or "=" in text:
             text = self._pair.sub(rf"\g<1>{MASK}", _URL_PASSWORD.sub(rf"\g<1>{MASK}", text))
         # What was shortened already is a little over the limit, with its true length at the end.
@@ -131,6 +142,8 @@ class Shower:
         return self._repr(value)
 
     def _mapping(self, value: dict[object, object], depth: int) -> str:
+        if "asgi" in value and type(value.get("type")) is str:
+            return f"<{' '.join(str(value[key]) for key in ('type', 'method', 'path') if key in value)}>"
         if not depth:
             return "{…}" if value else "{}"
         parts = []
@@ -143,7 +156,10 @@ class Shower:
         opening, closing = _BRACKETS[type(value)]
         if not depth and value:
             return f"{opening}…{closing}"
-        parts = _more([self._show(item, depth - 1) for item in _head(value)], len(value))
+        items = [self._show(item, depth - 1) for item in _head(value)]
+        if len(items) == 2 and opening in "([" and self.secret(value[0]):  # noqa: PLR2004  # a name and its value
+            items[1] = MASK
+        parts = _more(items, len(value))
         return opening + ", ".join(parts) + ("," if opening == "(" and len(value) == 1 else "") + closing
 
     def _dataclass(self, value: Any, depth: int) -> str:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
-from asignals.overview.discovery import live_signals
+from asignals import signals
 from asignals.testing import Capture, capture, muted, restored
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ def capture_signals(request: pytest.FixtureRequest) -> Generator[CaptureSignals]
 @pytest.fixture
 def no_signals() -> Generator[None]:
     """Mute every signal there is, for every context, until the test ends."""
-    with muted(*live_signals(), everywhere=True):
+    with muted(*signals(), everywhere=True):
         yield
 
 
@@ -81,7 +81,7 @@ def _restore_signals(request: pytest.FixtureRequest) -> Generator[None]:
     if not _is_asked(request.node, request.config):
         yield
         return
-    with restored(*live_signals()):
+    with restored(*signals()):
         yield
 
 

@@ -187,7 +187,7 @@ async def test_the_list_has_every_signal_with_its_receivers():
     def listed(signal):
         newest = [data for kind, data, _ in viewer.events if kind == "signals"][-1]
         number = inspector._recorder.number_of(signal)
-        return next(each for each in newest if each["number"] == number)
+        return next(each for each in newest["signals"] if each["number"] == number)
 
     async with viewing(inspector) as viewer:
         assert listed(paid)["name"] == "listed.paid"
@@ -410,6 +410,9 @@ def _caused(error):
         ({"text": "login password=hunter2, ok"}, "hunter2"),
         ({"text": "'Authorization': 'Bearer abcdef'"}, "abcdef"),
         ({"payload": '{"client_secret": "s3cret"}'}, "s3cret"),
+        ({"headers": [(b"accept", b"*/*"), (b"cookie", b"s3ssion")]}, "s3ssion"),
+        ({"headers": [["X-Api-Key", "k3y"]]}, "k3y"),
+        ({"environ": {b"AUTHORIZATION": b"Bearer abcdef"}}, "abcdef"),
         ({"note": "x" * 190 + " token=t0ken" + "y" * 500}, "t0ken"),
     ],
 )
@@ -429,6 +432,17 @@ async def test_secrets_are_masked_by_name(arguments, secret):
     assert secret not in json.dumps(viewer.events)
     assert secret not in str(kept)
     assert "••••" in json.dumps(viewer.events, ensure_ascii=False)
+
+
+async def test_the_scope_of_a_request_is_shown_as_its_request_line():
+    """What else is in it is long, the same each time, and nobody's business."""
+    signal = Signal(["scope"], name="shop.request")
+    async with viewing(Inspector()) as viewer:
+        await signal.send(None, scope=scope_for("/pizzas/7", method="POST", headers=[("cookie", "s3ssion")]))
+        await signal.send(None, scope={"type": "lifespan", "asgi": {"version": "3.0"}})
+        first, second = await viewer.wait_for_sends(2)
+    assert first["arguments"] == [["scope", "<http POST /pizzas/7>"]]
+    assert second["arguments"] == [["scope", "<lifespan>"]]
 
 
 async def test_the_names_of_secrets_may_be_chosen():

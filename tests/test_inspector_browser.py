@@ -1,19 +1,19 @@
 """The inspector's page in a real browser: headless Chromium, driven by Playwright.
 
-Skipped where there is no browser, unless ASIGNALS_REQUIRE_SERVICES is set: then it must be there.
+Skipped where there is no browser, unless ASIGNALS_REQUIRE_SERVICES is set: then it must be there. The page lists every
+signal of its process, so the program that it belongs to runs in one of its own (`inspector_support`): signals of other
+tests would be on it too.
 """
 
+import multiprocessing
 import os
 import re
 import shutil
-import socket
 import threading
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor
 
-import anyio
 import pytest
 
-from asignals import Signal
 from asignals.overview.discovery import discover
 from asignals.overview.graph import build
 from asignals.overview.graph_page import page as graph_page
@@ -22,12 +22,8 @@ IS_REQUIRED = bool(os.environ.get("ASIGNALS_REQUIRE_SERVICES"))
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
 try:
-    import uvicorn
+    import inspector_support as program
     from playwright.sync_api import expect, sync_playwright
-    from starlette.applications import Starlette
-    from starlette.routing import Mount
-
-    from asignals.inspector import Inspector, _app
 except ImportError as error:
     if IS_REQUIRED:
         raise
@@ -59,36 +55,37 @@ def browser():
         browser.close()
 
 
-@pytest.fixture
-def inspector(monkeypatch):
-    monkeypatch.setattr(_app, "TICK", 0.05)
-    monkeypatch.setattr(_app, "LIFETIME", 200)
-    return Inspector()
+@pytest.fixture(scope="module")
+def process():
+    """The process of the program that is looked at."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
+        yield process
+
+
+@pytest.fixture(scope="module")
+def call(process):
+    """Call a function of the program, in its process."""
+
+    def call(function, *arguments, **named):
+        return process.submit(function, *arguments, **named).result(30)
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def address(call):
+    """Where the program shows its inspector."""
+    yield call(program.start)
+    assert call(program.stop)
 
 
 @pytest.fixture
-def address(inspector):
-    """Serve the inspector from a thread, at a free port."""
-    sock = socket.create_server(("127.0.0.1", 0))
-    config = uvicorn.Config(
-        Starlette(routes=[Mount("/signals", inspector)]), lifespan="off", log_level="error", timeout_graceful_shutdown=1
-    )
-    server = uvicorn.Server(config)
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [sock]})
-    thread.start()
-    yield f"http://127.0.0.1:{sock.getsockname()[1]}/signals/"
-    server.should_exit = True
-    thread.join(20)
-    sock.close()
-    assert not thread.is_alive()
-
-
-@pytest.fixture
-def visit(browser, address):
-    """Open the page; no test may cause an error in it, or a request to anybody else."""
+def visit(browser, address, call):
+    """Open the page of a new shop; no test may cause an error in it, or a request to anybody else."""
     contexts, problems = [], []
 
-    def visit(viewport=LAPTOP, scheme="light"):
+    def visit(viewport=LAPTOP, scheme="light", lifetime=200):
+        call(program.renew, lifetime)
         context = browser.new_context(viewport=viewport, color_scheme=scheme)
         contexts.append(context)
         page = context.new_page()
@@ -99,7 +96,7 @@ def visit(browser, address):
         page.on("request", lambda request: request.url.startswith(address) or problems.append(f"to {request.url}"))
         page.goto(address)
         expect(page.locator("#state")).to_have_text("live")
-        expect(page.locator(".signal").first).to_be_attached()
+        expect(page.locator(".signal")).to_have_count(2)
         page.problems = problems
         return page
 
@@ -109,39 +106,14 @@ def visit(browser, address):
     assert problems == []
 
 
-@pytest.fixture(scope="module")
-def send():
-    """Send in another thread, as Playwright's own event loop runs in this one."""
-    with ThreadPoolExecutor(1) as threads:
-
-        def send(signal, sender="web", **arguments):
-            return threads.submit(anyio.run, lambda: signal.send_robust(sender, **arguments)).result()
-
-        yield send
-
-
-class Shop:
-    """Two signals, one of which has a receiver that may fail."""
-
-    def __init__(self):
-        self.paid = Signal(["order"], name="shop.paid", doc="An order was paid.")
-        self.shipped = Signal(name="shop.shipped")
-        self.paid.connect(self.book, priority=2)
-        self.paid.connect(self.ship)
-
-    async def book(self, **named):
-        await anyio.sleep(0.01)
-
-    async def ship(self, order, **named):
-        await anyio.sleep(0.02)
-        if order == 13:
-            message = "no parcel for thirteen"
-            raise LookupError(message)
-
-
 @pytest.fixture
-def shop():
-    return Shop()
+def send(call):
+    """Send a signal of the shop."""
+
+    def send(name, **arguments):
+        call(program.send, name, **arguments)
+
+    return send
 
 
 def rows(page, text=None):
@@ -149,16 +121,16 @@ def rows(page, text=None):
     return found if text is None else found.filter(has_text=text)
 
 
-def test_sends_appear_live(visit, send, shop):
+def test_sends_appear_live(visit, send):
     """A send is on the page without a reload, the newest first, and the signal's figures follow."""
     page = visit()
     expect(page.locator("#empty")).to_be_visible()
-    send(shop.paid, order=1)
+    send("paid", order=1)
     expect(rows(page)).to_have_count(1)
     expect(rows(page).first).to_contain_text("paid")
     expect(rows(page).first).to_contain_text("order=1")
     expect(page.locator("#empty")).to_be_hidden()
-    send(shop.paid, order=2)
+    send("paid", order=2)
     expect(rows(page).first).to_contain_text("order=2")
     card = page.locator('.signal[data-signal="shop.paid"]')
     expect(card.locator(".figures")).to_contain_text("2 sends")
@@ -168,10 +140,10 @@ def test_sends_appear_live(visit, send, shop):
     expect(page.locator('.signal[data-signal="shop.shipped"]')).to_contain_text("nobody hears")
 
 
-def test_a_send_opens_to_a_waterfall_with_links(visit, send, shop):
+def test_a_send_opens_to_a_waterfall_with_links(visit, send):
     """Opened, a send shows its arguments and a bar for each receiver, one after the other, with a link to its place."""
     page = visit()
-    send(shop.paid, order=1)
+    send("paid", order=1)
     rows(page).first.locator("summary").click()
     expect(rows(page).first.locator(".values")).to_contain_text("'web'")
     bars = rows(page).first.locator(".track i")
@@ -181,17 +153,17 @@ def test_a_send_opens_to_a_waterfall_with_links(visit, send, shop):
     assert first["x"] < second["x"]
     assert first["x"] + first["width"] <= second["x"] + 3
     assert first["width"] < second["width"] <= track["width"]
-    line = Shop.ship.__code__.co_firstlineno
+    code = program.Shop.ship.__code__
     link = rows(page).first.locator(".fall a").nth(1)
-    expect(link).to_have_attribute("href", f"vscode://file{__file__}:{line}")
-    expect(link).to_have_text(re.compile(rf"test_inspector_browser\.py:{line}$"))
+    expect(link).to_have_attribute("href", f"vscode://file{code.co_filename}:{code.co_firstlineno}")
+    expect(link).to_have_text(re.compile(rf"inspector_support\.py:{code.co_firstlineno}$"))
 
 
-def test_an_error_expands_to_its_traceback(visit, send, shop):
+def test_an_error_expands_to_its_traceback(visit, send):
     """A failed send is marked, and opens to the error's type, message and traceback."""
     page = visit()
-    send(shop.paid, order=1)
-    send(shop.paid, order=13)
+    send("paid", order=1)
+    send("paid", order=13)
     failed = page.locator(".send.failed")
     expect(failed).to_have_count(1)
     expect(failed.locator(".badge")).to_have_text("LookupError")
@@ -205,18 +177,18 @@ def test_an_error_expands_to_its_traceback(visit, send, shop):
     expect(failed.locator(".error")).to_be_hidden()
 
 
-def test_filters_choose_among_the_sends(visit, send, shop):
+def test_filters_choose_among_the_sends(visit, send):
     """By text, by signal and by failure, for sends that are there and that come later, alone and together."""
     page = visit()
     for order in (1, 2, 13):
-        send(shop.paid, order=order)
-    send(shop.shipped, carrier="snail", order=2)
+        send("paid", order=order)
+    send("shipped", carrier="snail", order=2)
     expect(rows(page)).to_have_count(4)
     page.fill("#filter", "ORDER=2")
     expect(rows(page)).to_have_count(2)
     page.fill("#filter", "order=2 snail")
     expect(rows(page)).to_have_count(1)
-    send(shop.shipped, carrier="snail", order=2)
+    send("shipped", carrier="snail", order=2)
     expect(rows(page)).to_have_count(2)
     page.fill("#filter", "nothing like this")
     expect(page.locator("#empty")).to_contain_text("Nothing here matches")
@@ -228,21 +200,21 @@ def test_filters_choose_among_the_sends(visit, send, shop):
     page.locator('.signal[data-signal="shop.shipped"] .signal-head').click()
     expect(rows(page)).to_have_count(2)
     expect(page.locator("#chosen")).to_contain_text("shop.shipped")
-    send(shop.paid, order=4)
+    send("paid", order=4)
     expect(page.locator('.signal[data-signal="shop.paid"] .figures')).to_contain_text("4 sends")
     expect(rows(page)).to_have_count(2)
     page.click("#chosen button")
     expect(rows(page)).to_have_count(6)
 
 
-def test_pause_holds_the_list_and_loses_nothing(visit, send, shop):
+def test_pause_holds_the_list_and_loses_nothing(visit, send):
     """Paused, the list stands still and counts what comes; resumed, it has everything. Clear empties it."""
     page = visit()
-    send(shop.paid, order=1)
+    send("paid", order=1)
     expect(rows(page)).to_have_count(1)
     page.click("#pause")
-    send(shop.paid, order=2)
-    send(shop.paid, order=3)
+    send("paid", order=2)
+    send("paid", order=3)
     expect(page.locator("#state")).to_have_text("paused, 2 new")
     expect(rows(page)).to_have_count(1)
     page.click("#pause")
@@ -250,22 +222,15 @@ def test_pause_holds_the_list_and_loses_nothing(visit, send, shop):
     expect(page.locator("#state")).to_have_text("live")
     page.click("#clear")
     expect(rows(page)).to_have_count(0)
-    send(shop.paid, order=4)
+    send("paid", order=4)
     expect(rows(page)).to_have_count(1)
 
 
-class Rude:
-    def __repr__(self):
-        raise ValueError
-
-
-def test_hostile_values_are_harmless(visit, send, shop):
+def test_hostile_values_are_harmless(visit, call):
     """Markup is shown as text and runs nothing; a string of ten megabytes and a repr that raises are shown in short."""
     page = visit()
-    evil = "<script>window.pwned=1</script><img src=x onerror='window.pwned=1'>"
-    signal = Signal(name=f"shop.{evil}", doc=evil)
-    signal.connect(shop.book)
-    send(signal, evil, **{"markup": evil, "long": "x" * 10_000_000, "rude": Rude(), evil: evil})
+    evil = program.EVIL
+    call(program.send_hostile)
     expect(rows(page)).to_have_count(1)
     rows(page).first.locator("summary").click()
     values = rows(page).first.locator(".values")
@@ -279,7 +244,7 @@ def test_hostile_values_are_harmless(visit, send, shop):
     assert len(page.content()) < 200_000
 
 
-def test_the_policy_is_in_force(visit, shop):
+def test_the_policy_is_in_force(visit):
     """Even a mistake in the page could not make markup of text, run an inline script, or talk to somebody else."""
     page = visit()
     attempts = """async () => {
@@ -303,54 +268,60 @@ def test_the_policy_is_in_force(visit, shop):
     page.problems[:] = [each for each in page.problems if each not in refusals and "127.0.0.1:9" not in each]
 
 
-def test_a_hidden_page_ends_the_watch(visit, send, shop, inspector):
+def test_a_hidden_page_ends_the_watch(visit, send, call):
     """Nobody looks at a hidden tab: its stream is closed, and opened again where it stopped when the tab is shown."""
     page = visit()
-    send(shop.paid, order=1)
+    send("paid", order=1)
     expect(rows(page)).to_have_count(1)
-    assert inspector.is_watching
+    assert call(program.is_watching)
     hide = """hidden => {
         Object.defineProperty(document, 'hidden', {value: Boolean(hidden), configurable: true});
         document.dispatchEvent(new Event('visibilitychange'));
     }"""
     page.evaluate(hide, 1)
-    wait_until(page, lambda: not inspector.is_watching)
-    send(shop.paid, order=2)
+    wait_until(page, lambda: not call(program.is_watching))
+    send("paid", order=2)
     page.evaluate(hide, 0)
-    wait_until(page, lambda: inspector.is_watching)
-    send(shop.paid, order=3)
+    wait_until(page, lambda: call(program.is_watching))
+    send("paid", order=3)
     expect(rows(page)).to_have_count(2)
     page.context.close()
-    wait_until(None, lambda: not inspector.is_watching)
+    wait_until(None, lambda: not call(program.is_watching))
 
 
-def test_streams_that_end_are_continued_without_loss(visit, send, shop, inspector, monkeypatch):
+def test_streams_that_end_are_continued_without_loss(visit, send, call):
     """The page opens the next stream by itself: nothing is lost or shown twice, and a restarted program starts anew."""
-    monkeypatch.setattr(_app, "LIFETIME", 8)
-    streams = []
-    watch = inspector._watch
-    monkeypatch.setattr(inspector, "_watch", lambda seen: streams.append(seen) or watch(seen))
-    page = visit()
-    for order in range(100, 112):
-        send(shop.paid, order=order)
-        page.wait_for_timeout(150)
-    expect(rows(page)).to_have_count(12)
-    assert len(streams) >= 2
+    page = visit(lifetime=4)
+    order = 100
+    while len(streams := call(program.streams)) < 4:
+        send("paid", order=order)
+        order += 1
+        page.wait_for_timeout(20)
+    expect(rows(page)).to_have_count(order - 100)
     assert streams[0] == 0 < streams[-1]
     expect(page.locator("#state")).to_have_text("live")
-    inspector._run = "restarted"
-    inspector._recorder._sends.clear()
+    call(program.restart)
     expect(rows(page)).to_have_count(0)
+
+
+def test_of_very_many_signals_those_that_are_sent_are_listed(visit, send, call):
+    """The page lists a thousand, the sent and the heard before others, and says how many more there are."""
+    page = visit()
+    send("paid", order=1)
+    expect(rows(page)).to_have_count(1)
+    call(program.crowd, 1200)
+    expect(page.locator(".signal")).to_have_count(1000)
+    expect(page.locator("#more-signals")).to_contain_text("202 more")
+    expect(page.locator("#signal-count")).to_have_text("(1,202)")
+    expect(page.locator('.signal[data-signal="shop.paid"]')).to_be_visible()
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("viewport", [LAPTOP, PHONE], ids=["laptop", "phone"])
-def test_it_fits_the_screen_in_light_and_dark(visit, send, shop, viewport, scheme):
+def test_it_fits_the_screen_in_light_and_dark(visit, call, viewport, scheme):
     """Nothing sticks out sideways, with long names and an open error either, and colours follow the system."""
     page = visit(viewport, scheme)
-    wide = Signal(name=f"shop.{'a_very_long_name' * 8}", doc="word " * 40)
-    wide.connect(shop.ship)
-    send(wide, "x" * 150, order=13, **{"b" * 100: "y" * 300})
+    call(program.send_wide)
     expect(rows(page)).to_have_count(1)
     rows(page).first.locator("summary").click()
     expect(rows(page).first.locator(".error pre")).to_be_visible()
@@ -366,10 +337,10 @@ def test_it_fits_the_screen_in_light_and_dark(visit, send, shop, viewport, schem
     assert (sum(map(int, re.findall(r"\d+", back))) > 400) == (scheme == "light")
 
 
-def test_the_keyboard_reaches_everything(visit, send, shop):
+def test_the_keyboard_reaches_everything(visit, send):
     """Tools, signals and sends take the focus, and Enter opens a send."""
     page = visit()
-    send(shop.paid, order=1)
+    send("paid", order=1)
     expect(rows(page)).to_have_count(1)
     rows(page).first.locator("summary").focus()
     page.keyboard.press("Enter")

@@ -6,7 +6,6 @@ import contextlib
 import importlib.metadata
 import json
 import secrets as random
-import weakref
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -17,8 +16,9 @@ from starlette.responses import HTMLResponse, PlainTextResponse, Response
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
+from asignals import signals as live_signals
 from asignals._show import SECRETS, Shower, shorten
-from asignals.overview.discovery import describe_connection, first_line, is_orphan, live_signals, notes_of, signature_of
+from asignals.overview.discovery import describe_connection, first_line, is_orphan, notes_of, signature_of
 
 from ._access import Allow, Guard, loopback_only
 from ._recorder import Recorder, editor_link
@@ -144,11 +144,9 @@ class Inspector:
 
     async def _frames(self, seen: int) -> AsyncGenerator[str]:
         listed = ""
-        # To find all signals means to look through all objects, so that is done once a stream.
-        found = [weakref.ref(signal) for signal in live_signals()]
         yield f"retry: 300\n{_event('hello', json.dumps({'run': self._run}))}"
         for tick in range(LIFETIME):
-            if tick % SIGNALS_EVERY == 0 and (signals := json.dumps(self._list(found))) != listed:
+            if tick % SIGNALS_EVERY == 0 and (signals := json.dumps(self._list())) != listed:
                 listed = signals
                 yield _event("signals", signals)
             number, sends = self._recorder.since(seen)
@@ -162,11 +160,14 @@ class Inspector:
     def _statistics(self) -> dict[str, Any]:
         return {"signals": self._recorder.statistics(), "skipped": self._recorder.skipped}
 
-    def _list(self, found: list[weakref.ref[asignals.Signal[..., Any]]]) -> list[dict[str, Any]]:
-        alive = [signal for each in found if (signal := each()) is not None]
-        alive += self._recorder.signals()  # those that were made, and sent, since then
-        numbered = {self._recorder.number_of(signal): signal for signal in alive}
-        return [self._describe(numbered[number]) for number in sorted(numbered)[:SIGNALS]]
+    def _list(self) -> dict[str, Any]:
+        alive = live_signals()
+        shown = alive if len(alive) <= SIGNALS else sorted(alive, key=self._importance)[:SIGNALS]
+        return {"signals": [self._describe(signal) for signal in shown], "more": len(alive) - len(shown)}
+
+    def _importance(self, signal: asignals.Signal[..., Any]) -> tuple[bool, bool]:
+        """Smaller for what somebody who looks would miss more: first those that are sent, then those that are heard."""
+        return not self._recorder.was_sent(signal), is_orphan(signal)
 
     def _describe(self, signal: asignals.Signal[..., Any]) -> dict[str, Any]:
         clean = self._shower.clean

@@ -131,10 +131,11 @@ class Recorder:
             found = [text for each, text in self._sends if each > number]
             return self._number, found
 
-    def signals(self) -> list[AnySignal]:
-        """The signals that were sent, or asked for the number of, and still live."""
+    def was_sent(self, signal: AnySignal) -> bool:
+        """Whether a send of the signal was seen."""
         with self._lock:
-            return [signal for each in self._signals.values() if (signal := each.signal()) is not None]
+            found = self._signals.get(id(signal))
+            return found is not None and found.signal() is signal and found.sends > 0
 
     def number_of(self, signal: AnySignal) -> int:
         """The number that stands for a signal on the page."""

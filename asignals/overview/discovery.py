@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import gc
 import importlib
 import inspect
 import pkgutil
@@ -177,12 +176,6 @@ def signature_of(signal: AnySignal) -> str:
     return f"({', '.join(_argument_text(argument) for argument in arguments)})"
 
 
-def live_signals() -> list[AnySignal]:
-    """All signals of the process, those that no module holds too, in no order."""
-    found = [thing for thing in gc.get_objects() if issubclass(type(thing), Signal)]
-    return [signal for signal in found if signal._origin is None]
-
-
 def first_line(signal: AnySignal) -> str:
     """The first line of a signal's own docstring, or nothing."""
     # Signal() without doc shows the docstring of the class, which says nothing of this signal.
@@ -289,11 +282,15 @@ def _argument(name: str, parameter: inspect.Parameter | None) -> dict[str, Any]:
     default = None if parameter is None or parameter.default is empty else _show.named(name, parameter.default)
     return {
         "name": name,
-        "type": annotation
-        if annotation is None or isinstance(annotation, str)
-        else inspect.formatannotation(annotation),
+        "type": annotation if annotation is None else _type_text(annotation),
         "default": default,
     }
+
+
+def _type_text(annotation: object) -> str:
+    text = annotation if isinstance(annotation, str) else inspect.formatannotation(annotation)
+    # As one would write it after `from typing import Any`: the modules are noise.
+    return re.sub(r"\b(?:[a-z_]\w*\.)+(?=\w)", "", text)
 
 
 def _argument_text(argument: dict[str, Any]) -> str:

@@ -49,6 +49,11 @@ function clock(at) {
   return `${time}.${String(date.getMilliseconds()).padStart(3, "0")}`;
 }
 
+function prose(text) {
+  // `names` of code in a docstring's line stand between backticks.
+  return text.split("`").map((part, index) => (index % 2 && part ? make("code", "", part) : part));
+}
+
 function splitName(name) {
   const parts = name.split(".");
   const own = parts.pop();
@@ -112,7 +117,7 @@ function showState() {
 
 // -- signals ------------------------------------------------------------------------------------------------------
 
-function listSignals(list) {
+function listSignals({ signals: list, more }) {
   const known = new Set(list.map((info) => info.number));
   for (const [number, each] of signals) {
     if (!known.has(number)) {
@@ -132,7 +137,9 @@ function listSignals(list) {
     $("signals").append(element); // in the order of the list
     if (entry.figures) drawFigures(entry);
   }
-  $("signal-count").textContent = list.length ? `(${list.length})` : "";
+  $("signal-count").textContent = list.length ? `(${(list.length + more).toLocaleString("en")})` : "";
+  $("more-signals").textContent = `And ${more.toLocaleString("en")} more that were not sent since this page watches.`;
+  $("more-signals").hidden = !more;
   markChosen();
 }
 
@@ -149,7 +156,7 @@ function drawSignal(entry) {
   spark.setAttribute("aria-hidden", "true");
   spark.append(entry.line);
   entry.figuresElement = make("span", "figures");
-  const head = make("button", "signal-head", name, make("span", "signature", info.signature), info.doc ? make("span", "doc", info.doc) : null, entry.figuresElement, spark);
+  const head = make("button", "signal-head", name, make("span", "signature", info.signature), info.doc ? make("span", "doc", ...prose(info.doc)) : null, entry.figuresElement, spark);
   head.type = "button";
   head.title = "Show only the sends of this signal";
   head.addEventListener("click", () => choose(view.chosen === info.number ? null : info.number));
@@ -306,7 +313,7 @@ function redraw() {
 
 function drawSend(send) {
   const failed = hasFailed(send);
-  const what = make("span", "what", splitName(send.name)[1]);
+  const what = make("span", "what", make("span", "own", splitName(send.name)[1]));
   what.title = send.name;
   const error = send.error ?? send.receivers.map((receiver) => receiver.error).find(Boolean);
   if (error) what.append(make("span", "badge", error.type));
@@ -316,7 +323,10 @@ function drawSend(send) {
   row.dataset.number = send.number;
   row.dataset.signal = send.name;
   row.addEventListener("toggle", () => {
-    if (row.open && row.childElementCount === 1) row.append(drawDetail(send));
+    if (!row.open || row.childElementCount > 1) return;
+    row.append(drawDetail(send));
+    // A traceback says what happened in its last lines.
+    for (const trace of row.querySelectorAll("pre")) trace.scrollTop = trace.scrollHeight;
   });
   return row;
 }
