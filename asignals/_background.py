@@ -1,10 +1,10 @@
 """Not waiting for receivers: sends that run in the background, bounded and never lost silently.
 
 Jobs and waiters change hands under a lock, as sends may come from other threads and loops; the workers live in the
-loop that entered the block. A job is ready at once if a worker is idle or may be added, else it is queued, else it
-waits with its sender, and whoever makes room moves it on: a sender that is cancelled has nothing to pass on. Workers
-are woken without being told which job to do; each takes the first that is ready, so jobs begin in order even on trio,
-which runs woken tasks in random order.
+loop that entered the block. What is accepted stands in one queue, and each worker that is free takes the first of it:
+so jobs begin in order even on trio, which runs woken tasks in random order, and a worker whose job another has taken
+just rests again. A job that finds no room waits with its sender, and whoever makes room accepts it: a sender that is
+cancelled has nothing to pass on.
 
 A receiver that sends to the background it runs in must not wait for room, as its own worker may be the one to make
 it: such sends are known by a context variable, and may exceed the buffer.
@@ -21,9 +21,10 @@ from contextlib import suppress
 from contextvars import ContextVar
 from inspect import isawaitable
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, NamedTuple, ParamSpec, Self
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, ParamSpec, Self
 
 import anyio
+import anyio.lowlevel
 
 from asignals._context import in_context
 from asignals._scoped import stay_muted
@@ -63,16 +64,17 @@ class BackgroundStatistics(NamedTuple):
 
 
 class _Job:
-    """One send to be done."""
+    """One send to be done, in a copy of the current context."""
 
-    __slots__ = ("_unmute", "arguments", "context", "number", "sender", "signal")
+    __slots__ = ("_unmute", "arguments", "context", "is_nested", "number", "sender", "signal")
 
-    def __init__(self, signal: Signal[..., Any], sender: object, arguments: dict[str, Any]) -> None:
+    def __init__(self, background: Background, signal: Signal[..., Any], sender: object, arguments: Any) -> None:
         self.signal = signal
         self.sender = sender
-        self.arguments = arguments
-        self.context: Context = contextvars.copy_context()
-        self.number = -1
+        self.arguments: dict[str, Any] = arguments
+        self.number = -1  # until it is accepted
+        self.is_nested = background in _inside.get()
+        self.context = contextvars.copy_context()
         self._unmute = stay_muted(signal._registry, self.context) if signal._registry.filters else None
 
     def end(self) -> None:
@@ -80,33 +82,6 @@ class _Job:
         unmute, self._unmute = self._unmute, None
         if unmute is not None:
             unmute()
-
-
-class _Sender:
-    """A task that waits for room, with its job."""
-
-    __slots__ = ("job", "waker")
-
-    def __init__(self, job: _Job) -> None:
-        self.job = job
-        self.waker = Waker()
-
-
-class _Drain:
-    """A task that waits until the jobs before a number are done."""
-
-    __slots__ = ("_left", "_number", "waker")
-
-    def __init__(self, number: int, left: int) -> None:
-        self._number = number
-        self._left = left
-        self.waker = Waker()
-
-    def count(self, job: _Job) -> None:
-        """Count a job that is done."""
-        self._left -= job.number < self._number
-        if not self._left:
-            self.waker.wake()
 
 
 class Background:
@@ -142,37 +117,31 @@ class Background:
         self._buffer = buffer
         self._on_error = on_error
         self._lock = threading.RLock()  # the garbage collector may run a finalizer that sends here
-        self._queue: deque[_Job] = deque()
-        self._senders: deque[_Sender] = deque()
-        self._ready: deque[_Job] = deque()  # one for each worker that is about to begin or was woken
-        self._idle: list[Waker] = []
-        self._jobs: dict[int, _Job] = {}  # accepted and not done
-        self._drains: list[_Drain] = []
+        self._queue: deque[_Job] = deque()  # accepted and not begun
+        self._senders: deque[Waker] = deque()  # that wait for room, each with its job
+        self._idle: list[Waker] = []  # workers
+        self._drains: list[tuple[int, Waker]] = []  # the number of jobs waited for, and how many of them are not done
+        self._stopped: list[_Job] = []  # begun, and not finished
         self._workers = 0
         self._accepted = 0
         self._done = 0
         self._errors = 0
-        self._is_open = False
-        self._is_draining = False
-        self._group: TaskGroup | None = None
-        self._loop: Loop | None = None
-        self._context: Context | None = None
-        self._library: str | None = None
+        self._state: Literal["new", "open", "draining", "closed"] = "new"
+        self._group: TaskGroup
+        self._loop: Loop
+        self._context: Context
         self.undelivered: tuple[Event, ...] = ()
         """The sends that were accepted and not finished when the block ended; empty unless it was cancelled."""
 
     async def __aenter__(self) -> Self:
-        if self._loop is not None:
+        if self._state != "new":
             msg = "a background can be entered once; make another one"
             raise RuntimeError(msg)
         self._loop = Loop()
         self._context = contextvars.copy_context()
-        sniffio = sys.modules.get("sniffio")
-        if sniffio is not None:
-            self._library = sniffio.current_async_library()
-            self._context.run(sniffio.current_async_library_cvar.set, self._library)  # for calls from outside of tasks
+        self._tell_library(self._context)
         self._group = await anyio.create_task_group().__aenter__()
-        self._is_open = True
+        self._state = "open"
         return self
 
     async def __aexit__(
@@ -199,11 +168,14 @@ class Background:
             TypeError: the arguments are not those that the signal declares.
             anyio.ClosedResourceError: the block has been left, or not been entered.
         """
-        job = _Job(signal, *signal._bind(*args, **kwargs))
+        job = _Job(self, signal, *signal._bind(*args, **kwargs))
         try:
-            sender = self._accept_or_wait(job)
-            if sender is not None:
-                await self._wait_for_room(sender)
+            with self._lock:
+                if self._offer(job):
+                    return
+                sender = Waker(job, self._loop)
+                self._senders.append(sender)
+            await self._wait_for_room(sender)
         finally:
             if job.number < 0:
                 job.end()
@@ -216,16 +188,16 @@ class Background:
             anyio.WouldBlock: there is no room.
             anyio.ClosedResourceError: the block has been left, or not been entered.
         """
-        job = _Job(signal, *signal._bind(*args, **kwargs))
+        job = _Job(self, signal, *signal._bind(*args, **kwargs))
         try:
             with self._lock:
-                is_accepted = self._accept(job)
+                if self._offer(job):
+                    return
         finally:
             if job.number < 0:
                 job.end()
-        if not is_accepted:
-            msg = f"a Background runs {self._limit} sends and keeps {self._buffer} more, and has no room"
-            raise anyio.WouldBlock(msg)
+        msg = f"a Background runs {self._limit} sends and keeps {self._buffer} more, and has no room"
+        raise anyio.WouldBlock(msg)
 
     async def drain(self, timeout: float | None = None) -> int:  # noqa: ASYNC109  it returns what is left
         """Wait until the sends accepted so far are done; returns how many are not done by then, newer ones included.
@@ -245,14 +217,16 @@ class Background:
         with anyio.move_on_after(timeout):
             await self._wait_until_done()
         with self._lock:
-            return len(self._jobs) + len(self.undelivered)
+            return self._accepted - self._done
 
     def statistics(self) -> BackgroundStatistics:
         """The counts of this moment. May be called in any thread."""
         with self._lock:
+            left = self._accepted - self._done - len(self.undelivered)
+            running = min(left, self._limit)
             return BackgroundStatistics(
-                running=len(self._jobs) - len(self._queue),
-                waiting=len(self._queue),
+                running=running,
+                waiting=left - running,
                 blocked=len(self._senders),
                 accepted=self._accepted,
                 done=self._done,
@@ -262,76 +236,44 @@ class Background:
             )
 
     def __repr__(self) -> str:
-        state = "open" if self._is_open else "draining" if self._is_draining else "closed"
-        return f"<asignals.Background, {state}, {len(self._jobs)} sends to do>"
+        left = self._accepted - self._done - len(self.undelivered)
+        return f"<asignals.Background, {self._state}, {left} sends to do>"
 
-    def _accept_or_wait(self, job: _Job) -> _Sender | None:
-        with self._lock:
-            if self._accept(job):
-                return None
-            sender = _Sender(job)
-            self._senders.append(sender)
-            return sender
-
-    async def _wait_for_room(self, sender: _Sender) -> None:
+    async def _wait_for_room(self, sender: Waker) -> None:
         try:
-            await sender.waker.wait()
+            await sender.wait()
         finally:
             with self._lock, suppress(ValueError):
                 self._senders.remove(sender)
-        if sender.job.number < 0:
+        if sender.value.number < 0:
             raise _closed()
 
     # -- with the lock held ----------------------------------------------------------------------------------------
 
-    def _accept(self, job: _Job) -> bool:
-        is_nested = self in _inside.get()
-        if not (self._is_open or (is_nested and self._is_draining)):
+    def _offer(self, job: _Job) -> bool:
+        """Accept a job if there is room."""
+        if self._state != "open" and not (self._state == "draining" and job.is_nested):
             raise _closed()
-        if not is_nested and self._is_full():
+        if not self._loop.is_here():  # its context may name another kind of loop, which anyio would believe
+            self._tell_library(job.context)
+        if not job.is_nested and not self._has_room():
             return False
-        self._place(job)
+        if not self._idle and self._workers < self._limit:
+            self._hire()
+        self._accept(job)
+        if self._idle:
+            self._idle.pop().wake()
         return True
 
-    def _is_full(self) -> bool:
-        return not self._idle and self._workers >= self._limit and len(self._queue) >= self._buffer
+    def _has_room(self) -> bool:
+        return self._accepted - self._done < self._limit + self._buffer
 
-    def _place(self, job: _Job) -> None:
-        """Give a job to a worker, or queue it."""
-        # A finalizer may come between any two calls, and send here: so first what it must find done.
-        if self._idle:
-            worker = self._idle.pop()
-            self._ready.append(job)
-            self._enter(job)
-            worker.wake()
-        elif self._workers < self._limit:
-            self._hire()
-            self._ready.append(job)
-            self._enter(job)
-        else:
-            self._queue.append(job)
-            self._enter(job)
-
-    def _enter(self, job: _Job) -> None:
-        job.context.run(self._mark)
+    def _accept(self, job: _Job) -> None:
         job.number = self._accepted
         self._accepted += 1
-        self._jobs[job.number] = job
-
-    def _mark(self) -> None:
-        """Let the current context know that it runs in this background."""
-        inside = _inside.get()
-        if self not in inside:
-            _inside.set((*inside, self))
-        sniffio = sys.modules.get("sniffio")
-        if (
-            self._library is not None and sniffio is not None
-        ):  # a sender in another thread may have another kind of loop, which anyio would believe
-            sniffio.current_async_library_cvar.set(self._library)
+        self._queue.append(job)
 
     def _hire(self) -> None:
-        assert self._loop is not None  # noqa: S101  open
-        assert self._context is not None  # noqa: S101  open
         self._workers += 1
         try:
             # A worker outlives the send that it is made for, so it starts in a context of its own.
@@ -341,75 +283,97 @@ class Background:
             raise _closed() from None
 
     def _start(self) -> None:
-        assert self._group is not None  # noqa: S101  open
         with suppress(RuntimeError):  # the group has ended meanwhile: the job counts as undelivered
             self._group.start_soon(self._work, name="asignals.Background worker")
 
-    def _next(self) -> _Job | None:
-        """The next job for a worker; the room that it leaves goes to the sender that waits longest."""
-        job = self._queue.popleft() if self._queue else None
-        if self._senders and (job is None or len(self._queue) < self._buffer):
-            sender = self._senders.popleft()
-            self._enter(sender.job)
-            sender.waker.wake()
-            if job is None:
-                return sender.job
-            self._queue.append(sender.job)
-        return job
+    def _tell_library(self, context: Context) -> None:
+        """Let anyio take the loop for what it is, also outside of tasks."""
+        sniffio = sys.modules.get("sniffio")
+        if sniffio is not None:
+            context.run(sniffio.current_async_library_cvar.set, "asyncio" if self._loop.is_asyncio else "trio")
 
-    def _settled(self, job: _Job) -> None:
-        del self._jobs[job.number]
+    def _settle(self, job: _Job) -> None:
+        """Count a job as done; the room that it leaves goes to the sender that waits longest."""
         self._done += 1
-        if self._drains:
-            for drain in list(self._drains):
-                drain.count(job)
+        for number, drain in self._drains:
+            if job.number < number:
+                drain.value -= 1
+                if not drain.value:
+                    drain.wake()
+        if self._senders and self._has_room():
+            sender = self._senders.popleft()
+            self._accept(sender.value)
+            sender.wake()
 
     # -- working ---------------------------------------------------------------------------------------------------
 
     async def _work(self) -> None:
-        with self._lock:  # a sender in another thread that made this worker holds it until the job is there
-            job = self._ready.popleft()
+        task = sys.modules["asyncio"].current_task() if self._loop.is_asyncio else None
+        job = None
         while True:
-            await self._run(job)
-            job.end()
             with self._lock:
-                self._settled(job)
-                following = self._next()
-                if following is None:
-                    waker = Waker()
-                    self._idle.append(waker)
-            del job  # an idle worker keeps nothing alive
-            if following is None:
-                await waker.wait()
-                following = self._ready.popleft()
-            job = following
+                if job is not None:
+                    self._settle(job)
+                job = self._queue.popleft() if self._queue else None
+                if job is None:
+                    rest = Waker(None, self._loop)
+                    self._idle.append(rest)
+            if job is not None:
+                try:
+                    await in_context(job.context, self._deliver(job, task))
+                except BaseException:
+                    self._stopped.append(job)
+                    raise
+                job.end()
+            elif not await self._rest(rest):
+                return
 
-    async def _run(self, job: _Job) -> None:
-        for error in await self._send(job):
-            self._errors += 1
-            if self._on_error is not None:
-                await self._report(job, error, self._on_error)
-
-    async def _send(self, job: _Job) -> list[Exception]:
+    async def _rest(self, rest: Waker) -> bool:
+        """Wait for a job; returns false when other code has cancelled this task meanwhile."""
         try:
-            results = await in_context(job.context, job.signal.send_robust(job.sender, **job.arguments))
+            await rest.wait()
+        except anyio.get_cancelled_exc_class():
+            if is_cancelled():
+                raise
+            with self._lock:
+                if rest in self._idle:
+                    self._idle.remove(rest)
+                    self._workers -= 1
+                    return False
+        return True
+
+    async def _deliver(self, job: _Job, task: Any) -> None:
+        """Send, and report each error."""
+        if not job.is_nested:
+            _inside.set((*_inside.get(), self))
+        errors: list[Exception] = []
+        try:
+            results = await job.signal.send_robust(job.sender, **job.arguments)
+            errors = [response for _, response in results if isinstance(response, Exception)]
+            if task is not None and task.cancelling():
+                await anyio.lowlevel.checkpoint()  # where the cancellation arrives, if it has not yet
         except Exception as error:
             _logger.exception("a background send of signal %r failed", job.signal.name)
-            return [error]
+            errors.append(error)
         except anyio.get_cancelled_exc_class() as error:
             if is_cancelled():
                 raise
             # Left alone, it would end the worker, and the group would cancel all others.
             msg = f"a receiver of signal {job.signal.name!r} raised {type(error).__name__} by itself"
             _logger.exception(msg)
-            return [RuntimeError(msg)]
-        return [response for _, response in results if isinstance(response, Exception)]
+            errors.append(RuntimeError(msg))
+            while task.cancelling():
+                task.uncancel()
+        for each in errors:
+            self._errors += 1
+            if self._on_error is not None:
+                await self._report(each, self._on_error)
 
-    async def _report(self, job: _Job, error: Exception, on_error: Callable[[Exception], object]) -> None:
+    async def _report(self, error: Exception, on_error: Callable[[Exception], object]) -> None:
         try:
-            outcome = job.context.run(on_error, error)
-            if outcome is not None and isawaitable(outcome):
-                await in_context(job.context, outcome)
+            outcome = on_error(error)
+            if isawaitable(outcome):
+                await outcome
         except (Exception, anyio.get_cancelled_exc_class()) as raised:
             if not isinstance(raised, Exception) and is_cancelled():
                 raise
@@ -423,8 +387,7 @@ class Background:
         Returns what interrupted that.
         """
         with self._lock:
-            self._is_open = False
-            self._is_draining = True
+            self._state = "draining"
         try:
             while not self._is_done():
                 await self._wait_until_done()
@@ -432,9 +395,36 @@ class Background:
             return interruption
         return None
 
+    def _is_done(self) -> bool:
+        with self._lock:
+            if self._done == self._accepted:
+                self._state = "closed"
+            return self._state == "closed"
+
+    async def _wait_until_done(self) -> None:
+        """Wait until all jobs accepted so far are done."""
+        with self._lock:
+            left = self._accepted - self._done - len(self.undelivered)
+            if not left:
+                return
+            drain = self._accepted, Waker(left, self._loop)
+            self._drains.append(drain)
+        try:
+            await drain[1].wait()
+        finally:
+            with self._lock:
+                self._drains.remove(drain)
+
+    def _refuse(self) -> None:
+        with self._lock:
+            self._state = "closed"
+            senders = list(self._senders)
+            self._senders.clear()
+        for sender in senders:
+            sender.wake()
+
     async def _end_workers(self, interruption: BaseException | None) -> None:
         """Cancel the workers, which are idle unless there was an interruption, and wait for their end."""
-        assert self._group is not None  # noqa: S101  entered
         self._group.cancel_scope.cancel()
         if interruption is None:
             await self._group.__aexit__(None, None, None)
@@ -443,45 +433,18 @@ class Background:
             msg = "a worker of a Background was cancelled by other code"
             raise RuntimeError(msg)
 
-    def _is_done(self) -> bool:
-        with self._lock:
-            self._is_draining = bool(self._jobs)
-            return not self._jobs
-
-    async def _wait_until_done(self) -> None:
-        """Wait until all jobs accepted so far are done."""
-        with self._lock:
-            if not self._jobs:
-                return
-            drain = _Drain(self._accepted, len(self._jobs))
-            self._drains.append(drain)
-        try:
-            await drain.waker.wait()
-        finally:
-            with self._lock:
-                self._drains.remove(drain)
-
-    def _refuse(self) -> None:
-        with self._lock:
-            self._is_open = self._is_draining = False
-            senders = list(self._senders)
-            self._senders.clear()
-        for sender in senders:
-            sender.waker.wake()
-
     def _give_up(self) -> None:
         with self._lock:
-            left = list(self._jobs.values())
+            left = sorted([*self._stopped, *self._queue], key=lambda job: job.number)
             self.undelivered = tuple(Event(job.signal, job.sender, MappingProxyType(job.arguments)) for job in left)
-            self._jobs.clear()
+            self._stopped.clear()
             self._queue.clear()
-            self._ready.clear()
             self._idle.clear()
             drains = list(self._drains)
         for job in left:
             job.end()
-        for drain in drains:
-            drain.waker.wake()
+        for _, drain in drains:
+            drain.wake()
         if left:
             counts = Counter(job.signal.name for job in left)
             listing = ", ".join(f"{count} of {name!r}" for name, count in counts.items())

@@ -6,39 +6,35 @@ from types import coroutine
 from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Generator
+    from collections.abc import Callable, Coroutine, Generator
     from contextvars import Context
 
 R = TypeVar("R")
 
 
 @coroutine
-def in_context(context: Context, work: Awaitable[R]) -> Generator[Any, Any, R]:
+def in_context(context: Context, work: Coroutine[Any, Any, R]) -> Generator[Any, Any, R]:
     """Await `work` with `context` as its current context; the caller's own context is untouched.
 
     Each step of it is run in the context, as an event loop does for a task; a task of its own would cost more than
     most receivers do. Cancellation and everything else that is thrown in reaches `work`.
     """
-    steps: Any = work.__await__()  # a generator, or an iterator that is much like one
-    step: Callable[..., Any] = steps.__next__
-    value: tuple[Any, ...] = ()
+    step: Callable[..., Any] = work.send
+    value: Any = None
     try:
         while True:
             try:
-                trap = context.run(step, *value)
+                trap = context.run(step, value)
             except StopIteration as stop:
                 result: R = stop.value
                 return result
             try:
-                answer = yield trap
+                value = yield trap
+                step = work.send
             except GeneratorExit:
+                context.run(work.close)
                 raise
             except BaseException as error:  # noqa: BLE001  handed on to the work
-                step, value = steps.throw, (error,)
-            else:
-                step, value = (steps.__next__, ()) if answer is None else (steps.send, (answer,))
+                step, value = work.throw, error
     finally:
-        value = ()  # an error kept here would hold this frame by its traceback
-        close = getattr(steps, "close", None)
-        if close is not None:
-            context.run(close)
+        del value  # an error kept here would hold this frame by its traceback
