@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import keyword
+import textwrap
 import unicodedata
 from inspect import isawaitable
 from types import FunctionType, MethodType
@@ -21,7 +22,7 @@ from asignals._exceptions import DeclarationError
 from asignals._monitor import watchers
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Coroutine, Iterable
+    from collections.abc import Callable, Collection, Coroutine, Iterable, Mapping
 
     from asignals._signal import Signal
 
@@ -29,54 +30,87 @@ if TYPE_CHECKING:
 
 Names: TypeAlias = tuple[str, ...]
 
-# `@` marks what belongs to the template; it becomes a prefix that no declared name begins with. The branches for
-# receivers without options differ in what an unneeded check would cost: a coroutine function's answer is awaited
-# without a look, a function's is awaited if it can be, a bound method is made anew from its two references, and one
-# that takes a choice of the arguments is called through `choose`.
+# `@` marks what belongs to the template; it becomes a prefix that no declared name begins with.
 _HEAD = """\
 async def @send(@self, /, sender@parameters):
-    @plan = @self._plans.plan
-    if @plan is None or @watchers:
-        @plan = @self._plan_for(sender)
-        if @plan is None:
+    @run = @self._plans.run
+    if @run is None or @watchers:
+        @run = @self._run_for(sender)
+        if @run is None:
             return await @deliver(@self, sender, @arguments, robust=@robust)
-"""
-_LOOP = """\
     @results = []
-    for @link in @plan:
-        try:
-            if (@receiver := @link()) is None:
-                continue
-            if @link.is_coroutine:
-                @results.append((@receiver, await @receiver(@keywords)))
-            elif @link.is_function:
-                @response = @receiver(@keywords)
-                if @response is not None and @isawaitable(@response):
-                    @response = await @response
-                @results.append((@receiver, @response))
-            elif @link.is_method:
-                if (@function := @link.function()) is None:
-                    continue
-                @response = @function(@receiver, @keywords)
-                if @link.awaited or (@response is not None and @isawaitable(@response)):
-                    @response = await @response
-                @results.append((@Method(@function, @receiver), @response))
-            elif (@choose := @link.plain_choose) is not None:
-                if @link.function is not None and (@receiver := @link.target()) is None:
-                    continue
-                @response = @choose(@receiver, @self, sender@positions)
-                if @link.awaited or (@response is not None and @isawaitable(@response)):
-                    @response = await @response
-                @results.append((@receiver, @response))
-            elif (@pair := await @link.respond(@self, sender, @arguments)) is not None:
-                @results.append(@pair)
-        except @Exception as @error:
-            @handle
+    @link = None
+    @links = @run.links
+    @runs
+    if not @links:
+        @rest
     try:
         return @results
     finally:
         del @results  # which holds errors, whose frames lead back to this one
 """
+_LOOP = """\
+for @link in @source:
+    try:
+        if (@receiver := @link()) is not None:
+            @call
+    except @Exception as @error:
+        @handle
+"""
+# How a receiver without options is called, by the attribute of its link that says so. The ways differ in what an
+# unneeded check would cost: a coroutine function's answer is awaited without a look, a function's is awaited if it can
+# be, a bound method is made anew from its two references, and one that takes a choice of the arguments is called
+# through `choose`.
+_CALLS = {
+    "is_coroutine": """\
+@results.append((@receiver, await @receiver(@keywords)))
+""",
+    "is_function": """\
+@response = @receiver(@keywords)
+if @response is not None and @isawaitable(@response):
+    @response = await @response
+@results.append((@receiver, @response))
+""",
+    "is_method": """\
+if (@function := @link.function()) is not None:
+    @response = @function(@receiver, @keywords)
+    if @link.awaited or (@response is not None and @isawaitable(@response)):
+        @response = await @response
+    @results.append((@Method(@function, @receiver), @response))
+""",
+    "is_choosy": """\
+if @link.function is None or (@receiver := @link.target()) is not None:
+    @response = @link.choose(@receiver, @self, sender@positions)
+    if @link.awaited or (@response is not None and @isawaitable(@response)):
+        @response = await @response
+    @results.append((@receiver, @response))
+""",
+}
+_ELSE = """\
+elif (@pair := await @link.respond(@self, sender, @arguments)) is not None:
+    @results.append(@pair)
+"""
+
+
+def _loop(source: str, call: str) -> str:
+    return _LOOP.replace("@source", source).replace("@call", _indent(call, 3))
+
+
+def _branches(subject: str, blocks: Mapping[str, str]) -> str:
+    return "el".join(
+        f"if {subject}.{attribute}:\n{' ' * 4}{_indent(block, 1)}\n" for attribute, block in blocks.items()
+    )
+
+
+def _indent(text: str, steps: int) -> str:
+    return textwrap.indent(text, 4 * steps * " ").strip()
+
+
+# The loops along a run ask no link whether it has ended or changed. Who ends or changes one empties the run, which ends
+# its loop; the last loop, which does ask, then goes on behind that link. It is also the one for all other plans.
+_RUNS = _branches("@run", {attribute: _loop("@links", call) for attribute, call in _CALLS.items()})
+_REST = _loop("@run.after(@link)", _branches("@link", _CALLS) + _ELSE)
+_SEND = _HEAD.replace("@runs", _indent(_RUNS, 1)).replace("@rest", _indent(_REST, 2))
 _RAISE = "@blame(@error, @link, @self); raise"
 _COLLECT = "@results.append(@failed(@error, @link, @self))"
 _BIND = """\
@@ -184,8 +218,8 @@ def _write(  # noqa: PLR0913  what varies in the template
 def specialise(names: Names) -> Specialised:
     """The functions for a signal that declares these names."""
     return Specialised(
-        _write(_HEAD + _LOOP, names, "send", "send"),
-        _write(_HEAD + _LOOP, names, "send", "send_robust", robust=True),
+        _write(_SEND, names, "send", "send"),
+        _write(_SEND, names, "send", "send_robust", robust=True),
         _write(_BIND, names, "bind", "bind"),
     )
 
@@ -216,7 +250,7 @@ def _write_at_need(names: Names, *, robust: bool) -> _Send:
     if plain != names:
         return functools.partial(_send_unwritten, robust)
     title = "send_robust to any keywords" if robust else "send to any keywords"
-    return _write(_HEAD + _LOOP, plain, "send", title, robust=robust)
+    return _write(_SEND, plain, "send", title, robust=robust)
 
 
 async def _send_unwritten(robust: bool, signal: Signal[..., Any], /, sender: object, **named: Any) -> Any:  # noqa: FBT001

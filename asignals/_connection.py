@@ -73,9 +73,9 @@ class Connection(ref[Any]):
     lasts, so it may be compared with `is` and kept in sets.
     """
 
-    # is_coroutine, is_function, is_method and plain_choose select the branch of the generated loop (_compile). All are
-    # False or None when the call needs care (options) or the connection has ended: then respond() is asked. They are
-    # set together in restyle() and end(), so that a send under way sees a change at once.
+    # is_coroutine, is_function, is_method and is_choosy select the branch of the generated loop (_compile). All are
+    # False when the call needs care (options) or the connection has ended: then respond() is asked. They are set
+    # together in restyle() and end(), so that a send under way sees a change at once.
     __slots__ = (
         "_code",
         "_held",
@@ -83,6 +83,7 @@ class Connection(ref[Any]):
         "awaited",
         "choose",
         "function",
+        "is_choosy",
         "is_coroutine",
         "is_function",
         "is_method",
@@ -90,7 +91,6 @@ class Connection(ref[Any]):
         "live",
         "options",
         "order",
-        "plain_choose",
         "reached",
         "source",
     )
@@ -100,6 +100,7 @@ class Connection(ref[Any]):
         __ne__ = object.__ne__
         __hash__ = object.__hash__
 
+    is_choosy: bool
     is_coroutine: bool
     is_function: bool
     is_method: bool
@@ -112,7 +113,6 @@ class Connection(ref[Any]):
     function: ref[Any] | None
     options: Options
     choose: Callable[..., Any] | None
-    plain_choose: Callable[..., Any] | None
 
     @property
     def receiver(self) -> Receiver | None:
@@ -219,11 +219,13 @@ class Connection(ref[Any]):
         if not options.is_plain or self.is_anchored:
             return
         if shape.choose is not None:
-            self.plain_choose = shape.choose
+            self.is_choosy = True
+        elif self.function is not None:
+            self.is_method = True
+        elif shape.is_async:
+            self.is_coroutine = True
         else:
-            self.is_method = self.function is not None
-            self.is_coroutine = shape.is_async and not self.is_method
-            self.is_function = not shape.is_async and not self.is_method
+            self.is_function = True
 
     def end(self) -> None:
         """Make this connection call nobody any more, in sends under way too."""
@@ -233,8 +235,7 @@ class Connection(ref[Any]):
             self._held = None
 
     def _be_careful(self) -> None:
-        self.is_coroutine = self.is_function = self.is_method = False
-        self.plain_choose = None
+        self.is_coroutine = self.is_function = self.is_method = self.is_choosy = False
 
     def describe(self) -> str:
         """The receiver for messages."""

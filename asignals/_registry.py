@@ -8,9 +8,10 @@ Invariants:
 
 - Every change happens under `lock` and counts in `_changes`. A bucket's plan is fresh while `made_at` equals
   `_shared_changes`; a change of its own links sets `made_at` to `None`.
-- `plan` is the plan of all senders when no sender has links of its own and nothing is muted; else `None`.
+- `run` has the plan of all senders when no sender has links of its own and nothing is muted; else it is `None`.
+  No run but `_last_run` has links of its own, so that is the one to empty when a link changes.
 - Weak-reference callbacks run anywhere, in the middle of a locked section and in any thread: they only append to
-  `_dead`, and set `plan` to `None` so that the next send comes by and purges.
+  `_dead`, and set `run` to `None` so that the next send comes by and purges.
 - The lock is re-entrant because the garbage collector may run a finalizer that connects or disconnects here.
   Whatever iterates over a dict therefore copies it first.
 """
@@ -48,6 +49,8 @@ class Link(Protocol):
     source: WeakSender | HeldSender
 
     @property
+    def is_choosy(self) -> bool: ...
+    @property
     def is_coroutine(self) -> bool: ...
     @property
     def is_function(self) -> bool: ...
@@ -59,8 +62,6 @@ class Link(Protocol):
     def options(self) -> Options: ...
     @property
     def function(self) -> ref[Any] | None: ...
-    @property
-    def plain_choose(self) -> Callable[..., Any] | None: ...
     def __call__(self) -> Any: ...
     def target(self) -> Any: ...
     def describe(self) -> str: ...
@@ -73,15 +74,38 @@ class Link(Protocol):
 Plan: TypeAlias = "tuple[Link, ...]"
 
 
+class Run:
+    """A plan, and its links once more if all are called in one way.
+
+    A send walks along `links` without asking each whether it has ended or changed: whoever ends or changes one empties
+    `links`, which ends that loop, and the send goes on with what comes `after` the last link, asking each.
+    """
+
+    __slots__ = ("is_choosy", "is_coroutine", "is_function", "is_method", "links", "plan")
+
+    def __init__(self, plan: Plan, *, may_be_emptied: bool = False) -> None:
+        self.plan = plan
+        self.is_coroutine: bool = may_be_emptied and all(link.is_coroutine for link in plan)
+        self.is_function: bool = may_be_emptied and all(link.is_function for link in plan)
+        self.is_method: bool = may_be_emptied and all(link.is_method for link in plan)
+        self.is_choosy: bool = may_be_emptied and all(link.is_choosy for link in plan)
+        is_uniform = self.is_coroutine or self.is_function or self.is_method or self.is_choosy
+        self.links: list[Link] = list(plan) if is_uniform else []
+
+    def after(self, link: Link | None) -> Plan:
+        """What comes after a link in the whole plan."""
+        return self.plan if link is None else self.plan[self.plan.index(link) + 1 :]
+
+
 class _Bucket:
     """The links of one sender, and the last plan made for it with the count of shared changes it was made at."""
 
-    __slots__ = ("links", "made_at", "plan", "source")
+    __slots__ = ("links", "made_at", "run", "source")
 
     def __init__(self, source: WeakSender | HeldSender) -> None:
         self.source = source
         self.links: dict[Hashable, Link] = {}
-        self.plan: Plan = ()
+        self.run = Run(())
         self.made_at: int | None = None
 
 
@@ -113,7 +137,8 @@ class Registry:
     """The links of one signal. Safe to use from any thread and from finalizers."""
 
     def __init__(self, on_lost: Callable[..., object]) -> None:
-        self.plan: Plan | None = None
+        self.run: Run | None = None
+        self._last_run = Run(())
         self.lock: AbstractContextManager[bool] = threading.RLock()
         self._everyone = _Bucket(EVERYONE)
         self._buckets: dict[Hashable, _Bucket] = {}
@@ -300,7 +325,8 @@ class Registry:
         self._changes += 1
         if is_shared or bucket is self._everyone:
             self._shared_changes += 1
-        self.plan = None
+        self.run = None
+        self._last_run.links.clear()
 
     # -- the dead --------------------------------------------------------------------------------------------------
 
@@ -331,13 +357,17 @@ class Registry:
 
     def plan_for(self, sender: object) -> Plan:
         """The links that a send to this sender calls, in order. Some may end or die before their turn."""
+        return self.run_for(sender).plan
+
+    def run_for(self, sender: object) -> Run:
+        """The same, for the generated loop."""
         if self._dead:
             self.purge()
         bucket = self._bucket_of(sender) if self._buckets else self._everyone
-        plan = bucket.plan if bucket.made_at == self._shared_changes else self._make_plan(bucket, sender)
+        run = bucket.run if bucket.made_at == self._shared_changes else self._make_run(bucket, sender)
         for mute in self.filters:
-            plan = mute(plan)
-        return plan
+            run = Run(mute(run.plan))
+        return run
 
     def links_for(self, sender: object) -> Plan:
         """The same for looking only: it tells no link that a send may reach it, and minds no muting."""
@@ -349,7 +379,7 @@ class Registry:
         if self._dead:
             self.purge()
         bucket = self._bucket_of(sender)
-        links = bucket.plan if bucket.made_at == self._shared_changes else self._gather(bucket, sender)
+        links = bucket.run.plan if bucket.made_at == self._shared_changes else self._gather(bucket, sender)
         return any(_is_alive(link) for link in links)
 
     def all_links(self) -> Plan:
@@ -368,7 +398,7 @@ class Registry:
                 return self._bucket_for(sender)  # to keep the plan in, until the class dies
         return self._everyone
 
-    def _make_plan(self, bucket: _Bucket, sender: object) -> Plan:
+    def _make_run(self, bucket: _Bucket, sender: object) -> Run:
         with self.lock:
             while True:
                 changes, shared = self._changes, self._shared_changes
@@ -377,13 +407,15 @@ class Registry:
                     break
             for link in plan:
                 link.reached = True
-            bucket.plan = plan
+            is_for_all = not self._buckets and not self.filters
+            run = bucket.run = Run(plan, may_be_emptied=is_for_all)
             bucket.made_at = shared
-            if not self._buckets and not self.filters:
-                self.plan = plan
-                if self._dead:  # the callback came between: this plan would hide it
-                    self.plan = None
-            return plan
+            if is_for_all:
+                self._last_run.links.clear()
+                self.run = self._last_run = run
+                if self._dead:  # the callback came between: this run would hide it
+                    self.run = None
+            return run
 
     def _gather(self, bucket: _Bucket, sender: object) -> list[Link]:
         with self.lock:
@@ -404,7 +436,7 @@ class Registry:
         """Pass every plan through a mute, until `unrestrict`."""
         with self.lock:
             self.filters = (*self.filters, mute)
-            self.plan = None
+            self.run = None
 
     def unrestrict(self, mute: Mute) -> None:
         """Take back one `restrict`."""
@@ -428,6 +460,6 @@ def _bury(registry: ref[Registry], on_lost: Callable[..., object], thing: Link |
     if home is None:
         return
     home._dead.append(thing)
-    home.plan = None
+    home.run = None
     if isinstance(thing, Connection) and thing.live:
         on_lost(thing, certainly=False)

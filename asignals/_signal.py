@@ -18,7 +18,7 @@ from asignals._lost import LossReporter, caller, is_fleeting, may_get_lost, warn
 from asignals._monitor import watchers
 from asignals._receivers import Mismatch, Receiver, Shape, examine
 from asignals._refs import describe, is_a
-from asignals._registry import Plan, Registry
+from asignals._registry import Registry, Run
 from asignals._scoped import connected, muted
 from asignals._stream import Event, Overflow, Stream, Where
 
@@ -36,7 +36,7 @@ F = TypeVar("F", bound="Receiver")
 class _Detour:
     """Stands in for the registry where no send may take the generated loop."""
 
-    plan: Plan | None = None
+    run: Run | None = None
 
 
 _DETOUR = _Detour()
@@ -160,9 +160,9 @@ class Signal(Generic[P, R]):
             """
             return await send_robust_for(tuple(named))(self, sender, **named)
 
-    def _plan_for(self, sender: object) -> Plan | None:
-        """The plan for the generated loop; `None` when the send must go the long way."""
-        return None if watchers or self._plans is _DETOUR else self._registry.plan_for(sender)
+    def _run_for(self, sender: object) -> Run | None:
+        """What the generated loop walks along; `None` when the send must go the long way."""
+        return None if watchers or self._plans is _DETOUR else self._registry.run_for(sender)
 
     def _bind(self, /, sender: object, **named: Any) -> tuple[object, dict[str, Any]]:
         """Check arguments as a send would; returns the sender and the complete arguments."""

@@ -75,9 +75,9 @@ class Listener(ref["Stream"]):
         def __call__(self) -> Listener:
             return self
 
-    is_coroutine = is_function = is_method = False
+    is_coroutine = is_function = is_method = is_choosy = False
     is_async = True
-    function = plain_choose = None
+    function = None
     options: Options = PLAIN
     live: bool
     reached: bool

@@ -514,6 +514,191 @@ async def test_a_sender_that_dies_with_the_send_under_way_is_no_trouble(made, me
     assert made.connections == ()
 
 
+# -- the same for receivers of one kind, which a send walks along without asking each --
+
+
+class Numbered:
+    """An object whose methods do what `act` says when it is their turn."""
+
+    def __init__(self, number, act):
+        self.number = number
+        self.act = act
+
+    async def method(self, **named):
+        return self.act(self.number)
+
+    def sync_method(self, **named):
+        return self.act(self.number)
+
+    async def choosy_method(self, a):
+        return self.act(self.number)
+
+
+def numbered(kind, number, act):
+    one = Numbered(number, act)
+
+    async def coroutine_function(**named):
+        return act(number)
+
+    def function(**named):
+        return act(number)
+
+    async def choosy(a):
+        return act(number)
+
+    def sync_choosy(a):
+        return act(number)
+
+    functions = {
+        "coroutine functions": coroutine_function,
+        "functions": function,
+        "choosy": choosy,
+        "sync choosy": sync_choosy,
+    }
+    methods = {"methods": one.method, "sync methods": one.sync_method, "choosy methods": one.choosy_method}
+    return functions[kind] if kind in functions else methods[kind]
+
+
+KINDS = ["coroutine functions", "functions", "methods", "sync methods", "choosy", "sync choosy", "choosy methods"]
+
+
+def replace(made, receivers, number):
+    made.disconnect(receivers[number])
+    made.connect(receivers[number])
+
+
+def mute(made, receivers):
+    with made.muted(everywhere=True):
+        pass
+
+
+# What receiver 1 of 0 to 3 does, who is called by that send, and by the next.
+CHANGES = {
+    "nothing": (lambda made, receivers: None, [0, 1, 2, 3], [0, 1, 2, 3]),
+    "disconnects itself": (lambda made, receivers: made.disconnect(receivers[1]), [0, 1, 2, 3], [0, 2, 3]),
+    "disconnects one before": (lambda made, receivers: made.disconnect(receivers[0]), [0, 1, 2, 3], [1, 2, 3]),
+    "disconnects the next": (lambda made, receivers: made.disconnect(receivers[2]), [0, 1, 3], [0, 1, 3]),
+    "disconnects the last": (lambda made, receivers: made.disconnect(receivers[3]), [0, 1, 2], [0, 1, 2]),
+    "replaces the next": (lambda made, receivers: replace(made, receivers, 2), [0, 1, 3], [0, 1, 3, 2]),
+    "makes the next once": (lambda made, receivers: made.connect(receivers[2], once=True), [0, 1, 2, 3], [0, 1, 3]),
+    "makes one before the last": (
+        lambda made, receivers: made.connect(receivers[0], priority=-1),
+        [0, 1, 2, 3],
+        [1, 2, 3, 0],
+    ),
+    "lets the next die": (lambda made, receivers: receivers.pop(2), [0, 1, 3], [0, 1, 3]),
+    "connects another sender's": (
+        lambda made, receivers: made.connect(receivers[0], sender="other"),
+        [0, 1, 2, 3],
+        [0, 1, 2, 3],
+    ),
+    "mutes and unmutes": (mute, [0, 1, 2, 3], [0, 1, 2, 3]),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("kind", KINDS)
+async def test_what_a_receiver_of_one_kind_changes_the_send_under_way_minds(kind, change, method):
+    """Where all receivers are of one kind, a change by one of them has its effect at once and moves nobody's turn."""
+    made = Signal(["a"])
+    act, during, afterwards = CHANGES[change]
+    calls = []
+
+    def called(number):
+        calls.append(number)
+        if number == 1 and len(calls) == 2:
+            act(made, receivers)
+            gc.collect()
+        return number
+
+    receivers = {number: numbered(kind, number, called) for number in range(4)}
+    owners = {number: getattr(receiver, "__self__", None) for number, receiver in receivers.items()}
+    if change == "lets the next die":
+        owners.clear()
+    for number in range(4):
+        made.connect(receivers[number])
+    assert [response for _, response in await send(made, method)] == during
+    assert calls == during
+    calls[:] = [None]  # so that nobody acts again
+    results = await send(made, method)
+    assert calls[1:] == afterwards
+    assert results == [(receivers[number], number) for number in afterwards]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_a_send_inside_a_send_minds_the_change_before_it(kind, method):
+    """Both the inner and the outer send leave out a receiver that is disconnected, and call all others once."""
+    made = Signal(["a"])
+    calls = []
+    inner = []
+
+    def called(number):
+        calls.append(number)
+        return number
+
+    async def nest(a):
+        if not inner:
+            inner.append(None)
+            made.disconnect(receivers[2])
+            inner[0] = await send(made, method)
+
+    receivers = [numbered(kind, number, called) for number in range(4)]
+    owners = [getattr(receiver, "__self__", None) for receiver in receivers]
+    made.connect(receivers[0])
+    made.connect(nest)
+    for receiver in receivers[1:]:
+        made.connect(receiver)
+    outer = await send(made, method)
+    assert [response for _, response in inner[0]] == [0, None, 1, 3]
+    assert [response for _, response in outer] == [0, None, 1, 3]
+    assert calls == [0, 0, 1, 3, 1, 3]
+    del owners
+
+
+async def test_one_receiver_under_two_uids_keeps_both_turns(method, log):
+    """A change between the two calls of one receiver neither repeats nor drops one."""
+    made = Signal()
+    bystander = logger([], "bystander")
+
+    def twice(**named):
+        log.append("twice")
+        made.disconnect(bystander)
+
+    made.connect(twice, dispatch_uid=1)
+    made.connect(twice, dispatch_uid=2)
+    made.connect(bystander)
+    assert len(await send(made, method)) == 2
+    assert log == ["twice", "twice"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("failing", range(3))
+async def test_a_receiver_of_one_kind_that_fails_is_named(kind, failing, log):
+    """The note names the receiver at its place, those before it were called and those after it were not."""
+    made = Signal(["a"], name="shop.sold")
+
+    def called(number):
+        log.append(number)
+        if number == failing:
+            raise LookupError(number)
+        return number
+
+    receivers = [numbered(kind, number, called) for number in range(3)]
+    for receiver in receivers:
+        made.connect(receiver)
+    with pytest.raises(LookupError) as caught:
+        await send(made)
+    assert log == list(range(failing + 1))
+    (note,) = caught.value.__notes__
+    assert receivers[failing].__qualname__ in note
+    assert "shop.sold" in note
+    log.clear()
+    robust = await send(made, "send_robust")
+    assert log == [0, 1, 2]
+    assert [receiver for receiver, _ in robust] == receivers
+    assert [type(response) for _, response in robust] == [LookupError if n == failing else int for n in range(3)]
+
+
 # -- cancellation --
 
 
