@@ -12,6 +12,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn
 
+from asignals._extra import advice
+
 
 @contextmanager
 def needs(extra: str) -> Iterator[None]:
@@ -21,7 +23,7 @@ def needs(extra: str) -> Iterator[None]:
     except ModuleNotFoundError as error:
         if error.name is None or error.name.partition(".")[0] == "asignals":
             raise  # not a missing extra but a mistake of ours
-        sys.exit(f"asignals: {error.name} is not installed; get it with: pip install 'asignals[{extra}]'")
+        sys.exit(f"asignals: {advice(error.name, extra)}")
 
 
 with needs("demo"):

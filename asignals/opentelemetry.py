@@ -29,12 +29,14 @@ from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any, Final, Self
 
-from opentelemetry import context, metrics, trace
-from opentelemetry.trace import SpanKind, StatusCode
-
 from asignals import Signal, monitor
+from asignals._extra import needs
 from asignals._refs import locate
 from asignals._show import name_of
+
+with needs("opentelemetry"):
+    from opentelemetry import context, metrics, trace
+    from opentelemetry.trace import SpanKind, StatusCode
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator

@@ -8,6 +8,7 @@ asyncio only. The engines and the outbox are imported when they are first asked 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from asignals._extra import needs as _needs
 from asignals.relay._codec import BodyError as BodyError
 from asignals.relay._codec import Codec as Codec
 from asignals.relay._codec import JSONCodec as JSONCodec
@@ -40,14 +41,14 @@ if TYPE_CHECKING:
     from asignals.relay.outbox import SQLAlchemyOutbox as SQLAlchemyOutbox
     from asignals.relay.redis import RedisStreams as RedisStreams
 
-_LATE = {
-    "Database": "asignals.relay.database",
-    "FastStreamTransport": "asignals.relay.faststream",
-    "JetStream": "asignals.relay.jetstream",
-    "RedisStreams": "asignals.relay.redis",
-    "SQLAlchemyInbox": "asignals.relay.inbox",
-    "SQLAlchemyOutbox": "asignals.relay.outbox",
-    "metadata": "asignals.relay._tables",
+_LATE = {  # module, extra
+    "Database": ("asignals.relay.database", "sqlalchemy"),
+    "FastStreamTransport": ("asignals.relay.faststream", "faststream"),
+    "JetStream": ("asignals.relay.jetstream", "nats"),
+    "RedisStreams": ("asignals.relay.redis", "redis"),
+    "SQLAlchemyInbox": ("asignals.relay.inbox", "sqlalchemy"),
+    "SQLAlchemyOutbox": ("asignals.relay.outbox", "sqlalchemy"),
+    "metadata": ("asignals.relay._tables", "sqlalchemy"),
 }
 
 __all__ = [
@@ -85,6 +86,8 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     if name in _LATE:
-        return getattr(import_module(_LATE[name]), name)
+        module, extra = _LATE[name]
+        with _needs(extra):
+            return getattr(import_module(module), name)
     msg = f"module {__name__!r} has no attribute {name!r}"
     raise AttributeError(msg)

@@ -62,23 +62,26 @@ Not seen: rows that the database deletes or changes by itself, `bulk_save_object
 relationship with `post_update=True`.
 """  # noqa: E501  the rows of the table
 
-from asignals.sqlalchemy._bulk import post_bulk as post_bulk
-from asignals.sqlalchemy._bulk import pre_bulk as pre_bulk
-from asignals.sqlalchemy._errors import AsyncReceiverError as AsyncReceiverError
-from asignals.sqlalchemy._errors import EndlessFlushError as EndlessFlushError
-from asignals.sqlalchemy._errors import FlushInProgressError as FlushInProgressError
-from asignals.sqlalchemy._errors import SignalsNotEnabledError as SignalsNotEnabledError
-from asignals.sqlalchemy._instances import post_init as post_init
-from asignals.sqlalchemy._instances import pre_init as pre_init
-from asignals.sqlalchemy._links import m2m_changed as m2m_changed
-from asignals.sqlalchemy._saves import post_delete as post_delete
-from asignals.sqlalchemy._saves import post_save as post_save
-from asignals.sqlalchemy._saves import pre_delete as pre_delete
-from asignals.sqlalchemy._saves import pre_save as pre_save
-from asignals.sqlalchemy._sessions import enable_signals as enable_signals
-from asignals.sqlalchemy._transactions import on_commit as on_commit
-from asignals.sqlalchemy._transactions import transaction_committed as transaction_committed
-from asignals.sqlalchemy._transactions import transaction_rolled_back as transaction_rolled_back
+from asignals._extra import needs as _needs
+
+with _needs("sqlalchemy"):
+    from asignals.sqlalchemy._bulk import post_bulk as post_bulk
+    from asignals.sqlalchemy._bulk import pre_bulk as pre_bulk
+    from asignals.sqlalchemy._errors import AsyncReceiverError as AsyncReceiverError
+    from asignals.sqlalchemy._errors import EndlessFlushError as EndlessFlushError
+    from asignals.sqlalchemy._errors import FlushInProgressError as FlushInProgressError
+    from asignals.sqlalchemy._errors import SignalsNotEnabledError as SignalsNotEnabledError
+    from asignals.sqlalchemy._instances import post_init as post_init
+    from asignals.sqlalchemy._instances import pre_init as pre_init
+    from asignals.sqlalchemy._links import m2m_changed as m2m_changed
+    from asignals.sqlalchemy._saves import post_delete as post_delete
+    from asignals.sqlalchemy._saves import post_save as post_save
+    from asignals.sqlalchemy._saves import pre_delete as pre_delete
+    from asignals.sqlalchemy._saves import pre_save as pre_save
+    from asignals.sqlalchemy._sessions import enable_signals as enable_signals
+    from asignals.sqlalchemy._transactions import on_commit as on_commit
+    from asignals.sqlalchemy._transactions import transaction_committed as transaction_committed
+    from asignals.sqlalchemy._transactions import transaction_rolled_back as transaction_rolled_back
 
 __all__ = [
     "AsyncReceiverError",
