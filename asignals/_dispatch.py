@@ -5,14 +5,15 @@ Most sends never come here: the generated loop (`_compile`) does the same for a 
 
 from __future__ import annotations
 
+from contextlib import ExitStack, nullcontext
 from inspect import isawaitable
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from asignals._blame import blame, failed
 from asignals._connection import Connection
-from asignals._group import in_task_group
-from asignals._monitor import observed, watchers
+from asignals._group import Begun, in_task_group
+from asignals._monitor import Observed, watchers
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
     from asignals._receivers import Receiver
     from asignals._registry import Link, Plan
     from asignals._signal import Signal
+
+
+_UNWATCHED = nullcontext()
 
 
 class Send:
@@ -49,35 +53,48 @@ class Send:
             receiver = link.claim(self.signal)
             if receiver is None:
                 return None
-            with observed(self, receiver):
-                return receiver, await _answer(self._call(link, receiver))
+            with Observed(self, receiver):
+                response = link.call(receiver, self.signal, self.sender, self._named)
+                return receiver, await response if isawaitable(response) else response
         except Exception as error:
             if self.robust:
                 return failed(error, link, self.signal)
             blame(error, link, self.signal)
             raise
 
-    def start(self, link: Connection) -> tuple[Receiver, Any] | None:
-        """Call one connection, and leave an awaitable response to be awaited."""
+    def begin(self, link: Connection) -> tuple[Receiver, Any] | Begun | None:
+        """Call one connection, and leave an awaitable response to be awaited, by `finish`."""
         try:
             receiver = link.claim(self.signal)
-            return None if receiver is None else (receiver, self._call(link, receiver))
+            if receiver is None:
+                return None
+            if not self.is_watched:
+                response = link.call(receiver, self.signal, self.sender, self._named)
+                return Begun(receiver, response, _UNWATCHED) if isawaitable(response) else (receiver, response)
+            with ExitStack() as watch:
+                watch.enter_context(Observed(self, receiver))
+                response = link.call(receiver, self.signal, self.sender, self._named)
+                return Begun(receiver, response, watch.pop_all()) if isawaitable(response) else (receiver, response)
         except Exception as error:
             if self.robust:
                 return failed(error, link, self.signal)
             blame(error, link, self.signal)
             raise
 
-    def _call(self, link: Connection, receiver: Receiver) -> Any:
-        return link.call(receiver, self.signal, self.sender, self._named)
+    async def finish(self, link: Link, begun: Begun) -> tuple[Receiver, Any]:
+        """Await what a call has left."""
+        try:
+            with begun.watch:
+                return begun.receiver, await begun.response
+        except Exception as error:
+            if self.robust:
+                return failed(error, link, self.signal)
+            blame(error, link, self.signal)
+            raise
 
-    def watched(self) -> AbstractContextManager[None]:
+    def watched(self) -> AbstractContextManager[object]:
         """What reports the send as a whole."""
-        return observed(self, None)
-
-
-async def _answer(response: Any) -> Any:
-    return await response if response is not None and isawaitable(response) else response
+        return Observed(self, None)
 
 
 async def deliver(
@@ -87,16 +104,15 @@ async def deliver(
     origin = signal if signal._origin is None else signal._origin
     send = Send(origin, sender, arguments, robust=robust)
     plan = origin._registry.plan_for(sender)
+    factory = signal._task_group
+    work = _one_by_one(send, plan) if factory is None else in_task_group(send, plan, factory, signal._limit)
     if not send.is_watched:
-        return await _run(send, plan, signal)
+        return await work
     with send.watched():
-        return await _run(send, plan, signal)
+        return await work
 
 
-async def _run(send: Send, plan: Plan, signal: Signal[..., Any]) -> list[tuple[Receiver, Any]]:
-    factory, limit = signal._task_group, signal._limit
-    if factory is not None:
-        return await in_task_group(send, plan, factory, limit)
+async def _one_by_one(send: Send, plan: Plan) -> list[tuple[Receiver, Any]]:
     results = []
     pair = None
     for link in plan:

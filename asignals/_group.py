@@ -30,18 +30,19 @@ entered before. One that is entered for the clean-up afterwards holds there, too
 from __future__ import annotations
 
 from collections import deque
-from inspect import CORO_CREATED, getcoroutinestate, isawaitable, iscoroutine
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+from contextlib import suppress
+from inspect import CORO_CREATED, getcoroutinestate, iscoroutine
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias
 
 import anyio
 import anyio.lowlevel
 
-from asignals._blame import blame, failed
 from asignals._connection import Connection
+from asignals._monitor import is_surrounded
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Coroutine
-    from contextlib import AbstractAsyncContextManager
+    from collections.abc import Callable, Coroutine
+    from contextlib import AbstractAsyncContextManager, AbstractContextManager
 
     from asignals._dispatch import Send
     from asignals._receivers import Receiver
@@ -59,21 +60,36 @@ TaskGroupFactory: TypeAlias = "Callable[[], AbstractAsyncContextManager[TaskGrou
 Pair: TypeAlias = "tuple[Receiver, Any]"
 
 
+class Begun(NamedTuple):
+    """A call that has given an awaitable, which nobody awaits yet."""
+
+    receiver: Receiver
+    response: Any
+    watch: AbstractContextManager[object]
+
+    def drop(self) -> None:
+        """Await it never."""
+        with suppress(GeneratorExit), self.watch:
+            if iscoroutine(self.response):
+                self.response.close()
+            raise GeneratorExit
+
+
 async def in_task_group(send: Send, plan: Plan, factory: TaskGroupFactory, limit: int | None) -> list[Pair]:
     """Call the links of a plan concurrently; returns the responses in order of the plan."""
     run = _Run(send, len(plan), limit or len(plan))
     try:
-        try:
-            await run.walk(plan, factory)
-        except BaseException as error:
-            if not await run.leave(error):
-                raise
-        else:
-            await run.leave(None)
+        if len(plan) > 1:
+            async with factory() as run.group:
+                await run.walk(plan)
+        elif plan:
+            run.pairs[0] = await send.to(plan[0])
         run.check()
         return [pair for pair in run.pairs if pair is not None]
     except BaseException as error:
-        if run.is_complete(error) or isinstance(error, (GeneratorExit, anyio.get_cancelled_exc_class())):
+        # Complete is what the group made of its tasks' errors, or why it could not be entered.
+        is_complete = isinstance(error, BaseExceptionGroup) if run.group is not None else len(plan) > 1
+        if is_complete or isinstance(error, (GeneratorExit, anyio.get_cancelled_exc_class())):
             raise
         msg = f"a receiver of signal {send.signal.name!r} failed"
         raise BaseExceptionGroup(msg, [error]) from None
@@ -84,85 +100,75 @@ async def in_task_group(send: Send, plan: Plan, factory: TaskGroupFactory, limit
 class _Run:
     """The state of one send in a task group."""
 
+    __slots__ = ("_limit", "_room", "_running", "_tasks", "_to_start", "failure", "group", "pairs", "send")
+
     def __init__(self, send: Send, size: int, limit: int) -> None:
         self.send = send
         self.pairs: list[Pair | None] = [None] * size
         self.failure: BaseException | None = None
-        self._group: TaskGroup | None = None
-        self._manager: AbstractAsyncContextManager[TaskGroup] | None = None
-        self._is_entering = False
+        self.group: Any = None
         self._limit = limit
-        self._to_start: deque[tuple[int, Link, Pair | None]] = deque()  # with what a call has returned already
-        self._tasks: deque[Coroutine[Any, Any, None]] = deque()
+        self._to_start: deque[tuple[int, Link, Begun | None]] = deque()  # with what a call has given already
+        self._tasks: list[Coroutine[Any, Any, None]] = []  # that may not have begun
         self._running = 0
         self._room: anyio.Event | None = None
 
-    async def walk(self, plan: Plan, factory: TaskGroupFactory) -> None:
+    async def walk(self, plan: Plan) -> None:
         """Start every link in order."""
         try:
-            for index, link in enumerate(plan):
+            for index, link in enumerate(plan[:-1]):
                 if self._running >= self._limit:
                     await self._wait_for_room()
-                is_last = index == len(plan) - 1
-                is_concurrent = link.is_async or link.options.in_thread
-                if self._to_start and (is_last or not is_concurrent):
-                    await self._let_start()
-                if self.failure is not None:
-                    return
-                if is_last:
-                    self.pairs[index] = await self.send.to(link)
-                elif is_concurrent:
-                    self._to_start.append((index, link, None))
-                    self._begin(self._group or await self._enter(factory))
-                elif self.send.is_watched or not isinstance(link, Connection):  # a report is of the whole call
-                    self.pairs[index] = await self.send.to(link)
+                if link.is_coroutine or link.is_async or link.options.in_thread:
+                    if self.failure is not None:
+                        return
+                    self._begin(index, link, None)
                 else:
-                    self.pairs[index] = pair = self.send.start(link)
-                    if pair is not None and isawaitable(pair[1]):
-                        self._to_start.append((index, link, pair))
-                        self._begin(self._group or await self._enter(factory))
-                    del pair  # an error in it leads back to this frame
+                    await self._let_start()
+                    if self.failure is not None:
+                        return
+                    await self._call(index, link)
+            await self._wait_for_room()
+            if self.failure is None:
+                self.pairs[-1] = await self.send.to(plan[-1])
         except BaseException as error:
             self._failed(error)
             raise
 
-    async def _enter(self, factory: TaskGroupFactory) -> TaskGroup:
-        self._is_entering = True
-        manager = factory()
-        self._group = await manager.__aenter__()
-        self._manager = manager
-        self._is_entering = False
-        return self._group
+    async def _call(self, index: int, link: Link) -> None:
+        """Call a sync receiver; what it gives to be awaited gets a task."""
+        if not isinstance(link, Connection) or (self.send.is_watched and is_surrounded()):
+            self.pairs[index] = await self.send.to(link)
+            return
+        begun = self.send.begin(link)
+        if isinstance(begun, Begun):
+            self._begin(index, link, begun)
+        else:
+            self.pairs[index] = begun
+        del begun  # an error in it leads back to this frame
 
-    async def leave(self, error: BaseException | None) -> bool | None:
-        """Leave the group, if one was entered, as an `async with` would; an `AsyncExitStack` leaves a cycle behind."""
-        if self._manager is None:
-            return False
-        try:
-            if error is None:
-                return await self._manager.__aexit__(None, None, None)
-            return await self._manager.__aexit__(type(error), error, error.__traceback__)
-        finally:
-            del error
-
-    def _begin(self, group: TaskGroup) -> None:
+    def _begin(self, index: int, link: Link, begun: Begun | None) -> None:
         """Have a task made for the next that is to start."""
+        self._to_start.append((index, link, begun))
         task = self._work()
         self._tasks.append(task)
         self._running += 1
         try:
-            group.create_task(task)
+            self.group.create_task(task)
         except BaseException:
             task.close()
             raise
 
     async def _work(self) -> None:
-        """The task: call the first link that is to start or, given a pair, await the response in it."""
+        """The task: call the first link that is to start, or await what its call has given already."""
         if self.failure is not None:
             return
-        index, link, pair = self._to_start.popleft()
+        index, link, begun = self._to_start.popleft()
         try:
-            self.pairs[index] = await (self.send.to(link) if pair is None else self._finish(link, *pair))
+            if begun is None:
+                self.pairs[index] = await self.send.to(link)
+            else:
+                self.pairs[index] = await self.send.finish(link, begun)
         except BaseException as error:
             self._failed(error)
             raise
@@ -170,15 +176,6 @@ class _Run:
             self._running -= 1
             if self._room is not None:
                 self._room.set()
-
-    async def _finish(self, link: Link, receiver: Receiver, response: Awaitable[Any]) -> Pair:
-        try:
-            return receiver, await response
-        except Exception as error:
-            if self.send.robust:
-                return failed(error, link, self.send.signal)
-            blame(error, link, self.send.signal)
-            raise
 
     def _failed(self, error: BaseException) -> None:
         if self.failure is None:
@@ -194,27 +191,21 @@ class _Run:
         """Wait until every task that was made has run to its first await."""
         while self._to_start and self.failure is None:
             await anyio.lowlevel.checkpoint()
-            if not self._to_start:
-                self._tasks.clear()
-            while self._tasks and getcoroutinestate(self._tasks[0]) != CORO_CREATED:
-                del self._tasks[0]
-            if self._to_start and not self._tasks:  # somebody has cancelled one before it began
-                raise anyio.get_cancelled_exc_class()
+            if self._to_start:
+                self._tasks = [task for task in self._tasks if getcoroutinestate(task) == CORO_CREATED]
+                if not self._tasks:  # somebody has cancelled one before it began
+                    raise anyio.get_cancelled_exc_class()
 
     def check(self) -> None:
         """Raise what a group let pass, as all do with a cancellation that a receiver raises itself."""
         if self.failure is not None:
             raise self.failure
 
-    def is_complete(self, error: BaseException) -> bool:
-        """Whether to raise an error as it is: the group made it of its tasks' errors, or could not be entered."""
-        return self._is_entering or (self._group is not None and isinstance(error, BaseExceptionGroup))
-
     def end(self) -> None:
         """Close responses that nobody came to await, and refer to no error, whose traceback would refer back."""
-        for _, _, pair in self._to_start:
-            if pair is not None and iscoroutine(pair[1]):
-                pair[1].close()
+        for _, _, begun in self._to_start:
+            if begun is not None:
+                begun.drop()
         self._to_start.clear()
         self.pairs.clear()
-        self.failure = self._group = self._manager = None
+        self.failure = self.group = None

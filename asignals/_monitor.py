@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import logging
 import time
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Mapping
     from contextlib import AbstractContextManager
     from types import TracebackType
     from typing import TypeAlias
@@ -61,14 +61,10 @@ class Watcher:
     ) -> None:
         self()
 
-    @contextmanager
-    def guarded(self) -> Iterator[None]:
-        """Log what goes wrong in this monitor, and remove it, instead of troubling the send."""
-        try:
-            yield
-        except Exception:
-            self()
-            _logger.exception("asignals: a monitor failed and was removed")
+    def failed(self, error: Exception) -> None:
+        """Log what went wrong in this monitor, and remove it, instead of troubling the send."""
+        self()
+        _logger.error("asignals: a monitor failed and was removed", exc_info=error)
 
 
 # The one list that generated code looks at, so it is changed in place and never replaced.
@@ -82,8 +78,10 @@ def monitor(callback: Callable[[Report], object] | None = None, *, around: Aroun
     send that nobody hears, or that is muted, is reported too; streams are no receivers and are not. Reports come in
     the sender's task (in a receiver's own, with a task group) and in any thread that sends, so a monitor should be
     quick and must not block. One that raises is logged to the logger `asignals` and removed; the send does not
-    notice. Sends that began before are not reported. In a task group, a sync receiver that returns an awaitable is
-    awaited in the caller while somebody watches, as its report is of the whole call; otherwise it gets a task.
+    notice. Sends that began before are not reported.
+
+    Watching changes nothing for the receivers, with one exception: in a task group the awaitable that a sync receiver
+    returns is awaited in the sender's task, instead of one of its own, while a monitor with `around` watches.
 
     Args:
         callback: Called with a `Report`.
@@ -117,42 +115,57 @@ class _Around:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        with self._watcher.guarded():
-            try:
-                self._manager.__exit__(kind, error, traceback)
-            except Exception as raised:
-                if raised is not error:  # re-raising what it was given is a way to leave, too
-                    raise
-
-
-def _enter_around(stack: ExitStack, watcher: Watcher, send: Send, receiver: Receiver | None) -> None:
-    with watcher.guarded():
-        manager = None if watcher.around is None else watcher.around(send, receiver)
-        if manager is not None:
-            stack.enter_context(_Around(watcher, manager))
-
-
-@contextmanager
-def observed(send: Send, receiver: Receiver | None) -> Iterator[None]:
-    """Report what happens in a block, which calls a receiver or, with `None`, all of them."""
-    with ExitStack() as stack:
-        for watcher in tuple(watchers):
-            _enter_around(stack, watcher, send, receiver)
-        start = time.perf_counter()
-        error: BaseException | None = None
         try:
-            yield
-        except BaseException as raised:
-            error = raised
-            raise
+            self._manager.__exit__(kind, error, traceback)
+        except Exception as raised:  # noqa: BLE001  logged
+            if raised is not error:  # re-raising what it was given is a way to leave, too
+                self._watcher.failed(raised)
+
+
+class Observed:
+    """Reports what happens in a block, which calls a receiver or, with `None`, all of them."""
+
+    __slots__ = ("_arounds", "_receiver", "_send", "_start")
+
+    def __init__(self, send: Send, receiver: Receiver | None) -> None:
+        self._send = send
+        self._receiver = receiver
+        self._arounds: ExitStack | None = None
+
+    def __enter__(self) -> Self:
+        for watcher in tuple(watchers):
+            if watcher.around is not None:
+                self._surround(watcher, watcher.around)
+        self._start = time.perf_counter()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        duration = time.perf_counter() - self._start
+        send = self._send
+        report = Report(send.signal, send.sender, send.arguments, self._receiver, self._start, duration, error, send)
+        try:
+            for watcher in tuple(watchers):
+                if watcher.callback is not None:
+                    try:
+                        watcher.callback(report)
+                    except Exception as raised:  # noqa: BLE001  logged
+                        watcher.failed(raised)
         finally:
-            duration = time.perf_counter() - start
-            _tell(Report(send.signal, send.sender, send.arguments, receiver, start, duration, error, send))
-            error = None  # else this frame and the error's traceback would hold each other
+            if self._arounds is not None:
+                self._arounds.__exit__(kind, error, traceback)
+
+    def _surround(self, watcher: Watcher, around: Around) -> None:
+        try:
+            manager = around(self._send, self._receiver)
+            if manager is not None:
+                self._arounds = self._arounds or ExitStack()
+                self._arounds.enter_context(_Around(watcher, manager))
+        except Exception as raised:  # noqa: BLE001  logged
+            watcher.failed(raised)
 
 
-def _tell(report: Report) -> None:
-    for watcher in tuple(watchers):
-        if watcher.callback is not None:
-            with watcher.guarded():
-                watcher.callback(report)
+def is_surrounded() -> bool:
+    """Whether a monitor has context managers to enter and leave in one task."""
+    return any(watcher.around is not None for watcher in watchers)
