@@ -51,7 +51,8 @@ class Event:
         # Copying and unpickling ask for special methods before there are arguments.
         if not name.startswith("__") and name in self.arguments:
             return self.arguments[name]
-        msg = f"this event has no argument {name!r}"
+        given = ", ".join(self.arguments) or "none"
+        msg = f"this event of signal {self.signal.name!r} has no argument {name!r}, but {given}"
         raise AttributeError(msg, name=name, obj=self)
 
 

@@ -42,11 +42,16 @@ __all__ = [
 ]
 
 Scope: TypeAlias = MutableMapping[str, Any]
+"""What a server says of a request, a websocket or the lifespan."""
 Message: TypeAlias = MutableMapping[str, Any]
+"""One event between server and application."""
 Receive: TypeAlias = Callable[[], Awaitable[Message]]
+"""Gives the next message from the server."""
 Send: TypeAlias = Callable[[Message], Awaitable[None]]
+"""Hands a message to the server."""
 # Frameworks and servers type scopes and messages each in their own way (mappings, TypedDicts); all of them fit this.
 ASGIApp: TypeAlias = Callable[[Any, Any, Any], Awaitable[None]]
+"""An ASGI 3 application; called with a `Scope`, a `Receive` and a `Send`."""
 
 _Finish: TypeAlias = Callable[[BaseException | None, float], Awaitable[None]]
 
