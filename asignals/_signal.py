@@ -39,8 +39,15 @@ class _Detour:
     run: Run | None = None
 
 
+class _Unchanged:
+    """The default of what `using` leaves as it is."""
+
+    def __repr__(self) -> str:
+        return "<unchanged>"
+
+
 _DETOUR = _Detour()
-_UNCHANGED: Any = object()
+_UNCHANGED: Any = _Unchanged()
 
 
 class Signal(Generic[P, R]):
