@@ -13,16 +13,44 @@ from sqlalchemy import event, text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from asignals.relay._link import Backoff, Link
+from asignals.relay._tables import Tables
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
     from sqlalchemy import Table
+    from sqlalchemy.pool import PoolProxiedConnection
 
 _KEEPALIVE: Final = 10.0  # seconds after which a silent listening connection is asked whether it still lives
 _CHANNEL = re.compile(r"[^a-z0-9_]")
 
 PG_NOW: Final = "extract(epoch from clock_timestamp())::double precision"
+# In the FROM of a statement: its transaction commits without waiting for the disk. For what is only done again when a
+# server that loses its power forgets it, as taking and acknowledging are.
+PG_NO_WAIT: Final = "set_config('synchronous_commit', 'off', true) AS no_wait"
+
+
+class Stored:
+    """What is kept in tables: the engine, made here or given, and the tables."""
+
+    def __init__(self, database: str | AsyncEngine, schema: str | None) -> None:
+        self.engine: AsyncEngine
+        self.engine, self._owns_engine = as_engine(database)
+        # For single statements, which PostgreSQL takes in one round trip instead of three.
+        self._single: AsyncEngine = self.engine
+        if is_postgres(self.engine):
+            self._single = self.engine.execution_options(isolation_level="AUTOCOMMIT")
+        self.tables: Tables = Tables(schema)
+
+    async def init(self) -> None:
+        """Create the tables that are missing."""
+        async with self.engine.begin() as connection:
+            await connection.run_sync(self.tables.metadata.create_all)
+
+    async def aclose(self) -> None:
+        """Close the connections, if the engine was made here."""
+        if self._owns_engine:
+            await self.engine.dispose()
 
 
 def as_engine(database: str | AsyncEngine) -> tuple[AsyncEngine, bool]:
@@ -81,6 +109,25 @@ def lock_of(name: str) -> int:
 def now() -> float:
     """Seconds since the epoch, for SQLite, where all processes share this machine's clock."""
     return time.time()
+
+
+async def announce(connection: PoolProxiedConnection, channel: str) -> None:
+    """Have those who listen look, by a connection that has just committed. A hint: it is lost rather than raising.
+
+    It is no part of the transaction, although that would be one round trip less: PostgreSQL lets transactions that
+    notify commit one at a time, each with its own fsync, however many there are.
+    """
+    driver: Any = connection.driver_connection
+    with suppress(Exception):
+        if not hasattr(driver, "set_autocommit"):  # asyncpg
+            await driver.execute(f"NOTIFY {channel}")
+            return
+        before = driver.autocommit
+        await driver.set_autocommit(True)
+        try:
+            await driver.execute(f"NOTIFY {channel}")
+        finally:
+            await driver.set_autocommit(before)
 
 
 @asynccontextmanager

@@ -20,8 +20,18 @@ from asignals.relay._batch import Batch
 from asignals.relay._envelope import DeadLetter, check_name
 from asignals.relay._link import Backoff, Link
 from asignals.relay._pool import Pool
-from asignals.relay._sql import PG_NOW, as_engine, channel_of, is_postgres, listening, lock_of, now, quoted
-from asignals.relay._tables import Tables
+from asignals.relay._sql import (
+    PG_NO_WAIT,
+    PG_NOW,
+    Stored,
+    announce,
+    channel_of,
+    is_postgres,
+    listening,
+    lock_of,
+    now,
+    quoted,
+)
 from asignals.relay._transport import Delivery
 from asignals.relay.inbox import SQLAlchemyInbox
 
@@ -31,13 +41,14 @@ if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
     from asignals.relay._envelope import Envelope
+    from asignals.relay._tables import Tables
     from asignals.relay._transport import Handle
 
 _KEPT: Final = 120.0  # seconds for which an event is remembered at least, so that a repetition is recognised
 _POLL: Final = 1.0  # seconds after which a consumer looks by itself, should a notification have been lost
 
 
-class Database:
+class Database(Stored):
     """Carries events through tables, with SQLAlchemy: `postgresql+asyncpg://…`, `postgresql+psycopg://…`,
     `sqlite+aiosqlite:///file`.
 
@@ -47,29 +58,17 @@ class Database:
     """
 
     def __init__(self, database: str | AsyncEngine, *, schema: str | None = None, claim: float = 30.0) -> None:
-        self.engine: AsyncEngine
-        self.engine, self._owns_engine = as_engine(database)
-        self.tables: Tables = Tables(schema)
+        super().__init__(database, schema)
         self.claim = claim
         self.link: Link = Link(f"{self.engine.dialect.name} ({self.engine.url.database})")
         self._sql: _Postgres | _SQLite = (_Postgres if is_postgres(self.engine) else _SQLite)(self.engine, self.tables)
-
-    async def init(self) -> None:
-        """Create the tables that are missing."""
-        async with self.engine.begin() as connection:
-            await connection.run_sync(self.tables.metadata.create_all)
-
-    async def aclose(self) -> None:
-        """Close the connections, if the engine was made here."""
-        if self._owns_engine:
-            await self.engine.dispose()
 
     async def publish_many(self, envelopes: Sequence[Envelope]) -> None:
         """Write the events and commit."""
         if not envelopes:
             return
         rows = [(envelope.id, envelope.encode()) for envelope in envelopes]
-        async with self.engine.begin() as connection:
+        async with self.engine.connect() as connection:
             await self._sql.publish(connection, rows)
         self.link.restored()
 
@@ -156,8 +155,7 @@ class _Consumer:
             await pool.until_below(max(1, most - self.limit // 2))
             self.wake.clear()
             try:
-                rows = await self._claim(most - len(pool))
-                pause = _POLL if rows else await self._until_due()
+                rows, pause = await self._claim(most - len(pool))
             except Exception as error:  # noqa: BLE001  a lost database is retried for ever
                 self.database.link.lost(error)
                 await asyncio.sleep(backoff.pause())
@@ -171,7 +169,7 @@ class _Consumer:
                     async with asyncio.timeout(pause):
                         await self.wake.wait()
 
-    async def _claim(self, count: int) -> list[tuple[int, int, bytes]]:
+    async def _claim(self, count: int) -> tuple[list[tuple[int, int, bytes]], float]:
         # Shielded: a claim that is committed while we are cancelled must be known here, to be given back at once.
         claim = asyncio.ensure_future(self._claim_now(count))
         try:
@@ -181,31 +179,25 @@ class _Consumer:
                 await claim
             raise
 
-    async def _claim_now(self, count: int) -> list[tuple[int, int, bytes]]:
+    async def _claim_now(self, count: int) -> tuple[list[tuple[int, int, bytes]], float]:
+        """Claim what is due; where nothing is, tell the seconds until something may be."""
         database = self.database
-        async with database.engine.begin() as connection:
+        pause = _POLL
+        async with database._single.begin() as connection:
             rows = await database._sql.claim(connection, self.service, count, database.claim)
+            if not rows and (due := await database._sql.until_due(connection, self.service)) is not None:
+                pause = min(_POLL, max(0.001, due))
         rows.sort()
         # One that is held already had lost its claim to time; it is running here, so it is not run twice.
         fresh = [row for row in rows if row[0] not in self.held]
         self.held.update((row[0], None) for row in fresh)
-        return fresh
-
-    async def _until_due(self) -> float:
-        """Seconds until the next retry is due."""
-        database = self.database
-        delivery = database.tables.delivery
-        query = select(func.min(delivery.c.available_at)).where(delivery.c.service == self.service)
-        async with database.engine.connect() as connection:
-            due = (await connection.execute(query)).scalar()
-            clock = await database._sql.clock(connection)
-        return _POLL if due is None else min(_POLL, max(0.001, due - clock))
+        return fresh, pause
 
     async def _acknowledge(self, done: list[tuple[int, float | None]]) -> None:
         database = self.database
         finished = [seq for seq, delay in done if delay is None]
         again = [(seq, delay) for seq, delay in done if delay is not None]
-        async with database.engine.begin() as connection:
+        async with database._single.begin() as connection:
             if finished:
                 await database._sql.finish(connection, self.service, finished)
             for seq, delay in again:
@@ -219,7 +211,7 @@ class _Consumer:
         while True:
             await asyncio.sleep(database.claim / 3)
             with suppress(Exception):  # a claim that cannot be prolonged ends; the fetching loop reports the loss
-                async with database.engine.begin() as connection:
+                async with database._single.begin() as connection:
                     if self.held:
                         await database._sql.postpone(connection, self.service, list(self.held), database.claim)
                     await database._sql.sweep(connection)
@@ -237,7 +229,7 @@ class _Postgres:
             f" SELECT id, data, {PG_NOW} FROM unnest(:ids, :datas) WITH ORDINALITY AS given (id, data, place)"
             f" ORDER BY place ON CONFLICT (event_id) DO NOTHING RETURNING seq),"
             f" sent AS (INSERT INTO {delivery} (service, seq, available_at, attempts)"
-            f" SELECT name, seq, 0, 0 FROM {service}, fresh) SELECT pg_notify('{self.channel}', '')"
+            f" SELECT name, seq, 0, 0 FROM {service}, fresh) SELECT"
         ).bindparams(
             bindparam("ids", type_=postgresql.ARRAY(tables.event.c.event_id.type)),
             bindparam("datas", type_=postgresql.ARRAY(postgresql.BYTEA)),
@@ -250,21 +242,22 @@ class _Postgres:
             f"WITH next AS (SELECT seq FROM {delivery} WHERE service = :service AND available_at <= {PG_NOW}"  # noqa: S608
             f" ORDER BY seq LIMIT :count FOR UPDATE SKIP LOCKED)"
             f" UPDATE {delivery} AS d SET available_at = {PG_NOW} + :claim, attempts = attempts + 1"
-            f" FROM next JOIN {event} AS e USING (seq) WHERE d.service = :service AND d.seq = next.seq"
+            f" FROM next JOIN {event} AS e USING (seq), {PG_NO_WAIT} WHERE d.service = :service AND d.seq = next.seq"
             f" RETURNING d.seq, d.attempts, e.data"
         )
         seqs = bindparam("seqs", type_=postgresql.ARRAY(postgresql.BIGINT))
         self._finish = text(
-            f"DELETE FROM {delivery} WHERE service = :service AND seq = ANY(:seqs)"  # noqa: S608
+            f"DELETE FROM {delivery} USING {PG_NO_WAIT} WHERE service = :service AND seq = ANY(:seqs)"  # noqa: S608
         ).bindparams(seqs)
         self._postpone = text(
-            f"UPDATE {delivery} SET available_at = {PG_NOW} + :delay WHERE service = :service AND seq = ANY(:seqs)"  # noqa: S608
+            f"UPDATE {delivery} SET available_at = {PG_NOW} + :delay FROM {PG_NO_WAIT}"  # noqa: S608
+            f" WHERE service = :service AND seq = ANY(:seqs)"
         ).bindparams(seqs)
         self._sweep = text(
             f"DELETE FROM {event} AS e WHERE time < {PG_NOW} - {_KEPT}"  # noqa: S608
             f" AND NOT EXISTS (SELECT 1 FROM {delivery} AS d WHERE d.seq = e.seq)"
         )
-        self._clock = text(f"SELECT {PG_NOW}")
+        self._due = text(f"SELECT min(available_at) - {PG_NOW} FROM {delivery} WHERE service = :service")  # noqa: S608
 
     async def publish(self, connection: AsyncConnection, rows: list[tuple[str, bytes]]) -> None:
         # A service that registers now must see these events, or these events must see the service: registering takes
@@ -272,6 +265,8 @@ class _Postgres:
         await connection.execute(text(f"SELECT pg_advisory_xact_lock_shared({self._lock})"))
         ids, datas = [row[0] for row in rows], [row[1] for row in rows]
         await connection.execute(self._publish, {"ids": ids, "datas": datas})
+        await connection.commit()
+        await announce((await connection.get_raw_connection()), self.channel)
 
     async def register(self, connection: AsyncConnection, service: str) -> None:
         await connection.execute(text(f"SELECT pg_advisory_xact_lock({self._lock})"))
@@ -292,15 +287,16 @@ class _Postgres:
     async def sweep(self, connection: AsyncConnection) -> None:
         await connection.execute(self._sweep)
 
-    async def clock(self, connection: AsyncConnection) -> float:
-        return float((await connection.execute(self._clock)).scalar_one())
+    async def until_due(self, connection: AsyncConnection, service: str) -> float | None:
+        seconds: float | None = (await connection.execute(self._due, {"service": service})).scalar()
+        return seconds
 
 
 class _SQLite:
     """The statements, for SQLite.
 
-    Each transaction begins with a write, so it waits for the lock at once: one that reads first could not take it any
-    more after another has written ("database is locked", without waiting).
+    Publishing and registering begin with a write, so they wait for the lock at once: a transaction that reads first
+    could not take it any more after another has written ("database is locked", without waiting).
     """
 
     channel = ""
@@ -318,6 +314,7 @@ class _SQLite:
         sent = [{"service": name, "seq": seq, "available_at": 0.0, "attempts": 0} for seq in seqs for name in names]
         if sent:
             await connection.execute(insert(delivery), sent)
+        await connection.commit()
 
     async def register(self, connection: AsyncConnection, service: str) -> None:
         tables = self._tables
@@ -332,15 +329,13 @@ class _SQLite:
     ) -> list[tuple[int, int, bytes]]:
         delivery, event = self._tables.delivery, self._tables.event
         row = delivery.alias("row")
-        due = (
-            select(row.c.seq)
-            .where(row.c.service == service, row.c.available_at <= now())
-            .order_by(row.c.seq)
-            .limit(count)
-        )
+        due = select(row.c.seq).where(row.c.service == service, row.c.available_at <= now()).order_by(row.c.seq)
+        # Readers need no lock: who finds nothing to do keeps it from nobody.
+        if (await connection.execute(due.limit(1))).first() is None:
+            return []
         take = (
             update(delivery)
-            .where(delivery.c.service == service, delivery.c.seq.in_(due.scalar_subquery()))
+            .where(delivery.c.service == service, delivery.c.seq.in_(due.limit(count).scalar_subquery()))
             .values(available_at=now() + claim, attempts=delivery.c.attempts + 1)
             .returning(delivery.c.seq, delivery.c.attempts)
         )
@@ -364,5 +359,8 @@ class _SQLite:
         open_ = select(delivery.c.seq).where(delivery.c.seq == event.c.seq).exists()
         await connection.execute(delete(event).where(event.c.time < now() - _KEPT, ~open_))
 
-    async def clock(self, _connection: AsyncConnection) -> float:
-        return now()
+    async def until_due(self, connection: AsyncConnection, service: str) -> float | None:
+        delivery = self._tables.delivery
+        query = select(func.min(delivery.c.available_at)).where(delivery.c.service == service)
+        first: float | None = (await connection.execute(query)).scalar()
+        return None if first is None else first - now()

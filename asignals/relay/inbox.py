@@ -10,8 +10,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 from asignals.relay._batch import Together
 from asignals.relay._inbox import Memo
-from asignals.relay._sql import as_engine, is_postgres
-from asignals.relay._tables import Tables
+from asignals.relay._sql import Stored, is_postgres
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncEngine
@@ -19,7 +18,7 @@ if TYPE_CHECKING:
 _SWEEP: Final = 600.0  # seconds between two removals of what is too old
 
 
-class SQLAlchemyInbox:
+class SQLAlchemyInbox(Stored):
     """Remembers in a table (PostgreSQL, SQLite), for all instances: an event that comes twice calls nobody twice.
 
     `keep` is for how many seconds; older rows are removed now and then. What a receiver did just before its process was
@@ -27,23 +26,11 @@ class SQLAlchemyInbox:
     """
 
     def __init__(self, database: str | AsyncEngine, *, schema: str | None = None, keep: float = 7 * 86_400.0) -> None:
-        self.engine: AsyncEngine
-        self.engine, self._owns_engine = as_engine(database)
-        self.tables: Tables = Tables(schema)
+        super().__init__(database, schema)
         self.keep = keep
         self._swept = 0.0
         self._recall = Together(self._recall_many)
         self._remember = Together(self._remember_many)
-
-    async def init(self) -> None:
-        """Create the tables that are missing."""
-        async with self.engine.begin() as connection:
-            await connection.run_sync(self.tables.metadata.create_all)
-
-    async def aclose(self) -> None:
-        """Close the connections, if the engine was made here."""
-        if self._owns_engine:
-            await self.engine.dispose()
 
     async def recall(self, event_id: str, service: str) -> Memo:
         """Give what is remembered."""
@@ -59,7 +46,7 @@ class SQLAlchemyInbox:
         query = select(inbox.c.event_id, inbox.c.service, inbox.c.receiver, inbox.c.failures).where(
             inbox.c.event_id.in_({event_id for event_id, _ in wanted})
         )
-        async with self.engine.connect() as connection:
+        async with self._single.begin() as connection:
             for event_id, service, receiver, failures in await connection.execute(query):
                 memo = memos.get((event_id, service))
                 if memo is None:

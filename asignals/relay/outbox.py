@@ -4,7 +4,8 @@ A row is never tracked by "the last id seen": ids are given out before transacti
 after a larger one. What is to be published is whatever is in the table. Several relays share it:
 
 - PostgreSQL: a relay deletes rows in a transaction that it commits only after the engine has acknowledged them (FOR
-  UPDATE SKIP LOCKED gives every relay other rows). A relay that dies rolls back by dying.
+  UPDATE SKIP LOCKED gives every relay other rows). A relay that dies rolls back by dying; a server that dies may have
+  forgotten the last deletions, and these events are published again.
 - SQLite has one writer, so a transaction must not stay open while an engine is spoken to: rows are claimed until a
   time.
 
@@ -15,22 +16,37 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import asynccontextmanager, suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
-from sqlalchemy import bindparam, delete, func, insert, select, text, update
+from sqlalchemy import bindparam, delete, event, func, insert, select, text, update
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.util import await_only
 
 from asignals.relay._envelope import Envelope
 from asignals.relay._link import Backoff, Link
-from asignals.relay._sql import as_engine, channel_of, is_postgres, listening, lock_of, now, quoted
-from asignals.relay._tables import Tables
+from asignals.relay._sql import (
+    PG_NO_WAIT,
+    Stored,
+    announce,
+    channel_of,
+    is_postgres,
+    listening,
+    lock_of,
+    now,
+    quoted,
+)
 from asignals.relay._transport import PublishRefusedError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
+    from sqlalchemy import Connection
     from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+    from sqlalchemy.orm import Session
+
+    from asignals.relay._tables import Tables
 
 _TRIP: Final = 20.0  # seconds that one publishing of a batch may take
 _POLL: Final = 1.0  # seconds after which the table is looked at even if nobody said that there is something
@@ -54,7 +70,7 @@ class Outbox(Protocol):
         ...
 
 
-class SQLAlchemyOutbox:
+class SQLAlchemyOutbox(Stored):
     """An outbox in the application's own database (PostgreSQL, SQLite).
 
     `batch` is how many events are published together. A row goes away when the transport has acknowledged it. One
@@ -62,40 +78,53 @@ class SQLAlchemyOutbox:
     """
 
     def __init__(self, database: str | AsyncEngine, *, schema: str | None = None, batch: int = 500) -> None:
-        self.engine: AsyncEngine
-        self.engine, self._owns_engine = as_engine(database)
-        self.tables: Tables = Tables(schema)
+        super().__init__(database, schema)
         self.batch = batch
         self.link: Link = Link(f"publishing from the outbox ({self.engine.dialect.name}, {self.engine.url.database})")
-        self._wake = asyncio.Event()
+        self._wake_drain: Callable[[], object] | None = None
         self._channel = channel_of(quoted(self.engine, self.tables.outbox))
-        self._insert, self._take = _statements(self.engine, self.tables, self._channel)
-
-    async def init(self) -> None:
-        """Create the tables that are missing."""
-        async with self.engine.begin() as connection:
-            await connection.run_sync(self.tables.metadata.create_all)
-
-    async def aclose(self) -> None:
-        """Close the connections, if the engine was made here."""
-        if self._owns_engine:
-            await self.engine.dispose()
+        self._insert, self._insert_and_notify, self._take = _statements(self.engine, self.tables, self._channel)
 
     async def put(self, envelope: Envelope, session: AsyncSession | AsyncConnection | None = None) -> None:
         """Write the event in the transaction of `session`: it commits or vanishes with what else is done there.
 
-        Without a session the row has a transaction of its own. The relay hears of it at the commit.
+        Without a session the row has a transaction of its own. After the commit the relay in this process is woken, or,
+        where none runs, NOTIFY wakes those elsewhere. A connection that is no session's does not tell when it has
+        committed: there NOTIFY is part of the transaction, and such transactions commit one at a time.
         """
         row = {"key": envelope.key, "data": envelope.encode()}
         if session is None:
-            async with self.engine.begin() as connection:
+            async with self._single.connect() as connection:
                 await connection.execute(self._insert, row)
-            self._wake.set()
+                await connection.commit()
+                if not self._wake_here() and is_postgres(self.engine):
+                    await announce(await connection.get_raw_connection(), self._channel)
+        elif isinstance(session, AsyncSession):
+            # The connection, not the session: the row is no business of the unit of work, and nothing is flushed early.
+            connection = await session.connection()
+            await connection.execute(self._insert, row)
+            self._expect_commit(session.sync_session, connection.sync_connection)
+        else:
+            await session.execute(self._insert_and_notify, row)
+
+    def _expect_commit(self, session: Session, connection: Connection | None) -> None:
+        session.info[self] = connection
+        if not event.contains(session, "after_commit", self._after_commit):
+            event.listen(session, "after_commit", self._after_commit)
+
+    def _after_commit(self, session: Session) -> None:
+        if session.in_nested_transaction():
             return
-        # The connection, not the session: the row is no business of the unit of work, and nothing is flushed early. The
-        # commit itself says that there is something to publish: by NOTIFY, or by the file's change counter.
-        connection = await session.connection() if isinstance(session, AsyncSession) else session
-        await connection.execute(self._insert, row)
+        connection = session.info.pop(self, None)
+        if connection is not None and not self._wake_here() and is_postgres(self.engine) and not connection.closed:
+            await_only(announce(connection.connection, self._channel))
+
+    def _wake_here(self) -> bool:
+        """Wake the relay that drains in this process; tells whether there is one."""
+        if self._wake_drain is None:
+            return False
+        self._wake_drain()
+        return True
 
     async def count(self) -> int:
         """Count the rows that wait to be published."""
@@ -119,28 +148,34 @@ class SQLAlchemyOutbox:
         statement = update(outbox).where(outbox.c.error.is_not(None)).values(error=None)
         async with self.engine.begin() as connection:
             count = (await connection.execute(statement)).rowcount
-        self._wake.set()
+        self._wake_here()
         return count
 
     async def drain_for_ever(self, publish: Callable[[Sequence[Envelope]], Awaitable[None]]) -> None:
         """Publish what is there and what comes until cancelled; a lost database or engine is retried for ever."""
         backoff = Backoff()
-        self._wake = asyncio.Event()  # of this event loop
-        async with listening(self.engine, self._channel, self._wake.set, self.link):
-            while True:
-                self._wake.clear()
-                try:
-                    count = await self.drain_once(publish)
-                except Exception as error:  # noqa: BLE001  the rows are still there, and are tried again
-                    self.link.lost(error)
-                    await asyncio.sleep(backoff.pause())
-                    continue
-                self.link.restored()
-                backoff.reset()
-                if count < self.batch:
-                    with suppress(TimeoutError):
-                        async with asyncio.timeout(_POLL):
-                            await self._wake.wait()
+        wake = asyncio.Event()
+        wake_here = partial(asyncio.get_running_loop().call_soon_threadsafe, wake.set)
+        self._wake_drain = wake_here
+        try:
+            async with listening(self.engine, self._channel, wake.set, self.link):
+                while True:
+                    wake.clear()
+                    try:
+                        count = await self.drain_once(publish)
+                    except Exception as error:  # noqa: BLE001  the rows are still there, and are tried again
+                        self.link.lost(error)
+                        await asyncio.sleep(backoff.pause())
+                        continue
+                    self.link.restored()
+                    backoff.reset()
+                    if count < self.batch:
+                        with suppress(TimeoutError):
+                            async with asyncio.timeout(_POLL):
+                                await wake.wait()
+        finally:
+            if self._wake_drain is wake_here:
+                self._wake_drain = None
 
     async def drain_once(self, publish: Callable[[Sequence[Envelope]], Awaitable[None]]) -> int:
         """Publish one batch and remove its rows; returns how many there were."""
@@ -161,8 +196,11 @@ class SQLAlchemyOutbox:
     async def _claimed(self) -> AsyncIterator[tuple[AsyncConnection, list[Any]]]:
         outbox = self.tables.outbox
         claim = {"count": self.batch, "now": now(), "until": now() + _TRIP * 1.5}
-        async with self.engine.begin() as connection:
-            rows = sorted((await connection.execute(self._take, claim)).all())
+        free = select(outbox.c.id).where(outbox.c.error.is_(None), outbox.c.claimed_until < now()).limit(1)
+        async with self._single.begin() as connection:
+            # Readers need no lock: who finds nothing to do keeps it from nobody.
+            found = (await connection.execute(free)).first()
+            rows = [] if found is None else sorted((await connection.execute(self._take, claim)).all())
         mine = outbox.c.id.in_([row.id for row in rows])
         try:
             async with self.engine.connect() as connection:
@@ -205,23 +243,21 @@ async def _publish(publish: Callable[[Sequence[Envelope]], Awaitable[None]], row
     return refused
 
 
-def _statements(engine: AsyncEngine, tables: Tables, channel: str) -> tuple[Any, Any]:
-    """Give the statements that put one row and that take some."""
+def _statements(engine: AsyncEngine, tables: Tables, channel: str) -> tuple[Any, Any, Any]:
+    """Give the statements that put one row, that put one and notify, and that take some."""
     outbox = tables.outbox
     if is_postgres(engine):
         name = quoted(engine, outbox)
-        # One round trip more would be felt in every send; notifications of one transaction are sent once.
-        put = text(
-            f"WITH row AS (INSERT INTO {name} (key, data) VALUES (:key, :data))"  # noqa: S608  names are quoted
-            f" SELECT pg_notify('{channel}', '')"
-        ).bindparams(bindparam("key", type_=outbox.c.key.type), bindparam("data", type_=postgresql.BYTEA))
+        put = text(f"INSERT INTO {name} (key, data) VALUES (:key, :data)")  # noqa: S608  names are quoted
+        notify = text(f"WITH row AS ({put.text}) SELECT pg_notify('{channel}', '')")
+        types = bindparam("key", type_=outbox.c.key.type), bindparam("data", type_=postgresql.BYTEA)
         take = text(
             f"WITH turn AS MATERIALIZED (SELECT pg_try_advisory_xact_lock({lock_of(name)}) AS keyed)"  # noqa: S608
-            f" DELETE FROM {name} WHERE id = ANY(ARRAY("
+            f" DELETE FROM {name} USING {PG_NO_WAIT} WHERE id = ANY(ARRAY("
             f"SELECT id FROM {name} WHERE error IS NULL AND (key IS NULL OR (SELECT keyed FROM turn))"
             f" ORDER BY id LIMIT :count FOR UPDATE SKIP LOCKED)) RETURNING id, key, data"
         )
-        return put, take
+        return put.bindparams(*types), notify.bindparams(*types), take
     row, earlier = outbox.alias("row"), outbox.alias("earlier")
     overtakes = (
         select(earlier.c.id)
@@ -241,4 +277,4 @@ def _statements(engine: AsyncEngine, tables: Tables, channel: str) -> tuple[Any,
         .values(claimed_until=bindparam("until"))
         .returning(outbox.c.id, outbox.c.key, outbox.c.data)
     )
-    return insert(outbox), take_sqlite
+    return insert(outbox), insert(outbox), take_sqlite
