@@ -7,8 +7,8 @@ The whole chain: transactions in PostgreSQL (one in ten is rolled back) with an 
 services of two instances with an inbox. Relays, consumers and the broker are killed at random and started again. At
 the end each service must have called its receiver for every committed event, for no other, and hardly ever twice.
 
-NATS and Redis are started here, on free ports, and killed too. PostgreSQL and RabbitMQ belong to the machine and stay
-up.
+NATS, Redis and RabbitMQ are started here, on free ports, and killed too. PostgreSQL belongs to the machine and stays
+up; so does Kafka's stand-in, librdkafka's mock cluster, which keeps everything in the memory of this process.
 """
 
 from __future__ import annotations
@@ -48,7 +48,8 @@ if TYPE_CHECKING:
 
 SERVICES = ("billing", "shipping")
 CLAIM = 2.0
-ENGINES = ("sqlite", "postgres", "jetstream", "redis", "rabbitmq")
+PATIENCE = 60.0
+ENGINES = ("sqlite", "postgres", "jetstream", "redis", "rabbitmq", "kafka")
 
 
 def transport_for(config: dict[str, Any]) -> Any:
@@ -68,9 +69,14 @@ def transport_for(config: dict[str, Any]) -> Any:
         from asignals.relay import RedisStreams
 
         return RedisStreams(url, prefix=config["name"], claim=CLAIM)
-    from faststream.rabbit import RabbitBroker
-
     from asignals.relay import FastStreamTransport
+
+    if name == "kafka":
+        from faststream.confluent import KafkaBroker
+
+        settings = {"heartbeat.interval.ms": 300, "session.timeout.ms": 6000, "log_level": 0}
+        return FastStreamTransport(KafkaBroker(url, config=settings), name=config["name"])
+    from faststream.rabbit import RabbitBroker
 
     return FastStreamTransport(RabbitBroker(url), name=config["name"])
 
@@ -112,16 +118,19 @@ async def run_consumer(config: dict[str, Any], service: str) -> None:
 class Broker:
     """A server of our own on a free port, which keeps its files when it is killed."""
 
-    def __init__(self, command: list[str], port: int, directory: Path) -> None:
+    def __init__(self, command: list[str], port: int, directory: Path, **environment: str) -> None:
         self._command = command
         self._port = port
+        self._environment = {**os.environ, **environment}
         self._log = (directory / "broker.log").open("ab")
         self._process: subprocess.Popen[bytes] | None = None
 
     async def start(self) -> None:
         """Start it, and return when it answers."""
-        self._process = subprocess.Popen(self._command, stdout=self._log, stderr=self._log)
-        async with asyncio.timeout(20):
+        self._process = subprocess.Popen(
+            self._command, stdin=subprocess.DEVNULL, stdout=self._log, stderr=self._log, env=self._environment
+        )
+        async with asyncio.timeout(90):
             while True:
                 with suppress(OSError):
                     _, writer = await asyncio.open_connection("127.0.0.1", self._port)
@@ -142,8 +151,56 @@ class Broker:
         self._log.close()
 
 
+class Node(Broker):
+    """A RabbitMQ node, beside the name server that it cannot be without."""
+
+    def __init__(self, command: str, port: int, directory: Path) -> None:
+        names = str(free_port())
+        (directory / "rabbitmq.conf").write_text(f"listeners.tcp.local = 127.0.0.1:{port}\n")
+        (directory / "plugins").write_text("[].\n")
+        (directory / "nothing").touch()
+        super().__init__(
+            [command],
+            port,
+            directory,
+            HOME=str(directory),
+            ERL_EPMD_PORT=names,
+            RABBITMQ_NODENAME=f"kill{port}@localhost",
+            RABBITMQ_DIST_PORT=str(free_port()),
+            RABBITMQ_MNESIA_BASE=str(directory / "rabbitmq"),
+            RABBITMQ_LOG_BASE=str(directory),
+            RABBITMQ_LOGS="-",
+            RABBITMQ_CONFIG_FILE=str(directory / "rabbitmq.conf"),
+            RABBITMQ_ENABLED_PLUGINS_FILE=str(directory / "plugins"),
+            RABBITMQ_CONF_ENV_FILE=str(directory / "nothing"),
+            # The script then becomes the server, instead of waiting for it: what is killed is the server itself.
+            RABBITMQ_ALLOW_INPUT="true",
+            RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS="-noinput -start_epmd false"
+            " -kernel inet_dist_use_interface {127,0,0,1}",
+        )
+        command = ["epmd", "-port", names, "-address", "127.0.0.1"]
+        self._names = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=self._log, stderr=self._log)
+
+    def close(self) -> None:
+        """End it for good."""
+        self._names.kill()
+        self._names.wait()
+        super().close()
+
+
+class Mock:
+    """Kafka's stand-in, which lives and dies with this process."""
+
+    def __init__(self) -> None:
+        from confluent_kafka import Producer
+
+        self._cluster: Any = Producer({"bootstrap.servers": "none", "test.mock.num.brokers": 1, "log_level": 0})
+        brokers = self._cluster.list_topics(timeout=10).brokers.values()
+        self.url = ",".join(f"{broker.host}:{broker.port}" for broker in brokers)
+
+
 def broker_for(engine: str, directory: Path) -> tuple[Broker | None, str]:
-    """Give the server of our own, if there is one, and the URL."""
+    """Give a server of our own, not started yet, where its program is here and it is one to be killed; and the URL."""
     port = free_port()
     if engine == "jetstream" and (found := shutil.which("nats-server")):
         command = [found, "-a", "127.0.0.1", "-p", str(port), "-js", "-sd", str(directory / "nats")]
@@ -153,10 +210,17 @@ def broker_for(engine: str, directory: Path) -> tuple[Broker | None, str]:
         return Broker(
             [found, *options, "--appendonly", "yes", "--appendfsync", "always"], port, directory
         ), f"redis://127.0.0.1:{port}"
+    # Not the script in the PATH of Debian, which changes to a user who may not write here.
+    if engine == "rabbitmq" and (found := shutil.which("rabbitmq-server", path="/usr/lib/rabbitmq/bin")):
+        return Node(found, port, directory), f"amqp://guest:guest@127.0.0.1:{port}/"
+    return None, shared_url(engine, directory)
+
+
+def shared_url(engine: str, directory: Path) -> str:
+    """Give the URL of what is not killed."""
     if engine == "sqlite":
-        return None, f"sqlite+aiosqlite:///{directory}/engine.db"
-    services = {"jetstream": "nats", "redis": "redis", "rabbitmq": "rabbitmq", "postgres": "postgres"}
-    return None, require(services[engine])
+        return f"sqlite+aiosqlite:///{directory}/engine.db"
+    return require({"jetstream": "nats"}.get(engine, engine))
 
 
 # -- the test ------------------------------------------------------------------------------------------------------
@@ -190,6 +254,7 @@ class Killer:
         self._directory = directory
         self._random = random.Random(seed)
         self._roles = ["relay", "relay", *(service for service in SERVICES for _ in range(2))]
+        self._deck: list[int] = []
         self._processes: dict[int, subprocess.Popen[bytes]] = {}
         self.kills: Counter[str] = Counter()
 
@@ -203,9 +268,11 @@ class Killer:
             self._processes[place] = subprocess.Popen(command, stdout=log, stderr=log)
 
     async def kill_one(self) -> None:
-        """Kill one at random: a relay, a consumer or the broker."""
-        choices = [*range(len(self._roles)), *([-1] if self._broker else [])]
-        place = self._random.choice(choices)
+        """Kill one at random, a relay, a consumer or the broker, and start it again."""
+        if not self._deck:  # by turns, in random order: whoever is few is not left out by chance
+            self._deck = [*range(len(self._roles)), *([-1] if self._broker else [])]
+            self._random.shuffle(self._deck)
+        place = self._deck.pop()
         if place == -1:
             assert self._broker is not None
             self.kills["broker"] += 1
@@ -228,7 +295,7 @@ class Killer:
 
 
 @asynccontextmanager
-async def run_of(engine: str, directory: Path, seed: int) -> AsyncIterator[tuple[Any, Killer]]:
+async def run_of(engine: str, directory: Path, seed: int, *, own: bool) -> AsyncIterator[tuple[Any, Killer]]:
     """Set everything up, and take it down again whatever happens."""
     async with AsyncExitStack() as stack:
         database, schema = await stack.enter_async_context(postgres_schema())
@@ -236,7 +303,14 @@ async def run_of(engine: str, directory: Path, seed: int) -> AsyncIterator[tuple
             await connection.run_sync(metadata().create_all)
             await connection.execute(text("CREATE TABLE orders (number INTEGER PRIMARY KEY)"))
             await connection.execute(text("CREATE TABLE heard (service TEXT, number INTEGER)"))
-        broker, url = broker_for(engine, directory)
+        broker = None
+        if engine == "kafka":
+            cluster = Mock()
+            url = cluster.url
+        elif own:
+            broker, url = broker_for(engine, directory)
+        else:
+            url = shared_url(engine, directory)
         if broker is not None:
             stack.callback(broker.close)
             await broker.start()
@@ -257,7 +331,7 @@ async def run_of(engine: str, directory: Path, seed: int) -> AsyncIterator[tuple
             await transport.aclose()
         if engine == "postgres":
             await transport.engine.dispose()  # it was made here, not by the transport
-        if engine == "rabbitmq":
+        if engine == "rabbitmq" and broker is None:
             stack.push_async_callback(remove_rabbitmq, url, config["name"])
         killer = Killer(config, broker, directory, seed)
         stack.callback(killer.stop_all)
@@ -307,26 +381,27 @@ class _Nowhere:
 
 
 async def heard_by_now(database: Any) -> int:
-    """Count the events that both services have heard, each once."""
+    """Count the events that services have heard, each once for each service."""
     async with database.connect() as connection:
         return int((await connection.execute(text("SELECT count(DISTINCT (service, number)) FROM heard"))).scalar_one())
 
 
-async def run(engine: str, *, events: int, kills: int, seed: int, patience: float = 30.0) -> Books:
-    """Run the test on one engine."""
+async def run(engine: str, *, events: int, kills: int, seed: int, own: bool = True) -> Books:
+    """Run the test on one engine; without `own` it is the machine's server, which stays up."""
     began = time.monotonic()
-    with tempfile.TemporaryDirectory() as name:
-        async with run_of(engine, Path(name), seed) as (database, killer):
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as name:
+        async with run_of(engine, Path(name), seed, own=own) as (database, killer):
             sending = asyncio.create_task(send_all(database, events, seed))
-            await _until_heard(database, 1, patience)
-            for _ in range(kills):
-                await asyncio.sleep(random.Random(f"{seed}{_}").uniform(0.2, 0.9))
-                await killer.kill_one()
-            committed, rolled_back = await sending
             try:
-                await _until_heard(database, len(committed) * len(SERVICES), patience)
+                # Spread over the whole run: each comes when so much was heard, in the middle of some batch.
+                for heard in sorted(random.Random(seed).sample(range(1, events * len(SERVICES)), kills)):
+                    await _until_heard(database, heard)
+                    await killer.kill_one()
+                committed, rolled_back = await sending
+                await _until_heard(database, len(committed) * len(SERVICES))
             except TimeoutError:
                 _show_logs(Path(name))
+                committed, rolled_back = await sending
             async with database.connect() as connection:
                 rows = (await connection.execute(text("SELECT service, number FROM heard"))).all()
     calls = Counter((service, number) for service, number in rows)
@@ -348,13 +423,13 @@ def _show_logs(directory: Path) -> None:
         sys.stderr.write(f"--- {log.name}\n{log.read_text(errors='replace')[-2000:]}\n")
 
 
-async def _until_heard(database: Any, count: int, patience: float) -> None:
-    """Wait until so many were heard; `TimeoutError` when nothing new has come for `patience` seconds."""
+async def _until_heard(database: Any, count: int) -> None:
+    """Wait until so many were heard; `TimeoutError` when nothing new has come for `PATIENCE` seconds."""
     before, since = -1, time.monotonic()
     while (now := await heard_by_now(database)) < count:
         if now != before:
             before, since = now, time.monotonic()
-        if time.monotonic() - since > patience:
+        if time.monotonic() - since > PATIENCE:
             raise TimeoutError
         await asyncio.sleep(0.1)
 
