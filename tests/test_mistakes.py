@@ -1,0 +1,232 @@
+"""The mistakes that newcomers make most, and what each of them gets to read: what is wrong, where, and what to do."""
+
+import asyncio
+import gc
+import re
+from collections.abc import Awaitable, Callable
+
+import anyio
+import pytest
+
+from asignals import Background, ReceiverLostWarning, Signal, receiver, signal
+
+HERE = r"\(.*test_mistakes\.py:\d+\)"
+
+
+def done() -> Signal:
+    return Signal(["toppings"], name="shop.pizza_done")
+
+
+def anything() -> Signal:
+    return Signal(name="shop.anything")
+
+
+async def cook(toppings): ...
+
+
+def note(toppings): ...
+
+
+def forgetful(sender): ...
+
+
+def misspelt(topping): ...
+
+
+def generator(toppings):
+    yield toppings
+
+
+async def async_generator(toppings):
+    yield toppings
+
+
+def positional(sender, /, **named): ...
+
+
+class Waiter:
+    def __init__(self, table, name): ...
+
+    def serve(self, toppings): ...
+
+
+def unawaited(sending: Awaitable[object]) -> None:
+    del sending
+    gc.collect()
+
+
+CONNECTING: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
+    "no **kwargs": (
+        lambda: anything().connect(forgetful),
+        ValueError,
+        rf"cannot connect .*forgetful {HERE} to signal 'shop\.anything': .* add \*\*kwargs",
+    ),
+    "an argument that is never sent": (
+        lambda: done().connect(misspelt),
+        ValueError,
+        rf"cannot connect .*misspelt {HERE} to signal 'shop\.pizza_done': it asks for 'topping', and the signal",
+    ),
+    "the result of a call": (
+        lambda: done().connect(str(note)),
+        TypeError,
+        r"cannot connect to signal 'shop\.pizza_done': a receiver must be callable, not 'str'",
+    ),
+    "a generator function": (
+        lambda: done().connect(generator),
+        ValueError,
+        rf"generator {HERE} to signal 'shop\.pizza_done': it is a generator function, .* make it a function",
+    ),
+    "an async generator function": (
+        lambda: done().connect(async_generator),
+        ValueError,
+        rf"async_generator {HERE} to signal 'shop\.pizza_done': it is a generator function",
+    ),
+    "a timeout for a sync receiver": (
+        lambda: done().connect(note, timeout=1),
+        ValueError,
+        rf"note {HERE} to signal 'shop\.pizza_done': timeout is for async receivers",
+    ),
+    "a thread for an async receiver": (
+        lambda: done().connect(cook, in_thread=True),
+        ValueError,
+        rf"cook {HERE} to signal 'shop\.pizza_done': in_thread=True is for sync receivers",
+    ),
+    "a timeout that is text": (
+        lambda: done().connect(cook, timeout="3"),
+        ValueError,
+        rf"cook {HERE} .* timeout must be a positive number of seconds, not '",
+    ),
+    "a priority that is text": (
+        lambda: done().connect(note, priority="high"),
+        ValueError,
+        rf"note {HERE} .* priority must be a number, not '",
+    ),
+    "a misspelt option": (
+        lambda: done().connect(note, senders="web"),
+        TypeError,
+        r"connect\(\) got an unexpected keyword argument 'senders'",
+    ),
+    "a class with arguments of its own": (
+        lambda: done().connect(Waiter),
+        ValueError,
+        r"Waiter.* to signal 'shop\.pizza_done': it asks for 'table', 'name', and the signal sends",
+    ),
+    "positional-only parameters": (
+        lambda: done().connect(positional),
+        ValueError,
+        rf"positional {HERE} .*: arguments go by name, and its parameter 'sender' can only be given by position",
+    ),
+    "subclasses of what is no class": (
+        lambda: done().connect(note, "web", subclasses=True),
+        ValueError,
+        rf"note {HERE} .* subclasses=True needs a class as the sender, not 'str'",
+    ),
+    "receiver without a signal": (lambda: receiver(note), TypeError, r"receiver\(\) takes a signal, or several"),
+    "receiver of a name": (lambda: receiver("pizza_done"), TypeError, r"takes a signal, or several.*not 'pizza_done'"),
+    "text as arguments": (lambda: Signal("toppings"), ValueError, r"an iterable of names, not the string 'toppings'"),
+    "sender as an argument": (lambda: Signal(["sender"]), ValueError, r"'sender' is reserved"),
+    "a stub with positional arguments": (
+        lambda: signal(lambda sender, toppings: None),
+        ValueError,
+        r"'toppings' must be keyword-only; write def .*\(sender, \*, \.\.\.\)",
+    ),
+    "a stub without a sender": (lambda: signal(note), ValueError, r"@signal stub .*note: its first parameter must be"),
+    "a task group instead of its factory": (
+        lambda: Signal(task_group=asyncio.TaskGroup()),
+        TypeError,
+        r"task_group must be a factory of task groups, such as anyio\.create_task_group, not",
+    ),
+    "calling the signal": (lambda: done()("web"), TypeError, "'Signal' object is not callable"),
+    "overflow misspelt": (lambda: done().stream(overflow="drop"), ValueError, "one of 'wait', 'drop_oldest'"),
+}
+
+
+@pytest.mark.parametrize("mistake", CONNECTING)
+def test_declaring_and_connecting(mistake: str) -> None:
+    """Refused where it is done, and the message names the signal, the receiver with its place, and what to do."""
+    action, kind, text = CONNECTING[mistake]
+    with pytest.raises(kind, match=text):
+        action()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        ((("web",), {"topping": 1}), "unexpected keyword argument 'topping'"),
+        ((("web",), {}), "missing 1 required keyword-only argument: 'toppings'"),
+        (((), {"toppings": 1}), "missing 1 required positional argument: 'sender'"),
+        ((("web", ["basil"]), {}), r"takes 2 positional arguments but 3 were given"),
+    ],
+)
+def test_sending_what_is_not_declared(arguments, text: str) -> None:
+    """Python's own words, at the call, before there is anything to await."""
+    positional, named = arguments
+    with pytest.raises(TypeError, match=rf"Signal\.send\(\).* {text}" if "takes" not in text else text):
+        done().send(*positional, **named)
+
+
+def test_not_awaiting_a_send() -> None:
+    """Python warns at the line of the call, also where nobody hears it."""
+    heard = done()
+    heard.connect(cook)
+    for each in (heard, done()):
+        with pytest.warns(RuntimeWarning, match=r"coroutine 'Signal\.send' was never awaited"):
+            unawaited(each.send("web", toppings=1))
+    with pytest.warns(RuntimeWarning, match=r"coroutine 'Signal\.send_robust' was never awaited"):
+        unawaited(heard.send_robust("web", toppings=1))
+
+
+@pytest.mark.parametrize(
+    "lost", [lambda: lambda toppings: None, lambda: Waiter(1, "Ada").serve], ids=["lambda", "method"]
+)
+def test_connecting_what_nobody_holds(lost) -> None:
+    """A warning at the line of the `connect`, which names both and says `weak=False`."""
+    with pytest.warns(ReceiverLostWarning, match=r"signal 'shop\.pizza_done'.*weak=False") as warned:
+        done().connect(lost())
+    assert warned[0].filename == __file__
+
+
+def test_disconnecting_another_lambda() -> None:
+    """An equal lambda is another one: `disconnect` says that there was none."""
+    some = done()
+    some.connect(lambda toppings: None, weak=False)
+    assert some.disconnect(lambda toppings: None) is False
+
+
+@pytest.mark.anyio
+async def test_a_receiver_that_starts_a_loop_of_its_own(anyio_backend) -> None:
+    """The error is Python's or anyio's, with a note that names receiver and signal."""
+    some = done()
+
+    def starts(toppings) -> None:
+        anyio.run(anyio.sleep, 0)
+
+    some.connect(starts)
+    with pytest.raises(RuntimeError) as caught:
+        await some.send("web", toppings=1)
+    assert re.search(rf"starts {HERE}, a receiver of signal 'shop\.pizza_done'", caught.value.__notes__[0])
+
+
+@pytest.mark.anyio
+async def test_a_background_that_is_not_entered(anyio_backend) -> None:
+    """It says that its block must be run."""
+    with pytest.raises(anyio.ClosedResourceError, match="only while its block is being run"):
+        await Background().send(done(), "web", toppings=1)
+
+
+@pytest.mark.anyio
+async def test_a_stream_that_is_not_entered(anyio_backend) -> None:
+    """It says how it is entered."""
+    with pytest.raises(RuntimeError, match=r"enter the stream first: async with signal\.stream\(\) as events"):
+        await anext(aiter(done().stream()))
+
+
+@pytest.mark.anyio
+async def test_a_misspelt_attribute_of_an_event(anyio_backend) -> None:
+    """It names the signal, and what the event has."""
+    some = done()
+    async with some.stream() as events:
+        await some.send("web", toppings=1)
+        event = await anext(aiter(events))
+        with pytest.raises(AttributeError, match=r"signal 'shop\.pizza_done' has no argument 'topping', but toppings"):
+            _ = event.topping
