@@ -350,6 +350,7 @@ class Background:
         try:
             results = await job.signal.send_robust(job.sender, **job.arguments)
             errors = [response for _, response in results if isinstance(response, Exception)]
+            del results  # here and below: an error's frames lead back to this one
             if task is not None and task.cancelling():
                 await anyio.lowlevel.checkpoint()  # where the cancellation arrives, if it has not yet
         except Exception as error:
@@ -364,10 +365,10 @@ class Background:
             errors.append(RuntimeError(msg))
             while task.cancelling():
                 task.uncancel()
-        for each in errors:
-            self._errors += 1
-            if self._on_error is not None:
-                await self._report(each, self._on_error)
+        self._errors += len(errors)
+        while errors and self._on_error is not None:
+            await self._report(errors.pop(0), self._on_error)
+        errors.clear()
 
     async def _report(self, error: Exception, on_error: Callable[[Exception], object]) -> None:
         try:

@@ -27,10 +27,11 @@ _entered: ContextVar[tuple[Mute, ...]] = ContextVar("asignals_muted", default=()
 class Mute:
     """One muted block: hides receivers from the plans made inside it."""
 
-    __slots__ = ("_everywhere", "_kept", "_keys")
+    __slots__ = ("_everywhere", "_is_of_all", "_kept", "_keys")
 
     def __init__(self, receivers: Iterable[Receiver], *, everywhere: bool) -> None:
         self._kept = tuple(receivers)  # their ids are compared below, so they must not be used again
+        self._is_of_all = not self._kept
         self._keys: frozenset[Hashable] = frozenset(map(identify, self._kept))
         self._everywhere = everywhere
 
@@ -42,7 +43,7 @@ class Mute:
         """What is left of a plan in the current context."""
         if not self.is_in_force():
             return plan
-        if not self._kept:
+        if self._is_of_all:
             return ()
         return tuple(link for link in plan if identify(link.target()) not in self._keys)
 
@@ -60,6 +61,10 @@ class Mute:
         """Forget this block in the current context, if it was entered in it."""
         _entered.set(tuple(mute for mute in _entered.get() if mute is not self))
 
+    def end(self) -> None:
+        """Keep nothing alive any more: copies of a context that was in the block may last long."""
+        self._keys, self._kept = frozenset(), ()
+
 
 @contextmanager
 def muted(registry: Registry, receivers: Iterable[Receiver], *, everywhere: bool) -> Iterator[None]:
@@ -72,6 +77,7 @@ def muted(registry: Registry, receivers: Iterable[Receiver], *, everywhere: bool
     finally:
         registry.unrestrict(mute)
         mute.leave()
+        mute.end()
 
 
 def stay_muted(registry: Registry, context: Context) -> Callable[[], None]:
@@ -83,6 +89,7 @@ def stay_muted(registry: Registry, context: Context) -> Callable[[], None]:
     def end() -> None:
         for mute in mutes:
             registry.unrestrict(mute)
+            mute.end()
 
     return end
 
