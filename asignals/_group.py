@@ -86,10 +86,13 @@ async def in_task_group(send: Send, plan: Plan, factory: TaskGroupFactory, limit
             run.pairs[0] = await send.to(plan[0])
         run.check()
         return [pair for pair in run.pairs if pair is not None]
+    except (GeneratorExit, anyio.get_cancelled_exc_class()):
+        raise
     except BaseException as error:
-        # Complete is what the group made of its tasks' errors, or why it could not be entered.
-        is_complete = isinstance(error, BaseExceptionGroup) if run.group is not None else len(plan) > 1
-        if is_complete or isinstance(error, (GeneratorExit, anyio.get_cancelled_exc_class())):
+        if run.group is None and len(plan) > 1:  # it could not be entered
+            raise
+        if isinstance(error, BaseExceptionGroup) and run.group is not None:  # of the tasks' errors
+            error.with_traceback(None)  # for the frame of asyncio's group that raises it refers to it, too
             raise
         msg = f"a receiver of signal {send.signal.name!r} failed"
         raise BaseExceptionGroup(msg, [error]) from None
@@ -103,7 +106,7 @@ class _Run:
     __slots__ = ("_limit", "_room", "_running", "_tasks", "_to_start", "failure", "group", "pairs", "send")
 
     def __init__(self, send: Send, size: int, limit: int) -> None:
-        self.send = send
+        self.send: Any = send
         self.pairs: list[Pair | None] = [None] * size
         self.failure: BaseException | None = None
         self.group: Any = None
@@ -170,6 +173,8 @@ class _Run:
             else:
                 self.pairs[index] = await self.send.finish(link, begun)
         except BaseException as error:
+            if self.failure is not None and isinstance(error, anyio.get_cancelled_exc_class()):
+                error.with_traceback(None)  # which nobody sees, and anyio's group ties into a cycle
             self._failed(error)
             raise
         finally:
@@ -208,4 +213,4 @@ class _Run:
                 begun.drop()
         self._to_start.clear()
         self.pairs.clear()
-        self.failure = self.group = None
+        self.failure = self.group = self.send = None

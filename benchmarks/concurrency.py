@@ -255,9 +255,9 @@ async def prepare_monitor(stack: AsyncExitStack, *, count: int) -> dict[str, Rou
     receivers = [coroutine_function(None) for _ in range(count)]
     signal = connect_all(asignals.Signal(["a", "b"]), receivers)
     stack.callback(receivers.clear)
-    head = _compile._HEAD.replace(" or @watchers", "")
-    assert head != _compile._HEAD, "the template has changed"
-    unwatchable = _compile._write(head + _compile._LOOP, ("a", "b"), "send", "unwatchable send").__get__(signal)
+    template = _compile._SEND.replace(" or @watchers", "")
+    assert template != _compile._SEND, "the template has changed"
+    unwatchable = _compile._write(template, ("a", "b"), "send", "unwatchable send").__get__(signal)
     rounds = {
         name: await time_repeated(partial(send_repeatedly, send, object()))
         for name, send in {"asignals without monitors": unwatchable, "asignals": signal.send}.items()
