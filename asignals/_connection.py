@@ -10,7 +10,7 @@ from weakref import ref
 
 import anyio
 
-from asignals._receivers import Shape
+from asignals._receivers import Mismatch, Shape
 from asignals._refs import EVERYONE, describe, is_a, locate
 from asignals._thread import in_thread
 
@@ -38,9 +38,19 @@ class Options(NamedTuple):
         """Whether a call needs nothing done around it."""
         return not self.in_thread and self.timeout is None and not self.once
 
+    def checked(self, sender: object, *, is_async: bool) -> Options:
+        """The same as plain values; raises `Mismatch` for one that does not fit the receiver or the sender."""
+        plain = Options(*map(_plain, self._fields, self))
+        if plain == PLAIN:
+            return PLAIN  # one for all, as most are
+        reason = plain.problem(sender, is_async=is_async)
+        if reason is not None:
+            raise Mismatch(reason)
+        return plain
+
     def problem(self, sender: object, *, is_async: bool) -> str | None:
         """What is wrong with these options for a receiver and a sender, if anything."""
-        if not isinstance(self.priority, int | float) or self.priority != self.priority:
+        if self.priority is None or self.priority != self.priority:
             return f"priority must be a number, not {self.priority!r}"
         if self.in_thread and is_async:
             return "in_thread=True is for sync receivers, and this one is async"
@@ -48,12 +58,33 @@ class Options(NamedTuple):
             return f"subclasses=True needs a class as the sender, not {type(sender).__name__!r}"
         if self.timeout is None:
             return None
-        if isinstance(self.timeout, bool) or not isinstance(self.timeout, int | float) or not self.timeout > 0:
+        if self.timeout is True or not self.timeout > 0:
             return f"timeout must be a positive number of seconds, not {self.timeout!r}"
         return None if is_async else "timeout is for async receivers: nothing could stop a sync one"
 
 
 PLAIN = Options()
+_PLAIN = (bool, int, float, type(None))
+_NUMBERS = {"priority": "a number", "timeout": "a positive number of seconds"}
+
+
+def _plain(name: str, value: Any) -> Any:
+    """An option's value without a class of its own, whose methods might fail where that helps nobody."""
+    kind = type(value)
+    if name not in _NUMBERS:
+        try:
+            return bool(value)
+        except Exception as error:
+            reason = f"{name} must be true or false, not {kind.__name__!r}"
+            raise Mismatch(reason) from error
+    if kind in _PLAIN:
+        return value
+    if is_a(value, int):
+        return int.__pos__(value)
+    if is_a(value, float):
+        return float.__pos__(value)
+    reason = f"{name} must be {_NUMBERS[name]}, not {kind.__name__!r}"
+    raise Mismatch(reason)
 
 
 class _Anchor:
@@ -296,7 +327,7 @@ def make_connection(  # noqa: PLR0913, PLR0917  the one place that knows all par
     *,
     may_surprise: bool,
 ) -> Connection:
-    """Make a connection; raises `TypeError` when the receiver is to be weak and cannot be."""
+    """Make a connection to a receiver that may be referred to as the options ask for."""
     held: object = None
     try:
         if is_a(receiver, MethodType):
@@ -305,9 +336,7 @@ def make_connection(  # noqa: PLR0913, PLR0917  the one place that knows all par
         else:
             function = None
             connection = Connection(receiver, on_death)
-    except TypeError:
-        if options.weak:
-            raise
+    except TypeError:  # it cannot be referred to weakly, and need not be
         held, function = _Anchor(receiver), None
         connection = Connection(held, on_death)
     connection._held = held

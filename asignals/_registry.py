@@ -84,7 +84,7 @@ class Run:
     __slots__ = ("is_choosy", "is_coroutine", "is_function", "is_method", "links", "plan")
 
     def __init__(self, plan: Plan, *, may_be_emptied: bool = False) -> None:
-        self.plan = plan
+        self.plan: Plan = plan
         self.is_coroutine: bool = may_be_emptied and all(link.is_coroutine for link in plan)
         self.is_function: bool = may_be_emptied and all(link.is_function for link in plan)
         self.is_method: bool = may_be_emptied and all(link.is_method for link in plan)
@@ -105,7 +105,7 @@ class _Bucket:
     def __init__(self, source: WeakSender | HeldSender) -> None:
         self.source = source
         self.links: dict[Hashable, Link] = {}
-        self.run = Run(())
+        self.run: Run = Run(())
         self.made_at: int | None = None
 
 
@@ -173,7 +173,7 @@ class Registry:
             target = None if known is None else known.target()
             if known is not None and target is not None:
                 if identify(target) == identify(receiver):
-                    self.restyle(known, receiver, options, shape)
+                    self.restyle(known, options, shape)
                 return known
             connection = make_connection(receiver, options, shape, key, place, self._bury, may_surprise=may_surprise)
             self.add(connection, sender)
@@ -195,26 +195,6 @@ class Registry:
                 return Snapshot(key, sender, None, None, None)
             return Snapshot(key, sender, known, known.target(), known.facts)
 
-    def snapshot_all(self) -> list[Snapshot]:
-        """All connections, for `restore_all`."""
-        with self.lock:
-            links = self.all_links()
-            return [
-                Snapshot(link.key, link.source(), link, link.target(), link.facts)
-                for link in links
-                if isinstance(link, Connection)
-            ]
-
-    def restore_all(self, snapshots: list[Snapshot]) -> None:
-        """Make the connections what they were; streams are left alone."""
-        with self.lock:
-            kept = {was.connection for was in snapshots}
-            for link in self.all_links():
-                if isinstance(link, Connection) and link not in kept:
-                    self.remove(link)
-            for was in snapshots:
-                self.restore(was)
-
     def restore(self, was: Snapshot) -> None:
         """Make a connection what it was, its place included."""
         with self.lock:
@@ -226,7 +206,7 @@ class Registry:
             if known is not None and known is not was.connection:
                 self.remove(known)
             if known is was.connection:
-                self.restyle(known, was.receiver, *was.facts)
+                self.restyle(known, *was.facts)
             else:
                 was.connection.restyle(*was.facts)
                 self.add(was.connection, was.sender, was.connection.order)
@@ -254,11 +234,8 @@ class Registry:
             self._with_subclasses += link.options.subclasses
             self._changed(bucket, link.options.subclasses)
 
-    def restyle(self, connection: Connection, receiver: Receiver, options: Options, shape: Shape) -> None:
+    def restyle(self, connection: Connection, options: Options, shape: Shape) -> None:
         """Give a connection new options in place."""
-        if options.weak and connection.is_anchored:
-            msg = f"cannot create weak reference to {type(receiver).__name__!r} object"
-            raise TypeError(msg)
         with self.lock:
             was = connection.options.subclasses
             connection.restyle(options, shape)
@@ -363,7 +340,7 @@ class Registry:
         """The same, for the generated loop."""
         if self._dead:
             self.purge()
-        bucket = self._bucket_of(sender) if self._buckets else self._everyone
+        bucket = self._bucket_of(sender)
         run = bucket.run if bucket.made_at == self._shared_changes else self._make_run(bucket, sender)
         for mute in self.filters:
             run = Run(mute(run.plan))
@@ -380,7 +357,7 @@ class Registry:
             self.purge()
         bucket = self._bucket_of(sender)
         links = bucket.run.plan if bucket.made_at == self._shared_changes else self._gather(bucket, sender)
-        return any(_is_alive(link) for link in links)
+        return any(map(_is_alive, links))
 
     def all_links(self) -> Plan:
         """Every link, those of all senders together in order."""
@@ -390,6 +367,8 @@ class Registry:
             return _in_order(link for bucket in buckets for link in list(bucket.links.values()))
 
     def _bucket_of(self, sender: object) -> _Bucket:
+        if not self._buckets:
+            return self._everyone
         bucket = self._existing(sender)
         if bucket is not None:
             return bucket
@@ -448,7 +427,7 @@ class Registry:
 
 
 def _in_order(links: Iterable[Link]) -> Plan:
-    return tuple(sorted((link for link in links if _is_alive(link)), key=_rank))
+    return tuple(sorted(filter(_is_alive, links), key=_rank))
 
 
 def _is_alive(link: Link) -> bool:

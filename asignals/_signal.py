@@ -6,11 +6,11 @@ import sys
 from contextlib import ExitStack
 from functools import partial
 from types import MethodType
-from typing import TYPE_CHECKING, Any, Generic, ParamSpec, Protocol, TypeVar, cast, overload
+from typing import TYPE_CHECKING, Any, Generic, ParamSpec, Protocol, Self, TypeVar, cast, overload
 from weakref import ref
 
 from asignals._compile import check_names, choose, send_for, send_robust_for
-from asignals._connection import PLAIN, Connection, Options
+from asignals._connection import Connection, Options
 from asignals._declare import class_for_names, class_for_stub, read_stub
 from asignals._exceptions import InvalidReceiverError
 from asignals._live import remember
@@ -193,11 +193,18 @@ class Signal(Generic[P, R]):
         task_group = self._task_group if task_group is _UNCHANGED else task_group
         limit = self._limit if limit is _UNCHANGED else limit
         _check_mode(task_group, limit)
-        view: Signal[P, R] = object.__new__(type(self))
-        view.__dict__.update(self.__dict__)
+        view = self._copy()
         view._origin = self if self._origin is None else self._origin
         view._set_mode(task_group, limit)
         return view
+
+    def _copy(self) -> Self:
+        copy = object.__new__(type(self))
+        state = object.__getstate__(self)
+        for values in state if isinstance(state, tuple) else (state,):  # of the dict, and of a subclass's slots
+            for name, value in values.items():
+                object.__setattr__(copy, name, value)
+        return copy
 
     # -- connecting ------------------------------------------------------------------------------------------------
 
@@ -288,12 +295,11 @@ class Signal(Generic[P, R]):
             return lambda receiver: again(self._callable(receiver))
         count = sys.getrefcount(receiver)
         fleeting = is_fleeting(receiver, count)
-        options = Options(weak, priority, bool(subclasses), in_thread, timeout, once)
-        options = PLAIN if options == PLAIN else options  # one for all, as most are
-        shape = self._examine(receiver, sender, dispatch_uid, options)
+        options = Options(weak, priority, subclasses, in_thread, timeout, once)
+        options, shape = self._examine(receiver, sender, dispatch_uid, options)
         frame = caller()
         place = frame.f_code, frame.f_lineno
-        if fleeting and weak:
+        if fleeting and options.weak:
             warn_fleeting(self, receiver, place)
         may_surprise = may_get_lost(receiver) and not fleeting
         self._registry.connect(receiver, sender, dispatch_uid, options, shape, place, may_surprise=may_surprise)
@@ -305,26 +311,26 @@ class Signal(Generic[P, R]):
         msg = f"cannot connect to signal {self.name!r}: a receiver must be callable, not {type(receiver).__name__!r}"
         raise TypeError(msg)
 
-    def _examine(self, receiver: Receiver, sender: object, uid: Hashable | None, options: Options) -> Shape:
+    def _examine(
+        self, receiver: Receiver, sender: object, uid: Hashable | None, options: Options
+    ) -> tuple[Options, Shape]:
         """Refuse what no send could call, before anything is changed."""
         self._callable(receiver)
+        try:
+            is_async, wanted = examine(receiver, self.providing_args)
+            options = options.checked(sender, is_async=is_async)
+        except Mismatch as mismatch:
+            raise InvalidReceiverError(self, receiver, describe(receiver), str(mismatch)) from mismatch.__cause__
         try:
             hash(uid)
             if options.weak:
                 for part in (receiver.__self__, receiver.__func__) if is_a(receiver, MethodType) else (receiver,):
                     ref(part)
-        except TypeError as error:
+        except Exception as error:
             hint = "; connect it with weak=False" if options.weak and "weak reference" in str(error) else ""
             msg = f"cannot connect {describe(receiver)} to signal {self.name!r}: {error}{hint}"
-            raise TypeError(msg) from None
-        try:
-            is_async, wanted = examine(receiver, self.providing_args)
-        except Mismatch as mismatch:
-            raise InvalidReceiverError(self, receiver, describe(receiver), str(mismatch)) from None
-        problem = options.problem(sender, is_async=is_async)
-        if problem is not None:
-            raise InvalidReceiverError(self, receiver, describe(receiver), problem)
-        return Shape(is_async, None if wanted is None else choose(self.providing_args or (), wanted))
+            raise TypeError(msg) from error
+        return options, Shape(is_async, None if wanted is None else choose(self.providing_args or (), wanted))
 
     def disconnect(
         self, receiver: Receiver | None = None, sender: object = None, dispatch_uid: Hashable | None = None

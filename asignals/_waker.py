@@ -65,7 +65,7 @@ class Waker:
 
     def __init__(self, value: Any = None, loop: Loop | None = None) -> None:
         """Give a loop that is known and may be the current one: to find out which is costs most of this."""
-        self.value = value
+        self.value: Any = value
         self._loop = loop if loop is not None and loop.is_here() else Loop()
         self._future = self._loop.future()
 

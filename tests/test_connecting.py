@@ -141,6 +141,62 @@ async def test_a_refused_change_of_options_changes_nothing(made):
     assert await made.send(None) == [(greet, "greet")]
 
 
+class Sulking:
+    """A value that answers no question."""
+
+    def __bool__(self):
+        raise RuntimeError
+
+    __eq__ = __lt__ = __gt__ = __repr__ = __str__ = __hash__ = lambda self, *others: self.__bool__()
+
+
+@pytest.mark.parametrize("option", ["weak", "priority", "subclasses", "in_thread", "timeout", "once"])
+async def test_a_value_that_answers_no_question_is_refused_by_name(made, option):
+    """An option's value whose own methods fail is an error of the connect, and nothing is connected or changed."""
+    made.connect(greet, priority=2)
+    for chosen in (greet, other):
+        with pytest.raises(InvalidReceiverError, match=rf"{chosen.__name__}.*shop\.sold.*{option} must be.*'Sulking'"):
+            made.connect(chosen, **{option: Sulking()})
+    (connection,) = made.connections
+    assert connection.priority == 2
+    assert await made.send(None) == [(greet, "greet")]
+
+
+async def test_a_uid_that_cannot_be_hashed_for_a_reason_of_its_own_is_refused(made):
+    """Whatever its `__hash__` raises, the error names the receiver and the signal, and nothing is connected."""
+    with pytest.raises(TypeError, match=r"greet.*shop\.sold"):
+        made.connect(greet, dispatch_uid=Sulking())
+    assert made.connections == ()
+
+
+async def test_numbers_with_methods_of_their_own_are_plain_priorities(made):
+    """What a subclass of `int` or `float` answers when it is compared changes no order."""
+
+    class Largest(int):
+        def __lt__(self, other):
+            raise RuntimeError
+
+        __eq__ = __ne__ = __gt__ = __neg__ = __lt__
+
+        __hash__ = int.__hash__
+
+    class Small(float):
+        __lt__ = __eq__ = __ne__ = __gt__ = __neg__ = Largest.__lt__
+        __hash__ = float.__hash__
+
+    made.connect(other, priority=Small(-0.5))
+    made.connect(greet, priority=Largest(3))
+    assert [receiver for receiver, _ in await made.send(None)] == [greet, other]
+    assert [(type(one.priority), one.priority) for one in made.connections] == [(int, 3), (float, -0.5)]
+
+
+async def test_any_truth_is_an_answer(made):
+    """Options that are yes or no take whatever counts as true or false, and tell it as a `bool`."""
+    made.connect(greet, weak=0, once="yes", in_thread=[], subclasses=None)
+    (connection,) = made.connections
+    assert (connection.weak, connection.once, connection.in_thread) == (False, True, False)
+
+
 async def test_an_unhashable_uid_is_refused(made):
     """A `dispatch_uid` that cannot identify anything is a TypeError which names the receiver."""
     with pytest.raises(TypeError, match=r"greet.*unhashable"):
@@ -161,13 +217,17 @@ async def test_numbers_of_any_size_are_priorities(made):
 # -- order --
 
 
-@given(priorities=st.lists(st.integers(-3, 3) | st.sampled_from([0.5, -0.5]), max_size=12), data=st.data())
-async def test_higher_priorities_come_first_then_the_order_of_connection(priorities, data):
+@given(
+    st.lists(
+        st.tuples(st.integers(-3, 3) | st.sampled_from([0.5, -0.5]), st.booleans(), st.booleans()),
+        max_size=12,
+    )
+)
+async def test_higher_priorities_come_first_then_the_order_of_connection(drawn):
     """Sync and async receivers, for all senders and for one, share one order."""
     made = Signal()
     connected = []
-    for number, priority in enumerate(priorities):
-        sync, for_all = data.draw(st.booleans()), data.draw(st.booleans())
+    for number, (priority, sync, for_all) in enumerate(drawn):
 
         def plain(number=number, **named):
             return number

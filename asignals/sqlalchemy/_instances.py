@@ -26,12 +26,14 @@ if TYPE_CHECKING:
 class InitSignal(ModelSignal):
     """A model signal that is sent where nothing can be awaited."""
 
-    def _examine(self, receiver: Receiver, sender: object, uid: Hashable | None, options: Options) -> Shape:
-        shape = super()._examine(receiver, sender, uid, options)
+    def _examine(
+        self, receiver: Receiver, sender: object, uid: Hashable | None, options: Options
+    ) -> tuple[Options, Shape]:
+        options, shape = super()._examine(receiver, sender, uid, options)
         if shape.is_async or options.in_thread:
             reason = "instances are made in plain Python calls, so its receivers must be sync functions"
             raise InvalidReceiverError(self, receiver, describe(receiver), reason)
-        return shape
+        return options, shape
 
     def send_here(self, sender: type, arguments: dict[str, Any]) -> None:
         """Call the receivers on the spot."""
