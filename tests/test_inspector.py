@@ -597,6 +597,8 @@ async def test_concurrent_threads_are_recorded_without_loss(monkeypatch):
         (("127.0.0.1", 1), {"x-forwarded-for": "8.8.8.8"}, 403),
         (("127.0.0.1", 1), {"forwarded": "for=8.8.8.8"}, 403),
         (("127.0.0.1", 1), {"x-real-ip": "8.8.8.8"}, 403),
+        (("127.0.0.1", 1), {"via": "1.1 proxy"}, 403),
+        (("127.0.0.1", 1), {"x-forwarded-proto": "https"}, 403),
     ],
 )
 async def test_only_this_machine_may_look(client, headers, status):

@@ -31,7 +31,7 @@ HEADERS: Final = {
     "Cross-Origin-Opener-Policy": "same-origin",
     "Cache-Control": "no-store",
 }
-_FORWARDED: Final = ("forwarded", "x-forwarded-for", "x-real-ip")
+_FORWARDED: Final = ("forwarded", "via", "x-real-ip", "true-client-ip", "cf-connecting-ip")
 _REFUSED: Final = """\
 403: this inspector does not answer you.
 
@@ -46,8 +46,10 @@ def loopback_only(connection: HTTPConnection) -> bool:
 
     The client's address must be a loopback address and no proxy may have passed the request on, and the `Host` must be
     `localhost` or a loopback address too, so that a foreign web page whose name resolves to 127.0.0.1 reads nothing.
+    A proxy on this machine that hides itself, with neither a header of its own nor the client's `Host`, cannot be told
+    from a browser: do not let one serve the path that the inspector is mounted at.
     """
-    if connection.client is None or any(name in connection.headers for name in _FORWARDED):
+    if connection.client is None or any(_tells_of_a_proxy(name) for name in connection.headers):
         return False
     return _is_loopback(connection.client.host) and _is_local_name(_host(connection.headers.get("host", "")))
 
@@ -81,6 +83,10 @@ class Guard:
             return False
         allowed = self._allow(connection)
         return bool(await allowed if inspect.isawaitable(allowed) else allowed)
+
+
+def _tells_of_a_proxy(header: str) -> bool:
+    return header in _FORWARDED or header.startswith("x-forwarded-")
 
 
 def _host(header: str) -> str:
