@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from asignals.relay._transport import Handle
 
 _KEPT: Final = 120.0  # seconds for which an event is remembered at least, so that a repetition is recognised
+_SWEEP: Final = 1_000  # events that are forgotten at once
 _POLL: Final = 1.0  # seconds after which a consumer looks by itself, should a notification have been lost
 
 
@@ -214,6 +215,7 @@ class _Consumer:
                 async with database._single.begin() as connection:
                     if self.held:
                         await database._sql.postpone(connection, self.service, list(self.held), database.claim)
+                async with database.engine.begin() as connection:
                     await database._sql.sweep(connection)
 
 
@@ -260,9 +262,7 @@ class _Postgres:
         self._due = text(f"SELECT min(available_at) - {PG_NOW} FROM {delivery} WHERE service = :service")  # noqa: S608
 
     async def publish(self, connection: AsyncConnection, rows: list[tuple[str, bytes]]) -> None:
-        # A service that registers now must see these events, or these events must see the service: registering takes
-        # the lock alone. It is its own statement, as the next one sees only what was committed before it began.
-        await connection.execute(text(f"SELECT pg_advisory_xact_lock_shared({self._lock})"))
+        await self._keep_services(connection)
         ids, datas = [row[0] for row in rows], [row[1] for row in rows]
         await connection.execute(self._publish, {"ids": ids, "datas": datas})
         await connection.commit()
@@ -285,7 +285,13 @@ class _Postgres:
         await connection.execute(self._postpone, {"service": service, "seqs": seqs, "delay": delay})
 
     async def sweep(self, connection: AsyncConnection) -> None:
+        await self._keep_services(connection)
         await connection.execute(self._sweep)
+
+    async def _keep_services(self, connection: AsyncConnection) -> None:
+        # A service that registers now must see what we do to events, or we must see the service: registering takes the
+        # lock alone. It is its own statement, as the next one sees only what was committed before it began.
+        await connection.execute(text(f"SELECT pg_advisory_xact_lock_shared({self._lock})"))
 
     async def until_due(self, connection: AsyncConnection, service: str) -> float | None:
         seconds: float | None = (await connection.execute(self._due, {"service": service})).scalar()
@@ -355,9 +361,14 @@ class _SQLite:
         await connection.execute(update(delivery).where(*which).values(available_at=now() + delay))
 
     async def sweep(self, connection: AsyncConnection) -> None:
-        event, delivery = self._tables.event, self._tables.delivery
-        open_ = select(delivery.c.seq).where(delivery.c.seq == event.c.seq).exists()
-        await connection.execute(delete(event).where(event.c.time < now() - _KEPT, ~open_))
+        event, delivery, service = self._tables.event, self._tables.delivery, self._tables.service
+        # By way of the services, as the index of deliveries begins with them: else each event looks at all deliveries.
+        held = select(delivery.c.seq).where(delivery.c.service == service.c.name, delivery.c.seq == event.c.seq)
+        holder = select(service.c.name).where(held.correlate(service, event).exists()).correlate(event)
+        free = select(event.c.seq).where(event.c.time < now() - _KEPT, ~holder.exists())
+        if (await connection.execute(free.limit(1))).first() is not None:
+            oldest = free.order_by(event.c.time).limit(_SWEEP).scalar_subquery()
+            await connection.execute(delete(event).where(event.c.seq.in_(oldest)))
 
     async def until_due(self, connection: AsyncConnection, service: str) -> float | None:
         delivery = self._tables.delivery
