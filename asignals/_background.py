@@ -29,7 +29,7 @@ import anyio.lowlevel
 from asignals._context import in_context
 from asignals._scoped import stay_muted
 from asignals._stream import Event
-from asignals._waker import Loop, Waker, is_cancelled
+from asignals._waker import Loop, Waker, cancellation, is_cancelled
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -147,7 +147,7 @@ class Background:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        interruption = error if isinstance(error, anyio.get_cancelled_exc_class()) else None
+        interruption = error if isinstance(error, cancellation()) else None
         try:
             if interruption is None:
                 interruption = await self._finish()
@@ -332,7 +332,7 @@ class Background:
         """Wait for a job; returns false when other code has cancelled this task meanwhile."""
         try:
             await rest.wait()
-        except anyio.get_cancelled_exc_class():
+        except cancellation():
             if is_cancelled():
                 raise
             with self._lock:
@@ -356,7 +356,7 @@ class Background:
         except Exception as error:
             _logger.exception("a background send of signal %r failed", job.signal.name)
             errors.append(error)
-        except anyio.get_cancelled_exc_class() as error:
+        except cancellation() as error:
             if is_cancelled():
                 raise
             # Left alone, it would end the worker, and the group would cancel all others.
@@ -375,8 +375,10 @@ class Background:
             outcome = on_error(error)
             if isawaitable(outcome):
                 await outcome
-        except (Exception, anyio.get_cancelled_exc_class()) as raised:
-            if not isinstance(raised, Exception) and is_cancelled():
+        except Exception:
+            _logger.exception("on_error of a Background failed")
+        except cancellation():
+            if is_cancelled():
                 raise
             _logger.exception("on_error of a Background failed")
 

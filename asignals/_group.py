@@ -39,6 +39,7 @@ import anyio.lowlevel
 
 from asignals._connection import Connection
 from asignals._monitor import is_surrounded
+from asignals._waker import cancellation
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
@@ -86,7 +87,9 @@ async def in_task_group(send: Send, plan: Plan, factory: TaskGroupFactory, limit
             run.pairs[0] = await send.to(plan[0])
         run.check()
         return [pair for pair in run.pairs if pair is not None]
-    except (GeneratorExit, anyio.get_cancelled_exc_class()):
+    except GeneratorExit:
+        raise
+    except cancellation():
         raise
     except BaseException as error:
         if run.group is None and len(plan) > 1:  # it could not be entered
@@ -173,7 +176,7 @@ class _Run:
             else:
                 self.pairs[index] = await self.send.finish(link, begun)
         except BaseException as error:
-            if self.failure is not None and isinstance(error, anyio.get_cancelled_exc_class()):
+            if self.failure is not None and isinstance(error, cancellation()):
                 error.with_traceback(None)  # which nobody sees, and anyio's group ties into a cycle
             self._failed(error)
             raise

@@ -48,8 +48,9 @@ class Event:
         return self.arguments[name]
 
     def __getattr__(self, name: str) -> Any:
-        # Copying and unpickling ask for special methods before there are arguments.
-        if not name.startswith("__") and name in self.arguments:
+        if name.startswith("__"):  # copying and unpickling ask for special methods before there are arguments
+            raise AttributeError(name)
+        if name in self.arguments:
             return self.arguments[name]
         given = ", ".join(self.arguments) or "none"
         msg = f"this event of signal {self.signal.name!r} has no argument {name!r}, but {given}"

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import anyio
 import anyio.to_thread
 
-from asignals._waker import Waker
+from asignals._waker import Waker, cancellation
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -24,7 +24,7 @@ async def in_thread(call: Callable[[], Any]) -> Any:
     work = _Work(call)
     try:
         await anyio.to_thread.run_sync(work.run)
-    except anyio.get_cancelled_exc_class():
+    except cancellation():
         await work.end()
         raise
     return await work.response if isawaitable(work.response) else work.response
@@ -62,7 +62,7 @@ class _Work:
                     break
                 try:
                     await self._done.wait()
-                except anyio.get_cancelled_exc_class():
+                except cancellation():
                     continue
         if iscoroutine(self.response):
             self.response.close()

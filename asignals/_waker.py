@@ -89,6 +89,14 @@ class Waker:
             self._future.set_result(None)
 
 
+def cancellation() -> tuple[type[BaseException], ...]:
+    """What to catch as a cancellation; nothing where no loop runs, as for a coroutine that the collector closes."""
+    try:
+        return (anyio.get_cancelled_exc_class(),)
+    except anyio.NoEventLoopError:
+        return ()
+
+
 def is_cancelled() -> bool:
     """Whether a scope around the current task is cancelled, so that the cancellation exception was not its own idea."""
     return anyio.current_effective_deadline() == -math.inf

@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import logging
+import sys
 import threading
 import tracemalloc
 
@@ -386,3 +387,279 @@ def test_an_interrupt_in_a_receiver_ends_asyncio_s_loop(signal, caplog, kind):
     with pytest.raises(kind):
         asyncio.run(main())
     assert "not delivered: 2 of" in caplog.text
+
+
+async def test_an_idle_worker_that_other_code_cancels_is_replaced(signal, seen, anyio_backend):
+    """Natively cancelled it just ends; the background makes another when there is something to do."""
+    if anyio_backend[0] == "trio":
+        pytest.skip("trio has no native cancellation")
+    with anyio.fail_after(5):
+        async with Background(limit=1) as background:
+            for number in range(3):
+                await background.send(signal, None, x=number)
+                await background.drain()
+                await anyio.wait_all_tasks_blocked()
+                cancel_workers()
+                await anyio.wait_all_tasks_blocked()
+            assert background._workers == 0
+    assert seen == [0, 1, 2]
+
+
+def cancel_workers():
+    """Cancel the tasks of all backgrounds, as code that does not know of them might."""
+    workers = [task for task in asyncio.all_tasks() if task.get_name() == "asignals.Background worker"]
+    assert workers
+    for task in workers:
+        task.cancel()
+
+
+async def test_a_worker_that_is_cancelled_as_it_is_woken_does_its_job(signal, seen, anyio_backend):
+    """A job that was given to it is not lost."""
+    if anyio_backend[0] == "trio":
+        pytest.skip("trio has no native cancellation")
+    with anyio.fail_after(5):
+        async with Background(limit=1) as background:
+            await background.send(signal, None, x=0)
+            await background.drain()
+            await anyio.wait_all_tasks_blocked()
+            background.send_nowait(signal, None, x=1)
+            cancel_workers()
+            await background.drain()
+            background.send_nowait(signal, None, x=2)
+    assert seen == [0, 1, 2]
+
+
+@pytest.mark.filterwarnings("ignore:coroutine 'Background._work' was never awaited")  # by anyio, which has made it
+async def test_a_worker_that_is_cancelled_before_it_began(signal, seen, anyio_backend):
+    """Its group then ends, and the background says so, and what was not delivered."""
+    if anyio_backend[0] == "trio":
+        pytest.skip("trio has no native cancellation")
+    background = Background(limit=1)
+    with anyio.fail_after(5), pytest.raises(RuntimeError, match="cancelled by other code"):  # noqa: PT012
+        async with background:
+            background.send_nowait(signal, None, x=1)
+            cancel_workers()
+            await anyio.sleep_forever()
+    assert seen == []
+    assert [event.x for event in background.undelivered] == [1]
+    gc.collect()
+
+
+async def test_a_receiver_that_cancels_its_own_task(signal, anyio_backend):
+    """Without an await after it, it is an error of that send all the same, and the next is not hit by it."""
+    if anyio_backend[0] == "trio":
+        pytest.skip("trio has no native cancellation")
+    seen, errors = [], []
+
+    async def receives(x, **named):
+        await anyio.lowlevel.checkpoint()
+        seen.append(x)
+        if x == 1:
+            asyncio.current_task().cancel()
+
+    signal.connect(receives)
+    with anyio.fail_after(5):
+        async with Background(limit=1, on_error=errors.append) as background:
+            for number in range(4):
+                await background.send(signal, None, x=number)
+    assert seen == [0, 1, 2, 3]
+    assert ["by itself" in str(error) for error in errors] == [True]
+
+
+async def test_a_scope_that_ends_while_a_receiver_cancels_its_own_task(signal, anyio_backend):
+    """Both at once are the cancellation of the background, which goes on."""
+    if anyio_backend[0] == "trio":
+        pytest.skip("trio has no native cancellation")
+    errors = []
+
+    async def receives(x, **named):
+        scope.cancel()
+        asyncio.current_task().cancel()
+
+    signal.connect(receives)
+    background = Background(limit=1, on_error=errors.append)
+    with anyio.fail_after(5), anyio.CancelScope() as scope:
+        async with background:
+            await background.send(signal, None, x=1)
+            await anyio.sleep_forever()
+    assert scope.cancelled_caught
+    assert [event.x for event in background.undelivered] == [1]
+    assert errors == []
+
+
+async def test_an_on_error_that_is_cancelled_with_the_background(signal):
+    """The cancellation passes through; it is no failure of `on_error`."""
+    begun = anyio.Event()
+
+    async def on_error(error):
+        begun.set()
+        await anyio.sleep_forever()
+
+    def receives(x, **named):
+        raise OSError(x)
+
+    signal.connect(receives)
+    background = Background(limit=1, on_error=on_error)
+    with anyio.fail_after(5), anyio.CancelScope() as scope:
+        async with background:
+            await background.send(signal, None, x=1)
+            await begun.wait()
+            scope.cancel()
+    assert scope.cancelled_caught
+    assert [event.x for event in background.undelivered] == [1]
+
+
+async def test_an_error_of_the_send_itself_is_reported(signal, caplog, monkeypatch):
+    """Whatever fails before receivers are called is logged and given to `on_error`, and the worker goes on."""
+    errors = []
+
+    async def fails(sender, **named):
+        raise LookupError
+
+    with anyio.fail_after(5):
+        async with Background(limit=1, on_error=errors.append) as background:
+            with monkeypatch.context() as patch:
+                patch.setattr(type(signal), "send_robust", staticmethod(fails))
+                await background.send(signal, None, x=1)
+                await background.drain()
+            await background.send(signal, None, x=2)
+    assert [type(error) for error in errors] == [LookupError]
+    assert "a background send of signal" in caplog.text
+    assert background.statistics().done == 2
+
+
+class ReachedLock:
+    """A lock that tells when the event loop's thread comes to it."""
+
+    def __init__(self, lock):
+        self._lock = lock
+        self._home = threading.get_ident()
+        self.reached = threading.Event()
+
+    def __enter__(self):
+        if threading.get_ident() == self._home:
+            self.reached.set()
+        self._lock.acquire()
+
+    def __exit__(self, *error):
+        self._lock.release()
+
+
+async def test_a_worker_that_begins_before_its_job_is_there(signal, seen):
+    """The new worker of a send from another thread waits at the lock until that send has been accepted."""
+    with anyio.fail_after(5):
+        async with Background(limit=1) as background:
+            background._lock = lock = ReachedLock(background._lock)
+            accept = background._accept
+            reached = []
+
+            def accept_late(job):
+                reached.append(lock.reached.wait(5))
+                accept(job)
+
+            def sends():
+                lock.reached.clear()
+                background.send_nowait(signal, None, x=1)
+
+            background._accept = accept_late
+            await anyio.to_thread.run_sync(sends)
+            await background.drain()
+    assert reached == [True]
+    assert seen == [1]
+
+
+async def test_a_sender_in_another_thread_is_refused_when_the_background_is_cancelled(signal):
+    """One that waits for room then is not accepted, and is told so."""
+    outcomes = []
+
+    async def receives(x, **named):
+        await anyio.sleep_forever()
+
+    async def sends():
+        try:
+            await background.send(signal, None, x=2)
+        except anyio.ClosedResourceError:
+            outcomes.append("refused")
+
+    signal.connect(receives)
+    background = Background(limit=1, buffer=0)
+    with anyio.fail_after(5):
+        async with anyio.create_task_group() as group:
+            with anyio.CancelScope() as scope:
+                async with background:
+                    await background.send(signal, None, x=1)
+                    group.start_soon(sends)
+                    await anyio.wait_all_tasks_blocked()
+                    assert "open, 1 sends to do" in repr(background)
+                    scope.cancel()
+    assert outcomes == ["refused"]
+    assert [event.x for event in background.undelivered] == [1]
+    assert repr(background) == "<asignals.Background, closed, 0 sends to do>"
+
+
+async def test_draining_ends_when_the_background_is_cancelled(signal):
+    """Whoever waits for it from outside is told how many sends were not done."""
+    left = []
+
+    async def receives(x, **named):
+        await anyio.sleep_forever()
+
+    async def drains():
+        left.append(await background.drain())
+
+    signal.connect(receives)
+    background = Background(limit=1)
+    with anyio.fail_after(5):
+        async with anyio.create_task_group() as group:
+            with anyio.CancelScope() as scope:
+                async with background:
+                    for number in range(3):
+                        await background.send(signal, None, x=number)
+                    group.start_soon(drains)
+                    await anyio.wait_all_tasks_blocked()
+                    scope.cancel()
+        assert await background.drain() == 3
+    assert left == [3]
+
+
+def test_a_loop_that_has_ended_takes_no_sends(signal):
+    """A send to a background whose loop ended under it is refused."""
+    backgrounds = []
+
+    async def enters():
+        backgrounds.append(await Background().__aenter__())
+
+    loop = asyncio.new_event_loop()
+    loop.run_until_complete(enters())
+    loop.close()
+    with pytest.raises(anyio.ClosedResourceError):
+        backgrounds[0].send_nowait(signal, None, x=1)
+    assert backgrounds[0].statistics().accepted == 0
+    backgrounds[0]._group.cancel_scope._host_task = None
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        (TypeError, {"limit": 1.5}),
+        (TypeError, {"limit": True}),
+        (TypeError, {"buffer": "1"}),
+        (ValueError, {"limit": 0}),
+        (ValueError, {"buffer": -1}),
+        (TypeError, {"on_error": 3}),
+    ],
+    ids=str,
+)
+async def test_options_of_another_kind_are_refused(kind, options):
+    """The message names the option."""
+    with pytest.raises(kind, match=next(iter(options))):
+        Background(**options)
+
+
+async def test_sniffio_need_not_be_there(signal, seen, monkeypatch):
+    """Without it, as with it, sends from other threads are done."""
+    monkeypatch.setitem(sys.modules, "sniffio", None)
+    with anyio.fail_after(5):
+        async with Background(limit=1) as background:
+            await anyio.to_thread.run_sync(lambda: background.send_nowait(signal, None, x=1))
+    assert seen == [1]
