@@ -6,11 +6,14 @@ import asyncio
 from contextlib import suppress
 from typing import TYPE_CHECKING, Generic, TypeVar
 
-from asignals.relay._link import Backoff, Link
+from asignals.relay._cancel import end, heeding, to_the_end
+from asignals.relay._link import Attempts
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
     from types import TracebackType
+
+    from asignals.relay._link import Link
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -31,7 +34,6 @@ class Batch(Generic[T]):
         self._items: list[T] = []
         self._added = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
-        self._is_leaving = False
 
     def add(self, item: T) -> None:
         """Take one item along on the next trip; never waits."""
@@ -45,29 +47,24 @@ class Batch(Generic[T]):
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        # A client's `asyncio.wait_for` may swallow a cancellation (before Python 3.12), so the task looks here, too.
-        self._is_leaving = True
+        await to_the_end(self._leave())
+
+    async def _leave(self) -> None:
         if self._task is not None:
-            self._task.cancel()
-            with suppress(asyncio.CancelledError):
-                await self._task
+            await end([self._task])
         with suppress(Exception):  # a trip that fails now is one more delivery later, as the engine promises
             async with asyncio.timeout(_LAST_TRIP):
                 while self._items:
                     await self._trip()
 
     async def _run(self) -> None:
-        backoff = Backoff()
-        while not self._is_leaving:
+        attempts = Attempts(self._link, is_proof=False)
+        while True:
             await self._added.wait()
             self._added.clear()
-            while self._items and not self._is_leaving:
-                try:
+            while self._items:
+                async with attempts:
                     await self._trip()
-                    backoff.reset()
-                except Exception as error:  # noqa: BLE001  whatever the client raises, acknowledgements are repeated
-                    self._link.lost(error)
-                    await asyncio.sleep(backoff.pause())
 
     async def _trip(self) -> None:
         going, rest = self._items[: self._most], self._items[self._most :]
@@ -97,11 +94,19 @@ class Together(Generic[T, R]):
             self._task = loop.create_task(self._run())
         return await future
 
+    async def aclose(self) -> None:
+        """End the trip that is under way; calls that wait are cancelled."""
+        if self._task is not None and not self._task.done():
+            await end([self._task])
+        for _, future in self._waiting:
+            future.cancel()
+        self._waiting.clear()
+
     async def _run(self) -> None:
         while self._waiting:
             going, self._waiting = self._waiting[: self._most], self._waiting[self._most :]
             try:
-                results = await self._function([item for item, _ in going])
+                results = await heeding(self._function([item for item, _ in going]))
             except Exception as error:  # noqa: BLE001  handed to everybody who waits for this trip
                 for _, future in going:
                     if not future.done():
@@ -110,3 +115,6 @@ class Together(Generic[T, R]):
                 for (_, future), result in zip(going, results, strict=True):
                     if not future.done():
                         future.set_result(result)
+            finally:
+                for _, future in going:
+                    future.cancel()  # those without a result: we were cancelled

@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import random
 import time
+from typing import TYPE_CHECKING
+
+from asignals.relay._cancel import times_cancelled
+
+if TYPE_CHECKING:
+    from types import TracebackType
 
 logger = logging.getLogger("asignals.relay")
 
@@ -54,6 +61,44 @@ class Backoff:
         pause = self._next
         self._next = min(self._most, pause * 2)
         return jittered(pause)
+
+
+class Attempts:
+    """Something that is done over and over, though it may fail: `while True: async with attempts: ...`.
+
+    An `Exception` of the block is noted on the link, and the block ends after a pause that grows from failure to
+    failure. A block that succeeds says that the link is up, unless `is_proof` is false. A cancellation that the block
+    has swallowed is raised at its end. Blocks of one object do not nest.
+    """
+
+    def __init__(self, link: Link, *, is_proof: bool = True) -> None:
+        self._link = link
+        self._is_proof = is_proof
+        self._backoff = Backoff()
+        self._cancelled = 0
+
+    async def __aenter__(self) -> None:
+        self._cancelled = times_cancelled()
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> bool:
+        if error is not None and not isinstance(error, Exception):
+            return False
+        if times_cancelled() > self._cancelled:
+            raise asyncio.CancelledError from error
+        if error is None:
+            self.succeeded()
+        else:
+            self._link.lost(error)
+            await asyncio.sleep(self._backoff.pause())
+        return True
+
+    def succeeded(self) -> None:
+        """Note a success, where it is known before the block ends."""
+        self._backoff.reset()
+        if self._is_proof:
+            self._link.restored()
 
 
 def jittered(seconds: float) -> float:

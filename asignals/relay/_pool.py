@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+from asignals.relay._cancel import end, heeding
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Coroutine
     from types import TracebackType
 
 T = TypeVar("T")
@@ -22,8 +24,9 @@ _FAIR_SHARE = 32  # items that one worker may handle before other tasks of the l
 class Pool(Generic[T]):
     """Calls `work(item)` for every item put, for at most `limit` items at once, in the order of the puts.
 
-    Use it as an async context manager: leaving cancels the workers and waits for them. `work` must not raise; if it
-    does, the exception is raised where the pool is waited for.
+    Use it as an async context manager: leaving cancels the workers and waits for them, and what is put after that is
+    not worked on. `work` must not raise; if it does, or is cancelled by nobody, the block is cancelled, and raises an
+    `ExceptionGroup`.
     """
 
     def __init__(self, work: Callable[[T], Awaitable[None]], limit: int) -> None:
@@ -31,10 +34,12 @@ class Pool(Generic[T]):
         self._limit = limit
         self._items: deque[T] = deque()
         self._idle: deque[asyncio.Future[None]] = deque()
+        self._group = asyncio.TaskGroup()
         self._workers: set[asyncio.Task[None]] = set()
+        self._others: set[asyncio.Task[None]] = set()
         self._busy = 0
         self._changed = asyncio.Event()
-        self._failure: BaseException | None = None
+        self._is_leaving = False
 
     def __len__(self) -> int:
         """Items put and not yet done."""
@@ -42,6 +47,8 @@ class Pool(Generic[T]):
 
     def put(self, item: T) -> None:
         """Hand over one item; never waits."""
+        if self._is_leaving:
+            return  # a retry that has become due: it is not ours any more
         self._items.append(item)
         while self._idle:
             waiting = self._idle.popleft()
@@ -49,34 +56,34 @@ class Pool(Generic[T]):
                 waiting.set_result(None)
                 return
         if len(self._workers) < self._limit:
-            worker = asyncio.get_running_loop().create_task(self._run())
+            worker = self._group.create_task(self._run())
             self._workers.add(worker)
-            worker.add_done_callback(self._ended)
+            worker.add_done_callback(self._workers.discard)
+
+    def start(self, other: Coroutine[Any, Any, None]) -> None:
+        """Run something beside the workers until the block is left; what it raises ends the block, too."""
+        self._others.add(self._group.create_task(other))
 
     async def until_below(self, count: int) -> None:
-        """Wait until fewer than `count` items are left; raises what `work` raised."""
+        """Wait until fewer than `count` items are left."""
         while len(self) >= count:
             self._changed.clear()
             await self._changed.wait()
-            if self._failure is not None:
-                raise self._failure
 
     async def __aenter__(self) -> Pool[T]:
+        await self._group.__aenter__()
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        for worker in self._workers:
-            worker.cancel()
-        if self._workers:
-            await asyncio.wait(self._workers)
-
-    def _ended(self, worker: asyncio.Task[None]) -> None:
-        self._workers.discard(worker)
-        if not worker.cancelled() and worker.exception() is not None:
-            self._failure = worker.exception()
-        self._changed.set()
+        self._is_leaving = True
+        try:
+            await end(self._workers | self._others)
+        except asyncio.CancelledError as cancelled:
+            if error is None:
+                kind, error, traceback = type(cancelled), cancelled, cancelled.__traceback__
+        await self._group.__aexit__(kind, error, traceback)
 
     async def _run(self) -> None:
         share = _FAIR_SHARE
@@ -85,7 +92,7 @@ class Pool(Generic[T]):
                 item = self._items.popleft()
                 self._busy += 1
                 try:
-                    await self._work(item)
+                    await heeding(self._work(item))
                 finally:
                     self._busy -= 1
                     self._changed.set()

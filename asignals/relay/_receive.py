@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from asignals._connection import Connection
 from asignals._dispatch import Send
+from asignals.relay._cancel import heeding, times_cancelled
 from asignals.relay._envelope import DeadLetter, Envelope, EnvelopeError
 from asignals.relay._export import ExportUid, handling
 from asignals.relay._inbox import Memo, receiver_name
@@ -217,7 +218,7 @@ class Inbound:
     async def _recall(self, event_id: str, envelope: Envelope, delivery: Delivery) -> Memo:
         if not self._always_remember and delivery.attempt == 1 and envelope.repeats is None:
             return Memo()  # only failures are remembered, and this event has had none
-        return await self._inbox.recall(event_id, self.service)
+        return await heeding(self._inbox.recall(event_id, self.service))
 
     async def _call(
         self,
@@ -234,7 +235,7 @@ class Inbound:
             with following(envelope.traceparent) if envelope.traceparent else nullcontext():
                 sender = subscription.load(envelope.sender)
                 if isawaitable(sender):
-                    sender = await sender
+                    sender = await heeding(sender)
                 send = Send(subscription.signal, sender, arguments, robust=True)
                 for link, name in subscription.links(sender):
                     if name in skipped:
@@ -267,8 +268,7 @@ async def _respond(send: Send, link: Link) -> BaseException | None:
     try:
         pair = await send.to(link)
     except asyncio.CancelledError as error:
-        task = asyncio.current_task()
-        if task is None or task.cancelling():
+        if times_cancelled():
             raise
         return error  # the receiver raised it by itself: an error like another
     return pair[1] if pair is not None and isinstance(pair[1], Exception) else None

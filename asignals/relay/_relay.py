@@ -13,11 +13,12 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final, Self
 
 from asignals.relay._batch import Together
+from asignals.relay._cancel import end, to_the_end
 from asignals.relay._codec import codec_for
 from asignals.relay._envelope import Envelope, check_name, new_id
 from asignals.relay._export import Exporter, ExportUid, dump_sender
 from asignals.relay._inbox import MemoryInbox
-from asignals.relay._link import Backoff, Link
+from asignals.relay._link import Attempts, Link
 from asignals.relay._receive import Inbound, Subscription
 from asignals.relay._transport import (
     Backlog,
@@ -294,39 +295,33 @@ class Relay:
             if not isinstance(error, asyncio.CancelledError):
                 await self._settle()
         finally:
-            for task in self._tasks:
-                task.cancel()
-            if self._tasks:
-                await asyncio.wait(self._tasks)
-            self._tasks.clear()
-            self._is_running = False
-            try:
-                await self._take_stock()
-            finally:
-                for part in (self.transport, self.outbox, self._inbox):
-                    if isinstance(part, Closing):
-                        await part.aclose()
+            await to_the_end(self._close())
+
+    async def _close(self) -> None:
+        await end(self._tasks)
+        await self._publish_soon.aclose()
+        self._tasks.clear()
+        self._is_running = False
+        await self._take_stock()
+        for part in (self.transport, self.outbox, self._inbox):
+            if isinstance(part, Closing):
+                await part.aclose()
 
     def _start(self, work: Coroutine[Any, Any, None]) -> None:
         self._tasks.append(asyncio.get_running_loop().create_task(work))
 
     async def _consume_for_ever(self) -> None:
-        backoff = Backoff()
-
-        def runs() -> None:
-            backoff.reset()
-            self._consuming.restored()
-
+        attempts = Attempts(self._consuming)
         while True:
             # There is no word of success: consuming just goes on. After a second it is believed.
-            belief = asyncio.get_running_loop().call_later(1.0, runs)
+            belief = asyncio.get_running_loop().call_later(1.0, attempts.succeeded)
             try:
-                await self.transport.consume(self.service, self.instance, self._inbound.handle, limit=self._limit)
-            except Exception as error:  # noqa: BLE001  whatever the client raises, the engine is tried for ever
-                self._consuming.lost(error)
+                async with attempts:
+                    await self.transport.consume(self.service, self.instance, self._inbound.handle, limit=self._limit)
+                    msg = "the transport stopped consuming"
+                    raise ConnectionError(msg)
             finally:
                 belief.cancel()
-            await asyncio.sleep(backoff.pause())
 
     async def _settle(self) -> None:
         """Wait until what has begun is done, for the time of grace."""

@@ -20,9 +20,10 @@ from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy, KeyValueConfig
 from nats.js.errors import BucketNotFoundError, KeyNotFoundError, NotFoundError
 
 from asignals.relay._batch import Batch
+from asignals.relay._cancel import heeding, limited, to_the_end
 from asignals.relay._envelope import DeadLetter, check_name
 from asignals.relay._inbox import Memo
-from asignals.relay._link import Backoff, Link
+from asignals.relay._link import Attempts, Link
 from asignals.relay._pool import Pool
 from asignals.relay._transport import Delivery, PublishRefusedError
 
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 
     from nats.aio.client import Client
     from nats.aio.msg import Msg
+    from nats.aio.subscription import Subscription
     from nats.js.client import JetStreamContext
 
     from asignals.relay._envelope import Envelope
@@ -142,16 +144,16 @@ class JetStream:
 
     async def _connect(self) -> Client:
         options = {"reconnect_time_wait": 0.25, "ping_interval": 10, "connect_timeout": 2, **self._options}
-        async with asyncio.timeout(_CONNECT):
-            client = await nats.connect(
-                self._servers,
-                allow_reconnect=True,
-                max_reconnect_attempts=-1,
-                error_cb=self._on_error,
-                disconnected_cb=self._on_loss,
-                reconnected_cb=self._on_return,
-                **options,
-            )
+        connecting = nats.connect(
+            self._servers,
+            allow_reconnect=True,
+            max_reconnect_attempts=-1,
+            error_cb=self._on_error,
+            disconnected_cb=self._on_loss,
+            reconnected_cb=self._on_return,
+            **options,
+        )
+        client: Client = await limited(connecting, _CONNECT)
         try:
             await self._make_streams(client.jetstream(timeout=_CONNECT))
             self._replies = client.new_inbox()
@@ -328,17 +330,22 @@ class _Consumer:
                     self.changed.set()
 
                 try:
-                    async with asyncio.TaskGroup() as tasks, Pool(work, self.limit) as pool:
-                        tasks.create_task(self._keep(answers))
+                    async with Pool(work, self.limit) as pool:
+                        pool.start(self._keep(answers))
                         await self._pull_for_ever(pool)
                 finally:
                     for item in self.held.values():
                         answers.add((item.reply, _answer(0.0)))
-            if engine._client is not None and engine._client.is_connected:
-                with suppress(Exception):
-                    await engine._client.flush(2)
+            await to_the_end(self._flush())
         finally:
             engine._changed.discard(self.changed)
+
+    async def _flush(self) -> None:
+        """Wait until the last answers have left."""
+        client = self.engine._client
+        if client is not None and client.is_connected:
+            with suppress(Exception):
+                await client.flush(2)
 
     async def _answer(self, answers: list[tuple[str, bytes]]) -> None:
         client = await self.engine._connected()
@@ -353,17 +360,13 @@ class _Consumer:
                 answers.add((item.reply, b"+WPI"))
 
     async def _pull_for_ever(self, pool: Pool[_Held]) -> None:
-        backoff = Backoff()
+        attempts = Attempts(self.engine.link)
         while True:
-            try:
-                client = await self.engine._connected()
-                await self._make_consumer(client)
-                self.engine.link.restored()
-                backoff.reset()
+            async with attempts:
+                client = await heeding(self.engine._connected())
+                await heeding(self._make_consumer(client))
+                attempts.succeeded()
                 await self._pull(client, pool)
-            except Exception as error:  # noqa: BLE001  a lost server is tried for ever
-                self.engine.link.lost(error)
-                await asyncio.sleep(backoff.pause())
 
     async def _make_consumer(self, client: Client) -> None:
         jetstream = client.jetstream(timeout=_CONNECT)
@@ -390,7 +393,7 @@ class _Consumer:
         async def arrived(message: Msg) -> None:
             self._take(message, pool)
 
-        subscription = await client.subscribe(inbox, cb=arrived)
+        subscription = await heeding(client.subscribe(inbox, cb=arrived))
         reconnects = client.stats["reconnects"]
         try:
             while self.trouble is None:
@@ -398,7 +401,7 @@ class _Consumer:
                 if self.asked and time.monotonic() - self.asked_at > _PULL + 5:
                     self.asked = 0  # neither events nor the end of the request came: it is lost
                 elif room >= self.limit:
-                    await client.publish(subject, _request(room), reply=inbox)
+                    await heeding(client.publish(subject, _request(room), reply=inbox))
                     self.asked += room
                     self.asked_at = time.monotonic()
                 self.changed.clear()
@@ -409,8 +412,7 @@ class _Consumer:
                     return  # the server has forgotten our requests
             raise self.trouble
         finally:
-            with suppress(Exception):
-                await subscription.unsubscribe()
+            await to_the_end(_unsubscribe(subscription))
 
     def _take(self, message: Msg, pool: Pool[_Held]) -> None:
         status = message.headers.get("Status") if message.headers else None
@@ -438,6 +440,11 @@ class _Consumer:
         elif status != "100":
             self.trouble = ConnectionError(f"JetStream: {status} {headers.get('Description', '')}")
         self.changed.set()
+
+
+async def _unsubscribe(subscription: Subscription) -> None:
+    with suppress(Exception):  # the connection may be lost
+        await subscription.unsubscribe()
 
 
 def _request(count: int) -> bytes:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Final
 from aio_pika import DeliveryMode, ExchangeType, Message
 from aio_pika.exceptions import AMQPError, QueueEmpty
 
+from asignals.relay._cancel import to_the_end
 from asignals.relay._envelope import DeadLetter, EnvelopeError, check_name
 from asignals.relay._link import Link
 from asignals.relay._pool import Pool
@@ -119,14 +120,13 @@ class RabbitMQ:
         connection = await self._broker.connect()
         async with asyncio.timeout(_TRIP):
             channel = await connection.channel(publisher_confirms=False)
-            await channel.set_qos(prefetch_count=limit * 2 + _WAITING)
-            queue = await self._declare_service(channel, check_name("service", service))
         try:
+            async with asyncio.timeout(_TRIP):
+                await channel.set_qos(prefetch_count=limit * 2 + _WAITING)
+                queue = await self._declare_service(channel, check_name("service", service))
             await _Consumer(self, handle, limit).run(queue)
         finally:
-            with suppress(Exception):  # what was not acknowledged goes back to the queue with the channel
-                async with asyncio.timeout(2.0):
-                    await channel.close()
+            await to_the_end(_close(channel))
 
     async def add_service(self, service: str) -> None:
         """Declare the queue of a service, so that it gets the events that are published from now on."""
@@ -208,6 +208,13 @@ class RabbitMQ:
                     return
                 seen += 1
                 yield _letter(queue, message), message
+
+
+async def _close(channel: AbstractChannel) -> None:
+    """Close a channel: what was not acknowledged goes back to the queue with it."""
+    with suppress(Exception):
+        async with asyncio.timeout(2.0):
+            await channel.close()
 
 
 def _letter(queue: str, message: AbstractIncomingMessage) -> DeadLetter:

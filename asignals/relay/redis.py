@@ -18,12 +18,13 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 from redis.asyncio import Redis
-from redis.exceptions import RedisError, ResponseError
+from redis.exceptions import ResponseError
 
 from asignals.relay._batch import Batch
+from asignals.relay._cancel import limited, to_the_end
 from asignals.relay._envelope import DeadLetter, check_name
 from asignals.relay._inbox import Memo
-from asignals.relay._link import Backoff, Link
+from asignals.relay._link import Attempts, Link
 from asignals.relay._pool import Pool
 from asignals.relay._transport import Delivery
 
@@ -85,8 +86,9 @@ class RedisStreams:
         self.link: Link = Link(f"Redis ({prefix})")
         self._base = f"{{{prefix}}}"
         self._window = max(1, int(window))
-        # Protocol 2: one shape of answers, whatever the version of client and server.
-        options = {"socket_connect_timeout": 2.0, "protocol": 2, **options}
+        # Protocol 2: one shape of answers, whatever the version of client and server. No time limit of the client's:
+        # each command has ours, and before Python 3.12 the client's loses cancellations (`asyncio.wait_for`).
+        options = {"socket_connect_timeout": 2.0, "socket_timeout": None, "protocol": 2, **options}
         self.client: Redis = Redis.from_url(url, decode_responses=False, **options)
         self._add = self.client.register_script(_ADD)
         self._forget = self.client.register_script(_FORGET)
@@ -109,8 +111,7 @@ class RedisStreams:
         arguments: list[Any] = [self._window]
         for pair in items:
             arguments += pair
-        async with asyncio.timeout(_TRIP):
-            await self._add(keys=[key, f"{key}:seen:"], args=arguments)
+        await limited(self._add(keys=[key, f"{key}:seen:"], args=arguments), _TRIP)
 
     async def consume(self, service: str, instance: str, handle: Handle, *, limit: int = 100) -> None:
         """Call `handle` for each event of the service until cancelled."""
@@ -120,37 +121,39 @@ class RedisStreams:
     async def add_service(self, service: str) -> None:
         """Create the service's group, from the first event that is there, if it is missing."""
         with suppress(ResponseError):  # BUSYGROUP: it is there
-            await self.client.xgroup_create(self.key, service, id="0", mkstream=True)
+            await limited(self.client.xgroup_create(self.key, service, id="0", mkstream=True), _TRIP)
 
     async def backlog(self, service: str) -> int:
         """Count the events that the service has not acknowledged."""
-        async with asyncio.timeout(_TRIP):
-            try:
-                groups = await self.client.xinfo_groups(self.key)
-            except ResponseError:  # no such key
-                return 0
-            for group in groups:
-                if group["name"].decode() == service:
-                    lag = group.get("lag")
-                    return int(group["pending"]) + int(await self.client.xlen(self.key) if lag is None else lag)
-            return int(await self.client.xlen(self.key))
+        try:
+            groups = await limited(self.client.xinfo_groups(self.key), _TRIP)
+        except ResponseError:  # no such key
+            return 0
+        for group in groups:
+            if group["name"].decode() == service:
+                lag = group.get("lag")
+                return int(group["pending"]) + int(await self._length() if lag is None else lag)
+        return await self._length()
+
+    async def _length(self) -> int:
+        return int(await limited(self.client.xlen(self.key), _TRIP))
 
     async def trim(self) -> int:
         """Remove the events that every group has acknowledged; returns how many."""
         floors = []
-        for group in await self.client.xinfo_groups(self.key):
+        for group in await limited(self.client.xinfo_groups(self.key), _TRIP):
             oldest = None
             if group["pending"]:
-                oldest = (await self.client.xpending(self.key, group["name"]))["min"]
+                oldest = (await limited(self.client.xpending(self.key, group["name"]), _TRIP))["min"]
             floors.append(oldest or group["last-delivered-id"])
         if not floors:
             return 0
         floor = min(floors, key=lambda id_: tuple(map(int, id_.split(b"-"))))
-        return int(await self.client.xtrim(self.key, minid=floor, approximate=False))
+        return int(await limited(self.client.xtrim(self.key, minid=floor, approximate=False), _TRIP))
 
     async def forget_consumers(self, service: str, idle: float = 86_400.0) -> int:
         """Remove consumers of a service that hold nothing and said nothing for `idle` seconds; returns how many."""
-        return int(await self._forget(keys=[self.key], args=[service, int(idle * 1000)]))
+        return int(await limited(self._forget(keys=[self.key], args=[service, int(idle * 1000)]), _TRIP))
 
     def _dead(self, queue: str) -> str:
         return f"{self._base}:dead:{queue}"
@@ -161,14 +164,12 @@ class RedisStreams:
 
     async def letters(self, queue: str, limit: int = 100) -> list[DeadLetter]:
         """Show the oldest letters."""
-        async with asyncio.timeout(_TRIP):
-            entries: Any = await self.client.xrange(self._dead(queue), count=limit)
+        entries: Any = await limited(self.client.xrange(self._dead(queue), count=limit), _TRIP)
         return [DeadLetter.decode(fields[b"d"], id_.decode()) for id_, fields in entries]
 
     async def remove(self, queue: str, letter: DeadLetter) -> None:
         """Remove a letter."""
-        async with asyncio.timeout(_TRIP):
-            await self.client.xdel(self._dead(queue), letter.position)
+        await limited(self.client.xdel(self._dead(queue), letter.position), _TRIP)
 
     def inbox(self) -> RedisInbox:
         """Give an inbox in the same Redis."""
@@ -199,7 +200,6 @@ class _Consumer:
     async def run(self) -> None:
         loop = asyncio.get_running_loop()
         async with Batch(self._acknowledge, self.engine.link) as acks:
-            pool: Pool[_Held]
 
             async def work(item: _Held) -> None:
                 delay = await self.handle(Delivery(item.data, item.attempt))
@@ -211,42 +211,35 @@ class _Consumer:
                     item.attempt += 1
                     loop.call_later(delay, pool.put, item)
 
+            pool = Pool(work, self.limit)
             try:
-                async with asyncio.TaskGroup() as tasks:
-                    pool = Pool(work, self.limit)
-                    async with pool:
-                        tasks.create_task(self._keep_for_ever())
-                        tasks.create_task(self._take_over_for_ever(pool))
-                        await self._read_for_ever(pool)
+                async with pool:
+                    pool.start(self._keep_for_ever())
+                    pool.start(self._take_over_for_ever(pool))
+                    await self._read_for_ever(pool)
             finally:
-                await self._give_back()
+                await to_the_end(self._give_back())
 
     async def _read_for_ever(self, pool: Pool[_Held]) -> None:
-        backoff = Backoff()
+        attempts = Attempts(self.engine.link)
         while True:
             await pool.until_below(self.limit * 2)
             while len(self.held) >= _MOST_HELD:
                 self.freed.clear()
                 await self.freed.wait()
-            try:
-                async with asyncio.timeout(_BLOCK + _TRIP):
-                    entries = await self._read(self.limit * 4 - len(pool))
-            except Exception as error:  # noqa: BLE001  a lost server is tried for ever
-                if isinstance(error, ResponseError) and "NOGROUP" in str(error):
-                    with suppress(RedisError, TimeoutError):
-                        await self.engine.add_service(self.service)  # the first time, and after FLUSHALL
-                        continue
-                self.engine.link.lost(error)
-                await asyncio.sleep(backoff.pause())
-                continue
-            backoff.reset()
-            self.engine.link.restored()
-            self._hold(pool, entries, {})
+            async with attempts:
+                self._hold(pool, await self._read(self.limit * 4 - len(pool)), {})
 
     async def _read(self, count: int) -> list[tuple[bytes, dict[bytes, bytes]]]:
-        found: Any = await self.engine.client.xreadgroup(
-            self.service, self.instance, {self.engine.key: ">"}, count=count, block=int(_BLOCK * 1000)
-        )
+        engine, block = self.engine, int(_BLOCK * 1000)
+        reading = engine.client.xreadgroup(self.service, self.instance, {engine.key: ">"}, count=count, block=block)
+        try:
+            found: Any = await limited(reading, _BLOCK + _TRIP)
+        except ResponseError as error:
+            if "NOGROUP" not in str(error):
+                raise
+            await engine.add_service(self.service)  # the first time, and after FLUSHALL
+            return []
         return found[0][1] if found else []
 
     def _hold(
@@ -260,51 +253,53 @@ class _Consumer:
 
     async def _take_over_for_ever(self, pool: Pool[_Held]) -> None:
         """Take what other consumers have left, and trim now and then."""
+        attempts = Attempts(Link(f"taking over and trimming in {self.engine.link.name}"))
         pause = max(0.05, self.engine.claim / 4)
         while True:
             await asyncio.sleep(pause)
             await pool.until_below(self.limit * 2)
-            with suppress(Exception):  # the reading loop reports what is wrong
-                async with asyncio.timeout(_TRIP):
-                    await self._take_over(pool)
-                    await self.engine.trim()
-                    await self.engine.forget_consumers(self.service)
+            async with attempts:
+                await self._take_over(pool)
+                await self.engine.trim()
+                await self.engine.forget_consumers(self.service)
 
     async def _take_over(self, pool: Pool[_Held]) -> None:
         client, key = self.engine.client, self.engine.key
         idle = int(self.engine.claim * 1000)
-        _, entries, *_ = await client.xautoclaim(key, self.service, self.instance, idle, count=self.limit)
+        _, entries, *_ = await limited(
+            client.xautoclaim(key, self.service, self.instance, idle, count=self.limit), _TRIP
+        )
         if not entries:
             return
         first, last = entries[0][0], entries[-1][0]
-        pending: Any = await client.xpending_range(key, self.service, first, last, 10 * self.limit, self.instance)
+        pending: Any = await limited(
+            client.xpending_range(key, self.service, first, last, 10 * self.limit, self.instance), _TRIP
+        )
         attempts = {entry["message_id"]: entry["times_delivered"] for entry in pending}
         self._hold(pool, [entry for entry in entries if entry[1] is not None], attempts)
 
     async def _keep_for_ever(self) -> None:
         """Claim again what is held, which makes it not idle."""
+        attempts = Attempts(Link(f"keeping claims in {self.engine.link.name}"))
         while True:
             await asyncio.sleep(self.engine.claim / 3)
-            with suppress(Exception):
-                async with asyncio.timeout(_TRIP):
-                    await self._claim_again(list(self.held), idle=0)
+            async with attempts:
+                await self._claim_again(list(self.held), idle=0)
 
     async def _claim_again(self, ids: list[bytes], idle: int) -> None:
         client, key = self.engine.client, self.engine.key
         for start in range(0, len(ids), _AT_ONCE):
             some: list[Any] = ids[start : start + _AT_ONCE]
-            await client.xclaim(key, self.service, self.instance, 0, some, idle=idle, justid=True)
+            await limited(client.xclaim(key, self.service, self.instance, 0, some, idle=idle, justid=True), _TRIP)
 
     async def _acknowledge(self, ids: list[bytes]) -> None:
-        async with asyncio.timeout(_TRIP):
-            await self.engine.client.xack(self.engine.key, self.service, *ids)
+        await limited(self.engine.client.xack(self.engine.key, self.service, *ids), _TRIP)
 
     async def _give_back(self) -> None:
         """Make what is still held look abandoned, so that another consumer takes it at once."""
-        if self.held:
-            with suppress(Exception):  # else it is taken after the time of the claim
-                async with asyncio.timeout(2.0):
-                    await self._claim_again(list(self.held), idle=int(self.engine.claim * 1000) + 1)
+        with suppress(Exception):  # else it is taken after the time of the claim
+            async with asyncio.timeout(2.0):
+                await self._claim_again(list(self.held), idle=int(self.engine.claim * 1000) + 1)
 
 
 class RedisInbox:
@@ -319,8 +314,7 @@ class RedisInbox:
 
     async def recall(self, event_id: str, service: str) -> Memo:
         """Give what is remembered."""
-        async with asyncio.timeout(_TRIP):
-            found = await self._client.get(self._key(event_id, service))
+        found = await limited(self._client.get(self._key(event_id, service)), _TRIP)
         if found is None:
             return Memo()
         memo = json.loads(found)
@@ -331,5 +325,4 @@ class RedisInbox:
         memo = await self.recall(event_id, service)
         memo.done |= done
         kept = {"done": sorted(memo.done), "failures": memo.failures if failures is None else failures}
-        async with asyncio.timeout(_TRIP):
-            await self._client.set(self._key(event_id, service), json.dumps(kept), ex=_REMEMBERED)
+        await limited(self._client.set(self._key(event_id, service), json.dumps(kept), ex=_REMEMBERED), _TRIP)
