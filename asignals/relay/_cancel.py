@@ -1,0 +1,93 @@
+"""Cancellations that clients lose, and work that a cancellation must not cut in two.
+
+Clients swallow cancellations: before Python 3.12 `asyncio.wait_for` gives the result, if there is one by then, instead
+of raising `CancelledError`, and nats-py catches it while it flushes. Who loops around such a call, or waits after it
+for something that will not come, would never end. That a cancellation was asked for is still known to the task.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import anyio
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Collection, Coroutine
+
+T = TypeVar("T")
+
+
+class SelfCancelledError(RuntimeError):
+    """Something ended by a `CancelledError` though nobody had cancelled it."""
+
+    def __init__(self) -> None:
+        super().__init__("it was cancelled by nobody")
+
+
+def times_cancelled() -> int:
+    """Count the cancellations that were asked of the current task and that nobody has taken back."""
+    task = asyncio.current_task()
+    return 0 if task is None else task.cancelling()
+
+
+async def heeding(call: Awaitable[T]) -> T:
+    """Await a call, and believe of cancellations what the task says, whatever the call makes of them.
+
+    Raises the cancellation that came meanwhile and that the call has swallowed, or turned into an error of its own; and
+    `SelfCancelledError` for a `CancelledError` that nobody asked for.
+    """
+    before = times_cancelled()
+    try:
+        result = await call
+    except asyncio.CancelledError as error:
+        if times_cancelled():
+            raise
+        raise SelfCancelledError from error
+    except Exception as error:
+        if times_cancelled() > before:
+            raise asyncio.CancelledError from error
+        raise
+    if times_cancelled() > before:
+        raise asyncio.CancelledError
+    return result
+
+
+async def limited(call: Awaitable[T], seconds: float) -> T:
+    """Await a client's call as `heeding` does; raises `TimeoutError` after `seconds`, also when it swallows that."""
+    return await heeding(_within(call, seconds))
+
+
+async def _within(call: Awaitable[T], seconds: float) -> T:
+    with anyio.fail_after(seconds):  # cancels again and again, where `asyncio.timeout` does it once
+        return await call
+
+
+async def to_the_end(work: Coroutine[Any, Any, T]) -> T:
+    """Await work to its end in a task of its own, and raise only then a cancellation that came meanwhile.
+
+    That of a scope of anyio's is raised by whatever is awaited next.
+    """
+    task = asyncio.get_running_loop().create_task(work)
+    cancelled: asyncio.CancelledError | None = None
+    with anyio.CancelScope(shield=True):  # else a cancelled scope around us would cancel this wait over and over
+        while not task.done():
+            try:
+                await asyncio.wait([task])
+            except asyncio.CancelledError as error:
+                cancelled = error
+    if cancelled is None:
+        return task.result()
+    raise cancelled from None if task.cancelled() else task.exception()
+
+
+async def end(tasks: Collection[asyncio.Task[Any]]) -> None:
+    """Cancel tasks and wait until they have ended, also when we are cancelled meanwhile; their errors are theirs."""
+    for task in tasks:
+        task.cancel()
+    if tasks:
+        await to_the_end(_until_done(list(tasks)))
+
+
+async def _until_done(tasks: list[asyncio.Task[Any]]) -> None:
+    await asyncio.wait(tasks)
