@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 import asignals
-from asignals.overview.discovery import TargetError, discover
+from asignals.overview.discovery import TargetError, discover, is_orphan
 from asignals.overview.graph import build, dot, mermaid
 from asignals.overview.graph_page import page
 
@@ -404,3 +404,17 @@ def test_hostile_modules_do_no_harm(project):
     graph = build(found)
     assert "Liar" in next(edge.label for edge in graph.edges)
     assert graph.of_kind("sender") == []
+
+
+def test_a_model_signal_that_is_heard_after_the_commit_only_is_no_orphan():
+    """Its receivers stand in another list than those of the flush, and count all the same."""
+    models = pytest.importorskip("asignals.sqlalchemy")
+
+    class Order: ...
+
+    def book(instance): ...
+
+    orphan = is_orphan(models.post_delete)
+    with models.post_delete.connected(book, sender=Order, on="commit"):
+        assert not is_orphan(models.post_delete)
+    assert is_orphan(models.post_delete) == orphan

@@ -157,7 +157,7 @@ def location_of(connection: Connection) -> str:
 
 def is_orphan(signal: AnySignal) -> bool:
     """Whether nobody hears the signal, whoever sends it: no receiver, and no stream."""
-    return not signal._registry.all_links()
+    return not (signal.connections or signal._registry.all_links())
 
 
 def arguments_of(signal: AnySignal) -> list[dict[str, Any]] | None:
