@@ -1,5 +1,7 @@
+import gc
 import logging
 import time
+from contextlib import ExitStack
 
 import anyio
 import pytest
@@ -228,3 +230,189 @@ async def test_arguments_cannot_be_changed_by_a_monitor(made, collect):
         await made.send(None, a=1)
     assert collect.calls[0]["a"] == 1
     assert len(seen) == 2
+
+
+class Around:
+    """Logs what it surrounds, and how that ended; raises where it is told to."""
+
+    def __init__(self, log, fails_in=()):
+        self.log = log
+        self.fails_in = fails_in
+
+    def __call__(self, send, receiver):
+        if "call" in self.fails_in:
+            raise RuntimeError
+        return None if receiver is quick else _Surrounding(self, receiver)
+
+
+class _Surrounding:
+    def __init__(self, around, receiver):
+        self.around = around
+        self.receiver = receiver
+
+    def __enter__(self):
+        if "enter" in self.around.fails_in:
+            raise RuntimeError
+        self.around.log.append(("in", self.receiver))
+
+    def __exit__(self, kind, error, traceback):
+        self.around.log.append(("out", self.receiver, kind))
+        if "exit" in self.around.fails_in:
+            raise RuntimeError
+        if "again" in self.around.fails_in and error is not None:
+            raise error
+        return True
+
+
+@pytest.mark.parametrize("fails_in", ["", "again"])
+async def test_what_surrounds_calls_sees_their_errors_and_swallows_none(made, fails_in):
+    """It is entered and left around each call and the send, or not where it gives nothing; it may raise again."""
+    made.connect(slow)
+    made.connect(quick)
+    made.connect(fails)
+    log, reports = [], []
+    with monitor(reports.append), monitor(around=Around(log, [fails_in])), pytest.raises(ValueError):  # noqa: PT011
+        await made.send(None, a=1)
+    assert log == [
+        ("in", None),
+        ("in", slow),
+        ("out", slow, None),
+        ("in", fails),
+        ("out", fails, ValueError),
+        ("out", None, ValueError),
+    ]
+    assert [report.receiver for report in reports] == [slow, quick, fails, None]
+
+
+@pytest.mark.parametrize("fails_in", ["call", "enter", "exit"])
+async def test_what_surrounds_calls_and_fails_is_logged_and_removed(made, method, caplog, fails_in):
+    """The send does not notice, and it is not asked again; others are left as they were entered."""
+    made.connect(slow)
+    log, others = [], []
+    with (
+        monitor(around=Around(others)),
+        monitor(around=Around(log, [fails_in])),
+        caplog.at_level(logging.ERROR, "asignals"),
+    ):
+        assert await getattr(made, method)(None, a=1) == [(slow, "slow")]
+        assert await getattr(made, method)(None, a=1) == [(slow, "slow")]
+    assert len(caplog.records) == (2 if fails_in == "exit" else 1)  # that of the send was entered before the first
+    assert all(isinstance(record.exc_info[1], RuntimeError) for record in caplog.records)
+    assert others == [("in", None), ("in", slow), ("out", slow, None), ("out", None, None)] * 2
+    assert log == ([("in", None), ("in", slow), ("out", slow, None), ("out", None, None)] if fails_in == "exit" else [])
+
+
+async def test_a_monitor_that_is_interrupted_leaves_nothing_entered(made):
+    """A `BaseException` of a monitor passes through, and what surrounds the call is left all the same."""
+    log = []
+
+    def interrupted(report):
+        raise KeyboardInterrupt
+
+    made.connect(slow)
+    with monitor(interrupted), monitor(around=Around(log)), pytest.raises(KeyboardInterrupt):
+        await made.send(None, a=1)
+    assert [kind for kind, *_ in log] == ["in", "in", "out", "out"]
+
+
+def tells(event):
+    async def inner():
+        await event.wait()
+        return "told"
+
+    return lambda **named: inner()  # a sync receiver that returns an awaitable
+
+
+@pytest.mark.parametrize("is_watched", [False, True])
+async def test_watching_keeps_a_task_group_concurrent(made, method, is_watched):
+    """The awaitable that a sync receiver returns gets a task, watched or not: it may need a later receiver to end."""
+    event = anyio.Event()
+    receiver = tells(event)
+
+    async def sets(**named):
+        event.set()
+
+    made.connect(receiver, weak=False)
+    made.connect(sets)
+    reports = []
+    view = made.using(task_group=anyio.create_task_group)
+    with anyio.fail_after(5), ExitStack() as stack:
+        if is_watched:
+            stack.enter_context(monitor(reports.append))
+        assert await getattr(view, method)(None, a=1) == [(receiver, "told"), (sets, None)]
+    assert [report.receiver for report in reports] == ([sets, receiver, None] if is_watched else [])
+
+
+async def test_what_surrounds_a_call_is_entered_and_left_in_one_task(made):
+    """So an awaitable that a sync receiver returns is awaited in the sender's task then."""
+    tasks = []
+
+    async def inner():
+        tasks.append(anyio.get_current_task().id)
+
+    def receiver(**named):
+        tasks.append(anyio.get_current_task().id)
+        return inner()
+
+    made.connect(receiver)
+    made.connect(slow)
+    with monitor(around=Around([])), anyio.fail_after(5):
+        await made.using(task_group=anyio.create_task_group).send(None, a=1)
+    assert tasks == [anyio.get_current_task().id] * 2
+
+
+async def test_the_failures_of_watched_receivers_in_a_task_group(made):
+    """Sync or in what they return, they are reported, raised by `send` and returned by `send_robust`."""
+
+    async def inner():
+        await checkpoint()
+        raise KeyError
+
+    def fails_later(**named):
+        return inner()
+
+    made.connect(fails_later)
+    made.connect(fails)
+    made.connect(slow)
+    view = made.using(task_group=anyio.create_task_group)
+    reports = []
+    with monitor(reports.append), anyio.fail_after(5):
+        results = await view.send_robust(None, a=1)
+        assert [type(response) for _, response in results] == [KeyError, ValueError, str]
+        assert {report.receiver: type(report.error) for report in reports} == {
+            fails: ValueError,
+            fails_later: KeyError,
+            slow: type(None),
+            None: type(None),
+        }
+        reports.clear()
+        with pytest.raises(ExceptionGroup):
+            await view.send(None, a=1)
+    assert reports[-1].receiver is None
+    assert isinstance(reports[-1].error, ExceptionGroup)
+
+
+async def test_a_call_whose_awaitable_is_dropped_is_reported(made):
+    """When a send ends before the task of that awaitable began, the report says so, and the coroutine is closed."""
+
+    class Full:
+        async def __aenter__(self):
+            return self
+
+        async def __aexit__(self, *error):
+            return None
+
+        def create_task(self, coroutine):
+            raise RuntimeError
+
+    receiver = tells(anyio.Event())
+    made.connect(receiver, weak=False)
+    made.connect(slow)
+    reports = []
+    with monitor(reports.append), anyio.fail_after(5), pytest.raises(ExceptionGroup):
+        await made.using(task_group=Full).send(None, a=1)
+    gc.collect()
+    assert [(report.receiver, type(report.error)) for report in reports] == [
+        (receiver, GeneratorExit),
+        (None, ExceptionGroup),
+    ]
