@@ -6,7 +6,6 @@ import asyncio
 import os
 import secrets
 import socket
-import sys
 from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -151,8 +150,6 @@ async def _jetstream(_path: Path) -> AsyncIterator[World]:
 
 @asynccontextmanager
 async def _redis(_path: Path) -> AsyncIterator[World]:
-    if sys.version_info < (3, 12):
-        pytest.skip("before Python 3.12 the client loses cancellations, and a consumer may not end")
     from redis.asyncio import Redis
 
     from asignals.relay import RedisStreams
