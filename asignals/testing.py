@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, Self
 
 import anyio
 
-from asignals import Event, Signal, monitor
+from asignals import Connection, Event, Signal, monitor
 from asignals._refs import sender_key
 from asignals._show import Shower
 from asignals._waker import Waker
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
     from types import TracebackType
 
-    from asignals._registry import Snapshot
+    from asignals._registry import Registry, Snapshot
 
 __all__ = ["ANY", "Capture", "capture", "muted", "restored", "swap_receivers"]
 
@@ -242,14 +242,16 @@ def muted(*signals: AnySignal, everywhere: bool = False) -> Iterator[None]:
 def swap_receivers(signal: AnySignal, *receivers: Callable[..., object], sender: object = None) -> Iterator[None]:
     """Let only these receivers hear the signal inside the block, then restore exactly what was connected before.
 
-    They are connected strongly, in this order, for `sender`. What the block itself connects or disconnects is undone
-    as well. Seen by everyone, not only by this context: do not use it in tests that run at once in one process.
+    They are connected strongly, in this order, for `sender` (to a model signal: for its flush). What the block itself
+    connects or disconnects is undone as well. Seen by everyone, not only by this context: do not use it in tests that
+    run at once in one process.
     `ValueError` or `TypeError` for a receiver that `connect` refuses, and then nothing has changed. Streams go on
     listening.
     """
     with restored(signal):
-        for connection in signal.connections:
-            signal.disconnect(connection.receiver, connection.sender, connection.dispatch_uid)
+        for registry in signal._registries():
+            for connection in _connections(registry):
+                registry.remove(connection)
         for each in receivers:
             signal.connect(each, sender, weak=False)
         yield
@@ -263,28 +265,30 @@ def restored(*signals: AnySignal) -> Iterator[None]:
     other options is as before, at its place. Receivers that were connected at the start are kept alive by the block.
     Seen by everyone.
     """
-    before = [(signal, _snapshots(signal)) for signal in signals]
+    before = [(registry, _snapshots(registry)) for signal in signals for registry in signal._registries()]
     try:
         yield
     finally:
-        for signal, snapshots in before:
-            _restore(signal, snapshots)
+        for registry, snapshots in before:
+            _restore(registry, snapshots)
 
 
-def _snapshots(signal: AnySignal) -> list[Snapshot]:
-    registry = signal._registry
+def _connections(registry: Registry) -> list[Connection]:
+    return [link for link in registry.all_links() if isinstance(link, Connection)]
+
+
+def _snapshots(registry: Registry) -> list[Snapshot]:
     with registry.lock:
-        found = [(each.receiver, each.sender, each.dispatch_uid) for each in signal.connections]
+        found = [(each.receiver, each.sender, each.dispatch_uid) for each in _connections(registry)]
         return [registry.snapshot(receiver, sender, uid) for receiver, sender, uid in found if receiver is not None]
 
 
-def _restore(signal: AnySignal, before: list[Snapshot]) -> None:
-    registry = signal._registry
+def _restore(registry: Registry, before: list[Snapshot]) -> None:
     kept = {id(snapshot.connection) for snapshot in before}
     with registry.lock:
-        for connection in signal.connections:
+        for connection in _connections(registry):
             if id(connection) not in kept:
-                signal.disconnect(connection.receiver, connection.sender, connection.dispatch_uid)
+                registry.remove(connection)
         for snapshot in before:
             registry.restore(snapshot)
 

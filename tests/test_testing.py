@@ -493,3 +493,32 @@ async def _run_in(context, sig):
     coroutine = sig.send("shop", amount=9)
     with pytest.raises(StopIteration):
         context.run(coroutine.send, None)
+
+
+def test_model_signals_are_restored_in_all_their_phases():
+    """Receivers of the commit, too, are swapped, and are afterwards what they were."""
+    post_save = pytest.importorskip("asignals.sqlalchemy").post_save
+
+    class Order: ...
+
+    def ship(instance): ...
+
+    def book(instance): ...
+
+    def log(instance): ...
+
+    def phases():
+        return {phase: post_save.registry(phase).all_links() for phase in ("flush", "commit", "rollback")}
+
+    with restored(post_save):
+        post_save.connect(ship, sender=Order)
+        post_save.connect(book, sender=Order, on="commit")
+        before = phases()
+        with restored(post_save):
+            post_save.connect(log, sender=Order, on="rollback")
+            post_save.disconnect(book, sender=Order)
+        assert phases() == before
+        with swap_receivers(post_save, log):
+            assert [each.receiver for each in post_save.connections] == [log]
+        assert phases() == before
+    assert not {ship, book, log} & {each.receiver for each in post_save.connections}

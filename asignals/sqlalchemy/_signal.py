@@ -254,11 +254,11 @@ class ModelSignal(Signal[..., Any]):
     def connections(self) -> tuple[Connection, ...]:
         """The live connections of all phases, those of the flush first."""
         return tuple(
-            link
-            for phase in self._phases.values()
-            for link in phase._registry.all_links()
-            if isinstance(link, Connection)
+            link for registry in self._registries() for link in registry.all_links() if isinstance(link, Connection)
         )
+
+    def _registries(self) -> tuple[Registry, ...]:
+        return tuple(phase._registry for phase in self._phases.values())
 
     def has_listeners(self, sender: object = None) -> bool:
         """Whether an event of this sender would reach anybody in any phase, muted or not."""
