@@ -321,3 +321,33 @@ async def test_concurrent_sends_keep_their_spans_apart(telemetry):
             send = spans[span.parent.span_id]
             roots.append(spans[send.parent.span_id].name)
     assert sorted(roots) == sorted(f"request {number}" for number in range(50))
+
+
+@pytest.mark.parametrize("part", ["tracer_provider", "meter_provider"])
+async def test_telemetry_that_fails_harms_no_send(caplog, collect, part):
+    """It is logged once and ended; receivers are called once, and what they return or raise is what the sender gets."""
+
+    class Broken:
+        def __getattr__(self, name):
+            raise OSError(name)
+
+    class Provider(TracerProvider if part == "tracer_provider" else MeterProvider):
+        def get_tracer(self, *args, **options):
+            return Broken()
+
+        def get_meter(self, *args, **options):
+            meter = super().get_meter(*args, **options)
+            meter.create_counter = meter.create_histogram = lambda *args, **options: Broken()
+            return meter
+
+    paid = Signal([], name="shop.paid")
+    paid.connect(collect)
+    paid.connect(fail)
+    with instrument(**{part: Provider(shutdown_on_exit=False)}):
+        with pytest.raises(LookupError):
+            await paid.send(None)
+        assert len(collect.calls) == 1
+        assert type((await paid.send_robust(None))[1][1]) is LookupError
+    assert len(collect.calls) == 2
+    assert "a monitor failed and was removed" in caplog.text
+    assert watchers == []
