@@ -153,8 +153,6 @@ class Background:
                 interruption = await self._finish()
             self._refuse()
             await self._end_workers(interruption)
-            if interruption is not None and interruption is not error:
-                raise interruption
         finally:
             del interruption  # whose traceback refers to this frame
             self._give_up()
@@ -193,11 +191,11 @@ class Background:
             with self._lock:
                 if self._offer(job):
                     return
+            msg = f"a Background runs {self._limit} sends and keeps {self._buffer} more, and has no room"
+            raise anyio.WouldBlock(msg)
         finally:
             if job.number < 0:
                 job.end()
-        msg = f"a Background runs {self._limit} sends and keeps {self._buffer} more, and has no room"
-        raise anyio.WouldBlock(msg)
 
     async def drain(self, timeout: float | None = None) -> int:  # noqa: ASYNC109  it returns what is left
         """Wait until the sends accepted so far are done; returns how many are not done by then, newer ones included.
@@ -427,7 +425,10 @@ class Background:
             sender.wake()
 
     async def _end_workers(self, interruption: BaseException | None) -> None:
-        """Cancel the workers, which are idle unless there was an interruption, and wait for their end."""
+        """Cancel the workers, which are idle unless there was an interruption, and wait for their end.
+
+        Their group raises the interruption again.
+        """
         self._group.cancel_scope.cancel()
         if interruption is None:
             await self._group.__aexit__(None, None, None)

@@ -14,6 +14,7 @@ import anyio.to_thread
 import pytest
 
 from asignals import Background, Signal
+from asignals._waker import Waker, cancellation
 
 pytestmark = pytest.mark.anyio
 
@@ -663,3 +664,16 @@ async def test_sniffio_need_not_be_there(signal, seen, monkeypatch):
         async with Background(limit=1) as background:
             await anyio.to_thread.run_sync(lambda: background.send_nowait(signal, None, x=1))
     assert seen == [1]
+
+
+def test_a_worker_that_outlives_its_loop_is_closed_quietly():
+    """A coroutine that the collector closes where no loop runs knows of no cancellation, and needs none."""
+    left = []
+
+    async def begins():
+        left.append(Background()._rest(Waker()))
+        left[0].send(None)
+
+    asyncio.run(begins())
+    left[0].close()
+    assert cancellation() == ()

@@ -1,13 +1,16 @@
 """Every public awaitable, cancelled at each of its checkpoints in turn: nothing is left, and the next one is whole."""
 
 import asyncio
+import threading
 
 import anyio
 import anyio.lowlevel
+import anyio.to_thread
 import pytest
 from stepping import HOWS, cancel_everywhere, on_trio
 
 from asignals import Background, Signal, stream
+from asignals._thread import _Work
 
 pytestmark = pytest.mark.anyio
 
@@ -340,3 +343,71 @@ async def test_background_sends_of_receivers(how, depth):
 def test_the_helper_knows_the_loop():
     """Outside of asyncio, the tests for cancelling take the loop for trio."""
     assert on_trio()
+
+
+async def test_a_thread_s_call_that_was_cancelled_before_a_thread_was_free():
+    """It is withdrawn: nobody calls the receiver afterwards, whenever a thread comes to it."""
+    signal = Signal(["x"])
+    called = []
+    release = threading.Event()
+
+    def receives(x):
+        called.append(x)
+
+    signal.connect(receives, in_thread=True)
+    limiter = anyio.to_thread.current_default_thread_limiter()
+    before = limiter.total_tokens
+    limiter.total_tokens = 1
+    try:
+        with anyio.fail_after(5):
+            async with anyio.create_task_group() as group:
+                group.start_soon(anyio.to_thread.run_sync, release.wait)
+                await anyio.wait_all_tasks_blocked()
+                with anyio.CancelScope() as scope:
+                    async with anyio.create_task_group() as senders:
+                        senders.create_task(signal.send(None, x=1))
+                        await anyio.wait_all_tasks_blocked()
+                        scope.cancel()
+                release.set()
+    finally:
+        release.set()
+        limiter.total_tokens = before
+    assert called == []
+
+
+async def test_a_thread_that_comes_too_late_makes_no_call():
+    """Once a call has been withdrawn, it is not made."""
+    called = []
+    work = _Work(lambda: called.append(1))
+    with anyio.fail_after(5):
+        await work.end()
+        await anyio.to_thread.run_sync(work.run)
+    assert called == []
+
+
+async def test_a_thread_s_end_is_awaited_however_often_this_is_cancelled(anyio_backend):
+    """`Task.cancel()` twice leaves no thread running, and the coroutine that the thread has made is closed."""
+    if anyio_backend[0] == "trio":
+        pytest.skip("trio has no native cancellation")
+    signal = Signal(["x"])
+    began, release = threading.Event(), threading.Event()
+    log = []
+
+    def receives(x):
+        began.set()
+        log.append(release.wait(5))
+        return anyio.sleep(x)
+
+    signal.connect(receives, in_thread=True)
+    with anyio.fail_after(5):
+        task = asyncio.ensure_future(signal.send(None, x=1))
+        while not began.is_set():
+            await anyio.lowlevel.checkpoint()
+        for _ in range(3):
+            task.cancel()
+            await anyio.wait_all_tasks_blocked()
+            assert not task.done()
+        release.set()
+        await asyncio.wait([task])
+    assert task.cancelled()
+    assert log == [True]

@@ -1,7 +1,7 @@
 """Which task and `ContextVar`s receivers see in each mode, and where their changes are seen."""
 
 import asyncio
-from contextvars import ContextVar
+from contextvars import ContextVar, copy_context
 
 import anyio
 import anyio.from_thread
@@ -9,6 +9,7 @@ import anyio.lowlevel
 import pytest
 
 from asignals import Background, Signal
+from asignals._context import in_context
 
 pytestmark = pytest.mark.anyio
 
@@ -204,3 +205,25 @@ async def test_a_background_knows_no_deadline_of_the_sender():
                 scope.cancel()
             go_on.set()
     assert ended == [limit.deadline]
+
+
+async def test_closing_what_runs_in_another_context():
+    """A coroutine that is closed while it waits there cleans up in its own context."""
+    context = copy_context()
+    log = []
+
+    async def works():
+        variable.set("inside")
+        try:
+            await anyio.lowlevel.checkpoint()
+        finally:
+            log.append(variable.get())
+
+    async def awaits():
+        await in_context(context, works())
+
+    coroutine = awaits()
+    coroutine.send(None)
+    coroutine.close()
+    assert log == ["inside"]
+    assert variable.get() == "unset"

@@ -1,12 +1,14 @@
 """Listening instead of being called: streams, what they keep, and when senders wait."""
 
+import asyncio
+import copy
 import gc
 
 import anyio
 import anyio.to_thread
 import pytest
 
-from asignals import BufferFull, Signal, stream
+from asignals import BufferFull, Event, Signal, stream
 
 pytestmark = pytest.mark.anyio
 
@@ -165,3 +167,117 @@ async def test_waiting_for_one_event(signal):
             for sender, number in (("me", 1), ("other", 2), ("me", 3)):
                 await signal.send(sender, x=number)
     assert task[0].x == 3
+
+
+async def test_what_an_event_has_and_has_not(signal):
+    """Arguments are items and attributes, also in a copy; others are an `AttributeError` or a `KeyError`."""
+    with anyio.fail_after(5):
+        async with signal.stream() as events:
+            await signal.send("sender", x=1)
+            event = await anext(events)
+    for each in (event, copy.copy(event)):
+        assert (each.sender, each.x, each["x"]) == ("sender", 1, 1)
+    with pytest.raises(AttributeError, match="no argument 'y'"):
+        event.y  # noqa: B018
+    with pytest.raises(KeyError):
+        event["y"]
+    assert not hasattr(object.__new__(Event), "__array__")
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        (TypeError, {"where": 3}),
+        (TypeError, {"where": anyio.sleep}),
+        (TypeError, {"buffer": 1.5}),
+        (TypeError, {"buffer": True}),
+        (ValueError, {"buffer": 0}),
+        (ValueError, {"overflow": "drop"}),
+    ],
+    ids=lambda value: "-".join(value) if isinstance(value, dict) else None,
+)
+async def test_options_of_another_kind_are_refused(signal, kind, options):
+    """The message names the option, whether it is given to the signal or to the function."""
+    with pytest.raises(kind, match=next(iter(options))):
+        signal.stream(**options)
+    with pytest.raises(kind, match=next(iter(options))):
+        stream(signal, **options)
+
+
+@pytest.mark.parametrize("signals", [(), (3,)])
+async def test_only_signals_can_be_listened_to(signals):
+    """A stream of nothing is a mistake."""
+    with pytest.raises(TypeError, match="one or more signals"):
+        stream(*signals)
+
+
+async def test_a_stream_is_entered_once_before_it_is_read(signal):
+    """It says so, and its `repr` tells in which state it is."""
+    events = signal.stream(buffer=3)
+    assert "new, 0 of 3" in repr(events)
+    with anyio.fail_after(5):
+        with pytest.raises(RuntimeError, match="enter the stream first"):
+            await anext(events)
+        async with events:
+            await signal.send(None, x=1)
+            assert "open, 1 of 3" in repr(events)
+            with pytest.raises(RuntimeError, match="once"):
+                await events.__aenter__()
+    assert "closed, 0 of 3" in repr(events)
+
+
+@pytest.mark.parametrize("task_group", [None, anyio.create_task_group], ids=["sequential", "group"])
+async def test_a_stream_that_is_left_during_a_send_gets_nothing_of_it(signal, task_group):
+    """Once the block has been left, a send under way keeps nothing for it and does not wait."""
+    events = signal.stream(buffer=1)
+
+    async def leaves(**named):
+        await events.__aexit__(None, None, None)
+
+    signal.connect(leaves)
+    with anyio.fail_after(5):
+        async with events:
+            await signal.using(task_group=task_group, limit=1).send(None, x=1)
+            assert not events._events
+
+
+async def test_a_sender_that_is_cancelled_as_its_stream_is_abandoned(signal, anyio_backend):
+    """Both at once are no trouble."""
+    if anyio_backend[0] == "trio":
+        pytest.skip("on trio, what has been woken is not cancelled")
+    events = await signal.stream(buffer=1).__aenter__()
+    with anyio.fail_after(5):
+        await signal.send(None, x=1)
+        sender = asyncio.ensure_future(signal.send(None, x=2))
+        await anyio.wait_all_tasks_blocked()
+        del events
+        gc.collect()
+        sender.cancel()
+        await asyncio.wait([sender])
+    assert sender.cancelled()
+    assert not signal.has_listeners()
+
+
+@pytest.mark.parametrize("then", ["another reader", "no reader", "the block is left"])
+async def test_an_event_given_to_a_reader_that_is_cancelled(signal, anyio_backend, then):
+    """It goes to the next reader, or stays the first to be read; after the block it is discarded."""
+    if anyio_backend[0] == "trio":
+        pytest.skip("on trio, what has been woken is not cancelled")
+
+    with anyio.fail_after(5):
+        async with signal.stream() as events:
+            reader = asyncio.ensure_future(anext(events))
+            await anyio.wait_all_tasks_blocked()
+            others = [asyncio.ensure_future(anext(events))] if then == "another reader" else []
+            await anyio.wait_all_tasks_blocked()
+            await signal.send(None, x=1)
+            reader.cancel()
+            if then != "the block is left":
+                await asyncio.wait([reader])
+                await signal.send(None, x=2)
+                read = [(await other).x for other in others]
+                read += [(await anext(events)).x for _ in range(2 - len(read))]
+                assert read == [1, 2]
+        await asyncio.wait([reader])
+    assert reader.cancelled()
+    assert not events._events

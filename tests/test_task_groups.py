@@ -399,3 +399,142 @@ async def test_a_failed_send_leaves_no_cycle(group, log, kinds, method, monkeypa
         assert reference() is None
     finally:
         gc.enable()
+
+
+async def test_a_signal_nobody_hears(group):
+    """There is nothing to start, and nothing in the results."""
+    with anyio.fail_after(5):
+        assert await Signal(["x"], task_group=group).send(None, x=1) == []
+
+
+@pytest.mark.parametrize("later", [["sync", "waits"], ["waits"]], ids=", ".join)
+@pytest.mark.parametrize("limit", [None, 1])
+async def test_nothing_is_called_after_a_failure_without_an_await(group, log, later, limit):
+    """Neither a sync receiver nor the last one, which wait for those before them to begin, or to end."""
+    signal = Signal(["x"], task_group=group, limit=limit)
+
+    async def fails_at_once(**named):
+        raise OSError
+
+    signal.connect(fails_at_once)
+    connect(signal, log, *later)
+    with anyio.fail_after(5), pytest.raises(ExceptionGroup):
+        await signal.send(None, x=1)
+    assert log == []
+
+
+async def test_receivers_that_vanish_during_a_send(group):
+    """Those that die or are disconnected before their turn are not called, of whatever kind."""
+    signal = Signal(["x"], task_group=group)
+    called = []
+
+    async def removes(**named):
+        called.append("removes")
+        signal.disconnect(leaves)
+        receivers.clear()
+
+    def leaves(**named):
+        called.append("leaves")
+
+    async def dies(**named):
+        called.append("dies")
+
+    receivers = [dies]
+    signal.connect(removes)
+    signal.connect(leaves)
+    signal.connect(dies)
+    signal.connect(removes, dispatch_uid="again")
+    del dies
+    with anyio.fail_after(5):
+        results = await signal.send(None, x=1)
+    gc.collect()
+    assert called == ["removes", "removes"]
+    assert [receiver for receiver, _ in results] == [removes, removes]
+
+
+class Given:
+    """What a sync receiver may return: to be awaited, and no coroutine."""
+
+    def __await__(self):
+        yield from anyio.lowlevel.checkpoint().__await__()
+        return "awaited"
+
+
+async def test_any_awaitable_may_be_returned(group, log):
+    """It gets a task, and when the send fails before, it is just let go."""
+    for kinds, expected in ((["waits"], ["awaited", 1]), (["sync fails", "waits"], OSError)):
+        signal = Signal(["x"], task_group=group)
+        signal.connect(lambda **named: Given(), weak=False)
+        connect(signal, log, *kinds)
+        with anyio.fail_after(5):
+            if expected is OSError:
+                with pytest.raises(ExceptionGroup):
+                    await signal.send(None, x=1)
+            else:
+                assert [response for _, response in await signal.send(None, x=1)] == expected
+
+
+async def test_an_awaitable_that_no_task_came_to_await():
+    """It is let go, and a coroutine closed, when the group takes no tasks."""
+
+    class Full:
+        async def __aenter__(self):
+            return self
+
+        async def __aexit__(self, *error):
+            return None
+
+        def create_task(self, coroutine):
+            raise RuntimeError
+
+    for given in (Given, Given().__await__, anyio.lowlevel.checkpoint):
+        signal = Signal(["x"], task_group=Full)
+        signal.connect(lambda given=given, **named: given(), weak=False)
+        signal.connect(lambda **named: None, weak=False)
+        with anyio.fail_after(5), contextlib.suppress(ExceptionGroup):
+            await signal.send(None, x=1)
+    gc.collect()
+
+
+async def test_closing_a_send():
+    """A coroutine that is closed while its lone receiver waits is closed with it, and nothing is raised."""
+    signal = Signal(["x"], task_group=anyio.create_task_group)
+    log = []
+
+    async def receives(**named):
+        try:
+            await anyio.lowlevel.checkpoint()
+        finally:
+            log.append("closed")
+
+    signal.connect(receives)
+    coroutine = signal.send(None, x=1)
+    coroutine.send(None)
+    coroutine.close()
+    assert log == ["closed"]
+
+
+@pytest.mark.parametrize("method", ["send", "send_robust"])
+async def test_what_a_sync_receiver_returns_may_fail(group, method):
+    """Its error is the receiver's, and says so."""
+    signal = Signal(["x"], task_group=group)
+
+    async def inner():
+        await anyio.lowlevel.checkpoint()
+        raise OSError
+
+    def returns(**named):
+        return inner()
+
+    async def ends(**named):
+        pass
+
+    signal.connect(returns)
+    signal.connect(ends)
+    with anyio.fail_after(5):
+        if method == "send_robust":
+            assert [type(response) for _, response in await signal.send_robust(None, x=1)] == [OSError, type(None)]
+        else:
+            with pytest.raises(ExceptionGroup) as caught:
+                await signal.send(None, x=1)
+            assert "returns" in caught.value.exceptions[0].__notes__[0]
