@@ -9,6 +9,7 @@ import random
 import socket
 import struct
 import sys
+import threading
 import time
 import types
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -18,6 +19,7 @@ from typing import Any, TypeAlias
 import anyio
 import anyio.from_thread
 import anyio.lowlevel
+import anyio.to_thread
 import pytest
 
 from asignals import Signal, asgi
@@ -367,6 +369,34 @@ def test_client_gone_in_the_middle_of_a_request(server: str, go: Callable[[socke
         assert heard.wait("request_finished")["status"] is None
     assert heard.names()[-1] == "request_finished"
     assert heard.names().count("request_finished") == 1
+
+
+@pytest.mark.parametrize("go", [leave, reset])
+@pytest.mark.parametrize("signal", [asgi.request_started, asgi.request_finished], ids=["started", "finished"])
+def test_client_gone_while_receivers_run(
+    server: str, signal: Signal[..., Any], go: Callable[[socket.socket], None]
+) -> None:
+    """A receiver is not disturbed by a client that leaves meanwhile, and one `request_finished` follows in any case."""
+    app = make_shop()
+    heard = Heard(app)
+    entered, gate, left = threading.Event(), threading.Event(), threading.Event()
+
+    @signal.connect(sender=app)
+    async def linger(**_: Any) -> None:
+        entered.set()
+        await anyio.to_thread.run_sync(gate.wait, PATIENCE)
+        left.set()
+
+    with serving(server, SignalMiddleware(app)) as port:
+        with talking(port, "GET /pizza HTTP/1.1\nHost: shop\n\n") as client:
+            assert entered.wait(PATIENCE)
+            go(client)
+        if signal is asgi.request_started:
+            assert heard.names() == ["request_started"]
+        gate.set()
+        heard.wait("request_finished")
+        assert left.wait(PATIENCE)
+    assert heard.names().count("request_finished") == heard.names().count("request_started") == 1
 
 
 def test_shutdown_in_the_middle_of_a_response(server: str) -> None:
