@@ -8,41 +8,16 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import anyio
 
+from asignals.demo.engines import NOTHING, own_place, transport_for
 from asignals.demo.shop import Store, pizza_done
 from asignals.relay import Relay
 from asignals.relay.worker import run_worker
 
 TOPIC = "pizza.done"
 _TAKE_IN = 30.0  # seconds that the kitchen may take to hear of the last pizzas
-
-
-def transport_for(url: str, name: str) -> Any:
-    """Choose the engine by a URL's scheme; raises `ValueError` for one that is not known."""
-    scheme = urlsplit(url).scheme
-    if scheme == "nats":
-        from asignals.relay import JetStream  # noqa: PLC0415  each engine needs its own extra
-
-        return JetStream(url, stream=name)
-    if scheme in ("redis", "rediss"):
-        from asignals.relay import RedisStreams  # noqa: PLC0415
-
-        return RedisStreams(url, prefix=name)
-    if scheme in ("amqp", "amqps"):
-        from faststream.rabbit import RabbitBroker  # noqa: PLC0415
-
-        from asignals.relay import FastStreamTransport  # noqa: PLC0415
-
-        return FastStreamTransport(RabbitBroker(url), name=name)
-    if scheme.startswith(("sqlite", "postgresql")):
-        from asignals.relay import Database  # noqa: PLC0415
-
-        return Database(url)
-    msg = f"--relay takes sqlite, or a URL of nats, redis, amqp, postgresql+asyncpg or sqlite+aiosqlite, not {url!r}"
-    raise ValueError(msg)
 
 
 def _senders() -> tuple[Any, Any]:
@@ -58,11 +33,12 @@ def _senders() -> tuple[Any, Any]:
 
 
 class NextDoor:
-    """The kitchen as the shop sees it."""
+    """The kitchen as the shop sees it; `name` is what this run calls itself on the engine."""
 
-    def __init__(self, process: asyncio.subprocess.Process, relay: Relay) -> None:
+    def __init__(self, process: asyncio.subprocess.Process, relay: Relay, name: str) -> None:
         self._process = process
         self._relay = relay
+        self.name = name
         self.heard: int = 0
 
     @property
@@ -94,36 +70,42 @@ async def next_door(url: str) -> AsyncIterator[NextDoor]:
     A URL of no known engine ends the program.
     """
     with tempfile.TemporaryDirectory() as directory:
-        url = f"sqlite+aiosqlite:///{directory}/relay.db" if url == "sqlite" else url
-        name = "asignals-demo"
+        url = f"sqlite+aiosqlite:///{directory}/relay.db" if url == NOTHING else url
         try:
-            transport = transport_for(url, name)
+            transport_for(url, "kitchen")
         except ValueError as error:
             sys.exit(f"asignals: {error}")
-        relay = Relay(transport, "shop", senders=_senders())
-        relay.export(pizza_done, TOPIC)
-        try:
-            kitchen = Relay(relay.transport, "kitchen", senders=_senders())
-            kitchen.receive(pizza_done, TOPIC)
-            await kitchen.init()  # before the first pizza: who is not known is not told
-            environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path.cwd()), *sys.path])}
-            command = [sys.executable, "-m", "asignals.demo.kitchen", url, name]
-            process = await asyncio.create_subprocess_exec(
-                *command, stdout=asyncio.subprocess.PIPE, env=environment, start_new_session=True
-            )
-            door = NextDoor(process, relay)
-            listening = asyncio.create_task(door.listen())
+        async with own_place(url) as name:
+            relay = Relay(transport_for(url, name), "shop", senders=_senders())
+            relay.export(pizza_done, TOPIC)
             try:
-                async with relay:
+                async with _open(relay, url, name) as door:
                     yield door
             finally:
-                with anyio.CancelScope(shield=True):
-                    if process.returncode is None:
-                        process.terminate()
-                    await process.wait()
-                    await listening
-        finally:
-            relay.stop_exporting(pizza_done)
+                relay.stop_exporting(pizza_done)
+
+
+@asynccontextmanager
+async def _open(relay: Relay, url: str, name: str) -> AsyncIterator[NextDoor]:
+    kitchen = Relay(relay.transport, "kitchen", senders=_senders())
+    kitchen.receive(pizza_done, TOPIC)
+    await kitchen.init()  # before the first pizza: who is not known is not told
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path.cwd()), *sys.path])}
+    command = [sys.executable, "-m", "asignals.demo.kitchen", url, name]
+    process = await asyncio.create_subprocess_exec(
+        *command, stdout=asyncio.subprocess.PIPE, env=environment, start_new_session=True
+    )
+    door = NextDoor(process, relay, name)
+    listening = asyncio.create_task(door.listen())
+    try:
+        async with relay:
+            yield door
+    finally:
+        with anyio.CancelScope(shield=True):
+            if process.returncode is None:
+                process.terminate()
+            await process.wait()
+            await listening
 
 
 async def cook(url: str, name: str) -> None:

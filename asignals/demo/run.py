@@ -122,7 +122,8 @@ class _Demo:
     def as_dict(self) -> dict[str, Any]:
         figures = {"requests": self.ends.total(), "ends": dict(self.ends), **self.tally.as_dict()}
         if self.kitchen is not None:
-            figures["kitchen"] = {"sent": self.kitchen.sent, "heard": self.kitchen.heard}
+            kitchen = self.kitchen
+            figures["kitchen"] = {"name": kitchen.name, "sent": kitchen.sent, "heard": kitchen.heard}
         return figures
 
 
