@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
+import time
 from collections import deque
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -42,6 +43,7 @@ logger: logging.Logger = logging.getLogger("asignals.relay")
 _DELIVERY: Final = 10.0  # seconds after which an event that was not acknowledged counts as not published
 _TRIP: Final = 10.0  # seconds that asking a broker may take
 _POLL: Final = 0.1  # seconds that one look for events may take, and so the most that leaving waits for it
+_FINISH: Final = 5.0  # seconds for which a partition is not handed on while its events are being handled
 _COMMIT: Final = 0.5  # seconds between two commits
 _MOST_HELD: Final = 10_000  # events beyond the first that is not done yet
 
@@ -53,6 +55,8 @@ class Offsets:
         self._open: deque[int] = deque()
         self._done: set[int] = set()
         self.position: int | None = None
+        self.running: int = 0
+        self.is_over: bool = False  # the partition is another's now
 
     def __len__(self) -> int:
         """Offsets that hold the position up, or follow one that does."""
@@ -255,14 +259,20 @@ class _Consumer:
     limit: int
     partitions: dict[int, Offsets] = field(default_factory=dict)
     moved: set[int] = field(default_factory=set)
-    is_paused: bool = False
+    is_paused: bool | None = None  # None: not known of the partitions that are assigned now
 
     async def run(self) -> None:
         loop = asyncio.get_running_loop()
         pool: Pool[_Held]
 
         async def work(item: _Held) -> None:
-            delay = await self.handle(Delivery(item.data, item.attempt))
+            if item.offsets.is_over:
+                return  # the partition was taken away meanwhile, and whoever has it now is given the event, too
+            item.offsets.running += 1
+            try:
+                delay = await self.handle(Delivery(item.data, item.attempt))
+            finally:
+                item.offsets.running -= 1
             if delay is not None:
                 item.attempt += 1
                 loop.call_later(delay, pool.put, item)
@@ -272,7 +282,8 @@ class _Consumer:
         pool = Pool(work, self.limit)
         try:
             async with pool:
-                self.client.subscribe([self.engine.name], on_revoke=self._revoked, on_lost=self._lost)
+                told = {"on_assign": self._assigned, "on_revoke": self._revoked, "on_lost": self._lost}
+                self.client.subscribe([self.engine.name], **told)
                 await self._read_for_ever(pool)
         finally:
             # The events that are not done lie above the committed offsets: leaving the group gives them back.
@@ -322,15 +333,25 @@ class _Consumer:
             self.moved |= moved
             logger.debug("Kafka did not take a commit (%s)", error)
 
-    def _revoked(self, _client: Consumer, partitions: list[TopicPartition]) -> None:
+    def _assigned(self, _client: Consumer, _partitions: list[TopicPartition]) -> None:
+        self.is_paused = None  # a partition that was paused when it was taken away comes back paused
+
+    def _revoked(self, client: Consumer, partitions: list[TopicPartition]) -> None:
+        """Let what runs come to its end before the next one begins there, so that little is done twice."""
+        taken = [self.partitions[one.partition] for one in partitions if one.partition in self.partitions]
+        for offsets in taken:
+            offsets.is_over = True
+        end = time.monotonic() + _FINISH
+        while any(offsets.running for offsets in taken) and time.monotonic() < end:
+            time.sleep(0.005)  # in a thread: the event loop goes on
         self._commit()
-        self._lost(_client, partitions)
+        self._lost(client, partitions)
 
     def _lost(self, _client: Consumer, partitions: list[TopicPartition]) -> None:
         for partition in partitions:
-            self.partitions.pop(partition.partition, None)
             self.moved.discard(partition.partition)
-        self.is_paused = False
+            if (offsets := self.partitions.pop(partition.partition, None)) is not None:
+                offsets.is_over = True
 
     def _leave(self) -> None:
         with suppress(KafkaException, RuntimeError):
