@@ -1,0 +1,214 @@
+"""What is the databases' own: who is woken by a commit, and how long SQLite's one lock is held."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import asynccontextmanager, suppress
+from typing import TYPE_CHECKING, Any, Self
+
+import pytest
+from relay_support import postgres_schema, require, until
+from sqlalchemy import event, text
+from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
+
+from asignals.relay import Database, Envelope, SQLAlchemyOutbox, outbox
+from asignals.relay._sql import as_engine
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Sequence
+    from pathlib import Path
+
+    from sqlalchemy.ext.asyncio import AsyncEngine
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture
+def anyio_backend() -> tuple[str, dict[str, Any]]:
+    """The relay is for asyncio only."""
+    return "asyncio", {}
+
+
+@pytest.fixture
+def deaf(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Relays look only when this process wakes them: they hear nobody else, and not by themselves within the test."""
+
+    @asynccontextmanager
+    async def hears_nobody(*_: object) -> AsyncIterator[None]:
+        yield
+
+    monkeypatch.setattr(outbox, "listening", hears_nobody)
+    monkeypatch.setattr(outbox, "_POLL", 3600.0)
+
+
+class Draining:
+    """A relay's drain in a task of its own, and what it has published."""
+
+    def __init__(self, of: SQLAlchemyOutbox) -> None:
+        self.bodies: list[bytes] = []
+        self.looks = 0
+        self._outbox = of
+
+    async def publish(self, envelopes: Sequence[Envelope]) -> None:
+        self.bodies += [envelope.body for envelope in envelopes]
+
+    async def __aenter__(self) -> Self:
+        take = self._outbox.drain_once
+
+        async def counted(publish: Any) -> int:
+            count = await take(publish)
+            self.looks += 1
+            return count
+
+        self._outbox.drain_once = counted  # type: ignore[method-assign]  # counts what it does
+        self._task = asyncio.create_task(self._outbox.drain_for_ever(self.publish))
+        await until(lambda: self.looks)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._task.cancel()
+        with suppress(asyncio.CancelledError):
+            await self._task
+
+
+@asynccontextmanager
+async def database(name: str, directory: Path) -> AsyncIterator[AsyncEngine]:
+    """A database with the tables: a file, or a schema of its own by one of the two drivers."""
+    if name == "sqlite":
+        engine, _ = as_engine(f"sqlite+aiosqlite:///{directory}/app.db")
+        try:
+            await SQLAlchemyOutbox(engine).init()
+            yield engine
+        finally:
+            await engine.dispose()
+        return
+    async with postgres_schema() as (engine, schema):
+        await SQLAlchemyOutbox(engine).init()
+        if name == "asyncpg":
+            yield engine
+            return
+        url = require("postgres").replace("asyncpg", "psycopg")
+        other = create_async_engine(url, connect_args={"options": f"-csearch_path={schema}"})
+        try:
+            yield other
+        finally:
+            await other.dispose()
+
+
+@pytest.mark.parametrize("name", ["sqlite", "asyncpg", "psycopg"])
+@pytest.mark.usefixtures("deaf")
+async def test_a_commit_wakes_the_relay_of_this_process(name: str, tmp_path: Path) -> None:
+    """Commits of sessions, with savepoints and again and again, and puts without a session; rollbacks wake nobody."""
+    async with database(name, tmp_path) as engine:
+        box = SQLAlchemyOutbox(engine)
+        async with Draining(box) as draining, AsyncSession(engine) as session:
+            for number in range(3):
+                async with session.begin():
+                    async with session.begin_nested():
+                        await box.put(Envelope("n", b"%d" % number), session)
+                    assert len(draining.bodies) == number
+                await until(lambda number=number: len(draining.bodies) == number + 1, 10)
+            looks = draining.looks
+            with suppress(InterruptedError):
+                async with session.begin():
+                    await box.put(Envelope("n", b"rolled back"), session)
+                    raise InterruptedError
+            await box.put(Envelope("n", b"alone"))
+            await until(lambda: len(draining.bodies) == 4, 10)
+            assert draining.looks <= looks + 2  # one for the put; and one that came too late for the put before
+        assert draining.bodies == [b"0", b"1", b"2", b"alone"]
+
+
+@pytest.mark.parametrize("name", ["asyncpg", "psycopg"])
+async def test_a_commit_tells_relays_elsewhere(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where no relay runs, NOTIFY follows the commit of a session, of a connection, and of a put without either."""
+    monkeypatch.setattr(outbox, "_POLL", 3600.0)
+    async with database(name, tmp_path) as engine:
+        here, there = SQLAlchemyOutbox(engine), SQLAlchemyOutbox(engine)
+        async with Draining(there) as draining:
+            await until(lambda: draining.looks >= 2)  # the second, when it has begun to listen
+            async with AsyncSession(engine) as session, session.begin():
+                await here.put(Envelope("n", b"session"), session)
+            await until(lambda: draining.bodies == [b"session"], 10)
+            async with engine.begin() as connection:
+                await here.put(Envelope("n", b"connection"), connection)
+            await until(lambda: draining.bodies[1:] == [b"connection"], 10)
+            await here.put(Envelope("n", b"alone"))
+            await until(lambda: draining.bodies[2:] == [b"alone"], 10)
+
+
+@pytest.mark.parametrize("name", ["asyncpg", "psycopg"])
+async def test_no_notification_is_part_of_a_sessions_transaction(name: str, tmp_path: Path) -> None:
+    """PostgreSQL lets transactions that notify commit one at a time; those of sessions that send do not."""
+    async with database(name, tmp_path) as engine:
+        box, statements = SQLAlchemyOutbox(engine), []
+        event.listen(engine.sync_engine, "before_cursor_execute", lambda *found: statements.append(found[2].upper()))
+        async with AsyncSession(engine) as session, session.begin():
+            await box.put(Envelope("n", b"0"), session)
+        assert sum("INSERT" in statement for statement in statements) == 1
+        assert not any("NOTIFY" in statement for statement in statements)
+
+
+async def test_a_lost_connection_after_a_commit_does_not_undo_it() -> None:
+    """What is committed is committed: the sender is not told of a hint that could not be given."""
+    async with postgres_schema() as (engine, _):
+        box = SQLAlchemyOutbox(engine)
+        await box.init()
+        async with AsyncSession(engine) as session, session.begin():
+            await box.put(Envelope("n", b"0"), session)
+            raw = await (await session.connection()).get_raw_connection()
+            event.listen(session.sync_session, "after_commit", lambda _: raw.driver_connection.terminate(), insert=True)
+        await engine.dispose()  # the pool does not know yet that the connection has ended
+        assert await box.count() == 1
+
+
+@pytest.mark.parametrize("name", ["sqlite", "asyncpg"])
+async def test_old_events_are_forgotten_when_all_services_have_them(name: str, tmp_path: Path) -> None:
+    """Sweeping removes what is old and acknowledged by all, and nothing else."""
+    async with database(name, tmp_path) as engine:
+        transport = Database(engine)
+        for service in ("billing", "shipping"):
+            await transport.add_service(service)
+        await transport.publish_many([Envelope("n", b"%d" % number) for number in range(8)])
+        async with engine.begin() as connection:
+            await connection.execute(text("UPDATE asignals_event SET time = time - 1000 WHERE seq <= 6"))
+            await connection.execute(text("DELETE FROM asignals_delivery WHERE service = 'billing' AND seq <> 3"))
+            await connection.execute(text("DELETE FROM asignals_delivery WHERE service = 'shipping' AND seq <> 4"))
+        async with engine.begin() as connection:
+            await transport._sql.sweep(connection)
+        async with engine.connect() as connection:
+            kept = (await connection.execute(text("SELECT seq FROM asignals_event ORDER BY seq"))).scalars().all()
+        assert kept == [3, 4, 7, 8]
+
+
+async def test_forgetting_looks_at_no_delivery_twice_in_sqlite(tmp_path: Path) -> None:
+    """Who sweeps holds the only lock: the index of deliveries is searched for each event, and never read through."""
+    async with database("sqlite", tmp_path) as engine:
+        transport, plans = Database(engine), []
+        await transport.add_service("billing")
+        await transport.publish_many([Envelope("n", b"0")])
+        async with engine.begin() as connection:
+            await connection.execute(text("DELETE FROM asignals_delivery"))
+            await connection.execute(text("UPDATE asignals_event SET time = 0"))
+        event.listen(engine.sync_engine, "before_cursor_execute", lambda *found: plans.append(found[2:4]))
+        async with engine.begin() as connection:
+            await transport._sql.sweep(connection)
+        [(statement, parameters)] = [plan for plan in plans if plan[0].startswith("DELETE")]
+        async with engine.connect() as connection:
+            steps = (await connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {statement}", parameters)).all()
+        assert any("SEARCH asignals_delivery" in step[-1] for step in steps)
+        assert not any("SCAN asignals_delivery" in step[-1] for step in steps)
+
+
+async def test_a_consumer_with_nothing_to_do_takes_no_lock(tmp_path: Path) -> None:
+    """Looking for work in SQLite writes nothing while there is none: neither the consumer nor the outbox."""
+    async with database("sqlite", tmp_path) as engine:
+        transport, box = Database(engine), SQLAlchemyOutbox(engine)
+        await transport.add_service("billing")
+        statements: list[str] = []
+        event.listen(engine.sync_engine, "before_cursor_execute", lambda *found: statements.append(found[2].upper()))
+        async with engine.begin() as connection:
+            assert await transport._sql.claim(connection, "billing", 10, 1.0) == []
+        assert await box.drain_once(Draining(box).publish) == 0
+        assert statements
+        assert all(statement.startswith("SELECT") for statement in statements)
