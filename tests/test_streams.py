@@ -1,6 +1,7 @@
 """Listening instead of being called: streams, what they keep, and when senders wait."""
 
 import asyncio
+import contextlib
 import copy
 import gc
 
@@ -280,4 +281,19 @@ async def test_an_event_given_to_a_reader_that_is_cancelled(signal, anyio_backen
                 assert read == [1, 2]
         await asyncio.wait([reader])
     assert reader.cancelled()
+    assert not events._events
+
+
+async def test_a_stream_that_is_left_while_its_where_is_asked(signal):
+    """The event comes too late and is not kept, as when another thread leaves the block at that moment."""
+
+    def leaves(event):
+        with contextlib.suppress(StopIteration):
+            events.__aexit__(None, None, None).send(None)
+        return True
+
+    events = signal.stream(where=leaves)
+    with anyio.fail_after(5):
+        await events.__aenter__()
+        await signal.send(None, x=1)
     assert not events._events
