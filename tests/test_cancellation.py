@@ -1,6 +1,7 @@
 """Every public awaitable, cancelled at each of its checkpoints in turn: nothing is left, and the next one is whole."""
 
 import asyncio
+import contextlib
 import threading
 
 import anyio
@@ -9,7 +10,7 @@ import anyio.to_thread
 import pytest
 from stepping import HOWS, cancel_everywhere, on_trio
 
-from asignals import Background, Signal, stream
+from asignals import Background, Signal, monitor, stream
 from asignals._thread import _Work
 
 pytestmark = pytest.mark.anyio
@@ -105,6 +106,37 @@ async def test_a_send_leaves_nothing_wherever_it_is_cancelled(mode, how, method)
     """A cancelled send has ended all that it began, and the next one is whole."""
     receivers = Receivers(Signal(["x"], **mode))
     await cancel_everywhere(lambda: getattr(receivers.signal, method)(None, x=1), how, receivers.check)
+
+
+@pytest.mark.parametrize("method", ["send", "send_robust"])
+async def test_a_watched_send_is_reported_wherever_it_is_cancelled(mode, how, method):
+    """Every call that began is left and reported once, with its cancellation, and then the send."""
+    receivers = Receivers(Signal(["x"], **mode))
+    entered, left, reports = [], [], []
+
+    @contextlib.contextmanager
+    def around(send, receiver):
+        entered.append(receiver)
+        try:
+            yield
+        finally:
+            left.append(receiver)
+
+    async def sends():
+        reports.clear()
+        with monitor(reports.append), monitor(around=around if method == "send" else lambda send, receiver: None):
+            await getattr(receivers.signal, method)(None, x=1)
+
+    async def check():
+        called = [report.receiver for report in reports]
+        assert called[-1:] == [None] * bool(called)  # a task that was cancelled before it began sends nothing
+        assert len(called) == len(set(called))
+        cancelled = anyio.get_cancelled_exc_class()
+        assert all(report.error is None or isinstance(report.error, cancelled) for report in reports)
+        assert sorted(map(repr, entered)) == sorted(map(repr, left))
+        await receivers.check()
+
+    await cancel_everywhere(sends, how, check)
 
 
 async def test_waiting_for_a_signal_listens_no_longer(how):
