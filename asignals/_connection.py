@@ -313,8 +313,10 @@ class Connection(ref[Any]):
 
 
 async def _within(seconds: float, response: Awaitable[Any]) -> Any:
-    with anyio.fail_after(seconds):
+    with anyio.move_on_after(seconds):
         return await response
+    msg = f"the receiver took longer than its timeout of {seconds:g} s"
+    raise TimeoutError(msg)
 
 
 def make_connection(  # noqa: PLR0913, PLR0917  the one place that knows all parts of a connection

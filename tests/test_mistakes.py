@@ -230,3 +230,17 @@ async def test_a_misspelt_attribute_of_an_event(anyio_backend) -> None:
         event = await anext(aiter(events))
         with pytest.raises(AttributeError, match=r"signal 'shop\.pizza_done' has no argument 'topping', but toppings"):
             _ = event.topping
+
+
+@pytest.mark.anyio
+async def test_a_receiver_that_takes_too_long(anyio_backend) -> None:
+    """The error says how long it may take, and its note which receiver of which signal it is."""
+    some = done()
+
+    async def dawdle(toppings) -> None:
+        await anyio.sleep_forever()
+
+    some.connect(dawdle, timeout=0.01)
+    with pytest.raises(TimeoutError, match=r"longer than its timeout of 0\.01 s") as caught:
+        await some.send("web", toppings=1)
+    assert re.search(rf"dawdle {HERE}, a receiver of signal 'shop\.pizza_done'", caught.value.__notes__[0])
