@@ -315,6 +315,8 @@ class Background:
                 job = self._queue.popleft() if self._queue else None
                 if job is None:
                     rest = Waker(None, self._loop)
+                    if self._queue:  # the collector has run a finalizer that sent here meanwhile
+                        continue
                     self._idle.append(rest)
             if job is not None:
                 try:

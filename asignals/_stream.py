@@ -195,6 +195,8 @@ class Stream:
                 return event
             reader = Waker(None, self._loop)
             self._readers.append(reader)
+            if self._events:  # the collector has run a finalizer that sent meanwhile
+                _hand(self._readers.pop(), self._events.popleft())
         try:
             await reader.wait()
         except BaseException:

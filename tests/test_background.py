@@ -13,7 +13,7 @@ import anyio.lowlevel
 import anyio.to_thread
 import pytest
 
-from asignals import Background, Signal
+from asignals import Background, Signal, _background
 from asignals._waker import Waker, cancellation
 
 pytestmark = pytest.mark.anyio
@@ -677,3 +677,23 @@ def test_a_worker_that_outlives_its_loop_is_closed_quietly():
     asyncio.run(begins())
     left[0].close()
     assert cancellation() == ()
+
+
+async def test_a_finalizer_that_sends_as_a_worker_comes_to_rest(signal, seen, monkeypatch):
+    """What is sent between the worker's look at the queue and its rest is done all the same."""
+
+    class Finalizing(Waker):
+        def __init__(self, *arguments):
+            super().__init__(*arguments)
+            if pending:
+                background.send_nowait(signal, None, x=pending.pop())
+
+    pending = []
+    with anyio.fail_after(5):
+        async with Background(limit=1) as background:
+            await background.send(signal, None, x=1)
+            monkeypatch.setattr(_background, "Waker", Finalizing)
+            pending.append(2)
+            while background.statistics().done < 2:
+                await anyio.lowlevel.checkpoint()
+    assert seen == [1, 2]

@@ -9,7 +9,8 @@ import anyio
 import anyio.to_thread
 import pytest
 
-from asignals import BufferFull, Event, Signal, stream
+from asignals import BufferFull, Event, Signal, _stream, stream
+from asignals._waker import Waker
 
 pytestmark = pytest.mark.anyio
 
@@ -297,3 +298,18 @@ async def test_a_stream_that_is_left_while_its_where_is_asked(signal):
         await events.__aenter__()
         await signal.send(None, x=1)
     assert not events._events
+
+
+async def test_a_finalizer_that_sends_as_a_reader_begins_to_wait(signal, monkeypatch):
+    """An event that comes between the reader's look at the buffer and its wait wakes it."""
+
+    class Finalizing(Waker):
+        def __init__(self, *arguments):
+            super().__init__(*arguments)
+            with contextlib.suppress(StopIteration):
+                signal.send(None, x=1).send(None)
+
+    with anyio.fail_after(5):
+        async with signal.stream() as events:
+            monkeypatch.setattr(_stream, "Waker", Finalizing)
+            assert (await anext(events)).x == 1
