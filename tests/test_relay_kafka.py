@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
+from contextlib import suppress
+from typing import Any
+
 import pytest
+from confluent_kafka import TopicPartition
 from hypothesis import given
 from hypothesis import strategies as st
+from relay_support import until
 
-from asignals.relay import FastStreamTransport
-from asignals.relay.kafka import Kafka, Offsets
+from asignals.relay import Delivery, FastStreamTransport
+from asignals.relay.kafka import Kafka, Offsets, _Consumer
 from asignals.relay.rabbitmq import RabbitMQ
 
 
@@ -46,3 +52,120 @@ def test_the_broker_object_chooses_the_engine() -> None:
     assert isinstance(FastStreamTransport(KafkaBroker()), Kafka)
     with pytest.raises(TypeError, match="not str"):
         FastStreamTransport("amqp://")  # type: ignore[arg-type]  # what is tested
+
+
+class Message:
+    """One event of partition 0."""
+
+    def __init__(self, offset: int) -> None:
+        self._offset = offset
+
+    def error(self) -> None:
+        return None
+
+    def partition(self) -> int:
+        return 0
+
+    def offset(self) -> int:
+        return self._offset
+
+    def value(self) -> bytes:
+        return b"%d" % self._offset
+
+
+class Client:
+    """A client of a group: `on_look` happens in its thread, while it looks for events."""
+
+    def __init__(self) -> None:
+        self.partitions: list[TopicPartition] = []
+        self.paused: set[int] = set()  # outlives a rebalance, as librdkafka's does
+        self.committed: list[int] = []
+        self.on_look: list[Any] = []
+        self.told: dict[str, Any] = {}
+
+    def subscribe(self, _topics: list[str], **told: Any) -> None:
+        self.told = told
+
+    def assign(self, *numbers: int) -> None:
+        partitions = [TopicPartition("asignals", number) for number in numbers]
+        self.told["on_assign"](self, partitions)
+        self.partitions = partitions
+
+    def revoke(self) -> None:
+        self.told["on_revoke"](self, self.partitions)
+        self.partitions = []
+
+    def assignment(self) -> list[TopicPartition]:
+        return self.partitions
+
+    def pause(self, partitions: list[TopicPartition]) -> None:
+        self.paused |= {partition.partition for partition in partitions}
+
+    def resume(self, partitions: list[TopicPartition]) -> None:
+        self.paused -= {partition.partition for partition in partitions}
+
+    def consume(self, _count: int, _timeout: float) -> list[Message]:
+        return self.on_look.pop(0)() or [] if self.on_look else []
+
+    def commit(self, *, offsets: list[TopicPartition], asynchronous: bool) -> None:
+        assert not asynchronous
+        self.committed += [partition.offset for partition in offsets]
+
+    def close(self) -> None:
+        """Leave the group."""
+
+
+def consumer(client: Client, handle: Any, limit: int = 1) -> _Consumer:
+    """Make one running `consume` on a client of ours."""
+    from faststream.confluent import KafkaBroker
+
+    return _Consumer(Kafka(KafkaBroker()), client, handle, limit)  # type: ignore[arg-type]  # what it needs of one
+
+
+def test_a_partition_that_was_taken_away_while_paused_is_resumed_when_it_comes_back() -> None:
+    """Whether partitions are paused is not known any more after a rebalance, however often was looked in between."""
+    client = Client()
+    one = consumer(client, None)
+    client.subscribe([], on_assign=one._assigned, on_revoke=one._revoked)
+    client.assign(0, 1)
+    one._poll(is_full=True)
+    assert client.paused == {0, 1}
+    client.revoke()
+    one._poll(is_full=False)  # while the group finds out who gets what
+    client.assign(0, 1)
+    one._poll(is_full=False)
+    assert client.paused == set()
+
+
+async def _hand_over() -> tuple[list[bytes], list[int], bool]:
+    client, begun, go_on = Client(), [], asyncio.Event()
+    handed_over = False
+
+    async def handle(delivery: Delivery) -> float | None:
+        begun.append(delivery.data)
+        await go_on.wait()
+        return None
+
+    def hand_over() -> None:
+        nonlocal handed_over
+        client.revoke()
+        handed_over = True
+
+    client.on_look = [lambda: client.assign(0), lambda: [Message(7), Message(8)], hand_over]
+    running = asyncio.create_task(consumer(client, handle).run())
+    await until(lambda: not client.on_look)
+    was_too_soon = handed_over
+    go_on.set()
+    await until(lambda: handed_over)
+    running.cancel()
+    with suppress(asyncio.CancelledError):
+        await running
+    return begun, client.committed, was_too_soon
+
+
+def test_what_runs_is_finished_before_its_partition_is_handed_over() -> None:
+    """The event that is being handled is committed for the successor; the one after it is left to it, unbegun."""
+    begun, committed, was_too_soon = asyncio.run(_hand_over())
+    assert begun == [b"7"]
+    assert committed == [8]
+    assert not was_too_soon
