@@ -126,11 +126,13 @@ def test_serve_stays_open_until_a_signal(tmp_path: Path, number: signal.Signals)
         assert request(address, "GET", "/pizzas/1")[0] == 200
         status, page = request(address, "GET", "/")
         assert (status, b"<h1>Pizza</h1>" in page) == (200, True)
+        live = line_of(process, r"signals live at http://127\.0\.0\.1:\d+(/.*/)")
+        assert request(address, "GET", live)[0] == 200
         line_of(process, "(stays open)")
         process.send_signal(number)
         status, output, errors = finish(process)
     assert (status, errors) == (0, "")
-    assert "requests started = finished: 15 = 15 proven" in output.splitlines()
+    assert "requests started = finished: 16 = 16 proven" in output.splitlines()
 
 
 @posix
