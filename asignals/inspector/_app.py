@@ -68,7 +68,8 @@ class Inspector:
     - `keep`: how many sends are remembered, for pages that are opened or come back (items; their text is bounded to 8
       MB).
     - `limit`: the length of a value shown (characters).
-    - `secrets`: parts of names whose values are masked (see `asignals._show.Shower`), instead of the usual ones.
+    - `secrets`: parts of names whose values are masked, in any case: of arguments, keys, fields and headers, and in
+      texts such as `token=…`; instead of the usual ones, from `password` to `cookie`.
     - `editor`: what a receiver's `file:line` opens: `"vscode"`, `"cursor"`, `"zed"`, `"pycharm"`, `"sublime"`, a link
       with `{path}` and `{line}`, or None for no links.
     - `title`: the page's title.
