@@ -130,6 +130,20 @@ async def _postgres(_path: Path) -> AsyncIterator[World]:
 
 
 @asynccontextmanager
+async def _psycopg(_path: Path) -> AsyncIterator[World]:
+    from asignals.relay import Database
+
+    url = require("postgres").replace("+asyncpg", "+psycopg")
+    async with postgres_schema() as (_, schema):
+        made = World("psycopg", lambda: Database(url, schema=schema, claim=CLAIM))
+        await made.open().init()
+        try:
+            yield made
+        finally:
+            await made.close()  # before its schema goes
+
+
+@asynccontextmanager
 async def _jetstream(_path: Path) -> AsyncIterator[World]:
     import nats
 
@@ -212,13 +226,14 @@ _WORLDS = {
     "memory": _memory,
     "sqlite": _sqlite,
     "postgres": _postgres,
+    "psycopg": _psycopg,
     "jetstream": _jetstream,
     "redis": _redis,
     "rabbitmq": _rabbitmq,
     "kafka": _kafka,
 }
 
-ENGINES = [name for name in _WORLDS if name != "kafka"]
+ENGINES = [name for name in _WORLDS if name not in ("kafka", "psycopg")]
 
 
 async def until(condition: Callable[[], object], within: float = 30.0) -> None:

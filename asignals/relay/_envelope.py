@@ -7,6 +7,7 @@ it is believed.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -17,6 +18,7 @@ from typing import Any, Final
 
 MAX_HEADER: Final = 16_384
 MAX_BODY: Final = 1_000_000  # with MAX_HEADER this stays under the 1 MiB that NATS accepts by default
+MAX_KEPT: Final = MAX_BODY + MAX_HEADER  # bytes of an event that its dead letter keeps
 _MAX_TEXT: Final = 1_000
 
 _dump = json.JSONEncoder(separators=(",", ":")).encode
@@ -219,7 +221,7 @@ class DeadLetter:
         """Give the bytes that a transport keeps."""
         error = self.error[:_MAX_TEXT]
         header = {"service": self.service, "error": error, "attempts": self.attempts, "time": self.time}
-        return b"%b\n%b" % (_dump(header).encode(), self.raw[: MAX_BODY + MAX_HEADER])
+        return b"%b\n%b" % (_dump(header).encode(), self.raw[:MAX_KEPT])
 
     @classmethod
     def decode(cls, data: bytes, position: str) -> DeadLetter:
@@ -251,4 +253,5 @@ class DeadLetter:
     def id(self) -> str:
         """Same for each copy of this letter, so that engines that know repetitions keep one."""
         envelope = self.envelope
-        return f"{envelope.id}-{self.service}" if envelope else new_id()
+        event_id = envelope.id if envelope else hashlib.blake2s(self.raw, digest_size=16).hexdigest()
+        return f"{event_id}-{self.service}"

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from asignals._connection import Connection
 from asignals._dispatch import Send
 from asignals.relay._cancel import heeding, times_cancelled
-from asignals.relay._envelope import DeadLetter, Envelope, EnvelopeError
+from asignals.relay._envelope import MAX_KEPT, DeadLetter, Envelope, EnvelopeError
 from asignals.relay._export import ExportUid, handling
 from asignals.relay._inbox import Memo, receiver_name
 from asignals.relay._link import jittered
@@ -252,7 +252,7 @@ class Inbound:
         return failure
 
     async def _give_up(self, queue: str, delivery: Delivery, error: BaseException, attempts: int) -> float | None:
-        letter = DeadLetter(delivery.data, self.service, f"{type(error).__name__}: {error}", attempts)
+        letter = DeadLetter(delivery.data[:MAX_KEPT], self.service, f"{type(error).__name__}: {error}", attempts)
         try:
             await self._bury(queue, letter)
         except Exception as trouble:  # noqa: BLE001  then the event stays where it is, and is tried once more
