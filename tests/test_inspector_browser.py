@@ -48,6 +48,7 @@ PHONE = {"width": 390, "height": 844}
 @pytest.fixture(scope="module")
 def browser():
     assert BROWSER is not None, "ASIGNALS_REQUIRE_SERVICES is set, but there is no Chromium"
+    expect.set_options(timeout=15_000)  # milliseconds; the machine may be busy with other tests
     with sync_playwright() as playwright:
         # Without a directory of its own Playwright makes a new one, and removes it.
         browser = playwright.chromium.launch(executable_path=BROWSER, args=FLAGS)
@@ -89,7 +90,7 @@ def visit(browser, address, call):
         context = browser.new_context(viewport=viewport, color_scheme=scheme)
         contexts.append(context)
         page = context.new_page()
-        page.set_default_timeout(10_000)
+        page.set_default_timeout(15_000)
         page.on("pageerror", lambda error: problems.append(f"error: {error}"))
         page.on("console", lambda message: problems.append(f"console: {message.text}"))
         page.on("dialog", lambda dialog: (problems.append(f"dialog: {dialog.message}"), dialog.dismiss()))
