@@ -70,12 +70,13 @@ class Mute:
 def muted(registry: Registry, receivers: Iterable[Receiver], *, everywhere: bool) -> Iterator[None]:
     """Restrict a registry's plans for a block."""
     mute = Mute(receivers, everywhere=everywhere)
-    mute.enter()
-    registry.restrict(mute)
-    try:
+    try:  # before anything is done, for Ctrl-C may come between any two calls
+        mute.enter()
+        registry.restrict(mute)
         yield
     finally:
-        registry.unrestrict(mute)
+        if mute in registry.filters:
+            registry.unrestrict(mute)
         mute.leave()
         mute.end()
 
@@ -99,8 +100,8 @@ class _Block:
 
     __slots__ = ("before",)
 
-    def __init__(self, before: Snapshot) -> None:
-        self.before = before
+    def __init__(self) -> None:
+        self.before: Snapshot | None = None
 
 
 @contextmanager
@@ -109,36 +110,31 @@ def connected(
 ) -> Iterator[F]:
     """Connect for a block."""
     registry = signal._registry
-    block = _enter(signal, registry, receiver, sender, uid, options)
-    try:
+    block = _Block()
+    try:  # as above
+        with registry.lock:
+            block.before = before = registry.snapshot(receiver, sender, uid)
+            signal.connect(receiver, sender, dispatch_uid=uid, **options)
+            registry.overlaps[before.place] = [*registry.overlaps.get(before.place, ()), block]
         yield receiver
     finally:
         _leave(registry, block)
 
 
-def _enter(  # noqa: PLR0913, PLR0917  what connect takes
-    signal: Signal[..., Any],
-    registry: Registry,
-    receiver: Receiver,
-    sender: object,
-    uid: Hashable,
-    options: dict[str, Any],
-) -> _Block:
-    with registry.lock:
-        block = _Block(registry.snapshot(receiver, sender, uid))
-        signal.connect(receiver, sender, dispatch_uid=uid, **options)
-        registry.overlaps.setdefault(block.before.place, []).append(block)
-        return block
-
-
 def _leave(registry: Registry, block: _Block) -> None:
     with registry.lock:
-        blocks = registry.overlaps[block.before.place]
+        before = block.before
+        if before is None:
+            return
+        blocks = registry.overlaps.get(before.place, [])
+        if block not in blocks:  # it was not entered: connecting was refused or interrupted
+            registry.restore(before)
+            return
         index = blocks.index(block)
         del blocks[index]
         if index < len(blocks):
-            blocks[index].before = block.before  # the block entered next leaves what was there before this one
+            blocks[index].before = before  # the block entered next leaves what was there before this one
             return
         if not blocks:
-            del registry.overlaps[block.before.place]
-        registry.restore(block.before)
+            del registry.overlaps[before.place]
+        registry.restore(before)

@@ -264,11 +264,12 @@ async def robustly_in_a_group(world):
 
 
 async def cancelled(world):
+    heard = []
     with anyio.CancelScope() as scope:
         scope.cancel()
         async with world.tested.stream() as events:
-            await anext(events)
-    assert scope.cancelled_caught
+            heard.append((await anext(events)).item)  # on a shuffled asyncio, it may come before the cancellation
+    assert scope.cancelled_caught is not bool(heard)
 
 
 async def send_and_be_cancelled(world):

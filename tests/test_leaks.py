@@ -70,12 +70,14 @@ def test_nothing_grows(work, backend, long, record_property):
         > 0
     }
     assert grown == {}
-    assert min(after["memory"] - before["memory"] for before, after in stretches) < steps  # a byte for each step
-    assert traced[0]["peak"] - first["peak"] < 4_000  # KiB, for a million
+    # A byte for each step. On 3.11 there is a type cache that may keep the names that `ExceptionGroup.split` makes.
+    allowed = steps * (20 if sys.version_info < (3, 12) else 1)
+    assert min(after["memory"] - before["memory"] for before, after in stretches) < allowed
+    assert traced[0]["resident"] - first["resident"] < 8_000_000  # bytes, for a million
 
 
 def _in_short(mark):
-    return f"{sum(mark['objects'].values()):,} objects, traced memory {mark['memory']}, peak {mark['peak']:,} KiB"
+    return f"{sum(mark['objects'].values()):,} objects, traced memory {mark['memory']}, resident {mark['resident']:,}"
 
 
 def _fail_sequentially(tested, run):
