@@ -1,8 +1,10 @@
 """Django's signals for async Python: typed, structured, durable."""
 
-import typing as _typing
+from typing import TYPE_CHECKING
 
-if _typing.TYPE_CHECKING:
+if TYPE_CHECKING:
+    from typing import Any
+
     from asignals._background import Background as Background
     from asignals._background import BackgroundStatistics as BackgroundStatistics
     from asignals._blame import raise_errors as raise_errors
@@ -63,7 +65,7 @@ _HOMES = {
 }
 
 
-def __getattr__(name: str) -> _typing.Any:
+def __getattr__(name: str) -> "Any":
     if name not in _HOMES:
         msg = f"module {__name__!r} has no attribute {name!r}"
         raise AttributeError(msg)
@@ -74,4 +76,4 @@ def __getattr__(name: str) -> _typing.Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted({*globals(), *__all__} - {"TYPE_CHECKING"})

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import functools
 import inspect
-import sys
 from inspect import Parameter, Signature
 from types import FunctionType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from asignals._compile import Names, Specialised, check_names, specialise
 from asignals._exceptions import DeclarationError
+from asignals._receivers import signature_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -27,16 +27,18 @@ _METHODS = {"send": "send", "send_robust": "send_robust", "_bind": "bind"}
 @functools.lru_cache(maxsize=1024)
 def class_for_names(base: type[Signal[..., Any]], root: type[Signal[..., Any]], names: Names) -> type[Any]:
     """`base` with the methods specialised for `names`, below whatever `base` overrides itself."""
-    methods = {name: _method(specialise(names), name, root) for name in _METHODS}
-    specialised = type(root.__name__, (root,), _namespace(root, methods))
+    specialised = _specialised(root, names)
     return specialised if base is root else _below(base, specialised)
 
 
-def class_for_stub(base: type[Signal[..., Any]], root: type[Signal[..., Any]], stub: Stub) -> type[Any]:
-    """The same with the types and defaults of a stub."""
-    methods = {name: _method(specialise(stub.names), name, root, stub) for name in _METHODS}
-    specialised = type(root.__name__, (root,), _namespace(root, methods))
-    return specialised if base is root else _below(base, specialised)
+def class_for_stub(root: type[Signal[..., Any]], stub: Stub) -> type[Any]:
+    """`root` with the methods specialised for a stub, with its types and defaults."""
+    return _specialised(root, stub.names, stub)
+
+
+def _specialised(root: type[Any], names: Names, stub: Stub | None = None) -> type[Any]:
+    methods = {name: _method(specialise(names), name, root, stub) for name in _METHODS}
+    return type(root.__name__, (root,), _namespace(root, methods))
 
 
 def _below(base: type[Any], specialised: type[Any]) -> type[Any]:
@@ -90,7 +92,7 @@ def read_stub(stub: Callable[..., Any]) -> Stub:
         msg = f"@signal takes a function as a stub, not {type(stub).__name__}: {stub!r:.80}"
         raise DeclarationError(msg)
     where = f"@signal stub {stub.__module__}.{stub.__qualname__}"
-    parameters = _parameters(stub)
+    parameters = list(signature_of(stub).parameters.values())
     if not parameters or parameters[0].name != "sender" or parameters[0].kind not in _SENDER_KINDS:
         msg = f"{where}: its first parameter must be 'sender'"
         raise DeclarationError(msg)
@@ -115,12 +117,3 @@ def read_stub(stub: Callable[..., Any]) -> Stub:
 
 
 _SENDER_KINDS = (Parameter.POSITIONAL_OR_KEYWORD, Parameter.POSITIONAL_ONLY)
-
-
-def _parameters(stub: FunctionType) -> list[Parameter]:
-    options: dict[str, Any] = {}
-    if sys.version_info >= (3, 14):  # annotations may name what is imported for type checkers only
-        import annotationlib  # noqa: PLC0415  exists only there
-
-        options["annotation_format"] = annotationlib.Format.FORWARDREF
-    return list(inspect.signature(stub, **options).parameters.values())

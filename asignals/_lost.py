@@ -168,12 +168,13 @@ def _leads_to(roots: set[int], things: list[Any], skip: set[int]) -> bool:
 def _ids_of_variables(frame: FrameType) -> list[int]:
     variables = frame.f_locals
     ids = [id(value) for value in list(variables.values())]
-    # Before PEP 667 this was a copy, which the frame keeps: it would keep the variables' objects alive. It is emptied,
-    # unless somebody else has it from locals(), or a tracing function may be about to write it back. Three references
-    # are the frame's, ours and getrefcount's.
-    is_copy = sys.version_info < (3, 13) and frame.f_code.co_flags & inspect.CO_OPTIMIZED
-    if is_copy and sys.gettrace() is None and sys.getrefcount(variables) <= 3:  # noqa: PLR2004
-        variables.clear()
+    if sys.version_info < (3, 13):
+        # Before PEP 667 this was a copy, which the frame keeps: it would keep the variables' objects alive. It is
+        # emptied, unless somebody else has it from locals(), or a tracing function may be about to write it back.
+        # Three references are the frame's, ours and getrefcount's.
+        is_copy = frame.f_code.co_flags & inspect.CO_OPTIMIZED
+        if is_copy and sys.gettrace() is None and sys.getrefcount(variables) <= 3:  # noqa: PLR2004
+            variables.clear()
     return ids
 
 

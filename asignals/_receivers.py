@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import sys
 from collections.abc import Callable
+from importlib import import_module
 from inspect import (
     CO_ASYNC_GENERATOR,
     CO_COROUTINE,
@@ -12,6 +13,7 @@ from inspect import (
     CO_ITERABLE_COROUTINE,
     CO_VARKEYWORDS,
     Parameter,
+    Signature,
 )
 from types import FunctionType, MethodType
 from typing import Any, NamedTuple, TypeAlias
@@ -121,15 +123,20 @@ def _parameters_of(function: FunctionType) -> list[_Parameter]:
     return found
 
 
-def _signature(receiver: Receiver, *, follow_wrapped: bool) -> list[_Parameter] | None:
-    # Annotations are never needed here, and on 3.14 evaluating them could raise.
-    options: dict[str, Any] = {"follow_wrapped": follow_wrapped}
-    if sys.version_info >= (3, 14):
-        import annotationlib  # noqa: PLC0415  exists only there
+# Annotations are never needed here, and from 3.14 on they are evaluated unless one asks not to, which could raise.
+_UNEVALUATED: dict[str, Any] = (
+    {"annotation_format": import_module("annotationlib").Format.FORWARDREF} if sys.version_info >= (3, 14) else {}
+)
 
-        options["annotation_format"] = annotationlib.Format.FORWARDREF
+
+def signature_of(function: Callable[..., Any], *, follow_wrapped: bool = True) -> Signature:
+    """What `inspect.signature` tells, without evaluating annotations."""
+    return inspect.signature(function, follow_wrapped=follow_wrapped, **_UNEVALUATED)
+
+
+def _signature(receiver: Receiver, *, follow_wrapped: bool) -> list[_Parameter] | None:
     try:
-        parameters = inspect.signature(receiver, **options).parameters.values()
+        parameters = signature_of(receiver, follow_wrapped=follow_wrapped).parameters.values()
     except _UNREADABLE:
         return None
     return [_Parameter(p.name, p.kind, p.default is Parameter.empty) for p in parameters]

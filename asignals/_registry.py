@@ -168,9 +168,7 @@ class Registry:
         """Add a connection or, where there is one already, give it the new options; returns it."""
         key = key_of(receiver, uid)
         with self.lock:
-            self.purge()
-            known = self.find(key, sender)
-            target = None if known is None else known.target()
+            known, target = self.find(key, sender)
             if known is not None and target is not None:
                 if identify(target) == identify(receiver):
                     self.restyle(known, options, shape)
@@ -182,33 +180,26 @@ class Registry:
     def disconnect(self, receiver: Receiver | None, sender: object, uid: Hashable) -> bool:
         """End a connection; `False` when there was none."""
         with self.lock:
-            self.purge()
-            known = self.find(key_of(receiver, uid), sender)
+            known, _ = self.find(key_of(receiver, uid), sender)
             return known is not None and self.remove(known)
 
     def snapshot(self, receiver: Receiver, sender: object, uid: Hashable) -> Snapshot:
         """What is connected under an identity, for `restore`."""
         with self.lock:
             key = key_of(receiver, uid)
-            known = self.find(key, sender)
-            if known is None:
-                return Snapshot(key, sender, None, None, None)
-            return Snapshot(key, sender, known, known.target(), known.facts)
+            known, target = self.find(key, sender)
+            return Snapshot(key, sender, known, target, None if known is None else known.facts)
 
     def restore(self, was: Snapshot) -> None:
         """Make a connection what it was, its place included."""
         with self.lock:
-            known = self.find(was.key, was.sender)
-            if was.connection is None or was.receiver is None or was.facts is None:
-                if known is not None:
-                    self.remove(known)
-                return
+            known, _ = self.find(was.key, was.sender)
             if known is not None and known is not was.connection:
                 self.remove(known)
-            if known is was.connection:
-                self.restyle(known, *was.facts)
-            else:
-                was.connection.restyle(*was.facts)
+            if was.connection is None or was.facts is None:
+                return
+            self.restyle(was.connection, *was.facts)
+            if known is not was.connection:
                 self.add(was.connection, was.sender, was.connection.order)
 
     def listen(self, kind: type[Listener], stream: Stream, sender: object) -> Listener:
@@ -223,7 +214,7 @@ class Registry:
         """Put a new link at the end of its sender's order, or at a place it had before."""
         with self.lock:
             bucket = self._bucket_for(sender)
-            if link.key in bucket.links:  # of a receiver that has died this moment
+            if link.key in bucket.links:  # a finalizer has just connected the same
                 self.remove(bucket.links[link.key])
                 bucket = self._bucket_for(sender)
             link.source = bucket.source
@@ -239,22 +230,24 @@ class Registry:
         with self.lock:
             was = connection.options.subclasses
             connection.restyle(options, shape)
-            self._with_subclasses += options.subclasses - was
             bucket = self._filed(connection)
             if bucket is not None:
+                self._with_subclasses += options.subclasses - was
                 self._changed(bucket, was or options.subclasses)
 
-    def find(self, key: Hashable, sender: object) -> Connection | None:
-        """The connection under this identity, if it still is one."""
+    def find(self, key: Hashable, sender: object) -> tuple[Connection | None, Receiver | None]:
+        """The connection under this identity, if it still is one, and its receiver."""
         with self.lock:
+            self.purge()
             bucket = self._existing(sender)
             link = None if bucket is None else bucket.links.get(key)
             if not isinstance(link, Connection):
-                return None
-            if link.target() is None:  # the id of a dead receiver may be in use again
+                return None, None
+            target = link.target()
+            if target is None:  # its callback is still to come, and its id may be in use again
                 self.remove(link)
-                return None
-            return link
+                return None, None
+            return link, target
 
     def remove(self, link: Link) -> bool:
         """End a link; `False` when somebody else did before."""

@@ -498,7 +498,7 @@ def signal(
     )
     made.providing_args = declared.names
     made._stub = stub
-    made.__class__ = class_for_stub(Signal, Signal, declared)
+    made.__class__ = class_for_stub(Signal, declared)
     return made
 
 

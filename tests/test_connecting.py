@@ -2,6 +2,7 @@ import enum
 import gc
 import linecache
 import math
+import sys
 import weakref
 from functools import partial
 
@@ -9,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from asignals import InvalidReceiverError, Signal, receiver
+import asignals
+from asignals import InvalidReceiverError, Signal, _registry, receiver
 
 pytestmark = pytest.mark.anyio
 
@@ -42,6 +44,9 @@ def other(**named):
 
 def greet(**named):
     return "greet"
+
+
+async def slow(**named): ...
 
 
 @pytest.fixture
@@ -826,3 +831,184 @@ async def test_the_fast_path_comes_back_when_the_last_sender_is_gone(made):
     del sender
     await made.send(None)
     assert made._registry.run is not None
+
+
+async def test_what_a_connection_tells_cannot_be_set(made):
+    """All that `connect` was given can be read, and none of it changed."""
+    made.connect(slow, sender=Sender, dispatch_uid=0, priority=2, subclasses=True, timeout=3, once=True)
+    made.connect(greet, weak=False, in_thread=True)
+    first, second = made.connections
+    assert (first.receiver, first.sender, first.dispatch_uid, first.priority) == (slow, Sender, 0, 2)
+    assert (first.subclasses, first.timeout, first.once, first.weak, first.in_thread) == (True, 3, True, True, False)
+    assert (second.receiver, second.sender, second.dispatch_uid, second.priority) == (greet, None, None, 0)
+    assert (second.subclasses, second.timeout, second.once) == (False, None, False)
+    assert (second.weak, second.in_thread) == (False, True)
+    assert (first.is_async, second.is_async) == (True, False)
+    assert first.location == f"{__file__}:{slow.__code__.co_firstlineno}"
+    for name in (
+        "receiver",
+        "sender",
+        "dispatch_uid",
+        "priority",
+        "subclasses",
+        "timeout",
+        "once",
+        "weak",
+        "in_thread",
+    ):
+        with pytest.raises(AttributeError):
+            setattr(first, name, None)
+
+
+async def test_a_finalizer_may_connect_and_disconnect_in_the_middle_of_anything(made):
+    """Wherever the garbage collector interrupts a change with another, each receiver is connected once and called."""
+
+    class Interrupting:
+        def __init__(self, act):
+            self.act = act
+            self.cycle = self
+
+        def __del__(self):
+            self.act()
+
+    def meddle():
+        made.connect(greet)
+        made.connect(greet, sender="s")
+        made.connect(last)
+        made.disconnect(last)
+
+    async def last(**named):
+        return "last"
+
+    thresholds = gc.get_threshold()
+    freed = 0
+    try:
+        for allocations in range(1, 60):
+            gc.collect()
+            garbage = Interrupting(meddle)
+            alive = weakref.ref(garbage)
+            del garbage
+            gc.set_threshold(allocations)
+            made.connect(greet)
+            made.connect(greet, sender="s")
+            results = await made.send("s")
+            made.disconnect(greet)
+            made.disconnect(greet, "s")
+            gc.set_threshold(*thresholds)
+            freed += alive() is None
+            assert [receiver for receiver, _ in results] in ([greet, greet], [greet], [])
+            gc.collect()
+            made.connect(other)
+            made.connect(greet)
+            made.connect(greet, sender="s")
+            assert len(made.connections) == 3
+            assert sorted(response for _, response in await made.send("s")) == ["greet", "greet", "other"]
+            for receiver, sender in ((other, None), (greet, None), (greet, "s")):
+                assert made.disconnect(receiver, sender)
+            assert made.connections == ()
+            assert await made.send("s") == []
+    finally:
+        gc.set_threshold(*thresholds)
+    assert freed > 5
+
+
+async def test_a_finalizer_that_connects_the_same_first_leaves_one_connection(made, monkeypatch):
+    """Of two connections of one receiver, one made in the middle of the other, the outer one stays."""
+    make = _registry.make_connection
+
+    def interrupted(*parts, **more):
+        monkeypatch.undo()
+        made.connect(greet, "s", priority=1)
+        return make(*parts, **more)
+
+    monkeypatch.setattr(_registry, "make_connection", interrupted)
+    made.connect(greet, "s", priority=2)
+    assert [(one.receiver, one.priority) for one in made.connections] == [(greet, 2)]
+    assert await made.send("s") == [(greet, "greet")]
+    assert made.disconnect(greet, "s")
+    assert made._registry._buckets == {}
+
+
+async def test_a_receiver_that_dies_while_a_send_is_prepared_is_forgotten_by_the_next(made, monkeypatch):
+    """A death in the middle of making a plan is not hidden by that plan."""
+    holder = [Mortal()]
+    made.connect(holder[0])
+    made.connect(greet)
+    run = _registry.Run
+
+    def interrupted(*parts, **more):
+        monkeypatch.undo()
+        holder.clear()
+        return run(*parts, **more)
+
+    monkeypatch.setattr(_registry, "Run", interrupted)
+    assert await made.send(None) == [(greet, "greet")]
+    assert await made.send(None) == [(greet, "greet")]
+    assert not made._registry._dead
+    assert len(made._registry._everyone.links) == 1
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+async def test_another_callback_of_a_dying_receiver_may_connect_in_its_place(made, when):
+    """A weak reference's callback that runs first finds the place free, and what it connects there stays."""
+
+    class Dying:
+        def __call__(self, **named): ...
+
+    def connect(reference):
+        made.connect(greet, dispatch_uid="place")
+
+    dying = Dying()
+    dying.cycle = dying
+    kept = [weakref.ref(dying, connect)] if when == "before" else []
+    made.connect(dying, dispatch_uid="place")
+    await made.send(None)
+    kept += [weakref.ref(dying, connect)] if when == "after" else []
+    del dying
+    gc.collect()
+    assert await made.send(None) == [(greet, "greet")]
+    assert [one.receiver for one in made.connections] == [greet]
+    assert kept
+
+
+async def test_a_connection_that_somebody_keeps_outlives_its_sender_and_its_signal_in_peace(made):
+    """Whatever dies first, an ended connection that is still referred to troubles nobody."""
+
+    def local(**named): ...
+
+    sender = Sender()
+    made.connect(local, sender=sender)
+    (ended,) = made.connections
+    assert made.disconnect(local, sender)
+    del sender
+    gc.collect()
+    assert ended.sender is None
+    assert await made.send(None) == []
+    signal = Signal()
+    signal.connect(local)
+    await signal.send(None)
+    (orphan,) = signal.connections
+    del signal
+    gc.collect()
+    del local
+    gc.collect()
+    assert orphan.receiver is None
+    assert ended.receiver is None
+
+
+async def test_signals_are_listed_by_name_while_they_live():
+    """`signals()` has every signal that somebody refers to, by name, and no view of one."""
+    names = ("zz.second", "zz.first")
+    made = [Signal(name=name) for name in names]
+    view = made[0].using(limit=2)
+    assert [one for one in asignals.signals() if one.name in names] == [made[1], made[0]]
+    assert view not in asignals.signals()
+    del made[0], view
+    gc.collect()
+    assert [one.name for one in asignals.signals() if one.name in names] == ["zz.first"]
+
+
+async def test_a_signal_tells_where_it_was_made():
+    """`location` is the file and line of the call that made it."""
+    made = Signal()
+    assert made.location == f"{__file__}:{sys._getframe().f_lineno - 1}"

@@ -592,3 +592,37 @@ async def test_connect_accepts_exactly_what_every_send_can_call(hear, names):
     made.connect(hear)
     assert await made.send("s", **sent) == [(hear, expected)]
     assert await made.send_robust("s", **sent) == [(hear, expected)]
+
+
+async def test_a_method_without_a_parameter_for_its_object_is_a_receiver():
+    """`self` among the positional extras is no reason to refuse a method."""
+
+    class Handler:
+        def hear(*everything, **named):
+            return everything, named
+
+    made = Signal(["a"])
+    handler = Handler()
+    made.connect(handler.hear)
+    ((_, response),) = await made.send("s", a=1)
+    assert response == ((handler,), {"signal": made, "sender": "s", "a": 1})
+
+
+async def test_a_class_may_say_what_its_objects_take():
+    """A `__signature__` goes before the parameters of `__call__`, for objects with an `__eq__` as well."""
+
+    class Handler:
+        __signature__ = inspect.Signature([inspect.Parameter("a", inspect.Parameter.KEYWORD_ONLY)])
+
+        def __eq__(self, other):
+            raise AssertionError
+
+        __hash__ = object.__hash__
+
+        def __call__(self, **named):
+            return named
+
+    made = Signal(["a"])
+    made.connect(Handler(), weak=False)
+    ((_, response),) = await made.send("s", a=1)
+    assert response == {"a": 1}

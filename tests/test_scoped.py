@@ -402,3 +402,29 @@ async def test_a_send_under_way_goes_on(made):
     made.connect(greet)
     assert len(await made.send(None)) == 2
     blocks[0].__exit__(None, None, None)
+
+
+async def test_what_was_replaced_in_a_block_comes_back(made):
+    """A connection that the block's body ended and made anew is the one from before again, at its old place."""
+    made.connect(greet, priority=3)
+    (before,) = made.connections
+    with made.connected(greet):
+        made.disconnect(greet)
+        made.connect(greet, priority=-1)
+        assert made.connections != (before,)
+    assert made.connections == (before,)
+    assert before.priority == 3
+    assert len(await made.send(None)) == 1
+
+
+async def test_a_place_whose_holder_has_died_counts_as_free(made):
+    """A block under the uid of a receiver that has died leaves nothing there."""
+
+    def dies(**named): ...
+
+    made.connect(dies, dispatch_uid="place")
+    await made.send(None)
+    del dies
+    with made.connected(greet, dispatch_uid="place"):
+        assert [receiver for receiver, _ in await made.send(None)] == [greet]
+    assert made.connections == ()

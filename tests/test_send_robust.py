@@ -362,3 +362,18 @@ async def test_raise_errors_counts_returned_exceptions_as_failures(made):
     results = await send(made)
     with pytest.raises(ExceptionGroup):
         raise_errors(results)
+
+
+async def test_an_error_that_hides_its_traceback_is_returned(made):
+    """An exception class with a `__traceback__` of its own is an error like any other."""
+
+    class HidingError(Exception):
+        __traceback__ = None
+
+    def fails(**named):
+        raise HidingError
+
+    made.connect(fails)
+    ((receiver, error),) = await made.send_robust(None, a=1)
+    assert receiver is fails
+    assert type(error) is HidingError

@@ -16,6 +16,7 @@ from anyio.lowlevel import checkpoint
 
 import asignals
 from asignals import ReceiverLostWarning, Signal, receiver
+from asignals._lost import is_held
 
 pytestmark = pytest.mark.anyio
 
@@ -604,6 +605,39 @@ async def test_many_local_receivers_die_quickly(warned):
     start = time.perf_counter()
     scope(2000)
     assert time.perf_counter() - start < 20 * search + 0.5
+    assert warned == []
+
+
+async def test_what_nothing_but_itself_refers_to_is_not_held():
+    """A cycle that waits for the garbage collector holds nothing, and what a frame's variable refers to is held."""
+    gc.disable()
+    try:
+        lonely = Handler()
+        alive = weakref.ref(lonely)
+        assert is_held(alive)
+        lonely.cycle = lonely
+        del lonely
+        assert alive() is not None
+        assert not is_held(alive)
+    finally:
+        gc.enable()
+        gc.collect()
+    assert alive() is None
+
+
+async def test_a_receiver_that_outlives_its_signal_is_not_lost(warned):
+    """Nobody could have sent to it any more, whoever else still refers to what the signal was made of."""
+
+    def local(**named): ...
+
+    made = Signal()
+    made.connect(local)
+    registry = made._registry
+    del made
+    gc.collect()
+    del local
+    gc.collect()
+    registry.purge()
     assert warned == []
 
 
