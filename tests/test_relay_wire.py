@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
@@ -21,10 +22,12 @@ from asignals.relay import (
     Delivery,
     Envelope,
     EnvelopeError,
+    Memo,
     Memory,
     PublishRefusedError,
     Relay,
     Transport,
+    jetstream,
 )
 from asignals.relay._codec import codec_for
 
@@ -163,7 +166,9 @@ HOSTILE = {
 
 @pytest.mark.parametrize("engine", [*ENGINES, "psycopg"], indirect=True)
 async def test_hostile_events_are_refused_or_dead_letters_and_the_rest_flows(
-    engine: World, caplog: pytest.LogCaptureFixture, long: bool  # noqa: FBT001
+    engine: World,
+    caplog: pytest.LogCaptureFixture,
+    long: bool,  # noqa: FBT001
 ) -> None:
     """On every engine, poison is refused or becomes a dead letter, topics nobody receives pass, good events arrive."""
     into, heard = declared(), set()
@@ -192,6 +197,26 @@ async def test_hostile_events_are_refused_or_dead_letters_and_the_rest_flows(
     assert refused == (1 if engine.name == "jetstream" else 0)
     assert billing.left is not None
     assert billing.left.backlog == 0
+
+
+@pytest.mark.parametrize("engine", [*ENGINES, "psycopg"], indirect=True)
+async def test_what_is_no_letter_hides_no_letters(engine: World) -> None:
+    """Something in a queue of dead letters that is none is shown as what it is, between the others, and removed."""
+
+    class Junk(DeadLetter):
+        def encode(self) -> bytes:
+            return b"junk"
+
+    transport = engine.open()
+    letters = [kind(b"%d" % number, "billing", "1") for number, kind in enumerate([DeadLetter, Junk, DeadLetter])]
+    for letter in letters:
+        await transport.bury("dlq.billing", letter)
+    found = await transport.letters("dlq.billing")
+    if engine.name != "memory":  # which keeps the objects
+        assert sorted(letter.raw for letter in found) == [b"0", b"2", b"junk"]
+    junk = next(letter for letter in found if letter.raw not in (b"0", b"2"))
+    await transport.remove("dlq.billing", junk)
+    assert [letter.raw for letter in await transport.letters("dlq.billing")] == [b"0", b"2"]
 
 
 def test_a_copy_of_a_letter_has_its_id() -> None:
@@ -245,8 +270,6 @@ bodies = st.binary(max_size=60) | st.sampled_from(
 @st.composite
 def wires(draw: st.DrawFn) -> bytes:
     """Draw bytes as they may arrive: mostly a header line and a body, now and then cut or mixed up."""
-    import json
-
     data = json.dumps(draw(headers)).encode() + b"\n" + draw(bodies)
     if draw(st.booleans()):
         cut = draw(st.integers(0, len(data)))
@@ -283,13 +306,50 @@ def test_whatever_arrives_is_handled_or_a_dead_letter(data: bytes) -> None:
 
 @given(data=wires() | st.binary(max_size=200), position=st.text(max_size=5))
 def test_whatever_a_queue_of_dead_letters_holds_is_a_letter_or_refused(data: bytes, position: str) -> None:
-    """Bytes in a dead letter queue are read or refused with `EnvelopeError`, and a letter can always be shown."""
-    try:
-        letter = DeadLetter.decode(data, position)
-    except EnvelopeError:
-        return
+    """Bytes in a dead letter queue are read or refused with `EnvelopeError`, and what is shown can be removed."""
+    letter = DeadLetter.read(data, position)
+    with suppress(EnvelopeError):
+        assert DeadLetter.decode(data, position) == letter
     assert isinstance(letter.id, str)
+    assert letter.position == position
     assert letter.envelope is None or isinstance(letter.envelope, Envelope)
+
+
+json_texts = st.dictionaries(st.text(max_size=6), st.integers() | st.text() | st.none()).map(json.dumps).map(str.encode)
+memos = st.dictionaries(st.sampled_from(["done", "failures"]), st.lists(st.text()) | st.integers() | st.none())
+
+
+@given(data=st.binary() | st.text().map(str.encode) | memos.map(json.dumps).map(str.encode))
+@example(b"[" * 20_000)
+@example(b'{"done": [], "failures": 1e999}')
+def test_whatever_an_inbox_holds_is_a_memo(data: bytes) -> None:
+    """What was not written by an inbox is as good as nothing."""
+    memo = Memo.decode(data)
+    assert Memo.decode(memo.encode()) == memo
+
+
+@given(reply=st.text() | st.lists(st.integers().map(str) | st.text(max_size=3), max_size=12).map(".".join))
+def test_whatever_jetstream_is_said_to_deliver_is_placed_or_passed_over(reply: str) -> None:
+    """A subject that is no acknowledgement's gives no place, and raises nothing."""
+    place = jetstream._place(f"$JS.ACK.{reply}")
+    assert place is None or all(type(number) is int for number in place)
+
+
+@given(answer=st.binary() | json_texts | st.sampled_from([b'{"error": 7}', b'{"error": []}', b"null", b"[" * 20_000]))
+def test_whatever_answers_a_publication_is_no_acknowledgement(answer: bytes) -> None:
+    """Only JetStream's own acknowledgement counts as one; of others it is said what they were."""
+    problem = jetstream._problem(answer)
+    assert problem is not None
+    assert problem["description"]
+
+
+def test_jetstreams_own_answers_are_understood() -> None:
+    """An acknowledgement is no problem, and an error is the one that was told; both kinds of subjects are read."""
+    assert jetstream._problem(b'{"stream": "s", "seq": 1, "duplicate": true}') is None
+    error = {"code": 400, "err_code": 10054, "description": "too large"}
+    assert jetstream._problem(json.dumps({"error": error}).encode()) == error
+    assert jetstream._place("$JS.ACK.stream.consumer.3.17.5.1700000000.0") == (3, 17)
+    assert jetstream._place("$JS.ACK.domain.account.stream.consumer.3.17.5.1700000000.0.x") == (3, 17)
 
 
 anything = st.recursive(

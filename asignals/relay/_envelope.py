@@ -241,6 +241,14 @@ class DeadLetter:
             reason = f"no dead letter: {error!r}"
             raise EnvelopeError(reason) from error
 
+    @classmethod
+    def read(cls, data: bytes, position: str) -> DeadLetter:
+        """Read what is in a queue of dead letters; what is no letter is shown as one, so that it hides no other."""
+        try:
+            return cls.decode(data, position)
+        except EnvelopeError as error:
+            return cls(data[:MAX_KEPT], "", str(error), 0, 0.0, position)
+
     @property
     def envelope(self) -> Envelope | None:
         """The event, where it can be read."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import zlib
 from collections import OrderedDict
 from dataclasses import dataclass, field
@@ -16,6 +17,25 @@ class Memo:
 
     done: set[str] = field(default_factory=set)
     failures: int = 0
+
+    def encode(self) -> bytes:
+        """Write it down, for an engine that keeps bytes."""
+        return json.dumps({"done": sorted(self.done), "failures": self.failures}).encode()
+
+    @classmethod
+    def decode(cls, data: bytes) -> Memo:
+        """Read the bytes of `encode`; others are as good as forgotten: receivers are then called again."""
+        try:
+            found = json.loads(data)
+            return cls(set(map(str, found["done"])), int(found["failures"]))
+        except (ValueError, TypeError, KeyError, RecursionError, OverflowError):
+            return cls()
+
+    def add(self, done: set[str], failures: int | None) -> None:
+        """Add receivers that are done, and set the number of failures unless it is `None`."""
+        self.done |= done
+        if failures is not None:
+            self.failures = failures
 
 
 class Inbox(Protocol):
@@ -45,9 +65,7 @@ class MemoryInbox:
     async def remember(self, event_id: str, service: str, done: set[str], failures: int | None = None) -> None:
         """Add receivers that are done, and set the number of failures unless it is `None`."""
         memo = self._memos.setdefault((event_id, service), Memo())
-        memo.done |= done
-        if failures is not None:
-            memo.failures = failures
+        memo.add(done, failures)
         self._memos.move_to_end((event_id, service))
         if len(self._memos) > self._size:
             self._memos.popitem(last=False)

@@ -91,7 +91,7 @@ class Database(Stored):
         dead = self.tables.dead
         query = select(dead.c.id, dead.c.data).where(dead.c.queue == queue).order_by(dead.c.id).limit(limit)
         async with self.engine.connect() as connection:
-            return [DeadLetter.decode(data, str(position)) for position, data in await connection.execute(query)]
+            return [DeadLetter.read(data, str(position)) for position, data in await connection.execute(query)]
 
     async def remove(self, queue: str, letter: DeadLetter) -> None:
         """Remove a letter."""

@@ -55,12 +55,9 @@ class _Publishing:
     def acknowledged(self, id_: str, answer: Msg) -> None:
         if id_ not in self.open or self.ended.done():
             return
-        try:
-            problem = json.loads(answer.data or b'{"error": {"description": "no stream takes it"}}').get("error")
-        except ValueError as error:
-            problem = {"description": str(error)}
+        problem = _problem(answer.data)
         if problem and problem.get("err_code") == _TOO_LARGE:
-            self.refused[id_] = problem["description"]
+            self.refused[id_] = str(problem.get("description"))
         elif problem:
             self.ended.set_exception(ConnectionError(f"JetStream did not store an event: {problem.get('description')}"))
             return
@@ -70,6 +67,20 @@ class _Publishing:
 
 
 _TOO_LARGE: Final = 10054
+
+
+def _problem(answer: bytes) -> dict[str, Any] | None:
+    """Read what is wrong, if anything is, from the answer to a publication."""
+    if not answer:
+        return {"description": "no stream takes it"}
+    try:
+        found = json.loads(answer)
+        problem = found.get("error") or (None if "stream" in found else {})
+    except (ValueError, AttributeError, TypeError, RecursionError):
+        problem = {}
+    if problem is None or (isinstance(problem, dict) and problem):
+        return problem
+    return {"description": f"an answer that means nothing: {answer[:80]!r}"}
 
 
 class JetStream:
@@ -278,7 +289,7 @@ class JetStream:
                 raw = await jetstream.get_msg(f"{self.stream}-dead", position, f"{self.stream}-dead.{queue}", next=True)
             except NotFoundError:
                 break
-            found.append(DeadLetter.decode(raw.data or b"", str(raw.seq)))
+            found.append(DeadLetter.read(raw.data or b"", str(raw.seq)))
             position = (raw.seq or 0) + 1
         return found
 
@@ -419,10 +430,11 @@ class _Consumer:
         if status is not None and not message.reply.startswith("$JS.ACK."):
             self._hear(status, message)
             return
+        place = _place(message.reply)
+        if place is None:
+            return  # nothing that JetStream delivers
         self.asked -= 1
-        tokens = message.reply.split(".")
-        first = 4 if len(tokens) == 9 else 6  # noqa: PLR2004  newer servers write domain and account before the stream
-        attempt, sequence = int(tokens[first]), int(tokens[first + 1])
+        attempt, sequence = place
         if sequence in self.held:
             self.held[sequence].reply = message.reply  # it took too long to keep, and runs here already
             return
@@ -445,6 +457,16 @@ class _Consumer:
 async def _unsubscribe(subscription: Subscription) -> None:
     with suppress(Exception):  # the connection may be lost
         await subscription.unsubscribe()
+
+
+def _place(reply: str) -> tuple[int, int] | None:
+    """Read from the subject for the acknowledgement how often an event was delivered, and its sequence number."""
+    tokens = reply.split(".")
+    first = 4 if len(tokens) == 9 else 6  # noqa: PLR2004  newer servers write domain and account before the stream
+    try:
+        return int(tokens[first]), int(tokens[first + 1])
+    except (IndexError, ValueError):
+        return None
 
 
 def _request(count: int) -> bytes:
@@ -477,12 +499,10 @@ class JetStreamInbox:
             entry = await (await self._bucket()).get(f"{service}.{event_id}")
         except KeyNotFoundError:
             return Memo()
-        found = json.loads(entry.value)
-        return Memo(set(found["done"]), found["failures"])
+        return Memo.decode(entry.value or b"")
 
     async def remember(self, event_id: str, service: str, done: set[str], failures: int | None = None) -> None:
         """Add receivers that are done, and set the number of failures unless it is `None`."""
         memo = await self.recall(event_id, service)
-        memo.done |= done
-        kept = {"done": sorted(memo.done), "failures": memo.failures if failures is None else failures}
-        await (await self._bucket()).put(f"{service}.{event_id}", json.dumps(kept).encode())
+        memo.add(done, failures)
+        await (await self._bucket()).put(f"{service}.{event_id}", memo.encode())

@@ -204,7 +204,7 @@ class Kafka:
                     if value is None:
                         letters.pop(key, None)
                     else:
-                        letters[key] = DeadLetter.decode(value, key)
+                        letters[key] = DeadLetter.read(value, key)
                     number, offset = _place(message)
                     if offset + 1 >= ends.get(number, 0):
                         ends.pop(number, None)

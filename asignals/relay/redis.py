@@ -12,7 +12,6 @@ no further.
 from __future__ import annotations
 
 import asyncio
-import json
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
@@ -165,7 +164,7 @@ class RedisStreams:
     async def letters(self, queue: str, limit: int = 100) -> list[DeadLetter]:
         """Show the oldest letters."""
         entries: Any = await limited(self.client.xrange(self._dead(queue), count=limit), _TRIP)
-        return [DeadLetter.decode(fields[b"d"], id_.decode()) for id_, fields in entries]
+        return [DeadLetter.read(fields.get(b"d", b""), id_.decode()) for id_, fields in entries]
 
     async def remove(self, queue: str, letter: DeadLetter) -> None:
         """Remove a letter."""
@@ -314,15 +313,11 @@ class RedisInbox:
 
     async def recall(self, event_id: str, service: str) -> Memo:
         """Give what is remembered."""
-        found = await limited(self._client.get(self._key(event_id, service)), _TRIP)
-        if found is None:
-            return Memo()
-        memo = json.loads(found)
-        return Memo(set(memo["done"]), memo["failures"])
+        found: Any = await limited(self._client.get(self._key(event_id, service)), _TRIP)
+        return Memo() if found is None else Memo.decode(found)
 
     async def remember(self, event_id: str, service: str, done: set[str], failures: int | None = None) -> None:
         """Add receivers that are done, and set the number of failures unless it is `None`."""
         memo = await self.recall(event_id, service)
-        memo.done |= done
-        kept = {"done": sorted(memo.done), "failures": memo.failures if failures is None else failures}
-        await limited(self._client.set(self._key(event_id, service), json.dumps(kept), ex=_REMEMBERED), _TRIP)
+        memo.add(done, failures)
+        await limited(self._client.set(self._key(event_id, service), memo.encode(), ex=_REMEMBERED), _TRIP)
