@@ -1,6 +1,7 @@
 """Sends that run in the background: bounded, drained, and never lost silently."""
 
 import asyncio
+import functools
 import gc
 import logging
 import sys
@@ -697,3 +698,36 @@ async def test_a_finalizer_that_sends_as_a_worker_comes_to_rest(signal, seen, mo
             while background.statistics().done < 2:
                 await anyio.lowlevel.checkpoint()
     assert seen == [1, 2]
+
+
+async def test_muted_sends_that_are_not_done_leave_nothing_muted(signal):
+    """Refused, cancelled while it waits for room, or undelivered: the mute that a send took along ends with it."""
+
+    async def receives(x, **named):
+        await anyio.sleep_forever()
+
+    signal.connect(receives)
+    background = Background(limit=1, buffer=1)
+    with anyio.fail_after(5), anyio.CancelScope() as scope:
+        async with background:
+            await background.send(signal, None, x=1)
+            await anyio.wait_all_tasks_blocked()
+            with signal.muted():
+                await background.send(signal, None, x=2)
+                with pytest.raises(anyio.WouldBlock):
+                    background.send_nowait(signal, None, x=3)
+                async with anyio.create_task_group() as group:
+                    group.start_soon(functools.partial(background.send, signal, None, x=4))
+                    await anyio.wait_all_tasks_blocked()
+                    group.cancel_scope.cancel()
+            assert len(signal._registry.filters) == 1  # of the one that waits in the buffer
+            scope.cancel()
+    assert [event.x for event in background.undelivered] == [1, 2]
+    assert signal._registry.filters == ()
+
+
+async def test_the_limits_that_nobody_gave():
+    """They are those of the documentation."""
+    with anyio.fail_after(5):
+        async with Background() as background:
+            assert background.statistics() == (0, 0, 0, 0, 0, 0, 100, 1000)

@@ -183,6 +183,9 @@ async def test_what_an_event_has_and_has_not(signal):
         event.y  # noqa: B018
     with pytest.raises(KeyError):
         event["y"]
+    for change in (lambda: setattr(event, "sender", 1), lambda: event.arguments.update(x=2)):
+        with pytest.raises(AttributeError):
+            change()
     assert not hasattr(object.__new__(Event), "__array__")
 
 

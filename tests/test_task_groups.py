@@ -292,7 +292,7 @@ async def test_a_factory_that_cannot_be_entered(log):
         yield
 
     signal = Signal(["x"], task_group=broken)
-    connect(signal, log, "returns", "waits", "waits")
+    connect(signal, log, "returns", "waits")
     with anyio.fail_after(5), pytest.raises(LookupError):
         await signal.send(None, x=1)
     assert log == []
