@@ -48,13 +48,13 @@ class JSONFormatter(logging.Formatter):
 def load_relay(target: str) -> Relay:
     """Import the relay that `package.module:attribute` names; raises `ValueError` when there is none."""
     module, colon, attribute = target.partition(":")
-    if not colon or not module or not attribute:
+    if not colon or not module or not attribute or module.startswith("."):
         msg = f"name a relay as package.module:attribute, not {target!r}"
         raise ValueError(msg)
     try:
         found = attrgetter(attribute)(import_module(module))
-    except (ImportError, AttributeError) as error:
-        msg = f"cannot load {target!r}: {error}"
+    except (Exception, SystemExit) as error:  # whatever the module runs into, or a script that ends when imported
+        msg = f"cannot load {target!r}: {type(error).__name__}: {error}"
         raise ValueError(msg) from error
     if not isinstance(found, Relay):
         msg = f"{target!r} is a {type(found).__name__}, not a Relay"
