@@ -680,6 +680,48 @@ async def test_a_relay_runs_once(memory: Memory) -> None:
         pass
 
 
+async def test_a_refusal_concerns_only_the_send_that_was_refused(memory: Memory) -> None:
+    """Sends that shared a publication with a refused one have succeeded, and their receivers here are called."""
+
+    class Picky(Memory):
+        async def publish_many(self, envelopes: Sequence[Envelope]) -> None:
+            refused = {event.id: "unlucky" for event in envelopes if b"13" in event.body}
+            await super().publish_many([event for event in envelopes if event.id not in refused])
+            if refused:
+                raise PublishRefusedError(refused)
+
+    relay, sent, calls = Relay(Picky(), "shop"), declared(), []
+    relay.export(sent, "order.paid")
+    with sent.connected(lambda amount, **_: calls.append(amount)):
+        sends = [sent.send("A-1", amount=amount) for amount in (12, 13, 14)]
+        results = await asyncio.gather(*sends, return_exceptions=True)
+    assert [type(result) for result in results] == [list, PublishRefusedError, list]
+    assert list(results[1].refused.values()) == ["unlucky"]
+    assert sorted(calls) == [12, 14]
+    assert relay.health().published == 2
+
+
+async def test_closing_closes_every_part_though_one_fails() -> None:
+    """Transport, outbox and inbox are all closed, and the error is raised."""
+    closed = []
+
+    class Part(Memory, MemoryInbox):
+        def __init__(self, name: str) -> None:
+            Memory.__init__(self)
+            MemoryInbox.__init__(self)
+            self.name = name
+
+        async def aclose(self) -> None:
+            closed.append(self.name)
+            if self.name == "outbox":
+                raise ConnectionError
+
+    relay = Relay(Part("transport"), "shop", outbox=Part("outbox"), inbox=Part("inbox"))  # type: ignore[arg-type]
+    with pytest.raises(ConnectionError):
+        await relay.aclose()
+    assert closed == ["transport", "outbox", "inbox"]
+
+
 def test_refusals_name_what_was_refused() -> None:
     """The error keeps all ids, and its message does not grow with them."""
     error = PublishRefusedError({str(number): "too large" for number in range(1000)})

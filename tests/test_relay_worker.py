@@ -177,6 +177,21 @@ def test_dead_letters_are_shown_and_sent_again(module: str, tmp_path: Path) -> N
     assert "dead     0 in dlq.billing" in invoke("relay", "status", target)
 
 
+def test_a_command_closes_all_that_it_opened(module: str, tmp_path: Path) -> None:
+    """An inbox with a database of its own does not keep the command's process from ending."""
+    source = (tmp_path / f"{module}.py").read_text()
+    source = source.replace("Relay, SQL", "Relay, SQLAlchemyInbox, SQL").replace(
+        "outbox=SQLAlchemyOutbox(url)", "inbox=SQLAlchemyInbox(url)"
+    )
+    (tmp_path / f"{module}.py").write_text(source)
+    command = [sys.executable, "-W", "error", "-m", "asignals", "relay", "init", f"{module}:relay"]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(  # noqa: S603  this very program
+        command, capture_output=True, text=True, timeout=60, check=False, env=environment
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "ready\n", "")
+
+
 @pytest.mark.parametrize(
     "target", ["nothing", "no.such.module:relay", "{module}:missing", "{module}:not_a_relay", ":x"]
 )

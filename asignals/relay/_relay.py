@@ -7,7 +7,7 @@ import logging
 import os
 import socket
 import zlib
-from contextlib import contextmanager, suppress
+from contextlib import AsyncExitStack, contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final, Self
@@ -303,9 +303,17 @@ class Relay:
         self._tasks.clear()
         self._is_running = False
         await self._take_stock()
-        for part in (self.transport, self.outbox, self._inbox):
-            if isinstance(part, Closing):
-                await part.aclose()
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """Close the connections that `status`, `replay` and the like have opened outside of the relay's block.
+
+        Each part is closed though another one fails; what is used again opens its connections again.
+        """
+        async with AsyncExitStack() as stack:
+            for part in (self._inbox, self.outbox, self.transport):
+                if isinstance(part, Closing):
+                    stack.push_async_callback(part.aclose)
 
     def _start(self, work: Coroutine[Any, Any, None]) -> None:
         self._tasks.append(asyncio.get_running_loop().create_task(work))
@@ -359,11 +367,18 @@ class Relay:
             await self.outbox.put(envelope, session if session is not None else self._session.get())
             return
         async with asyncio.timeout(self._publish_timeout):
-            await self._publish_soon(envelope)
+            refusal = await self._publish_soon(envelope)
+        if refusal is not None:
+            raise PublishRefusedError({envelope.id: refusal})
 
-    async def _publish_all(self, envelopes: list[Envelope]) -> list[None]:
-        await self._publish(envelopes)
-        return [None] * len(envelopes)
+    async def _publish_all(self, envelopes: list[Envelope]) -> list[str | None]:
+        """Publish what several sends have put together; gives for each why it was refused."""
+        refused: dict[str, str] = {}
+        try:
+            await self._publish(envelopes)
+        except PublishRefusedError as error:
+            refused = error.refused
+        return [refused.get(envelope.id) for envelope in envelopes]
 
     async def _publish(self, envelopes: Sequence[Envelope]) -> None:
         try:

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from asignals.relay._transport import Closing
 from asignals.relay.worker import JSONFormatter, load_relay, run_worker
 
 if TYPE_CHECKING:
@@ -103,9 +102,7 @@ def _run(relay: Relay, work: Coroutine[Any, Any, Any]) -> Any:
         try:
             return await work
         finally:
-            for part in (relay.transport, relay.outbox):
-                if isinstance(part, Closing):
-                    await part.aclose()
+            await relay.aclose()
 
     try:
         return asyncio.run(run())

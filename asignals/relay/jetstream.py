@@ -240,7 +240,8 @@ class JetStream:
         finally:
             for number in numbers:
                 self._publishing.pop(number, None)
-            publishing.ended.cancel()
+            if not publishing.ended.cancel():
+                publishing.ended.exception()  # seen: when publishing itself has failed, nobody waits for it
         return publishing.refused
 
     async def _on_reply(self, message: Msg) -> None:
