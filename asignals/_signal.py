@@ -6,7 +6,7 @@ import sys
 from contextlib import ExitStack
 from functools import partial
 from types import MethodType
-from typing import TYPE_CHECKING, Any, Generic, ParamSpec, Protocol, Self, TypeVar, cast, overload
+from typing import TYPE_CHECKING, Any, Generic, ParamSpec, Protocol, Self, TypedDict, TypeVar, Unpack, cast, overload
 from weakref import ref
 
 from asignals._compile import check_names, choose, send_for, send_robust_for
@@ -31,6 +31,16 @@ if TYPE_CHECKING:
 P = ParamSpec("P")
 R = TypeVar("R")
 F = TypeVar("F", bound="Receiver")
+
+
+class ConnectOptions(TypedDict, total=False):
+    """What `connect` takes beside Django's parameters, for type checkers."""
+
+    priority: float
+    subclasses: bool
+    in_thread: bool
+    timeout: float | None
+    once: bool
 
 
 class _Detour:
@@ -215,12 +225,7 @@ class Signal(Generic[P, R]):
         sender: object = None,
         weak: bool = True,  # noqa: FBT001, FBT002  Django's order of parameters
         dispatch_uid: Hashable | None = None,
-        *,
-        priority: float = 0,
-        subclasses: bool = False,
-        in_thread: bool = False,
-        timeout: float | None = None,
-        once: bool = False,
+        **options: Unpack[ConnectOptions],
     ) -> F: ...
 
     @overload
@@ -230,12 +235,7 @@ class Signal(Generic[P, R]):
         sender: object = None,
         weak: bool = True,  # noqa: FBT001, FBT002  Django's order of parameters
         dispatch_uid: Hashable | None = None,
-        *,
-        priority: float = 0,
-        subclasses: bool = False,
-        in_thread: bool = False,
-        timeout: float | None = None,
-        once: bool = False,
+        **options: Unpack[ConnectOptions],
     ) -> Callable[[F], F]: ...
 
     def connect(  # noqa: PLR0913  Django's parameters, and the options
@@ -371,7 +371,7 @@ class Signal(Generic[P, R]):
         sender: object = None,
         weak: bool = True,  # noqa: FBT001, FBT002  as for connect
         dispatch_uid: Hashable | None = None,
-        **options: Any,
+        **options: Unpack[ConnectOptions],
     ) -> AbstractContextManager[F]:
         """Connect for the length of a `with` block; takes what `connect` takes, and gives the receiver.
 

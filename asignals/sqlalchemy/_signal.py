@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import ExitStack, contextmanager
-from typing import TYPE_CHECKING, Any, TypeVar, cast, overload
+from typing import TYPE_CHECKING, Any, TypeVar, Unpack, cast, overload
 from weakref import ref
 
 from sqlalchemy import event
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Hashable, Iterable
 
     from asignals._receivers import Receiver
+    from asignals._signal import ConnectOptions
 
 F = TypeVar("F", bound="Callable[..., Any]")
 
@@ -84,11 +85,7 @@ class ModelSignal(Signal[..., Any]):
         dispatch_uid: Hashable | None = None,
         *,
         on: Phase = "flush",
-        priority: float = 0,
-        subclasses: bool = True,
-        in_thread: bool = False,
-        timeout: float | None = None,
-        once: bool = False,
+        **options: Unpack[ConnectOptions],
     ) -> F: ...
 
     @overload
@@ -100,11 +97,7 @@ class ModelSignal(Signal[..., Any]):
         dispatch_uid: Hashable | None = None,
         *,
         on: Phase = "flush",
-        priority: float = 0,
-        subclasses: bool = True,
-        in_thread: bool = False,
-        timeout: float | None = None,
-        once: bool = False,
+        **options: Unpack[ConnectOptions],
     ) -> Callable[[F], F]: ...
 
     def connect(  # noqa: PLR0913  what Signal.connect takes, and the phase
