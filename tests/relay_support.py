@@ -77,6 +77,7 @@ class World:
 
     def __init__(self, name: str, make: Callable[[], Any]) -> None:
         self.name = name
+        self.claim = 0.02 if name in ("memory", "rabbitmq", "kafka") else CLAIM  # those go by connections, not by time
         self._make = make
         self._opened: list[Any] = []
 

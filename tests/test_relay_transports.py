@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from relay_support import CLAIM, ENGINES, World, until, world
+from relay_support import ENGINES, World, until, world
 
 from asignals import Signal
 from asignals.relay import Backlog, DeadLetter, DeadLetters, Delivery, Envelope, Relay, Transport
@@ -158,7 +158,7 @@ async def test_acknowledged_events_do_not_come_again(engine: World) -> None:
         await transport.publish_many(events(30))
         await until(lambda: len(set(heard.numbers) - {-1}) == 30)
     async with consuming(engine.open(), "billing", later, "two"):
-        await asyncio.sleep(CLAIM * 1.5)
+        await asyncio.sleep(engine.claim * 1.5)
         await transport.publish_many([Envelope("numbers", b"30")])
         await until(lambda: 30 in later.numbers)
     assert set(later.numbers) == {30}
@@ -222,7 +222,7 @@ async def test_a_long_receiver_keeps_its_claim(engine: World) -> None:
     def handler(name: str) -> Callable[[Delivery], Awaitable[float | None]]:
         async def handle(_delivery: Delivery) -> float | None:
             calls.append(name)
-            await asyncio.sleep(CLAIM * 3)
+            await asyncio.sleep(engine.claim * 3)
             calls.append(f"{name} done")
             return None
 
@@ -234,7 +234,7 @@ async def test_a_long_receiver_keeps_its_claim(engine: World) -> None:
     ):
         await engine.open().publish_many(events(1))
         await until(lambda: len(calls) >= 2)
-        await asyncio.sleep(CLAIM)
+        await asyncio.sleep(engine.claim)
     assert calls in (["one", "one done"], ["two", "two done"])
 
 
