@@ -14,6 +14,7 @@ import contextlib
 import contextvars
 import itertools
 import threading
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, Final, Literal, Self
 
 import anyio
@@ -24,7 +25,7 @@ from asignals._show import Shower
 from asignals._waker import Waker
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
     from types import TracebackType
 
     from asignals._registry import Registry, Snapshot
@@ -212,17 +213,19 @@ def capture(
     `sender` and `where` choose among them as in `Signal.stream`. Only the sends of the current context are captured:
     of this task, and of the tasks and threads that are started from it inside the block, so that tests that run at
     once do not see each other's. `everywhere=True` captures those of a server in another thread or of a task that was
-    there before, too. Captures nest and overlap; each sees everything. `TypeError` for what is not a signal.
+    there before, too. Captures nest and overlap; each sees everything. `TypeError` for what is not a signal, or a
+    `where` that cannot be called.
     """
-    signals = (signal,) if isinstance(signal, Signal) else tuple(signal)
-    for each in signals:
-        if not isinstance(each, Signal):
-            msg = f"capture() takes signals, not {_show(each)}"
-            raise TypeError(msg)
-    signals = tuple(each._origin or each for each in signals)
+    is_one = isinstance(signal, Signal) or not isinstance(signal, Iterable)
+    given: Any = (signal,) if is_one else signal
+    signals = _checked("capture", tuple(given))
     if not signals:
         msg = "capture() needs a signal"
         raise TypeError(msg)
+    if where is not None and not callable(where):
+        msg = f"where must be a function of an Event, not {_show(where)}"
+        raise TypeError(msg)
+    signals = tuple(each._origin or each for each in signals)
     return Capture(signals, sender, where=where, everywhere=everywhere)
 
 
@@ -233,7 +236,7 @@ def muted(*signals: AnySignal, everywhere: bool = False) -> Iterator[None]:
     As there, only the current context is muted unless `everywhere` is true. A capture sees muted sends.
     """
     with contextlib.ExitStack() as stack:
-        for signal in signals:
+        for signal in _checked("muted", signals):
             stack.enter_context(signal.muted(everywhere=everywhere))
         yield
 
@@ -248,6 +251,9 @@ def swap_receivers(signal: AnySignal, *receivers: Callable[..., object], sender:
     `ValueError` or `TypeError` for a receiver that `connect` refuses, and then nothing has changed. Streams go on
     listening.
     """
+    _checked("swap_receivers", (signal,))
+    for each in receivers:
+        signal._callable(each)
     with restored(signal):
         for registry in signal._registries():
             for connection in _connections(registry):
@@ -265,12 +271,21 @@ def restored(*signals: AnySignal) -> Iterator[None]:
     other options is as before, at its place. Receivers that were connected at the start are kept alive by the block.
     Seen by everyone.
     """
+    _checked("restored", signals)
     before = [(registry, _snapshots(registry)) for signal in signals for registry in signal._registries()]
     try:
         yield
     finally:
         for registry, snapshots in before:
             _restore(registry, snapshots)
+
+
+def _checked(what: str, signals: tuple[AnySignal, ...]) -> tuple[AnySignal, ...]:
+    for each in signals:
+        if not isinstance(each, Signal):
+            msg = f"{what}() takes signals, not {_show(each)}"
+            raise TypeError(msg)
+    return signals
 
 
 def _connections(registry: Registry) -> list[Connection]:

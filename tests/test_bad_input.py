@@ -1,6 +1,7 @@
 # ruff: noqa: PT017  what may be refused is tried, and the refusal looked at
 """Whatever users give, they get a named error or what they asked for; never a crash inside, and nothing half done."""
 
+import contextlib
 import functools
 import keyword
 
@@ -8,7 +9,7 @@ import hypothesis.strategies as st
 import pytest
 from hypothesis import HealthCheck, given, settings
 
-from asignals import Background, DeclarationError, InvalidReceiverError, Signal, monitor, signal
+from asignals import Background, DeclarationError, InvalidReceiverError, Signal, monitor, signal, testing
 from asignals import receiver as connect_to
 
 pytestmark = pytest.mark.filterwarnings("ignore::asignals.ReceiverLostWarning")
@@ -238,3 +239,24 @@ def test_monitor_refuses_what_cannot_be_called(thing):
         with pytest.raises(TypeError, match="monitor"):
             monitor(thing)
     assert watchers == before
+
+
+@quick
+@given(ANYTHING)
+def test_test_tools_refuse_what_is_no_signal(thing):
+    """What takes signals says what it takes and what it was given, before anything is changed."""
+    tested = Signal(["n"], name="the.signal")
+    tested.connect(hear_all := lambda **named: named, weak=False)
+    for tool in (testing.capture, testing.muted, testing.restored, testing.swap_receivers):
+        with pytest.raises(TypeError, match=r"takes signals, not |needs a signal|swap_receivers"), tool(thing):
+            pass
+    for tool in (testing.muted, testing.restored):
+        with pytest.raises(TypeError, match="takes signals, not "), tool(tested, thing):
+            pass
+    if not callable(thing):
+        with pytest.raises(TypeError, match=r"the\.signal"), testing.swap_receivers(tested, thing):
+            pass
+        with contextlib.suppress(TypeError), testing.capture(tested, where=thing):
+            assert thing is None
+    assert tested._registry.filters == ()
+    assert [connection.receiver for connection in tested.connections] == [hear_all]
