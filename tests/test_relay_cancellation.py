@@ -218,6 +218,28 @@ async def test_work_that_raises_ends_the_block(error: BaseException) -> None:
     assert isinstance(found, LookupError | SelfCancelledError)
 
 
+async def test_what_is_put_after_a_failure_is_left_alone() -> None:
+    """Events that arrive while a pool ends because of a failure begin no more work, and raise nothing."""
+    began: list[int] = []
+
+    async def work(item: int) -> None:
+        began.append(item)
+        raise LookupError
+
+    async def run() -> None:
+        async with Pool(work, 3) as pool:
+            pool.put(1)
+            try:
+                await asyncio.Event().wait()
+            finally:
+                pool.put(2)
+
+    with pytest.raises(ExceptionGroup) as caught:
+        await run()
+    assert [type(error) for error in caught.value.exceptions] == [LookupError]
+    assert began == [1]
+
+
 async def test_what_runs_beside_the_workers_ends_with_them() -> None:
     """`Pool.start` runs something for the length of the block, and its failure ends the block."""
     running: list[str] = []

@@ -58,11 +58,13 @@ class Pool(Generic[T]):
         if len(self._workers) < self._limit:
             worker = self._group.create_task(self._run())
             self._workers.add(worker)
-            worker.add_done_callback(self._workers.discard)
+            worker.add_done_callback(self._ended)
 
     def start(self, other: Coroutine[Any, Any, None]) -> None:
         """Run something beside the workers until the block is left; what it raises ends the block, too."""
-        self._others.add(self._group.create_task(other))
+        task = self._group.create_task(other)
+        self._others.add(task)
+        task.add_done_callback(self._ended)
 
     async def until_below(self, count: int) -> None:
         """Wait until fewer than `count` items are left."""
@@ -84,6 +86,11 @@ class Pool(Generic[T]):
             if error is None:
                 kind, error, traceback = type(cancelled), cancelled, cancelled.__traceback__
         await self._group.__aexit__(kind, error, traceback)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._workers.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            self._is_leaving = True  # the group ends, and takes no more tasks
 
     async def _run(self) -> None:
         share = _FAIR_SHARE
