@@ -38,6 +38,8 @@ async def @send(@self, /, sender@parameters):
         @run = @self._run_for(sender)
         if @run is None:
             return await @deliver(@self, sender, @arguments, robust=@robust)
+    if not @run.plan:
+        return []
     @results = []
     @link = None
     @links = @run.links
@@ -109,7 +111,7 @@ def _indent(text: str, steps: int) -> str:
 # The loops along a run ask no link whether it has ended or changed. Who ends or changes one empties the run, which ends
 # its loop; the last loop, which does ask, then goes on behind that link. It is also the one for all other plans.
 _RUNS = _branches("@run", {attribute: _loop("@links", call) for attribute, call in _CALLS.items()})
-_REST = _loop("@run.after(@link)", _branches("@link", _CALLS) + _ELSE)
+_REST = _loop("@run.plan if @link is None else @run.after(@link)", _branches("@link", _CALLS) + _ELSE)
 _SEND = _HEAD.replace("@runs", _indent(_RUNS, 1)).replace("@rest", _indent(_REST, 2))
 _RAISE = "@blame(@error, @link, @self); raise"
 _COLLECT = "@results.append(@failed(@error, @link, @self))"

@@ -92,9 +92,9 @@ class Run:
         is_uniform = self.is_coroutine or self.is_function or self.is_method or self.is_choosy
         self.links: list[Link] = list(plan) if is_uniform else []
 
-    def after(self, link: Link | None) -> Plan:
+    def after(self, link: Link) -> Plan:
         """What comes after a link in the whole plan."""
-        return self.plan if link is None else self.plan[self.plan.index(link) + 1 :]
+        return self.plan[self.plan.index(link) + 1 :]
 
 
 class _Bucket:
