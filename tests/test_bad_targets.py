@@ -64,3 +64,15 @@ def test_a_target_that_does_not_import_is_named(command, modules):
     for name in modules:
         output = refused(command, f"{name}:relay")
         assert name in "".join(output.split()).replace("│", "")
+
+
+@pytest.mark.parametrize("url", ["", "x", "://", "\ud800", "sqlite:", "nats://:::", "redis://127.0.0.1:1"])
+def test_a_demo_with_a_strange_engine_is_refused(url):
+    """A URL of no engine, one that its engine cannot read, and one of a server that is not there."""
+    pytest.importorskip("uvicorn", reason="needs asignals[demo]")
+    if url.startswith(("nats", "redis")):
+        pytest.importorskip(url.partition(":")[0])
+    result = CliRunner().invoke(cli.app, ["demo", "--relay", url])
+    assert isinstance(result.exception, SystemExit), result.exception
+    assert result.exit_code == 2
+    assert "the demo cannot use this --relay: " in result.output

@@ -67,14 +67,14 @@ class NextDoor:
 async def next_door(url: str) -> AsyncIterator[NextDoor]:
     """Open the kitchen in a process of its own for the length of a block; `sqlite` needs no server.
 
-    A URL of no known engine ends the program.
+    A URL that no known engine can use ends the program, with status 2.
     """
     with tempfile.TemporaryDirectory() as directory:
         url = f"sqlite+aiosqlite:///{directory}/relay.db" if url == NOTHING else url
         try:
             transport_for(url, "kitchen")
-        except ValueError as error:
-            sys.exit(f"asignals: {error}")
+        except Exception as error:
+            raise _refusal(error) from error
         async with own_place(url) as name:
             relay = Relay(transport_for(url, name), "shop", senders=_senders())
             relay.export(pizza_done, TOPIC)
@@ -85,11 +85,19 @@ async def next_door(url: str) -> AsyncIterator[NextDoor]:
                 relay.stop_exporting(pizza_done)
 
 
+def _refusal(error: Exception) -> SystemExit:
+    sys.stderr.write(f"asignals: the demo cannot use this --relay: {type(error).__name__}: {error}\n")
+    return SystemExit(2)
+
+
 @asynccontextmanager
 async def _open(relay: Relay, url: str, name: str) -> AsyncIterator[NextDoor]:
     kitchen = Relay(relay.transport, "kitchen", senders=_senders())
     kitchen.receive(pizza_done, TOPIC)
-    await kitchen.init()  # before the first pizza: who is not known is not told
+    try:
+        await kitchen.init()  # before the first pizza: who is not known is not told
+    except Exception as error:
+        raise _refusal(error) from error
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path.cwd()), *sys.path])}
     command = [sys.executable, "-m", "asignals.demo.kitchen", url, name]
     process = await asyncio.create_subprocess_exec(
