@@ -160,8 +160,6 @@ def _leads_to(roots: set[int], things: list[Any], skip: set[int]) -> bool:
         skip.update(map(id, things))
         skip.add(id(things))
         things = [holder for holder in gc.get_referrers(*things) if id(holder) not in skip]
-        if not things:
-            return False
     return False
 
 

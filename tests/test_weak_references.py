@@ -599,12 +599,12 @@ async def test_many_local_receivers_die_quickly(warned):
             made.connect(each)
 
     ballast = [[number] for number in range(100_000)]
-    start = time.perf_counter()
+    start = time.process_time()
     gc.get_referrers(ballast)
-    search = time.perf_counter() - start
-    start = time.perf_counter()
+    search = time.process_time() - start
+    start = time.process_time()
     scope(2000)
-    assert time.perf_counter() - start < 20 * search + 0.5
+    assert time.process_time() - start < 20 * search + 0.5
     assert warned == []
 
 
