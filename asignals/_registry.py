@@ -6,8 +6,9 @@ keeps the one it started with; a link that ends meanwhile says so itself.
 
 Invariants:
 
-- Every change happens under `lock` and counts in `_changes`. A bucket's plan is fresh while `made_at` equals
-  `_shared_changes`; a change of its own links sets `made_at` to `None`.
+- Every change happens under `lock` and counts in `_changes`. It is announced before it is made, because Ctrl-C may
+  interrupt it, and after it, because a finalizer in its middle may have sent; either way no old plan stays in use.
+- A bucket's plan is fresh while `made_at` equals `_shared_changes`; a change of its own links sets it to `None`.
 - `run` has the plan of all senders when no sender has links of its own and nothing is muted; else it is `None`.
   No run but `_last_run` has links of its own, so that is the one to empty when a link changes.
 - Weak-reference callbacks run anywhere, in the middle of a locked section and in any thread: they only append to
@@ -219,21 +220,27 @@ class Registry:
                 bucket = self._bucket_for(sender)
             link.source = bucket.source
             link.order = next(self._order) if order is None else order
+            self._announce(bucket, link.options.subclasses)
+            self._with_subclasses += link.options.subclasses
             bucket.links[link.key] = link
             if bucket is not self._everyone:  # again, for a finalizer may have emptied and dropped it meanwhile
                 self._buckets[bucket.source.key] = bucket
-            self._with_subclasses += link.options.subclasses
-            self._changed(bucket, link.options.subclasses)
+            self._announce(bucket, link.options.subclasses)
 
     def restyle(self, connection: Connection, options: Options, shape: Shape) -> None:
         """Give a connection new options in place."""
         with self.lock:
             was = connection.options.subclasses
-            connection.restyle(options, shape)
             bucket = self._filed(connection)
-            if bucket is not None:
-                self._with_subclasses += options.subclasses - was
-                self._changed(bucket, was or options.subclasses)
+            if bucket is None:
+                connection.restyle(options, shape)
+                return
+            self._announce(bucket, was or options.subclasses)
+            self._with_subclasses += options.subclasses
+            connection.restyle(options, shape)
+            # A finalizer of the receiver may have disconnected it.
+            self._with_subclasses -= options.subclasses if self._filed(connection) is None else was
+            self._announce(bucket, was or options.subclasses)
 
     def find(self, key: Hashable, sender: object) -> tuple[Connection | None, Receiver | None]:
         """The connection under this identity, if it still is one, and its receiver."""
@@ -253,13 +260,17 @@ class Registry:
         """End a link; `False` when somebody else did before."""
         with self.lock:
             was_live = link.live
-            link.end()
             bucket = self._filed(link)
             if bucket is not None:
-                del bucket.links[link.key]
-                self._with_subclasses -= link.options.subclasses
-                self._changed(bucket, link.options.subclasses)
-                self._drop_if_empty(bucket)
+                self._announce(bucket, link.options.subclasses)
+            link.end()
+            bucket = self._filed(link)  # again, for a finalizer of the receiver may have disconnected it
+            if bucket is None:
+                return was_live
+            del bucket.links[link.key]
+            self._with_subclasses -= link.options.subclasses
+            self._announce(bucket, link.options.subclasses)
+            self._drop_if_empty(bucket)
             return was_live
 
     def _filed(self, link: Link) -> _Bucket | None:
@@ -290,7 +301,7 @@ class Registry:
         if not self._buckets:
             self._everyone.made_at = None  # so that its plan becomes that of all senders again
 
-    def _changed(self, bucket: _Bucket, is_shared: bool) -> None:  # noqa: FBT001  called with an option's value
+    def _announce(self, bucket: _Bucket, is_shared: bool) -> None:  # noqa: FBT001  called with an option's value
         bucket.made_at = None
         self._changes += 1
         if is_shared or bucket is self._everyone:
