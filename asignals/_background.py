@@ -27,7 +27,9 @@ import anyio
 import anyio.lowlevel
 
 from asignals._context import in_context
+from asignals._refs import describe, is_a
 from asignals._scoped import stay_muted
+from asignals._signal import Signal
 from asignals._stream import Event
 from asignals._waker import Loop, Waker, cancellation, is_cancelled
 
@@ -37,8 +39,6 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from anyio.abc import TaskGroup
-
-    from asignals._signal import Signal
 
 P = ParamSpec("P")
 
@@ -163,10 +163,10 @@ class Background:
         Cancelled before there is room, it sends nothing.
 
         Raises:
-            TypeError: the arguments are not those that the signal declares.
+            TypeError: it is no signal, or the arguments are not those that it declares.
             anyio.ClosedResourceError: the block has been left, or not been entered.
         """
-        job = _Job(self, signal, *signal._bind(*args, **kwargs))
+        job = self._job(signal, *args, **kwargs)
         try:
             with self._lock:
                 if self._offer(job):
@@ -182,11 +182,11 @@ class Background:
         """Accept a send at once. May be called in any thread.
 
         Raises:
-            TypeError: the arguments are not those that the signal declares.
+            TypeError: it is no signal, or the arguments are not those that it declares.
             anyio.WouldBlock: there is no room.
             anyio.ClosedResourceError: the block has been left, or not been entered.
         """
-        job = _Job(self, signal, *signal._bind(*args, **kwargs))
+        job = self._job(signal, *args, **kwargs)
         try:
             with self._lock:
                 if self._offer(job):
@@ -196,6 +196,12 @@ class Background:
         finally:
             if job.number < 0:
                 job.end()
+
+    def _job(self, signal: Signal[P, Any], /, *args: P.args, **kwargs: P.kwargs) -> _Job:
+        if not is_a(signal, Signal):
+            msg = f"a Background sends signals, not {describe(signal)}"
+            raise TypeError(msg)
+        return _Job(self, signal, *signal._bind(*args, **kwargs))
 
     async def drain(self, timeout: float | None = None) -> int:  # noqa: ASYNC109  it returns what is left
         """Wait until the sends accepted so far are done; returns how many are not done by then, newer ones included.

@@ -103,6 +103,11 @@ async def test_arguments_are_checked_at_the_call(signal):
                 await background.send(signal, None, y=1)
             with pytest.raises(TypeError):
                 background.send_nowait(signal, None)
+            for thing in ("shop.sold", print, None):
+                with pytest.raises(TypeError, match="a Background sends signals, not builtins"):
+                    await background.send(thing, None, x=1)
+                with pytest.raises(TypeError, match="a Background sends signals, not builtins"):
+                    background.send_nowait(thing, None, x=1)
 
 
 @pytest.mark.parametrize("kind", ["sync", "async", "failing", "cancelling"])
