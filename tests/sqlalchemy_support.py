@@ -44,6 +44,7 @@ from asignals.sqlalchemy import (
     transaction_committed,
     transaction_rolled_back,
 )
+from asignals.testing import swap_receivers
 
 ALL_SIGNALS = (
     pre_save,
@@ -373,11 +374,12 @@ def maker(engine: AsyncEngine) -> async_sessionmaker[Any]:
 
 @pytest.fixture(autouse=True)
 def nobody_left() -> Iterator[None]:
-    """Receivers of one test never hear another."""
-    # Modules that other tests import connect receivers of their own, as the demo's do.
-    before = {connection for signal in ALL_SIGNALS for connection in signal.connections}
-    yield
-    assert [each for signal in ALL_SIGNALS for each in signal.connections if each not in before] == []
+    """Receivers of one test never hear another, nor those that modules connect when other tests import them."""
+    with ExitStack() as stack:
+        for signal in ALL_SIGNALS:
+            stack.enter_context(swap_receivers(signal))
+        yield
+        assert [connection for signal in ALL_SIGNALS for connection in signal.connections] == []
 
 
 @pytest.fixture

@@ -70,8 +70,10 @@ def test_nothing_grows(work, backend, long, record_property):
         > 0
     }
     assert grown == {}
-    # A byte for each step. On 3.11 there is a type cache that may keep the names that `ExceptionGroup.split` makes.
-    allowed = steps * (20 if sys.version_info < (3, 12) else 1)
+    # A byte for each step. `ExceptionGroup.split` makes the names of methods anew, and CPython's type cache keeps some
+    # of them, up to a bound; on 3.11 other calls do so, too.
+    splits = work == "failing_sends" or sys.version_info < (3, 12)
+    allowed = steps * (20 if splits else 1)
     assert min(after["memory"] - before["memory"] for before, after in stretches) < allowed
     assert traced[0]["resident"] - first["resident"] < 8_000_000  # bytes, for a million
 

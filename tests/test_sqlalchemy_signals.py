@@ -5,7 +5,7 @@ import sys
 
 import pytest
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
-from sqlalchemy_support import Cook, Staff, User
+from sqlalchemy_support import Cook, Staff, User, nobody_left  # noqa: F401  a fixture
 
 import asignals.sqlalchemy
 from asignals import InvalidReceiverError, Signal, monitor
