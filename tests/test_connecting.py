@@ -111,6 +111,7 @@ async def test_options_that_do_not_fit_a_sync_receiver_are_refused(made, options
     assert isinstance(caught.value, ValueError)
     assert caught.value.signal is made
     assert caught.value.receiver is greet
+    assert reason in caught.value.reason
     line = greet.__code__.co_firstlineno
     for part in ("shop.sold", "greet", f"{__file__}:{line}"):
         assert part in str(caught.value)
@@ -397,6 +398,16 @@ async def test_builtin_methods_are_known_by_their_object_and_name(made):
     assert [connection.receiver for connection in made.connections] == [e.update]
 
 
+async def test_methods_of_c_slots_are_known_by_their_object_and_name(made):
+    """`f.__call__` of a function is a new object at each access, and still one receiver."""
+    for _ in range(2):
+        made.connect(greet.__call__, weak=False)
+        made.connect(other.__call__, weak=False)
+    assert [response for _, response in await made.send(None)] == ["greet", "other"]
+    assert made.disconnect(greet.__call__)
+    assert [response for _, response in await made.send(None)] == ["other"]
+
+
 # -- disconnect --
 
 
@@ -596,6 +607,34 @@ async def test_subclasses_follow_later_changes(made):
     assert await made.send(Below) == []
 
 
+async def test_each_connection_with_subclasses_counts_once(made):
+    """However often options change, a connection's subclasses are heard until the last one stops to ask for them."""
+
+    class Below(Sender):
+        pass
+
+    made.connect(greet, sender=Sender)
+    made.connect(other, sender=Sender, subclasses=True)
+    for _ in range(2):
+        made.connect(greet, sender=Sender, subclasses=True)
+        made.connect(greet, sender=Sender, subclasses=True)
+        assert await made.send(Below) == [(greet, "greet"), (other, "other")]
+        made.connect(greet, sender=Sender)
+        made.connect(greet, sender=Sender)
+        assert await made.send(Below) == [(other, "other")]
+    made.connect(greet, sender=Sender, subclasses=True)
+    made.disconnect(other, sender=Sender)
+    assert await made.send(Below) == [(greet, "greet")]
+    made.disconnect(greet, sender=Sender)
+    assert made._registry._with_subclasses == 0
+    sender = type("Dying", (), {})
+    made.connect(greet, sender=sender, subclasses=True)
+    del sender
+    gc.collect()
+    assert await made.send(Below) == []
+    assert made._registry._with_subclasses == 0
+
+
 async def test_classes_below_a_metaclass_are_heard(made):
     """A class with a metaclass of its own can be heard with its subclasses."""
 
@@ -672,6 +711,18 @@ async def test_a_receiver_without_code_is_located_where_it_was_connected(made):
     made.connect({}.update, weak=False)  # this line
     file, _, line = made.connections[0].location.rpartition(":")
     assert linecache.getline(file, int(line)).rstrip().endswith("# this line")
+
+
+@pytest.mark.parametrize(
+    ("thing", "name"),
+    [({}.update, "dict.update"), (greet.__call__, "function.__call__")],
+    ids=lambda value: str(value)[:9],
+)
+async def test_a_receiver_without_code_is_shown_by_its_name_and_where_it_was_connected(made, thing, name):
+    """A connection of something written in C shows its type, its name and the line that connected it."""
+    made.connect(thing, weak=False)
+    (connection,) = made.connections
+    assert repr(connection) == f"<asignals.Connection of {name} (connected at {connection.connected_at})>"
 
 
 async def test_connections_can_be_kept_in_sets(made):
@@ -814,6 +865,29 @@ async def test_senders_that_come_and_go_leave_nothing_behind(made):
     assert len(made.connections) == 1
 
 
+async def test_only_classes_whose_bases_may_be_heard_leave_a_plan_behind(made):
+    """Sending from a value, or from a class while nobody asks for subclasses, keeps nothing for that sender."""
+    made.connect(greet, sender=Sender)
+    await made.send(int)
+    made.connect(greet, sender=Sender, subclasses=True)
+    for number in range(3):
+        await made.send(number)
+    assert len(made._registry._buckets) == 1
+
+
+async def test_a_change_for_one_sender_keeps_the_plans_of_others(made):
+    """A plan is made again only when something changes that concerns it."""
+    made.connect(greet, sender="a")
+    made.connect(other, sender="b")
+    run = made._registry.run_for("a")
+    made.connect(greet, sender="b")
+    made.disconnect(other, sender="b")
+    assert made._registry.run_for("a") is run
+    made.connect(other)
+    assert made._registry.run_for("a") is not run
+    assert await made.send("a") == [(greet, "greet"), (other, "other")]
+
+
 async def test_the_fast_path_comes_back_when_the_last_sender_is_gone(made):
     """After all single senders' connections have ended, sends are as cheap as before there were any."""
     made.connect(greet)
@@ -927,6 +1001,49 @@ async def test_a_finalizer_that_connects_the_same_first_leaves_one_connection(ma
     assert await made.send("s") == [(greet, "greet")]
     assert made.disconnect(greet, "s")
     assert made._registry._buckets == {}
+
+
+@pytest.mark.parametrize("is_heard_by", ["nobody else", "another"])
+@pytest.mark.parametrize("how", ["disconnected", "replaced"])
+async def test_a_receiver_whose_finalizer_disconnects_it_ends_once(made, monkeypatch, how, is_heard_by):
+    """A strong receiver that leaves by its uid as it is let go leaves nothing behind, and takes nothing else along."""
+    left = []
+
+    class Leaving:
+        def __call__(self, **named): ...
+
+        def __del__(self):
+            left.append(made.disconnect(sender=Sender, dispatch_uid="place"))
+
+    class Below(Sender):
+        pass
+
+    def connect_leaving():
+        made.connect(Leaving(), Sender, weak=False, dispatch_uid="place", subclasses=True)
+
+    if is_heard_by == "another":
+        made.connect(other, Sender, subclasses=True)
+    if how == "disconnected":
+        connect_leaving()
+        assert made.disconnect(sender=Sender, dispatch_uid="place")
+    else:  # only here does nothing but the connection hold the receiver as it ends
+        make = _registry.make_connection
+
+        def interrupted(*parts, **more):
+            monkeypatch.undo()
+            connect_leaving()
+            return make(*parts, **more)
+
+        monkeypatch.setattr(_registry, "make_connection", interrupted)
+        made.connect(greet, Sender, dispatch_uid="place", subclasses=True)
+        assert made.disconnect(sender=Sender, dispatch_uid="place")
+    assert len(left) == 1
+    if is_heard_by == "another":
+        assert await made.send(Below) == [(other, "other")]
+        assert made.disconnect(other, Sender)
+    assert made.connections == ()
+    assert await made.send(Below) == []
+    assert made._registry._with_subclasses == 0
 
 
 async def test_a_receiver_that_dies_while_a_send_is_prepared_is_forgotten_by_the_next(made, monkeypatch):

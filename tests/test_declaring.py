@@ -80,6 +80,13 @@ def test_what_is_no_list_of_strings_is_refused(names):
         Signal(names)
 
 
+@pytest.mark.parametrize("name", [b"a", 1, None], ids=repr)
+def test_a_name_that_is_no_string_is_told(name):
+    """What was given instead of a string is in the message."""
+    with pytest.raises(DeclarationError, match=f"must be a string, not {name!r}$"):
+        Signal([name])
+
+
 def test_a_declaration_error_is_both_a_type_error_and_a_value_error():
     """Whichever built-in error a caller expects, it catches this one."""
     assert issubclass(DeclarationError, TypeError)

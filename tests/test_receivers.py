@@ -608,6 +608,34 @@ async def test_a_method_without_a_parameter_for_its_object_is_a_receiver():
     assert response == ((handler,), {"signal": made, "sender": "s", "a": 1})
 
 
+@pytest.mark.parametrize("is_inherited", [False, True])
+@pytest.mark.parametrize("is_wrapping", [False, True])
+async def test_objects_with_an_eq_of_their_own_get_what_they_name(is_inherited, is_wrapping):
+    """What an object's `__call__` takes is found out whatever its `__eq__` does, and through a wrapper as well."""
+    compared = []
+
+    class Base:
+        def __eq__(self, other):
+            compared.append(other)
+            return NotImplemented
+
+        __hash__ = object.__hash__
+
+    def call(self, a):
+        return a
+
+    @functools.wraps(call)
+    def wrapper(self, **named):
+        return call(self, **named)
+
+    parts = {"__call__": wrapper if is_wrapping else call}
+    kind = type("Below", (Base,), parts) if is_inherited else type("Handler", (), {**vars(Base), **parts})
+    made = Signal(["a", "b"])
+    made.connect(kind(), weak=False)
+    assert [response for _, response in await made.send("s", a=1, b=2)] == [1]
+    assert compared == [] or is_wrapping
+
+
 async def test_a_class_may_say_what_its_objects_take():
     """A `__signature__` goes before the parameters of `__call__`, for objects with an `__eq__` as well."""
 

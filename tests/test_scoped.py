@@ -7,7 +7,7 @@ import anyio
 import pytest
 from anyio.lowlevel import checkpoint
 
-from asignals import InvalidReceiverError, Signal
+from asignals import InvalidReceiverError, Signal, _scoped
 
 pytestmark = pytest.mark.anyio
 
@@ -244,6 +244,20 @@ async def test_single_receivers_can_be_muted(made):
     assert answers(await made.send("a")) == ["greet", "greet", "method", "other"]
 
 
+async def test_a_receiver_that_is_disconnected_while_others_are_muted_is_not_called(made):
+    """A send that leaves out muted receivers notices at once, too, that a later one has been disconnected."""
+
+    def leads(**named):
+        made.disconnect(greet)
+        return "leads"
+
+    made.connect(leads)
+    made.connect(greet)
+    made.connect(other)
+    with made.muted(other):
+        assert answers(await made.send(None)) == ["leads"]
+
+
 async def test_muting_is_not_disconnecting(made):
     """Muted receivers are still connected and listening."""
     made.connect(greet)
@@ -367,6 +381,18 @@ async def test_everywhere_mutes_all_contexts(made):
             thread.join()
     assert results == [[], []]
     assert len(await made.send(None)) == 1
+
+
+async def test_a_block_that_was_left_is_forgotten_by_its_context(made):
+    """A task that mutes again and again keeps nothing of the blocks it has left, nor the block around them less."""
+    made.connect(greet)
+    with made.muted():
+        before = _scoped._entered.get()
+        for _ in range(3):
+            with made.muted(greet):
+                assert len(_scoped._entered.get()) == len(before) + 1
+        assert _scoped._entered.get() == before
+        assert await made.send(None) == []
 
 
 async def test_a_block_may_be_left_in_another_context(made):

@@ -37,6 +37,13 @@ class Word(str):
     __slots__ = ()
 
 
+class Loud(str):
+    __slots__ = ()
+
+    def __repr__(self):
+        return "pizza!"
+
+
 class Crowd(list):
     def __repr__(self):
         return "a crowd"
@@ -70,7 +77,10 @@ show = Shower(limit=60)
         (bytearray(b"pizza"), "bytearray(b'pizza')"),
         ("x" * 61, f"'{'x' * 60}'… (61 characters)"),
         (b"x" * 61, f"b'{'x' * 60}'… (61 bytes)"),
+        (bytearray(b"x" * 61), f"bytearray(b'{'x' * 60}')… (61 bytes)"),
+        ("x" * 60, f"'{'x' * 60}'"),
         (Word("pizza"), "'pizza'"),
+        (Loud("pizza"), "pizza!"),
         ([], "[]"),
         ((1,), "(1,)"),
         ((1, 2), "(1, 2)"),
@@ -160,6 +170,7 @@ def test_arguments_are_masked_by_their_names():
     """An argument with the name of a secret shows a mask, in any case of letters."""
     assert show.arguments({"size": 1, "API_KEY": "abc"}) == {"size": "1", "API_KEY": MASK}
     assert show.named(7, "abc") == "'abc'"
+    assert show.named(b"API_KEY", 7) == MASK
 
 
 def test_the_names_of_secrets_are_the_callers():

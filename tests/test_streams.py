@@ -44,6 +44,40 @@ async def test_dropping(signal, overflow, kept, dropped):
             assert events.dropped == dropped
 
 
+@pytest.mark.parametrize("listen", [Signal.stream, stream], ids=["method", "function"])
+async def test_64_events_are_kept_unless_told_otherwise(signal, listen):
+    """A stream has room for 64 events by default."""
+    with anyio.fail_after(5):
+        async with listen(signal, overflow="drop_newest") as events:
+            for number in range(66):
+                await signal.send(None, x=number)
+            assert events.dropped == 2
+            for number in range(64):
+                assert (await anext(events)).x == number
+
+
+async def test_a_stream_has_its_turn_among_the_receivers(signal):
+    """A stream gets an event after those connected before it, and between higher and lower priorities than 0."""
+    seen = []
+
+    def looks(**named):
+        seen.append(len(events._events))
+
+    def looks_first(**named):
+        looks()
+
+    def looks_last(**named):
+        looks()
+
+    signal.connect(looks_last, priority=-0.5)
+    signal.connect(looks)
+    with anyio.fail_after(5):
+        async with signal.stream() as events:
+            signal.connect(looks_first, priority=0.5)
+            await signal.send(None, x=1)
+    assert seen == [0, 0, 1]
+
+
 async def test_an_error_for_the_sender(signal):
     """With `overflow="error"` a full buffer is the sender's error; so is an error in `where`."""
     with anyio.fail_after(5):

@@ -361,6 +361,21 @@ async def test_a_nested_function_that_dies_unheard_warns(made, warned):
     assert "weak=False" in str(warning.message)
 
 
+async def test_a_loss_is_told_as_it_happens_where_that_can_be_told(made, warned):
+    """A signal that a running frame refers to need not be used again before it tells of a loss."""
+
+    def register():
+        def local(**named): ...
+
+        made.connect(local)
+
+    register()
+    gc.collect()
+    assert len(warned) == 1
+    await made.send(None)
+    assert len(warned) == 1
+
+
 async def test_a_nested_function_that_a_send_could_reach_warns_nobody(made, warned):
     """Once a send to its sender has been made, its end is a fair use."""
 
