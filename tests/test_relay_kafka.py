@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import suppress
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
-from confluent_kafka import TopicPartition
+from confluent_kafka import KafkaError, KafkaException, TopicPartition
 from hypothesis import given
 from hypothesis import strategies as st
-from relay_support import until
+from relay_support import until, world
 
-from asignals.relay import Delivery, FastStreamTransport
+from asignals.relay import DeadLetter, Delivery, Envelope, FastStreamTransport, PublishRefusedError
+from asignals.relay._envelope import MAX_BODY, MAX_HEADER, MAX_KEPT
 from asignals.relay.kafka import Kafka, Offsets, _Consumer
 from asignals.relay.rabbitmq import RabbitMQ
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
 
 
 @given(st.permutations(range(12)), st.integers(0, 12))
@@ -169,3 +174,82 @@ def test_what_runs_is_finished_before_its_partition_is_handed_over() -> None:
     assert begun == [b"7"]
     assert committed == [8]
     assert not was_too_soon
+
+
+async def _publish_large(path: Path) -> tuple[dict[str, str], list[int], int]:
+    sender, sizes = "s" * 1_000, []
+
+    async def handle(delivery: Delivery) -> float | None:
+        sizes.append(len(delivery.data))
+        return None
+
+    async with world("kafka", path) as made:
+        transport = made.open()
+        await transport.publish_many([largest := Envelope("large", b"x" * MAX_BODY, sender=sender)])
+        await transport.bury("dlq", DeadLetter(b"x" * MAX_KEPT, "billing", "e" * 1_000))
+        letter = (await transport.letters("dlq"))[0]
+        too_large = Envelope("large", b"x" * (MAX_BODY + 3 * MAX_HEADER))
+        with pytest.raises(PublishRefusedError) as caught:
+            await transport.publish_many([Envelope("small", b"1"), too_large, Envelope("small", b"2")])
+        running = asyncio.create_task(transport.consume("billing", "one", handle))
+        await until(lambda: len(sizes) >= 3)
+        running.cancel()
+        await asyncio.wait([running])
+    assert caught.value.refused.keys() == {too_large.id}
+    assert max(sizes) == len(largest.encode())
+    return caught.value.refused, sizes, len(letter.raw)
+
+
+def test_what_is_too_large_is_refused_and_nothing_else(tmp_path: Path) -> None:
+    """The largest event and dead letter go through; a larger one is refused, and those beside it are published."""
+    refused, sizes, kept = asyncio.run(_publish_large(tmp_path))
+    assert "too large" in next(iter(refused.values()))
+    assert len(sizes) == 3
+    assert kept == MAX_KEPT
+
+
+class Batching:
+    """A producer whose broker refuses a batch as a whole when one of its records is too large."""
+
+    def __init__(self, error: int) -> None:
+        self._error = error
+        self._batch: list[tuple[bytes, Callable[..., None]]] = []
+        self.kept: list[bytes] = []
+
+    def produce(self, _topic: str, value: bytes, _key: object, *, on_delivery: Callable[..., None]) -> None:
+        self._batch.append((value, on_delivery))
+
+    def flush(self, _seconds: float) -> int:
+        batch, self._batch = self._batch, []
+        error = KafkaError(self._error) if any(len(value) > 500 for value, _ in batch) else None
+        if error is None:
+            self.kept += [value for value, _ in batch]
+        for _, delivered in batch:
+            delivered(error, None)
+        return 0
+
+
+def _with(producer: Batching) -> Kafka:
+    from faststream.confluent import KafkaBroker
+
+    transport = Kafka(KafkaBroker())
+    transport._producer = producer  # type: ignore[assignment]  # what it needs of one
+    return transport
+
+
+def test_a_batch_that_the_broker_refuses_is_taken_apart() -> None:
+    """Only the event that is too large is refused; the others of its batch are published alone."""
+    producer = Batching(KafkaError.MSG_SIZE_TOO_LARGE)
+    events = [Envelope("n", b"1"), Envelope("n", b"x" * 600), Envelope("n", b"2")]
+    with pytest.raises(PublishRefusedError) as caught:
+        asyncio.run(_with(producer).publish_many(events))
+    assert caught.value.refused.keys() == {events[1].id}
+    assert producer.kept == [events[0].encode(), events[2].encode()]
+    with pytest.raises(PublishRefusedError, match="too large"):
+        asyncio.run(_with(producer).bury("dlq", DeadLetter(b"x" * 600, "billing", "error")))
+
+
+def test_another_error_is_raised_to_have_all_repeated() -> None:
+    """What may pass refuses nothing for ever."""
+    with pytest.raises(KafkaException):
+        asyncio.run(_with(Batching(KafkaError.NOT_LEADER_FOR_PARTITION)).publish_many([Envelope("n", b"x" * 600)]))

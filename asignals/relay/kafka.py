@@ -20,12 +20,13 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar
 
-from confluent_kafka import Consumer, KafkaException, Producer, TopicPartition
+from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, TopicPartition
 
+from asignals.relay._cancel import to_the_end
 from asignals.relay._envelope import DeadLetter, check_name
 from asignals.relay._link import Link
 from asignals.relay._pool import Pool
-from asignals.relay._transport import Delivery
+from asignals.relay._transport import Delivery, PublishRefusedError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -104,37 +105,54 @@ class Kafka:
         self._publishing = asyncio.Lock()  # the next event loop may be another
 
     async def publish_many(self, envelopes: Sequence[Envelope]) -> None:
-        """Return when all in-sync replicas have all events; raises `KafkaException`, at the latest after 10 s."""
+        """Return when all in-sync replicas have all events; raises `KafkaException`, at the latest after 10 s.
+
+        Raises `PublishRefusedError` for events that are larger than the brokers or the producer's settings allow.
+        """
         records = [(self.name, envelope.key, envelope.encode()) for envelope in envelopes]
-        await self._produce(records)
+        refused = await self._produce(records)
+        if refused:
+            raise PublishRefusedError({envelopes[place].id: reason for place, reason in refused.items()})
 
-    async def _produce(self, records: Sequence[_Record]) -> None:
+    async def _produce(self, records: Sequence[_Record]) -> dict[int, str]:
+        """Publish; returns the places of records that are too large for Kafka, and what it says of them."""
         async with self._publishing:
-            await _in_thread(lambda: self._produce_now(records))
+            refused = await _in_thread(lambda: self._produce_now(records))
         self.link.restored()
+        return refused
 
-    def _produce_now(self, records: Sequence[_Record]) -> None:
+    def _produce_now(self, records: Sequence[_Record]) -> dict[int, str]:
         if self._producer is None:
             safe = {"acks": "all", "enable.idempotence": True, "delivery.timeout.ms": int(_DELIVERY * 1000)}
             self._producer = Producer({**self._settings.producer_config, **safe, "error_cb": self._on_error})
-        errors: list[Any] = []
+        refused = self._send(self._producer, dict(enumerate(records)))
+        if len(records) == 1:
+            return refused
+        # A broker refuses a batch as a whole: whose fault it was shows when each goes alone.
+        alone = [self._send(self._producer, {place: records[place]}) for place in refused]
+        return {place: reason for one in alone for place, reason in one.items()}
 
-        def delivered(error: Any, _message: Message) -> None:
-            if error is not None:
+    def _send(self, producer: Producer, records: dict[int, _Record]) -> dict[int, str]:
+        refused: dict[int, str] = {}
+        errors: list[KafkaError] = []
+
+        def delivered(place: int, error: KafkaError | None, _message: object) -> None:
+            if error is not None and error.code() == KafkaError.MSG_SIZE_TOO_LARGE:
+                refused[place] = error.str()
+            elif error is not None:
                 errors.append(error)
 
-        for topic, key, value in records:
-            while True:
-                try:
-                    self._producer.produce(topic, value, key, on_delivery=delivered)
-                    break
-                except BufferError:
-                    self._producer.poll(0.1)
-        if self._producer.flush(_DELIVERY + 5):
+        for place, (topic, key, value) in records.items():
+            try:
+                _put(producer, topic, value, key, partial(delivered, place))
+            except KafkaException as error:
+                delivered(place, error.args[0], None)
+        if producer.flush(_DELIVERY + 5):
             msg = "Kafka did not acknowledge in time"
             raise TimeoutError(msg)
         if errors:
             raise KafkaException(errors[0])
+        return refused
 
     def _on_error(self, error: Any) -> None:
         self.link.lost(KafkaException(error))
@@ -176,7 +194,9 @@ class Kafka:
 
     async def bury(self, queue: str, letter: DeadLetter) -> None:
         """Write a letter to the queue's topic."""
-        await self._produce([(self._dead(queue), f"{letter.id}-{secrets.token_hex(4)}", letter.encode())])
+        refused = await self._produce([(self._dead(queue), f"{letter.id}-{secrets.token_hex(4)}", letter.encode())])
+        if refused:
+            raise PublishRefusedError({letter.id: refused[0]})
 
     async def letters(self, queue: str, limit: int = 100) -> list[DeadLetter]:
         """Show the oldest letters; reads the whole topic."""
@@ -217,6 +237,15 @@ class Kafka:
         await self._produce([(self._dead(queue), letter.position, None)])
 
 
+def _put(producer: Producer, topic: str, value: bytes | None, key: str | None, delivered: Callable[..., None]) -> None:
+    """Queue a record, when there is room."""
+    while True:
+        try:
+            return producer.produce(topic, value, key, on_delivery=delivered)
+        except BufferError:
+            producer.poll(0.1)
+
+
 def _partitions(consumer: Consumer, topic: str) -> list[TopicPartition]:
     found = consumer.list_topics(topic, timeout=_TRIP).topics[topic]
     return [TopicPartition(topic, number) for number in found.partitions]
@@ -229,13 +258,7 @@ def _place(message: Message) -> tuple[int, int]:
 
 async def _in_thread(work: Callable[[], T]) -> T:
     """Run blocking work in a thread, to its end though we are cancelled: the client must not be used by two at once."""
-    running = asyncio.ensure_future(asyncio.to_thread(work))
-    try:
-        return await asyncio.shield(running)
-    except asyncio.CancelledError:
-        with suppress(Exception):
-            await running
-        raise
+    return await to_the_end(asyncio.to_thread(work))
 
 
 @dataclass(slots=True, eq=False)
