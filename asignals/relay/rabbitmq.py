@@ -1,8 +1,10 @@
 """RabbitMQ through a FastStream broker object as the engine (extra: faststream).
 
-The broker object gives the connection and its settings. Exchange, queues and publishing are made here, so that none
-of its defaults decides over durability: persistent messages, publisher confirms, mandatory routing, a durable topic
-exchange, and one quorum queue for each service.
+The broker object gives the settings. Connection, exchange, queues and publishing are made here, so that none of its
+defaults decides over durability: persistent messages, publisher confirms, mandatory routing, a durable topic exchange,
+and one quorum queue for each service. A connection that is lost, or on which something takes too long, is given up for
+a new one: aio-pika's robust one restores its channels without a limit of time, and a node that has just started takes
+connections before its quorum queues answer.
 
 A retry is kept here until it is due, unacknowledged: RabbitMQ has no delay of its own, and a NACK comes back at once.
 When this process dies, the broker gives the event to another.
@@ -11,34 +13,50 @@ When this process dies, the broker gives the event to another.
 from __future__ import annotations
 
 import asyncio
-from contextlib import aclosing, suppress
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Final
 
-from aio_pika import DeliveryMode, ExchangeType, Message
-from aio_pika.exceptions import AMQPError, QueueEmpty
+from aio_pika import DeliveryMode, ExchangeType, Message, connect
+from aio_pika.exceptions import ChannelNotFoundEntity, QueueEmpty
 
-from asignals.relay._cancel import to_the_end
+from asignals.relay._cancel import end, limited, to_the_end
 from asignals.relay._envelope import DeadLetter, EnvelopeError, check_name
-from asignals.relay._link import Link
+from asignals.relay._link import Attempts, Link
 from asignals.relay._pool import Pool
 from asignals.relay._transport import Delivery
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Sequence
+    from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Iterator, Sequence
 
-    from aio_pika.abc import AbstractChannel, AbstractExchange, AbstractIncomingMessage, AbstractQueue
+    from aio_pika.abc import (
+        AbstractChannel,
+        AbstractConnection,
+        AbstractExchange,
+        AbstractIncomingMessage,
+        AbstractQueue,
+    )
     from faststream.rabbit import RabbitBroker
 
     from asignals.relay._envelope import Envelope
     from asignals.relay._transport import Handle
 
-_TRIP: Final = 10.0  # seconds that a confirmation may take
+_TRIP: Final = 10.0  # seconds that an answer may take
+_FAREWELL: Final = 2.0  # seconds that closing may take
 _AT_ONCE: Final = 500
 _WAITING: Final = 1_000  # retries that a consumer may keep beside what it handles
 _LOOK: Final = 1_000
 _WATCH: Final = 5.0  # seconds between two looks at whether the queue is still there
+
+
+@dataclass(frozen=True, slots=True)
+class _Line:
+    """A connection, and on it what publishing needs."""
+
+    connection: AbstractConnection
+    channel: AbstractChannel
+    exchange: AbstractExchange
 
 
 class RabbitMQ:
@@ -50,7 +68,7 @@ class RabbitMQ:
     default).
 
     Args:
-        broker: A `faststream.rabbit.RabbitBroker`. It is connected when it is first needed, and stopped with the relay.
+        broker: A `faststream.rabbit.RabbitBroker`; only its settings are used.
         name: Names the exchange and begins the names of the queues: `<name>.<service>`, `<name>.dead.<queue>`.
         delivery_limit: How often the broker delivers an event that is never acknowledged; then it goes to
             `dlq.<service>`.
@@ -59,41 +77,88 @@ class RabbitMQ:
     def __init__(self, broker: RabbitBroker, *, name: str = "asignals", delivery_limit: int = 200) -> None:
         self.name: str = check_name("name", name)
         self.link: Link = Link(f"RabbitMQ ({name})")
-        self._broker = broker
+        settings = broker._connection_kwargs
+        self._settings: dict[str, Any] = {key: settings.get(key) for key in ("url", "ssl_context")}
         self._delivery_limit = delivery_limit
         self._lock = asyncio.Lock()
-        self._channel: AbstractChannel | None = None
-        self._exchange: AbstractExchange | None = None
+        self._line: _Line | None = None
+        self._returning: asyncio.Task[None] | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
 
     async def aclose(self) -> None:
-        """Stop the broker object."""
-        self._channel = self._exchange = None
+        """Close the connection."""
+        while self._tasks:
+            await end(list(self._tasks))
+        line, self._line = self._line, None
+        if line is not None:
+            await _close(line.connection)
         self._lock = asyncio.Lock()  # the next event loop may be another
-        await self._broker.stop()
 
-    async def _open(self) -> tuple[AbstractChannel, AbstractExchange]:
-        """Give the channel and exchange for publishing."""
+    async def _open(self) -> _Line:
+        """Give the line, a new one where it was lost."""
         async with self._lock:
-            if self._channel is None or self._exchange is None or self._channel.is_closed:
-                async with asyncio.timeout(_TRIP):
-                    connection = await self._broker.connect()
-                    connection.close_callbacks.add(self._on_close)
-                    connection.reconnect_callbacks.add(self._on_return)
-                    channel = await connection.channel(publisher_confirms=True, on_return_raises=True)
-                    self._exchange = await self._declare(channel)
-                    self._channel = channel
+            if self._line is None or self._line.channel.is_closed:
+                self._line = await limited(self._connect(self._line), _TRIP)
                 self.link.restored()
-            return self._channel, self._exchange
+            return self._line
+
+    async def _connect(self, before: _Line | None) -> _Line:
+        if before is not None and before.connection.connected.is_set():
+            connection = before.connection  # only the channel was closed
+        else:
+            connection = await connect(**self._settings)
+            connection.close_callbacks.add(self._lose)
+        try:
+            channel = await connection.channel(publisher_confirms=True, on_return_raises=True)
+            return _Line(connection, channel, await self._declare(channel))
+        except BaseException:
+            await _close(connection)
+            raise
 
     async def _declare(self, channel: AbstractChannel) -> AbstractExchange:
         return await channel.declare_exchange(self.name, ExchangeType.TOPIC, durable=True)
 
-    def _on_close(self, _connection: object, error: BaseException | None) -> None:
-        if self._channel is not None:
-            self.link.lost(error or ConnectionError("closed"))
+    def _lose(self, connection: AbstractConnection | None, error: BaseException | None) -> None:
+        """Give up a connection that was closed or does not answer, and get a new one."""
+        if self._line is None or connection is not self._line.connection:
+            return
+        self.link.lost(error or ConnectionError("closed"))
+        self._line = None
+        self._start(_close(connection))
+        if self._returning is None or self._returning.done():
+            self._returning = self._start(self._return())
 
-    def _on_return(self, _connection: object) -> None:
-        self.link.restored()
+    def _start(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    async def _return(self) -> None:
+        attempts = Attempts(self.link)
+        while not self.link.is_up:
+            async with attempts:
+                await self._open()
+
+    @contextmanager
+    def _giving_up(self, line: _Line) -> Iterator[None]:
+        """Give up the connection when the block raises `TimeoutError`."""
+        try:
+            yield
+        except TimeoutError as error:
+            self._lose(line.connection, error)
+            raise
+
+    @asynccontextmanager
+    async def _channel(self) -> AsyncIterator[AbstractChannel]:
+        """Open a channel for one errand: an error closes its channel."""
+        line = await self._open()
+        with self._giving_up(line):
+            channel = await limited(line.connection.channel(), _TRIP)
+            try:
+                yield channel
+            finally:
+                await _close(channel)
 
     async def publish_many(self, envelopes: Sequence[Envelope]) -> None:
         """Return when RabbitMQ has confirmed all.
@@ -102,12 +167,13 @@ class RabbitMQ:
         was confirmed comes twice.
         """
         for start in range(0, len(envelopes), _AT_ONCE):
-            _, exchange = await self._open()
-            publishing = [self._publish(exchange, envelope) for envelope in envelopes[start : start + _AT_ONCE]]
+            line = await self._open()
+            publishing = [self._publish(line.exchange, envelope) for envelope in envelopes[start : start + _AT_ONCE]]
             results = await asyncio.gather(*publishing, return_exceptions=True)
-            for result in results:
-                if isinstance(result, BaseException):
-                    raise result
+            with self._giving_up(line):
+                for result in results:
+                    if isinstance(result, BaseException):
+                        raise result
 
     async def _publish(self, exchange: AbstractExchange, envelope: Envelope) -> None:
         message = Message(envelope.encode(), delivery_mode=DeliveryMode.PERSISTENT, message_id=envelope.id)
@@ -116,24 +182,12 @@ class RabbitMQ:
     async def consume(self, service: str, instance: str, handle: Handle, *, limit: int = 100) -> None:
         """Call `handle` for each event of the service until cancelled."""
         check_name("instance", instance)
-        await self._open()
-        connection = await self._broker.connect()
-        async with asyncio.timeout(_TRIP):
-            channel = await connection.channel(publisher_confirms=False)
-        try:
-            async with asyncio.timeout(_TRIP):
-                await channel.set_qos(prefetch_count=limit * 2 + _WAITING)
-                queue = await self._declare_service(channel, check_name("service", service))
-            await _Consumer(self, handle, limit).run(queue)
-        finally:
-            await to_the_end(_close(channel))
+        await _Consumer(self, check_name("service", service), handle, limit).run()
 
     async def add_service(self, service: str) -> None:
         """Declare the queue of a service, so that it gets the events that are published from now on."""
-        await self._open()
-        connection = await self._broker.connect()
-        async with asyncio.timeout(_TRIP), connection.channel() as channel:
-            await self._declare_service(channel, check_name("service", service))
+        async with self._channel() as channel:
+            await limited(self._declare_service(channel, check_name("service", service)), _TRIP)
 
     async def _declare_service(self, channel: AbstractChannel, service: str) -> AbstractQueue:
         dead = await self._declare_dead(channel, f"dlq.{service}")
@@ -160,23 +214,22 @@ class RabbitMQ:
         return await self._count(f"{self.name}.{service}")
 
     async def _count(self, queue: str) -> int:
-        await self._open()
-        connection = await self._broker.connect()
-        async with asyncio.timeout(_TRIP), connection.channel() as channel:
+        async with self._channel() as channel:
             try:
-                found = await channel.declare_queue(queue, passive=True)
-            except AMQPError:
+                found = await limited(channel.declare_queue(queue, passive=True), _TRIP)
+            except ChannelNotFoundEntity:
                 return 0
             return found.declaration_result.message_count or 0
 
     async def bury(self, queue: str, letter: DeadLetter) -> None:
         """Put a letter into the queue, confirmed."""
         check_name("queue", queue)
-        channel, _ = await self._open()
-        async with asyncio.timeout(_TRIP):
-            dead = await self._declare_dead(channel, queue)
-            message = Message(letter.encode(), delivery_mode=DeliveryMode.PERSISTENT, message_id=letter.id)
-            await channel.default_exchange.publish(message, dead.name, mandatory=True, timeout=_TRIP)
+        line = await self._open()
+        with self._giving_up(line):
+            async with asyncio.timeout(_TRIP):
+                dead = await self._declare_dead(line.channel, queue)
+                message = Message(letter.encode(), delivery_mode=DeliveryMode.PERSISTENT, message_id=letter.id)
+                await line.channel.default_exchange.publish(message, dead.name, mandatory=True)
 
     async def letters(self, queue: str, limit: int = 100) -> list[DeadLetter]:
         """Show the oldest letters, of a thousand or `limit` at least; they are taken and put back."""
@@ -196,10 +249,8 @@ class RabbitMQ:
         self, queue: str, limit: int | None
     ) -> AsyncGenerator[tuple[DeadLetter, AbstractIncomingMessage], None]:
         """Take letters one by one; closing the channel puts back those that were not acknowledged."""
-        await self._open()
-        connection = await self._broker.connect()
-        async with connection.channel() as channel:
-            dead = await self._declare_dead(channel, check_name("queue", queue))
+        async with self._channel() as channel:
+            dead = await limited(self._declare_dead(channel, check_name("queue", queue)), _TRIP)
             seen = 0
             while limit is None or seen < limit:
                 try:
@@ -210,11 +261,25 @@ class RabbitMQ:
                 yield _letter(queue, message), message
 
 
-async def _close(channel: AbstractChannel) -> None:
-    """Close a channel: what was not acknowledged goes back to the queue with it."""
+async def _close(what: AbstractChannel | AbstractConnection) -> None:
+    """Close a channel or connection: what was not acknowledged goes back to the queue with it."""
+    await to_the_end(_close_now(what))
+
+
+async def _close_now(what: AbstractChannel | AbstractConnection) -> None:
     with suppress(Exception):
-        async with asyncio.timeout(2.0):
-            await channel.close()
+        async with asyncio.timeout(_FAREWELL):
+            await what.close()
+
+
+async def _until_closed(channel: AbstractChannel, seconds: float) -> None:
+    """Wait so long; raise `ConnectionError` as soon as the channel is closed."""
+    closed = asyncio.ensure_future(channel.closed())
+    await asyncio.wait([closed], timeout=seconds)
+    if closed.done():
+        msg = "the channel was closed"
+        raise ConnectionError(msg)
+    closed.cancel()
 
 
 def _letter(queue: str, message: AbstractIncomingMessage) -> DeadLetter:
@@ -238,12 +303,13 @@ class _Consumer:
     """One running `consume`."""
 
     engine: RabbitMQ
+    service: str
     handle: Handle
     limit: int
     held: dict[str, _Held] = field(default_factory=dict)
     done: dict[str, None] = field(default_factory=dict)  # handled, but the broker could not be told
 
-    async def run(self, queue: AbstractQueue) -> None:
+    async def run(self) -> None:
         loop = asyncio.get_running_loop()
         pool: Pool[str]
 
@@ -257,29 +323,33 @@ class _Consumer:
             del self.held[id_]
             await self._acknowledge(id_, item.message)
 
+        pool = Pool(work, self.limit)
+        attempts = Attempts(self.engine.link)
+        async with AsyncExitStack() as channels, pool:  # the pool ends first, and can acknowledge what it has done
+            while True:
+                async with attempts:
+                    await channels.aclose()
+                    await self._consume(pool, channels, attempts)
+
+    async def _consume(self, pool: Pool[str], channels: AsyncExitStack, attempts: Attempts) -> None:
+        """Put what comes into the pool until nothing can come any more, and raise why."""
+
         async def arrived(message: AbstractIncomingMessage) -> None:
             await self._take(message, pool)
 
-        pool = Pool(work, self.limit)
-        async with pool:
-            tag = await queue.consume(arrived, no_ack=False, timeout=_TRIP)
-            try:
-                await self._watch(queue)
-            finally:
-                with suppress(Exception):
-                    async with asyncio.timeout(2.0):
-                        await queue.cancel(tag)
-
-    async def _watch(self, queue: AbstractQueue) -> None:
-        """Raise when the queue has gone, which ends its consumers without an error; run until then."""
-        while True:
-            await asyncio.sleep(_WATCH)
-            if not self.engine.link.is_up:
-                continue
-            connection = await self.engine._broker.connect()
-            with suppress(TimeoutError, ConnectionError):
-                async with asyncio.timeout(_TRIP), connection.channel() as channel:
-                    await channel.declare_queue(queue.name, passive=True)
+        line = await self.engine._open()
+        with self.engine._giving_up(line):
+            channel = await limited(line.connection.channel(publisher_confirms=False), _TRIP)
+            channels.push_async_callback(_close, channel)
+            async with asyncio.timeout(_TRIP):
+                await channel.set_qos(prefetch_count=self.limit * 2 + _WAITING)
+                queue = await self.engine._declare_service(channel, self.service)
+                await queue.consume(arrived, no_ack=False)
+            attempts.succeeded()
+            while True:
+                await _until_closed(channel, _WATCH)
+                # A queue that goes ends its consumers without an error.
+                await limited(channel.declare_queue(queue.name, passive=True), _TRIP)
 
     async def _take(self, message: AbstractIncomingMessage, pool: Pool[str]) -> None:
         id_ = message.message_id or f"tag-{message.delivery_tag}"
