@@ -141,8 +141,22 @@ async def test_errors_are_reported_once_and_stop_nobody(signal, anyio_backend, c
     assert sum("failed as a receiver" in message for message in caplog.messages) == 3
 
 
-async def test_a_receiver_that_raises_the_cancellation_itself(signal, anyio_backend):
-    """It is an error of that send; the background and its block go on."""
+async def test_an_error_without_an_on_error_is_logged_and_that_is_all(signal, caplog):
+    """A background needs no `on_error`: a receiver's error is logged once and counted."""
+
+    def receives(**named):
+        raise OSError
+
+    signal.connect(receives)
+    with anyio.fail_after(5):
+        async with Background() as background:
+            await background.send(signal, None, x=1)
+    assert background.statistics().errors == 1
+    assert ["failed as a receiver" in message for message in caplog.messages] == [True]
+
+
+async def test_a_receiver_that_raises_the_cancellation_itself(signal, anyio_backend, caplog):
+    """It is an error of that send, and logged; the background and its block go on."""
     if anyio_backend[0] == "trio":
         pytest.skip("trio's cancellation cannot be raised by oneself")
     seen, errors = [], []
@@ -164,6 +178,7 @@ async def test_a_receiver_that_raises_the_cancellation_itself(signal, anyio_back
             seen.append("still in the block")
     assert seen == [0, 3, "still in the block"]
     assert [type(error) for error in errors] == [RuntimeError, RuntimeError]
+    assert caplog.messages == [str(error) for error in errors]
 
 
 class Stop(BaseException):

@@ -756,6 +756,21 @@ async def test_a_connection_outlives_its_receiver_as_a_record(made):
     assert repr(connection).startswith("<asignals.Connection")
 
 
+async def test_a_connection_outlives_the_object_of_its_method(made):
+    """A connection to a method says that its receiver is gone when only the function is left."""
+
+    class Handler:
+        def hear(self, **named): ...
+
+    handler = Handler()
+    made.connect(handler.hear)
+    (connection,) = made.connections
+    assert connection.receiver == handler.hear
+    del handler
+    assert connection.receiver is None
+    assert repr(connection) == f"<asignals.Connection of a receiver connected at {connection.connected_at}>"
+
+
 async def test_has_listeners_counts_what_a_send_would_reach(made):
     """Only connections for that sender or for all count, and dead ones do not."""
     assert not made.has_listeners()

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import gc
 import logging
+import traceback
 import weakref
 from contextlib import asynccontextmanager
 
@@ -167,12 +168,13 @@ async def test_a_lone_receiver_needs_no_task(group):
     ids=", ".join,
 )
 async def test_the_first_failure_cancels_the_rest(group, log, kinds):
-    """One error is raised as an `ExceptionGroup`, whoever fails; the others have cleaned up by then."""
+    """One error, with its traceback, is raised in an `ExceptionGroup`; the others have cleaned up by then."""
     signal = Signal(["x"], task_group=group)
     connect(signal, log, *kinds)
     with anyio.fail_after(5), pytest.raises(ExceptionGroup) as caught:
         await signal.send(None, x=1)
     (error,) = caught.value.exceptions
+    assert traceback.extract_tb(error.__traceback__)[-1].name == "receives"
     assert isinstance(error, OSError)
     assert "a receiver of signal" in error.__notes__[0]
     begun = {number for number in log if number > 0 and kinds[number - 1] == "endless"}

@@ -196,6 +196,24 @@ async def test_ids_of_dead_senders_reach_no_wrong_receiver(made):
         assert not made.disconnect(greet, fresh)
 
 
+async def test_the_send_after_a_death_forgets_the_dead(made):
+    """The fast path is left for one send after a receiver has died, so that nothing is kept of it."""
+
+    class Mortal:
+        def __call__(self, **named): ...
+
+    mortal = Mortal()
+    made.connect(greet)
+    made.connect(mortal)
+    for _ in range(2):
+        await made.send(None)
+    del mortal
+    gc.collect()
+    assert await made.send(None) == [(greet, "greet")]
+    assert not made._registry._dead
+    assert len(made._registry._everyone.links) == 1
+
+
 async def test_a_purge_that_has_not_happened_changes_nothing(made):
     """Even while the dead are not yet forgotten, their ids mean nobody."""
     registry = made._registry
@@ -676,6 +694,27 @@ async def test_a_loss_that_cannot_be_told_at_once_is_told_at_the_next_use(warned
     register()
     await use().send(None)
     assert len(warned) == 1
+
+
+async def test_a_loss_that_a_filter_made_an_error_does_not_hold_the_signal(monkeypatch):
+    """Whoever keeps what `sys.unraisablehook` was given keeps the error, and not the signal."""
+    kept = []
+    monkeypatch.setattr(sys, "unraisablehook", kept.append)
+    holder = [Signal()]
+
+    def register():
+        def local(**named): ...
+
+        holder[0].connect(local)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", ReceiverLostWarning)
+        register()
+        gc.collect()
+    assert [type(each.exc_value) for each in kept] == [ReceiverLostWarning]
+    alive = weakref.ref(holder.pop())
+    gc.collect()
+    assert alive() is None
 
 
 async def test_a_loss_in_another_thread_is_told(made, warned):
