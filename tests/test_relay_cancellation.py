@@ -484,14 +484,10 @@ def parts_running() -> list[str]:
     return [name for name in names if name.startswith(("_Consumer.", "Pool.", "Batch.", "_listen", "_give"))]
 
 
-# SQLAlchemy leaves an aiosqlite connection that was being opened to the garbage collector.
-@pytest.mark.filterwarnings("ignore:Exception ignored in. <sqlite3.Connection:pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("how", ["native", "scope"])
 async def test_a_consumer_ends_whenever_it_is_cancelled(engine: World, how: str, long: bool) -> None:  # noqa: FBT001
     """Cancelled at any turn of the loop it ends soon, leaves no task, and what was not handled comes again."""
     transport, ledger = engine.open(), Ledger(hangs=True)
-    if engine.name == "postgres":  # asyncpg reports the end of a connection that was being opened to the loop
-        asyncio.get_running_loop().set_exception_handler(None)
     if hasattr(transport, "add_service"):
         await transport.add_service("billing")
     scopes: list[anyio.CancelScope] = []

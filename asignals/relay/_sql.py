@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 from sqlalchemy import event, text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
+from asignals.relay._cancel import end, to_the_end
 from asignals.relay._link import Backoff, Link
 from asignals.relay._tables import Tables
 
@@ -44,7 +45,7 @@ class Stored:
 
     async def init(self) -> None:
         """Create the tables that are missing."""
-        async with self.engine.begin() as connection:
+        async with begun(self.engine) as connection:
             await connection.run_sync(self.tables.metadata.create_all)
 
     async def aclose(self) -> None:
@@ -79,6 +80,25 @@ def _prepare_sqlite(connection: Any, _record: object) -> None:
     cursor.execute("PRAGMA synchronous=NORMAL")
     cursor.execute("PRAGMA busy_timeout=10000")
     cursor.close()
+
+
+@asynccontextmanager
+async def connected(engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
+    """`engine.connect()`, whose opening and closing no cancellation cuts short: drivers leave half-open ones behind."""
+    connection = engine.connect()
+    try:
+        await to_the_end(connection.start())
+        yield connection
+    finally:
+        if connection.sync_connection is not None:
+            await to_the_end(connection.close())
+
+
+@asynccontextmanager
+async def begun(engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
+    """`engine.begin()` by way of `connected`."""
+    async with connected(engine) as connection, connection.begin():
+        yield connection
 
 
 def is_postgres(engine: AsyncEngine) -> bool:
@@ -141,9 +161,7 @@ async def listening(engine: AsyncEngine, channel: str, wake: Callable[[], object
     try:
         yield
     finally:
-        task.cancel()
-        with suppress(asyncio.CancelledError):
-            await task
+        await end([task])
 
 
 async def _listen_for_ever(engine: AsyncEngine, channel: str, wake: Callable[[], object], link: Link) -> None:
@@ -151,7 +169,7 @@ async def _listen_for_ever(engine: AsyncEngine, channel: str, wake: Callable[[],
     listen = _listen_sqlite if not is_postgres(engine) else _listen_postgres
     while True:
         try:
-            async with engine.connect() as connection:
+            async with connected(engine) as connection:
                 backoff.reset()
                 await listen(connection, channel, wake)
         except Exception as error:  # noqa: BLE001  whatever the driver raises, it is tried again

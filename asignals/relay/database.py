@@ -25,7 +25,9 @@ from asignals.relay._sql import (
     PG_NOW,
     Stored,
     announce,
+    begun,
     channel_of,
+    connected,
     is_postgres,
     listening,
     lock_of,
@@ -69,7 +71,7 @@ class Database(Stored):
         if not envelopes:
             return
         rows = [(envelope.id, envelope.encode()) for envelope in envelopes]
-        async with self.engine.connect() as connection:
+        async with connected(self.engine) as connection:
             await self._sql.publish(connection, rows)
         self.link.restored()
 
@@ -83,27 +85,27 @@ class Database(Stored):
         """Keep a letter; the same one only once."""
         dialect = postgresql if is_postgres(self.engine) else sqlite
         statement = dialect.insert(self.tables.dead).values(queue=queue, letter_id=letter.id, data=letter.encode())
-        async with self.engine.begin() as connection:
+        async with begun(self.engine) as connection:
             await connection.execute(statement.on_conflict_do_nothing())
 
     async def letters(self, queue: str, limit: int = 100) -> list[DeadLetter]:
         """Show the oldest letters."""
         dead = self.tables.dead
         query = select(dead.c.id, dead.c.data).where(dead.c.queue == queue).order_by(dead.c.id).limit(limit)
-        async with self.engine.connect() as connection:
+        async with connected(self.engine) as connection:
             return [DeadLetter.read(data, str(position)) for position, data in await connection.execute(query)]
 
     async def remove(self, queue: str, letter: DeadLetter) -> None:
         """Remove a letter."""
         dead = self.tables.dead
-        async with self.engine.begin() as connection:
+        async with begun(self.engine) as connection:
             await connection.execute(delete(dead).where(dead.c.queue == queue, dead.c.id == int(letter.position)))
 
     async def backlog(self, service: str) -> int:
         """Count the events that the service has not acknowledged."""
         delivery = self.tables.delivery
         query = select(func.count()).select_from(delivery).where(delivery.c.service == service)
-        async with self.engine.connect() as connection:
+        async with connected(self.engine) as connection:
             return int((await connection.execute(query)).scalar_one())
 
     def inbox(self) -> SQLAlchemyInbox:
@@ -112,7 +114,7 @@ class Database(Stored):
 
     async def add_service(self, service: str) -> None:
         """Make a service known; the first time it is given all events that are kept."""
-        async with self.engine.begin() as connection:
+        async with begun(self.engine) as connection:
             await self._sql.register(connection, service)
 
 
@@ -184,7 +186,7 @@ class _Consumer:
         """Claim what is due; where nothing is, tell the seconds until something may be."""
         database = self.database
         pause = _POLL
-        async with database._single.begin() as connection:
+        async with begun(database._single) as connection:
             rows = await database._sql.claim(connection, self.service, count, database.claim)
             if not rows and (due := await database._sql.until_due(connection, self.service)) is not None:
                 pause = min(_POLL, max(0.001, due))
@@ -198,7 +200,7 @@ class _Consumer:
         database = self.database
         finished = [seq for seq, delay in done if delay is None]
         again = [(seq, delay) for seq, delay in done if delay is not None]
-        async with database._single.begin() as connection:
+        async with begun(database._single) as connection:
             if finished:
                 await database._sql.finish(connection, self.service, finished)
             for seq, delay in again:
@@ -212,10 +214,10 @@ class _Consumer:
         while True:
             await asyncio.sleep(database.claim / 3)
             with suppress(Exception):  # a claim that cannot be prolonged ends; the fetching loop reports the loss
-                async with database._single.begin() as connection:
+                async with begun(database._single) as connection:
                     if self.held:
                         await database._sql.postpone(connection, self.service, list(self.held), database.claim)
-                async with database.engine.begin() as connection:
+                async with begun(database.engine) as connection:
                     await database._sql.sweep(connection)
 
 

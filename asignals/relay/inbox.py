@@ -10,7 +10,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 from asignals.relay._batch import Together
 from asignals.relay._inbox import Memo
-from asignals.relay._sql import Stored, is_postgres
+from asignals.relay._sql import Stored, begun, is_postgres
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncEngine
@@ -46,7 +46,7 @@ class SQLAlchemyInbox(Stored):
         query = select(inbox.c.event_id, inbox.c.service, inbox.c.receiver, inbox.c.failures).where(
             inbox.c.event_id.in_({event_id for event_id, _ in wanted})
         )
-        async with self._single.begin() as connection:
+        async with begun(self._single) as connection:
             for event_id, service, receiver, failures in await connection.execute(query):
                 memo = memos.get((event_id, service))
                 if memo is None:
@@ -75,7 +75,7 @@ class SQLAlchemyInbox(Stored):
             write = dialect.insert(self.tables.inbox)
             keys = ["event_id", "service", "receiver"]
             write = write.on_conflict_do_update(index_elements=keys, set_={"failures": write.excluded.failures})
-            async with self.engine.begin() as connection:
+            async with begun(self.engine) as connection:
                 await connection.execute(write, values)
         if time_ - self._swept > _SWEEP:
             self._swept = time_
@@ -84,5 +84,5 @@ class SQLAlchemyInbox(Stored):
 
     async def _sweep(self, before: float) -> None:
         inbox = self.tables.inbox
-        async with self.engine.begin() as connection:
+        async with begun(self.engine) as connection:
             await connection.execute(delete(inbox).where(inbox.c.time < before))

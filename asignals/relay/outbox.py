@@ -30,7 +30,9 @@ from asignals.relay._sql import (
     PG_NO_WAIT,
     Stored,
     announce,
+    begun,
     channel_of,
+    connected,
     is_postgres,
     listening,
     lock_of,
@@ -94,7 +96,7 @@ class SQLAlchemyOutbox(Stored):
         """
         row = {"key": envelope.key, "data": envelope.encode()}
         if session is None:
-            async with self._single.connect() as connection:
+            async with connected(self._single) as connection:
                 await connection.execute(self._insert, row)
                 await connection.commit()
                 if not self._wake_here() and is_postgres(self.engine):
@@ -130,7 +132,7 @@ class SQLAlchemyOutbox(Stored):
         """Count the rows that wait to be published."""
         outbox = self.tables.outbox
         query = select(func.count()).select_from(outbox).where(outbox.c.error.is_(None))
-        async with self.engine.connect() as connection:
+        async with connected(self.engine) as connection:
             return int((await connection.execute(query)).scalar_one())
 
     async def refused(self, limit: int = 100) -> list[tuple[Envelope, str]]:
@@ -139,14 +141,14 @@ class SQLAlchemyOutbox(Stored):
         query = (
             select(outbox.c.data, outbox.c.error).where(outbox.c.error.is_not(None)).order_by(outbox.c.id).limit(limit)
         )
-        async with self.engine.connect() as connection:
+        async with connected(self.engine) as connection:
             return [(Envelope.decode(data), error) for data, error in await connection.execute(query)]
 
     async def forgive(self) -> int:
         """Have refused rows tried again; returns how many."""
         outbox = self.tables.outbox
         statement = update(outbox).where(outbox.c.error.is_not(None)).values(error=None)
-        async with self.engine.begin() as connection:
+        async with begun(self.engine) as connection:
             count = (await connection.execute(statement)).rowcount
         self._wake_here()
         return count
@@ -188,7 +190,7 @@ class SQLAlchemyOutbox(Stored):
 
     @asynccontextmanager
     async def _locked(self) -> AsyncIterator[tuple[AsyncConnection, list[Any]]]:
-        async with self.engine.begin() as connection:
+        async with begun(self.engine) as connection:
             found = await connection.execute(self._take, {"count": self.batch})
             yield connection, sorted(found.all())
 
@@ -197,20 +199,20 @@ class SQLAlchemyOutbox(Stored):
         outbox = self.tables.outbox
         claim = {"count": self.batch, "now": now(), "until": now() + _TRIP * 1.5}
         free = select(outbox.c.id).where(outbox.c.error.is_(None), outbox.c.claimed_until < now()).limit(1)
-        async with self._single.begin() as connection:
+        async with begun(self._single) as connection:
             # Readers need no lock: who finds nothing to do keeps it from nobody.
             found = (await connection.execute(free)).first()
             rows = [] if found is None else sorted((await connection.execute(self._take, claim)).all())
         mine = outbox.c.id.in_([row.id for row in rows])
         try:
-            async with self.engine.connect() as connection:
+            async with connected(self.engine) as connection:
                 yield connection, rows
                 if rows:
                     await connection.execute(delete(outbox).where(mine))
                 await connection.commit()
         except BaseException:
             if rows:
-                async with self.engine.begin() as connection:
+                async with begun(self.engine) as connection:
                     await connection.execute(update(outbox).where(mine).values(claimed_until=0))
             raise
 
