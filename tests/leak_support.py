@@ -1,6 +1,6 @@
 """Work that is done again and again, for `test_leaks`, and what is left of it.
 
-`python leak_support.py WORK LOOP STEPS SILENT_STEPS` does `SILENT_STEPS`, then traces the memory of four times `STEPS`.
+`python leak_support.py WORK LOOP STEPS SILENT_STEPS` does `SILENT_STEPS`, then traces memory for seven times `STEPS`.
 It prints a line of JSON before and after the former, and before, between and after the latter.
 """
 
@@ -243,7 +243,7 @@ async def main(work, times, silent_times):
     await tell(steps)
     tracemalloc.start()
     await repeat(steps, 20)  # what is allocated once while memory is traced
-    for _ in range(4):
+    for _ in range(7):
         await tell(steps)
         await repeat(steps, times)
     await tell(steps)
