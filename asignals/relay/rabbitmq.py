@@ -22,7 +22,7 @@ from aio_pika import DeliveryMode, ExchangeType, Message, connect
 from aio_pika.exceptions import ChannelNotFoundEntity, QueueEmpty
 
 from asignals.relay._cancel import end, limited, to_the_end
-from asignals.relay._envelope import DeadLetter, EnvelopeError, check_name
+from asignals.relay._envelope import DeadLetter, EnvelopeError, check_name, new_id
 from asignals.relay._link import Attempts, Link
 from asignals.relay._pool import Pool
 from asignals.relay._transport import Delivery
@@ -47,6 +47,7 @@ _FAREWELL: Final = 2.0  # seconds that closing may take
 _AT_ONCE: Final = 500
 _WAITING: Final = 1_000  # retries that a consumer may keep beside what it handles
 _LOOK: Final = 1_000
+_REMEMBERED: Final = 10_000
 _WATCH: Final = 5.0  # seconds between two looks at whether the queue is still there
 
 
@@ -292,9 +293,10 @@ def _letter(queue: str, message: AbstractIncomingMessage) -> DeadLetter:
 
 @dataclass(slots=True)
 class _Held:
-    """An event that is here, and how to acknowledge it."""
+    """An event that is here, and how to acknowledge it: on the channel that it came by last."""
 
     message: AbstractIncomingMessage
+    channel: AbstractChannel
     attempt: int
 
 
@@ -333,13 +335,13 @@ class _Consumer:
 
     async def _consume(self, pool: Pool[str], channels: AsyncExitStack, attempts: Attempts) -> None:
         """Put what comes into the pool until nothing can come any more, and raise why."""
-
-        async def arrived(message: AbstractIncomingMessage) -> None:
-            await self._take(message, pool)
-
         line = await self.engine._open()
         with self.engine._giving_up(line):
             channel = await limited(line.connection.channel(publisher_confirms=False), _TRIP)
+
+            async def arrived(message: AbstractIncomingMessage) -> None:
+                await self._take(message, channel, pool)
+
             channels.push_async_callback(_close, channel)
             async with asyncio.timeout(_TRIP):
                 await channel.set_qos(prefetch_count=self.limit * 2 + _WAITING)
@@ -351,21 +353,21 @@ class _Consumer:
                 # A queue that goes ends its consumers without an error.
                 await limited(channel.declare_queue(queue.name, passive=True), _TRIP)
 
-    async def _take(self, message: AbstractIncomingMessage, pool: Pool[str]) -> None:
-        id_ = message.message_id or f"tag-{message.delivery_tag}"
+    async def _take(self, message: AbstractIncomingMessage, channel: AbstractChannel, pool: Pool[str]) -> None:
+        id_ = message.message_id or new_id()  # no tag: those of the next connection begin again
         if id_ in self.done:
             del self.done[id_]
             await self._acknowledge(id_, message)
             return
         item = self.held.get(id_)
         if item is not None:
-            if item.message.channel is message.channel:
+            if item.channel is channel:
                 await self._acknowledge(id_, message)  # a second copy: the first is here, and still unacknowledged
             else:
-                item.message = message  # the connection was lost meanwhile; it is being handled
+                item.message, item.channel = message, channel  # one was lost meanwhile; it is being handled
             return
         earlier: Any = (message.headers or {}).get("x-delivery-count", 0)
-        self.held[id_] = _Held(message, 1 + (earlier if isinstance(earlier, int) else 0))
+        self.held[id_] = _Held(message, channel, 1 + (earlier if isinstance(earlier, int) else 0))
         pool.put(id_)
 
     async def _acknowledge(self, id_: str, message: AbstractIncomingMessage) -> None:
@@ -373,3 +375,5 @@ class _Consumer:
             await message.ack()
         except Exception:  # noqa: BLE001  the connection is lost; the broker delivers it again
             self.done[id_] = None
+            if len(self.done) > _REMEMBERED:  # those that it gave to another instance
+                del self.done[next(iter(self.done))]

@@ -1,0 +1,88 @@
+"""What is RabbitMQ's own."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import asynccontextmanager, suppress
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from relay_support import World, until, world
+
+from asignals.relay import Delivery, Envelope
+from asignals.relay.rabbitmq import _Consumer
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from pathlib import Path
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture
+def anyio_backend() -> tuple[str, dict[str, Any]]:
+    """The relay is for asyncio only."""
+    return "asyncio", {}
+
+
+@pytest.fixture
+async def engine(tmp_path: Path) -> AsyncIterator[World]:
+    """Names of its own on the server."""
+    async with world("rabbitmq", tmp_path) as made:
+        yield made
+
+
+class Slowly:
+    """A `handle` that waits before it acknowledges."""
+
+    def __init__(self) -> None:
+        self.begun: list[bytes] = []
+        self.may_end = asyncio.Event()
+
+    async def __call__(self, delivery: Delivery) -> float | None:
+        self.begun.append(Envelope.decode(delivery.data).body)
+        await self.may_end.wait()
+        return None
+
+
+@asynccontextmanager
+async def consuming(transport: Any, handle: Any) -> AsyncIterator[None]:
+    task = asyncio.create_task(transport.consume("billing", "one", handle, limit=10))
+    try:
+        yield
+    finally:
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
+
+
+@pytest.mark.parametrize("ends", ["while it is away", "when it is back"])
+async def test_an_event_that_outlasts_its_connection_is_handled_once_and_acknowledged(engine: World, ends: str) -> None:
+    """What is being handled when the connection is lost is neither handled again nor left with the broker."""
+    transport, handle = engine.open(), Slowly()
+    await transport.add_service("billing")
+    async with consuming(transport, handle):
+        await engine.open().publish_many([Envelope("numbers", b"1")])
+        await until(lambda: handle.begun)
+        before = transport._line.connection
+        await before.close()
+        if ends == "while it is away":
+            handle.may_end.set()
+        await until(lambda: transport._line is not None and transport._line.connection is not before)
+        await engine.open().publish_many([Envelope("numbers", b"2")])  # comes after what is delivered again
+        await until(lambda: len(handle.begun) == 2)
+        handle.may_end.set()
+    assert handle.begun == [b"1", b"2"]
+    assert await engine.open().backlog("billing") == 0  # with nobody consuming, what was not acknowledged counts
+
+
+async def test_messages_without_an_id_are_not_taken_for_each_other() -> None:
+    """Numbers of deliveries begin again with each connection: the same one then is another message."""
+    taken: list[str] = []
+    consumer = _Consumer(SimpleNamespace(), "billing", Slowly(), 10)  # type: ignore[arg-type]  # it asks no broker
+    for body in (b"before", b"after"):
+        message: Any = SimpleNamespace(message_id=None, delivery_tag=2, headers={}, body=body)
+        channel: Any = object()
+        await consumer._take(message, channel, SimpleNamespace(put=taken.append))  # type: ignore[arg-type]
+    assert [consumer.held[id_].message.body for id_ in taken] == [b"before", b"after"]
