@@ -9,11 +9,11 @@ import zlib
 from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Any, Final
 
-from sqlalchemy import event, text
+from sqlalchemy import event, make_url, text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from asignals.relay._cancel import end, to_the_end
-from asignals.relay._link import Backoff, Link
+from asignals.relay._link import Attempts, Link
 from asignals.relay._tables import Tables
 
 if TYPE_CHECKING:
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from sqlalchemy import Table
     from sqlalchemy.pool import PoolProxiedConnection
 
+_CONNECT: Final = 10  # seconds that connecting may take; the drivers' own limits are a minute or none
+_CONNECT_ARGUMENTS: Final = {"asyncpg": "timeout", "psycopg": "connect_timeout"}
 _KEEPALIVE: Final = 10.0  # seconds after which a silent listening connection is asked whether it still lives
 _CHANNEL = re.compile(r"[^a-z0-9_]")
 
@@ -57,7 +59,7 @@ class Stored:
 def as_engine(database: str | AsyncEngine) -> tuple[AsyncEngine, bool]:
     """Give an engine, and whether it was made here; raises `ValueError` for dialects that are not supported."""
     made = isinstance(database, str)
-    engine = create_async_engine(database) if isinstance(database, str) else database
+    engine = _made(database) if isinstance(database, str) else database
     if engine.dialect.name not in ("postgresql", "sqlite"):
         msg = f"the relay knows PostgreSQL and SQLite, not {engine.dialect.name}"
         raise ValueError(msg)
@@ -70,6 +72,13 @@ def as_engine(database: str | AsyncEngine) -> tuple[AsyncEngine, bool]:
         if made:
             event.listen(engine.sync_engine, "connect", _prepare_sqlite)
     return engine, made
+
+
+def _made(database: str) -> AsyncEngine:
+    url = make_url(database)
+    argument = _CONNECT_ARGUMENTS.get(url.get_driver_name())
+    is_ours = argument is not None and argument not in url.query
+    return create_async_engine(url, connect_args={argument: _CONNECT} if is_ours else {})
 
 
 def _prepare_sqlite(connection: Any, _record: object) -> None:
@@ -165,17 +174,12 @@ async def listening(engine: AsyncEngine, channel: str, wake: Callable[[], object
 
 
 async def _listen_for_ever(engine: AsyncEngine, channel: str, wake: Callable[[], object], link: Link) -> None:
-    backoff = Backoff()
+    attempts = Attempts(link, is_proof=False)
     listen = _listen_sqlite if not is_postgres(engine) else _listen_postgres
     while True:
-        try:
-            async with connected(engine) as connection:
-                backoff.reset()
-                await listen(connection, channel, wake)
-        except Exception as error:  # noqa: BLE001  whatever the driver raises, it is tried again
-            link.lost(error)
-        wake()
-        await asyncio.sleep(backoff.pause())
+        async with attempts, connected(engine) as connection:
+            attempts.succeeded()
+            await listen(connection, channel, wake)
 
 
 async def _listen_sqlite(connection: AsyncConnection, _channel: str, wake: Callable[[], object]) -> None:

@@ -17,8 +17,9 @@ from sqlalchemy import bindparam, delete, func, insert, select, text, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from asignals.relay._batch import Batch
+from asignals.relay._cancel import limited, to_the_end
 from asignals.relay._envelope import DeadLetter, check_name
-from asignals.relay._link import Backoff, Link
+from asignals.relay._link import Attempts, Link
 from asignals.relay._pool import Pool
 from asignals.relay._sql import (
     PG_NO_WAIT,
@@ -49,6 +50,7 @@ if TYPE_CHECKING:
 _KEPT: Final = 120.0  # seconds for which an event is remembered at least, so that a repetition is recognised
 _SWEEP: Final = 1_000  # events that are forgotten at once
 _POLL: Final = 1.0  # seconds after which a consumer looks by itself, should a notification have been lost
+_TRIP: Final = 20.0  # seconds that claiming may take
 
 
 class Database(Stored):
@@ -152,37 +154,23 @@ class _Consumer:
                     acks.add((seq, 0.0))
 
     async def _claim_for_ever(self, pool: Pool[tuple[int, int, bytes]]) -> None:
-        backoff = Backoff()
+        attempts = Attempts(self.database.link)
         most = self.limit * 2
         while True:
             await pool.until_below(max(1, most - self.limit // 2))
-            self.wake.clear()
-            try:
-                rows, pause = await self._claim(most - len(pool))
-            except Exception as error:  # noqa: BLE001  a lost database is retried for ever
-                self.database.link.lost(error)
-                await asyncio.sleep(backoff.pause())
-                continue
-            backoff.reset()
-            self.database.link.restored()
-            for row in rows:
-                pool.put(row)
-            if not rows:
-                with suppress(TimeoutError):
-                    async with asyncio.timeout(pause):
-                        await self.wake.wait()
+            async with attempts:
+                self.wake.clear()
+                # To its end: a claim that is committed while we are cancelled is known, and given back at once.
+                rows, pause = await to_the_end(limited(self._claim(most - len(pool)), _TRIP))
+                attempts.succeeded()
+                for row in rows:
+                    pool.put(row)
+                if not rows:
+                    with suppress(TimeoutError):
+                        async with asyncio.timeout(pause):
+                            await self.wake.wait()
 
     async def _claim(self, count: int) -> tuple[list[tuple[int, int, bytes]], float]:
-        # Shielded: a claim that is committed while we are cancelled must be known here, to be given back at once.
-        claim = asyncio.ensure_future(self._claim_now(count))
-        try:
-            return await asyncio.shield(claim)
-        except asyncio.CancelledError:
-            with suppress(Exception):
-                await claim
-            raise
-
-    async def _claim_now(self, count: int) -> tuple[list[tuple[int, int, bytes]], float]:
         """Claim what is due; where nothing is, tell the seconds until something may be."""
         database = self.database
         pause = _POLL

@@ -25,7 +25,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.util import await_only
 
 from asignals.relay._envelope import Envelope
-from asignals.relay._link import Backoff, Link
+from asignals.relay._link import Attempts, Link
 from asignals.relay._sql import (
     PG_NO_WAIT,
     Stored,
@@ -155,26 +155,21 @@ class SQLAlchemyOutbox(Stored):
 
     async def drain_for_ever(self, publish: Callable[[Sequence[Envelope]], Awaitable[None]]) -> None:
         """Publish what is there and what comes until cancelled; a lost database or engine is retried for ever."""
-        backoff = Backoff()
+        attempts = Attempts(self.link)
         wake = asyncio.Event()
         wake_here = partial(asyncio.get_running_loop().call_soon_threadsafe, wake.set)
         self._wake_drain = wake_here
         try:
             async with listening(self.engine, self._channel, wake.set, self.link):
                 while True:
-                    wake.clear()
-                    try:
+                    async with attempts:  # rows of a trip that failed are still there, and are tried again
+                        wake.clear()
                         count = await self.drain_once(publish)
-                    except Exception as error:  # noqa: BLE001  the rows are still there, and are tried again
-                        self.link.lost(error)
-                        await asyncio.sleep(backoff.pause())
-                        continue
-                    self.link.restored()
-                    backoff.reset()
-                    if count < self.batch:
-                        with suppress(TimeoutError):
-                            async with asyncio.timeout(_POLL):
-                                await wake.wait()
+                        attempts.succeeded()
+                        if count < self.batch:
+                            with suppress(TimeoutError):
+                                async with asyncio.timeout(_POLL):
+                                    await wake.wait()
         finally:
             if self._wake_drain is wake_here:
                 self._wake_drain = None
