@@ -45,6 +45,7 @@ if TYPE_CHECKING:
 _TRIP: Final = 10.0  # seconds that an answer may take
 _FAREWELL: Final = 2.0  # seconds that closing may take
 _AT_ONCE: Final = 500
+_UNDER_WAY: Final = 64  # more that begin at once would stall the event loop for what they take together
 _WAITING: Final = 1_000  # retries that a consumer may keep beside what it handles
 _LOOK: Final = 1_000
 _REMEMBERED: Final = 10_000
@@ -169,16 +170,20 @@ class RabbitMQ:
         """
         for start in range(0, len(envelopes), _AT_ONCE):
             line = await self._open()
-            publishing = [self._publish(line.exchange, envelope) for envelope in envelopes[start : start + _AT_ONCE]]
+            turns = asyncio.Semaphore(_UNDER_WAY)
+            publishing = [
+                self._publish(line.exchange, envelope, turns) for envelope in envelopes[start : start + _AT_ONCE]
+            ]
             results = await asyncio.gather(*publishing, return_exceptions=True)
             with self._giving_up(line):
                 for result in results:
                     if isinstance(result, BaseException):
                         raise result
 
-    async def _publish(self, exchange: AbstractExchange, envelope: Envelope) -> None:
+    async def _publish(self, exchange: AbstractExchange, envelope: Envelope, turns: asyncio.Semaphore) -> None:
         message = Message(envelope.encode(), delivery_mode=DeliveryMode.PERSISTENT, message_id=envelope.id)
-        await exchange.publish(message, envelope.topic, mandatory=True, timeout=_TRIP)
+        async with turns:
+            await exchange.publish(message, envelope.topic, mandatory=True, timeout=_TRIP)
 
     async def consume(self, service: str, instance: str, handle: Handle, *, limit: int = 100) -> None:
         """Call `handle` for each event of the service until cancelled."""
