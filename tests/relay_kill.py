@@ -19,6 +19,7 @@ import json
 import os
 import random
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -468,6 +469,7 @@ def main() -> None:
         work = run_relay(config) if options.role == "relay" else run_consumer(config, options.role)
         asyncio.run(work)
         return
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # as Ctrl-C does: everything that was started is ended
     failed = False
     for engine in options.engines:
         books = asyncio.run(run(engine, events=options.events, kills=options.kills, seed=options.seed))
