@@ -23,8 +23,6 @@ from asignals._refs import function_of, is_a
 Receiver: TypeAlias = Callable[..., Any]
 
 _RESERVED = frozenset({"signal", "sender"})
-# What inspect raises for callables without a readable signature, and for mocks that call themselves functions.
-_UNREADABLE = (ValueError, TypeError, AttributeError)
 
 
 class Shape(NamedTuple):
@@ -44,9 +42,16 @@ def is_coroutine_function(receiver: Receiver) -> bool:
     function = function_of(receiver)
     if function is not None and function.__code__.co_flags & CO_COROUTINE:
         return True
-    if isinstance(receiver, FunctionType | MethodType) and type(receiver) not in (FunctionType, MethodType):
-        return False  # a mock, whose code's flags would be a mock too
-    return inspect.iscoroutinefunction(receiver) or inspect.iscoroutinefunction(function)
+    return _is_marked(receiver) or inspect.iscoroutinefunction(function)
+
+
+def _is_marked(receiver: Receiver) -> bool:
+    try:
+        if isinstance(receiver, FunctionType | MethodType) and type(receiver) not in (FunctionType, MethodType):
+            return False  # a mock, whose code's flags would be a mock too
+        return inspect.iscoroutinefunction(receiver)
+    except Exception:  # noqa: BLE001  inspect asks for attributes, and those of proxies may raise anything
+        return False
 
 
 def examine(receiver: Receiver, names: tuple[str, ...] | None) -> tuple[bool, frozenset[str] | None]:
@@ -137,7 +142,7 @@ def signature_of(function: Callable[..., Any], *, follow_wrapped: bool = True) -
 def _signature(receiver: Receiver, *, follow_wrapped: bool) -> list[_Parameter] | None:
     try:
         parameters = signature_of(receiver, follow_wrapped=follow_wrapped).parameters.values()
-    except _UNREADABLE:
+    except Exception:  # noqa: BLE001  it has none, or is a mock that calls itself a function, or as above
         return None
     return [_Parameter(p.name, p.kind, p.default is Parameter.empty) for p in parameters]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from contextlib import ExitStack
 from functools import partial
-from types import MethodType
+from types import FunctionType, MethodType
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, Protocol, Self, TypedDict, TypeVar, Unpack, cast, overload
 from weakref import ref
 
@@ -25,6 +25,7 @@ from asignals._stream import Event, Overflow, Stream, Where
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Hashable, Iterable
     from contextlib import AbstractContextManager
+    from types import FrameType
 
     from asignals._group import TaskGroupFactory
 
@@ -98,7 +99,7 @@ class Signal(Generic[P, R]):
         self.providing_args = names
         self.__doc__ = doc
         self._name = name
-        frame = caller()
+        frame = _maker(self)
         self._home: tuple[str, int] = (str(frame.f_globals.get("__name__")), frame.f_lineno)
         self._file = frame.f_code.co_filename
         self._stub: Callable[..., Any] | None = None
@@ -433,6 +434,16 @@ class Signal(Generic[P, R]):
         view = "" if self._origin is None else " (a view)"
         count = len(self.connections)
         return f"<asignals.Signal {self.name!r}{arguments}{view}, {count} receiver{'' if count == 1 else 's'}>"
+
+
+def _maker(signal: Signal[..., Any]) -> FrameType:
+    """The frame that makes a signal: not one of the `__init__`s of its subclass."""
+    frame = caller()
+    methods = [kind.__dict__.get("__init__") for kind in type(signal).__mro__]
+    own = {method.__code__ for method in methods if is_a(method, FunctionType)}
+    while frame.f_code in own and frame.f_back is not None:
+        frame = frame.f_back
+    return frame
 
 
 def _check_mode(task_group: object, limit: object) -> None:

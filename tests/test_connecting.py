@@ -1142,6 +1142,19 @@ async def test_signals_are_listed_by_name_while_they_live():
     assert [one.name for one in asignals.signals() if one.name in names] == ["zz.first"]
 
 
+async def test_signals_that_compare_equal_or_cannot_be_hashed_are_all_listed():
+    """A subclass with an `__eq__` of its own, as dataclasses have it, makes signals as others do."""
+
+    class Alike(Signal):
+        def __eq__(self, other):
+            return isinstance(other, Alike)
+
+        __hash__ = None
+
+    made = [Alike(name="zz.alike"), Alike(name="zz.alike")]
+    assert {id(one) for one in asignals.signals() if one.name == "zz.alike"} == set(map(id, made))
+
+
 async def test_a_signal_tells_where_it_was_made():
     """`location` is the file and line of the call that made it."""
     made = Signal()

@@ -161,6 +161,34 @@ def test_a_signal_that_is_assigned_nowhere_is_named_by_its_line():
     assert int(line) == inspect.currentframe().f_lineno - 3
 
 
+class Announced(Signal):
+    """A user's subclass with an `__init__` of its own."""
+
+    def __init__(self, names=None):
+        super().__init__(names)
+
+
+class AnnouncedTwice(Announced):
+    """One further down."""
+
+    def __init__(self):
+        super().__init__(["a"])
+
+
+announced, announced_twice = Announced(), AnnouncedTwice()
+
+
+def test_a_subclass_with_its_own_init_is_named_and_located_where_it_is_used():
+    """Signals of one subclass are told apart: what counts is who makes them, not the line that calls `super()`."""
+    assert announced.name == f"{__name__}.announced"
+    assert announced_twice.name == f"{__name__}.announced_twice"
+    for make in (Announced, AnnouncedTwice):
+        local = make()
+        line = inspect.currentframe().f_lineno - 1
+        assert local.name == f"{__name__}:{line}"
+        assert local.location == f"{__file__}:{line}"
+
+
 def test_a_module_without_a_namespace_does_not_break_the_name(monkeypatch):
     """An object in place of a module, as lazy importers put there, leaves the line for a name."""
 

@@ -253,6 +253,24 @@ async def test_hostile_receivers_are_only_called(made):
     assert made.disconnect(hostile)
 
 
+@pytest.mark.parametrize("name", ["__getattr__", "__class__", "__signature__", "__wrapped__", "__partialmethod__"])
+@pytest.mark.parametrize("kind", [Handler, AsyncHandler])
+async def test_a_receiver_whose_attributes_raise_is_judged_by_its_class(made, kind, name):
+    """A callable object that fails when it is asked about itself, as proxies do, can be connected and called."""
+
+    def refuse(*args):
+        raise RuntimeError
+
+    refusing = refuse if name == "__getattr__" else property(refuse)
+    hostile = type("Hostile", (kind,), {name: refusing})()
+    made.connect(hostile)
+    assert made.connections[0].is_async is (kind is AsyncHandler)
+    ((got, answer),) = await made.send(None, a=1, b=2)
+    assert got is hostile
+    assert answer in {"called", "awaited"}
+    assert made.disconnect(hostile)
+
+
 async def test_responses_are_handed_on_untouched(made):
     """No special method of a response is run."""
 
