@@ -352,9 +352,9 @@ class Signal(Generic[P, R]):
         """The live connections, for all senders and each single one, in order; the same objects each time."""
         return tuple(link for link in self._registry.all_links() if isinstance(link, Connection))
 
-    def _registries(self) -> tuple[Registry, ...]:
-        """Where the connections are; a subclass may keep several kinds apart."""
-        return (self._registry,)
+    def _registries(self) -> dict[str, Registry]:
+        """Where the connections are; a subclass may keep those of several phases apart, and names them."""
+        return {"": self._registry}
 
     def has_listeners(self, sender: object = None) -> bool:
         """Whether a send from this sender would reach a receiver or a stream, muted or not."""

@@ -255,7 +255,7 @@ def swap_receivers(signal: AnySignal, *receivers: Callable[..., object], sender:
     for each in receivers:
         signal._callable(each)
     with restored(signal):
-        for registry in signal._registries():
+        for registry in signal._registries().values():
             for connection in _connections(registry):
                 registry.remove(connection)
         for each in receivers:
@@ -272,7 +272,7 @@ def restored(*signals: AnySignal) -> Iterator[None]:
     Seen by everyone.
     """
     _checked("restored", signals)
-    before = [(registry, _snapshots(registry)) for signal in signals for registry in signal._registries()]
+    before = [(registry, _snapshots(registry)) for signal in signals for registry in signal._registries().values()]
     try:
         yield
     finally:

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 import asignals
-from asignals.overview.discovery import TargetError, discover, is_orphan
+from asignals.overview.discovery import Discovery, Found, TargetError, describe, discover, is_orphan, notes_of
 from asignals.overview.graph import build, dot, mermaid
 from asignals.overview.graph_page import page
 
@@ -406,15 +406,30 @@ def test_hostile_modules_do_no_harm(project):
     assert graph.of_kind("sender") == []
 
 
-def test_a_model_signal_that_is_heard_after_the_commit_only_is_no_orphan():
-    """Its receivers stand in another list than those of the flush, and count all the same."""
+def test_a_model_signals_receivers_are_shown_with_their_phase():
+    """Those that are called after the commit stand behind those of the flush, and say so; they are no orphans."""
     models = pytest.importorskip("asignals.sqlalchemy")
 
     class Order: ...
 
     def book(instance): ...
 
-    orphan = is_orphan(models.post_delete)
-    with models.post_delete.connected(book, sender=Order, on="commit"):
+    def mail(instance): ...
+
+    def of_order(described):
+        return [each for each in described["receivers"] if "Order" in (each["sender"] or "")]
+
+    found = Found(models.post_delete, "asignals.sqlalchemy:post_delete", "post_delete")
+    was_orphan = is_orphan(models.post_delete)
+    with models.post_delete.connected(mail, sender=Order, on="commit"):
         assert not is_orphan(models.post_delete)
-    assert is_orphan(models.post_delete) == orphan
+        with models.post_delete.connected(book, sender=Order):
+            receivers = of_order(describe(found))
+            edges = [edge.label for edge in build(Discovery([], [found])).edges]
+    assert [(each["name"].rpartition(".")[2], each["on"]) for each in receivers] == [
+        ("book", "flush"),
+        ("mail", "commit"),
+    ]
+    assert [notes_of(each)[0] for each in receivers] == ["on flush", "on commit"]
+    assert [label.partition(",")[0] for label in edges][-2:] == ["on flush", "on commit"]
+    assert is_orphan(models.post_delete) == was_orphan

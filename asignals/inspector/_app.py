@@ -18,7 +18,14 @@ from starlette.staticfiles import StaticFiles
 
 from asignals import signals as live_signals
 from asignals._show import SECRETS, Shower, shorten
-from asignals.overview.discovery import describe_connection, first_line, is_orphan, notes_of, signature_of
+from asignals.overview.discovery import (
+    connections_of,
+    describe_connection,
+    first_line,
+    is_orphan,
+    notes_of,
+    signature_of,
+)
 
 from ._access import Allow, Guard, loopback_only
 from ._recorder import Recorder, editor_link
@@ -172,18 +179,17 @@ class Inspector:
 
     def _describe(self, signal: asignals.Signal[..., Any]) -> dict[str, Any]:
         clean = self._shower.clean
-        connections = signal.connections
         return {
             "number": self._recorder.number_of(signal),
             "name": clean(str(signal.name)),
             "signature": shorten(signature_of(signal), SIGNATURE),
             "doc": clean(first_line(signal)),
             "orphan": is_orphan(signal),
-            "receivers": [self._connection(connection) for connection in connections],
+            "receivers": [self._connection(connection, phase) for connection, phase in connections_of(signal)],
         }
 
-    def _connection(self, connection: asignals.Connection) -> dict[str, Any]:
-        known = describe_connection(connection)
+    def _connection(self, connection: asignals.Connection, phase: str | None) -> dict[str, Any]:
+        known = describe_connection(connection, phase)
         path, _, line = str(connection.location).rpartition(":")
         return {
             "name": self._shower.clean(known["name"]),

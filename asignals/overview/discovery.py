@@ -102,23 +102,33 @@ def discover(targets: Iterable[str], *, skip_broken: bool = False) -> Discovery:
 def describe(found: Found) -> dict[str, Any]:
     """Everything `asignals list` knows of a signal, in the types of JSON."""
     signal = found.signal
-    connections = signal.connections
     return {
         "name": found.name,
         "path": found.path,
         "doc": first_line(signal),
         "arguments": arguments_of(signal),
         "orphan": is_orphan(signal),
-        "receivers": [describe_connection(connection) for connection in connections],
+        "receivers": [describe_connection(connection, phase) for connection, phase in connections_of(signal)],
     }
 
 
-def describe_connection(connection: Connection) -> dict[str, Any]:
+def connections_of(signal: AnySignal) -> list[tuple[Connection, str | None]]:
+    """The live connections, each with its phase where the signal has several."""
+    return [
+        (link, phase or None)
+        for phase, registry in signal._registries().items()
+        for link in registry.all_links()
+        if is_a(link, Connection)
+    ]
+
+
+def describe_connection(connection: Connection, phase: str | None) -> dict[str, Any]:
     """Everything that is known of a connection, in the types of JSON."""
     sender = connection.sender
     return {
         "name": name_of(connection.receiver),
         "location": location_of(connection),
+        "on": phase,
         "sender": None if sender is None else _show(sender),
         "priority": connection.priority,
         "weak": connection.weak,
@@ -133,7 +143,9 @@ def describe_connection(connection: Connection) -> dict[str, Any]:
 
 def notes_of(receiver: dict[str, Any]) -> list[str]:
     """What is worth a word about a described connection, in a fixed order."""
-    notes = [f"sender={receiver['sender']}"] if receiver["sender"] is not None else []
+    notes = [f"on {receiver['on']}"] if receiver["on"] is not None else []
+    if receiver["sender"] is not None:
+        notes.append(f"sender={receiver['sender']}")
     if receiver["subclasses"]:
         notes.append("and subclasses")
     if receiver["priority"]:

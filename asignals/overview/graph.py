@@ -20,7 +20,15 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 from asignals import Signal
 from asignals._refs import is_a
 from asignals._show import short_path
-from asignals.overview.discovery import Discovery, Found, arguments_of, describe_connection, first_line, is_orphan
+from asignals.overview.discovery import (
+    Discovery,
+    Found,
+    arguments_of,
+    connections_of,
+    describe_connection,
+    first_line,
+    is_orphan,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -99,11 +107,12 @@ def _signal_node(found: Found) -> Node:
 
 
 def _add_receivers(graph: Graph, signal: Node, found: Found) -> None:
-    for connection in found.signal.connections:
-        known = describe_connection(connection)
+    for connection, phase in connections_of(found.signal):
+        known = describe_connection(connection, phase)
         key = f"receiver:{known['name']}@{known['location']}"
         node = graph.add(Node(key, "receiver", known["name"], known["location"]))
-        label = [f"from {known['sender']}"] if known["sender"] else []
+        label = [f"on {known['on']}"] if known["on"] else []
+        label += [f"from {known['sender']}"] if known["sender"] else []
         label += [f"priority {known['priority']}"] if known["priority"] else []
         label += ["in a thread"] if known["in_thread"] else []
         graph.connect(signal, node, ", ".join(label))

@@ -246,12 +246,11 @@ class ModelSignal(Signal[..., Any]):
     @property
     def connections(self) -> tuple[Connection, ...]:
         """The live connections of all phases, those of the flush first."""
-        return tuple(
-            link for registry in self._registries() for link in registry.all_links() if isinstance(link, Connection)
-        )
+        links = [link for registry in self._registries().values() for link in registry.all_links()]
+        return tuple(link for link in links if isinstance(link, Connection))
 
-    def _registries(self) -> tuple[Registry, ...]:
-        return tuple(phase._registry for phase in self._phases.values())
+    def _registries(self) -> dict[str, Registry]:
+        return {name: phase._registry for name, phase in self._phases.items()}
 
     def has_listeners(self, sender: object = None) -> bool:
         """Whether an event of this sender would reach anybody in any phase, muted or not."""
