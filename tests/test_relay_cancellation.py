@@ -11,9 +11,10 @@ import pytest
 from relay_support import ENGINES, World, until, world
 
 from asignals import Signal
+from asignals._to_the_end import to_the_end
 from asignals.relay import Delivery, Envelope, Memory, MemoryInbox, Relay
 from asignals.relay._batch import Batch, Together
-from asignals.relay._cancel import SelfCancelledError, end, heeding, limited, to_the_end
+from asignals.relay._cancel import SelfCancelledError, end, heeding, limited
 from asignals.relay._link import Attempts, Link
 from asignals.relay._pool import Pool
 

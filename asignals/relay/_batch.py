@@ -6,7 +6,8 @@ import asyncio
 from contextlib import suppress
 from typing import TYPE_CHECKING, Generic, TypeVar
 
-from asignals.relay._cancel import end, heeding, to_the_end
+from asignals._to_the_end import to_the_end
+from asignals.relay._cancel import end, heeding
 from asignals.relay._link import Attempts
 
 if TYPE_CHECKING:

@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import anyio
 
+from asignals._to_the_end import to_the_end
+
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Collection, Coroutine
+    from collections.abc import Awaitable, Collection
 
 T = TypeVar("T")
 
@@ -61,24 +63,6 @@ async def limited(call: Awaitable[T], seconds: float) -> T:
 async def _within(call: Awaitable[T], seconds: float) -> T:
     with anyio.fail_after(seconds):  # cancels again and again, where `asyncio.timeout` does it once
         return await call
-
-
-async def to_the_end(work: Coroutine[Any, Any, T]) -> T:
-    """Await work to its end in a task of its own, and raise only then a cancellation that came meanwhile.
-
-    That of a scope of anyio's is raised by whatever is awaited next.
-    """
-    task = asyncio.get_running_loop().create_task(work)
-    cancelled: asyncio.CancelledError | None = None
-    with anyio.CancelScope(shield=True):  # else a cancelled scope around us would cancel this wait over and over
-        while not task.done():
-            try:
-                await asyncio.wait([task])
-            except asyncio.CancelledError as error:
-                cancelled = error
-    if cancelled is None:
-        return task.result()
-    raise cancelled from None if task.cancelled() else task.exception()
 
 
 async def end(tasks: Collection[asyncio.Task[Any]]) -> None:

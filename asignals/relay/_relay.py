@@ -12,8 +12,9 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final, Self
 
+from asignals._to_the_end import to_the_end
 from asignals.relay._batch import Together
-from asignals.relay._cancel import end, to_the_end
+from asignals.relay._cancel import end
 from asignals.relay._codec import codec_for
 from asignals.relay._envelope import Envelope, check_name, new_id
 from asignals.relay._export import Exporter, ExportUid, dump_sender

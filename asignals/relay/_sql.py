@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any, Final
 from sqlalchemy import event, make_url, text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
-from asignals.relay._cancel import end, to_the_end
+from asignals._to_the_end import to_the_end
+from asignals.relay._cancel import end
 from asignals.relay._link import Attempts, Link
 from asignals.relay._tables import Tables
 

@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Final
 from sqlalchemy import bindparam, delete, func, insert, select, text, update
 from sqlalchemy.dialects import postgresql, sqlite
 
+from asignals._to_the_end import to_the_end
 from asignals.relay._batch import Batch
-from asignals.relay._cancel import limited, to_the_end
+from asignals.relay._cancel import limited
 from asignals.relay._envelope import DeadLetter, check_name
 from asignals.relay._link import Attempts, Link
 from asignals.relay._pool import Pool

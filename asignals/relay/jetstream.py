@@ -19,8 +19,9 @@ import nats
 from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy, KeyValueConfig, StreamConfig
 from nats.js.errors import BucketNotFoundError, KeyNotFoundError, NotFoundError
 
+from asignals._to_the_end import to_the_end
 from asignals.relay._batch import Batch
-from asignals.relay._cancel import heeding, limited, to_the_end
+from asignals.relay._cancel import heeding, limited
 from asignals.relay._envelope import DeadLetter, check_name
 from asignals.relay._inbox import Memo
 from asignals.relay._link import Attempts, Link

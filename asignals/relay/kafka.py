@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, TopicPartition
 
-from asignals.relay._cancel import to_the_end
+from asignals._to_the_end import to_the_end
 from asignals.relay._envelope import DeadLetter, check_name
 from asignals.relay._link import Link
 from asignals.relay._pool import Pool

@@ -21,7 +21,8 @@ from typing import TYPE_CHECKING, Any, Final
 from aio_pika import DeliveryMode, ExchangeType, Message, connect
 from aio_pika.exceptions import ChannelNotFoundEntity, QueueEmpty
 
-from asignals.relay._cancel import end, limited, to_the_end
+from asignals._to_the_end import to_the_end
+from asignals.relay._cancel import end, limited
 from asignals.relay._envelope import DeadLetter, EnvelopeError, check_name, new_id
 from asignals.relay._link import Attempts, Link
 from asignals.relay._pool import Pool

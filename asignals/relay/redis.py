@@ -19,8 +19,9 @@ from typing import TYPE_CHECKING, Any, Final
 from redis.asyncio import Redis
 from redis.exceptions import ResponseError
 
+from asignals._to_the_end import to_the_end
 from asignals.relay._batch import Batch
-from asignals.relay._cancel import limited, to_the_end
+from asignals.relay._cancel import limited
 from asignals.relay._envelope import DeadLetter, check_name
 from asignals.relay._inbox import Memo
 from asignals.relay._link import Attempts, Link

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
 import sys
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
-import anyio
 from sqlalchemy.util import await_only, greenlet_spawn
 from sqlalchemy.util.concurrency import in_greenlet
 
+from asignals._to_the_end import to_the_end
+
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine
+    from collections.abc import Callable
 
 R = TypeVar("R")
 
@@ -25,7 +25,7 @@ def shielded(work: Callable[[], R]) -> R:
     if not in_greenlet():
         return work()
     handled = sys.exception()
-    result: R = await_only(_complete(greenlet_spawn(_while_handling, handled, work)))
+    result: R = await_only(to_the_end(greenlet_spawn(_while_handling, handled, work)))
     return result
 
 
@@ -38,19 +38,3 @@ def _while_handling(handled: BaseException | None, work: Callable[[], R]) -> R:
     except BaseException:  # noqa: BLE001  it goes on being handled where it was
         handled.__traceback__ = traceback
         return work()
-
-
-async def _complete(work: Coroutine[Any, Any, R]) -> R:
-    task = asyncio.ensure_future(work)
-    cancelled: asyncio.CancelledError | None = None
-    with anyio.CancelScope(shield=True):  # else a cancelled scope around us would cancel this wait over and over
-        while not task.done():
-            try:
-                await asyncio.wait([task])
-            except asyncio.CancelledError as error:
-                cancelled = error
-    if cancelled is None:
-        return task.result()
-    if not task.cancelled() and task.exception() is not None:
-        raise cancelled from task.exception()
-    raise cancelled
