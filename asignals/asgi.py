@@ -140,7 +140,8 @@ class SignalMiddleware:
     before them, run even if the task that serves the request is cancelled, before or meanwhile, by an anyio scope or by
     `asyncio.Task.cancel`. From then on they have `grace` seconds together, after which they are cancelled and a warning
     is logged; without a cancellation they may take as long as they like. To that end they run in a task of their own,
-    in a copy of the request's context; the request waits for it.
+    in a copy of the request's context; the request waits for it. Only a coroutine that is closed, as when a loop is
+    thrown away, sends nothing more: it can await nothing.
 
     An instance keeps nothing between calls, and may serve several event loops and threads at once.
 

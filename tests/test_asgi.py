@@ -11,6 +11,7 @@ import subprocess
 import sys
 import traceback
 from collections.abc import Callable, Coroutine
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NoReturn
 
 import anyio
@@ -175,6 +176,55 @@ async def test_an_exception_of_the_application_is_raised_untouched(
     assert heard.only("request_finished")["status"] == status
 
 
+class Clock:
+    """Stands for the module `time`: its clock goes on only when somebody says so."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def perf_counter(self) -> float:
+        return self.now
+
+    def spend(self, seconds: float) -> Callable[..., None]:
+        """Make a receiver that takes so long."""
+
+        def receiver(**_: Any) -> None:
+            self.now += seconds
+
+        return receiver
+
+
+async def test_the_duration_of_a_request_is_from_request_started_until_the_application_is_done(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """In seconds; receivers of `request_started` count, those of `got_request_exception` do not."""
+    clock = Clock()
+    monkeypatch.setattr(asgi, "time", clock)
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        clock.now += 2
+        raise RuntimeError
+
+    heard = Heard(app)
+    asgi.request_started.connect(clock.spend(1), sender=app, weak=False)
+    asgi.got_request_exception.connect(clock.spend(4), sender=app, weak=False)
+    with pytest.raises(RuntimeError):
+        await call(SignalMiddleware(app))
+    assert heard.only("request_finished")["duration"] == 3
+
+
+@pytest.mark.parametrize("error", [SystemExit("closed"), KeyboardInterrupt("closed")])
+async def test_what_ends_the_process_is_no_exception_of_a_request(error: BaseException) -> None:
+    """It is told of as what left the application, and raised untouched."""
+    app = sending(START, then=error)
+    heard = Heard(app)
+    with pytest.raises(type(error)) as caught:
+        await call(SignalMiddleware(app))
+    assert caught.value is error
+    assert heard.names == ["request_started", "request_finished"]
+    assert heard.only("request_finished")["exception"] is error
+
+
 async def test_a_start_that_the_server_refuses_is_no_status() -> None:
     """A response counts as started once the server has taken it, not when the application tries."""
     app = sending(START)
@@ -291,6 +341,29 @@ async def test_grace_bounds_what_receivers_do_when_the_cancellation_finds_them_a
 
     with anyio.fail_after(5):
         await cancel_when(reached, functools.partial(call, SignalMiddleware(app, grace=0.01)))
+
+
+@pytest.mark.parametrize(("grace", "expected"), [(math.inf, ["application", "receiver"]), (60, [])])
+async def test_an_infinite_grace_sets_no_limit(
+    cancel_when: Any, monkeypatch: pytest.MonkeyPatch, grace: float, expected: list[str]
+) -> None:
+    """The clock is late, so that any other grace is over when it begins, whatever is cancelled."""
+    monkeypatch.setattr(asgi, "current_time", lambda: anyio.current_time() - 3600)
+    ended: list[str] = []
+    for messages, name in (((), "application"), ((START, BODY), "receiver")):
+        app, reached = waiting() if name == "application" else (sending(*messages), anyio.Event())
+
+        @asgi.request_finished.connect(sender=app, weak=False)
+        async def work(name: str = name, reached: anyio.Event = reached, **_: Any) -> None:
+            reached.set()
+            for _step in range(5):
+                await anyio.lowlevel.checkpoint()
+            await anyio.sleep(0.001)
+            ended.append(name)
+
+        with anyio.fail_after(5):
+            await cancel_when(reached, functools.partial(call, SignalMiddleware(app, grace=grace)))
+    assert ended == expected
 
 
 async def test_without_a_cancellation_a_receiver_may_outlast_the_grace() -> None:
@@ -463,6 +536,23 @@ async def test_a_context_variable_of_request_started_is_seen_by_all_that_follows
     assert seen == [7, 7, 7]
 
 
+async def test_the_first_receivers_run_in_the_requests_own_task_and_the_last_in_another() -> None:
+    """What the last ones set stays in their copy of the request's context."""
+    number: contextvars.ContextVar[int] = contextvars.ContextVar("number", default=0)
+    tasks: list[object] = []
+    app = sending(START, BODY)
+
+    def note(signal: object, **_: Any) -> None:
+        tasks.append(anyio.get_current_task().id)
+        number.set(number.get() + 1)
+
+    asgi.request_started.connect(note, sender=app)
+    asgi.request_finished.connect(note, sender=app)
+    await call(SignalMiddleware(app))
+    assert [task == anyio.get_current_task().id for task in tasks] == [True, False]
+    assert number.get() == 1
+
+
 async def test_a_receiver_that_connects_during_a_request_hears_its_end() -> None:
     """Whether anybody listens is asked when there is something to hear, not before."""
     heard: list[int] = []
@@ -516,6 +606,33 @@ async def test_concurrent_requests_do_not_mix() -> None:
     kinds = [type(None), LookupError, anyio.get_cancelled_exc_class()]
     assert ends == {number: (200 + number, kinds[number % 3]) for number in range(60)}
     assert heard.names.count("request_started") == heard.names.count("request_finished") == 60
+
+
+def test_one_instance_serves_several_threads_and_event_loops() -> None:
+    """Loops of both kinds at once; each request has one end, with its own status, and receivers that wait."""
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await send({**START, "status": scope["number"]})
+
+    heard = Heard(app)
+    middleware = SignalMiddleware(app)
+
+    @asgi.request_finished.connect(sender=app)
+    async def wait(**_: Any) -> None:
+        await anyio.lowlevel.checkpoint()
+
+    async def serve(start: int) -> None:
+        async with anyio.create_task_group() as tasks:
+            for number in range(start, start + 25):
+                tasks.start_soon(functools.partial(call, middleware, number=number))
+
+    with ThreadPoolExecutor(4) as pool:
+        backends = ["asyncio", "trio"] * 2
+        for done in [pool.submit(anyio.run, serve, 100 * n, backend=backend) for n, backend in enumerate(backends)]:
+            done.result()
+    ends = [arguments for name, arguments in heard if name == "request_finished"]
+    assert sorted(each["status"] for each in ends) == [100 * n + number for n in range(4) for number in range(25)]
+    assert all(each["status"] == each["scope"]["number"] for each in ends)
 
 
 async def test_nested_middlewares_send_for_their_own_application() -> None:
@@ -685,6 +802,44 @@ async def test_an_exception_in_a_websocket_is_heard_and_raised_untouched(
     if pair:
         assert heard.only("websocket_disconnected")["exception"] is error
         assert heard.only("websocket_disconnected")["code"] is None
+
+
+async def test_the_duration_of_a_websocket_is_from_its_acceptance_until_the_application_is_done(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """In seconds; receivers of `websocket_connected` count, those of `got_request_exception` do not."""
+    clock = Clock()
+    monkeypatch.setattr(asgi, "time", clock)
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        clock.now += 1
+        await send(ACCEPT)
+        clock.now += 4
+        raise RuntimeError
+
+    heard = Heard(app)
+    asgi.websocket_connected.connect(clock.spend(2), sender=app, weak=False)
+    asgi.got_request_exception.connect(clock.spend(8), sender=app, weak=False)
+    with pytest.raises(RuntimeError):
+        await call(SignalMiddleware(app), "websocket")
+    assert heard.only("websocket_disconnected")["duration"] == 6
+
+
+async def test_the_application_goes_on_when_websocket_connected_has_been_sent() -> None:
+    """The server has taken the acceptance by then."""
+    server, order = Server(), []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await send(ACCEPT)
+        order.append("application")
+
+    @asgi.websocket_connected.connect(sender=app)
+    async def hear(**_: Any) -> None:
+        await anyio.lowlevel.checkpoint()
+        order.append("receiver" if server.sent == [ACCEPT] else "receiver, too early")
+
+    await SignalMiddleware(app)({"type": "websocket"}, server.receive, server.send)
+    assert order == ["receiver", "application"]
 
 
 async def test_a_cancelled_websocket_is_disconnected_once(cancel_when: Any) -> None:
