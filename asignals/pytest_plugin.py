@@ -1,7 +1,7 @@
 """The pytest plugin of asignals: `capture_signals`, `no_signals`, and connections that end with their test.
 
-pytest loads it by itself where asignals is installed. The fixtures work in sync and async tests, with anyio's and with
-pytest-asyncio's runners, and in each process of pytest-xdist.
+pytest loads it by itself where asignals is installed. The fixtures work in sync and async tests, whatever runs these
+(anyio's plugin, pytest-asyncio or another), and in each process of pytest-xdist.
 
 - Fixture `capture_signals`: `sent = capture_signals(order_paid)`, the function `asignals.testing.capture` for the
   rest of the test. When the test fails, its report shows what was captured.

@@ -126,7 +126,7 @@ class Capture(list[Event]):
             raise AssertionError(msg)
 
     def describe(self) -> str:
-        """Say what was sent, a line for each send, as the assertion messages do."""
+        """Say what was sent as the assertion messages do: a line for each send, of the first ten, and how many more."""
         return f"{self._names()}: {self._what_was_sent()}"
 
     def __enter__(self) -> Self:
@@ -210,11 +210,11 @@ def capture(
 ) -> Capture:
     """Make a list of the sends of one or several signals, for a `with` block.
 
-    `sender` and `where` choose among them as in `Signal.stream`. Only the sends of the current context are captured:
-    of this task, and of the tasks and threads that are started from it inside the block, so that tests that run at
-    once do not see each other's. `everywhere=True` captures those of a server in another thread or of a task that was
-    there before, too. Captures nest and overlap; each sees everything. `TypeError` for what is not a signal, or a
-    `where` that cannot be called.
+    `sender` and `where` choose among them as in `Signal.stream`. Only the sends of the current context are captured: of
+    this task, and of what takes a copy of its context inside the block, as tasks and worker threads (`to_thread`) do,
+    so that tests that run at once do not see each other's. `everywhere=True` captures those of a bare
+    `threading.Thread`, of a server elsewhere or of a task that was there before, too. Captures nest and overlap; each
+    sees everything. `TypeError` for what is not a signal, or a `where` that cannot be called.
     """
     is_one = isinstance(signal, Signal) or not isinstance(signal, Iterable)
     given: Any = (signal,) if is_one else signal
@@ -233,7 +233,8 @@ def capture(
 def muted(*signals: AnySignal, everywhere: bool = False) -> Iterator[None]:
     """Let sends of these signals reach nobody inside the block: `Signal.muted` for several at once.
 
-    As there, only the current context is muted unless `everywhere` is true. A capture sees muted sends.
+    As there, only the current context is muted unless `everywhere` is true. A capture sees muted sends. `TypeError` for
+    what is not a signal.
     """
     with contextlib.ExitStack() as stack:
         for signal in _checked("muted", signals):
@@ -248,8 +249,8 @@ def swap_receivers(signal: AnySignal, *receivers: Callable[..., object], sender:
     They are connected strongly, in this order, for `sender` (to a model signal: for its flush). What the block itself
     connects or disconnects is undone as well. Seen by everyone, not only by this context: do not use it in tests that
     run at once in one process.
-    `ValueError` or `TypeError` for a receiver that `connect` refuses, and then nothing has changed. Streams go on
-    listening.
+    `ValueError` or `TypeError` for a receiver that `connect` refuses, or what is not a signal, and then nothing has
+    changed. Streams go on listening.
     """
     _checked("swap_receivers", (signal,))
     for each in receivers:
@@ -269,7 +270,7 @@ def restored(*signals: AnySignal) -> Iterator[None]:
 
     What was connected inside is disconnected; what was disconnected, used up (`once=True`) or connected again with
     other options is as before, at its place. Receivers that were connected at the start are kept alive by the block.
-    Seen by everyone.
+    Seen by everyone. `TypeError` for what is not a signal.
     """
     _checked("restored", signals)
     before = [(registry, _snapshots(registry)) for signal in signals for registry in signal._registries().values()]

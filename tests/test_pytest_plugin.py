@@ -148,6 +148,53 @@ def test_fixtures_reach_async_tests_in_whatever_context_they_run(project, backen
     result.assert_outcomes(passed=3)
 
 
+def test_fixtures_reach_async_tests_of_any_runner(project):
+    """Also of one that runs each test in an event loop and a context of its own."""
+    result = project(
+        conftest="""
+        import asyncio, contextvars, inspect, pytest
+
+        @pytest.hookimpl(tryfirst=True)
+        def pytest_pyfunc_call(pyfuncitem):
+            if inspect.iscoroutinefunction(pyfuncitem.obj):
+                given = {name: pyfuncitem.funcargs[name] for name in pyfuncitem._fixtureinfo.argnames}
+                contextvars.Context().run(asyncio.run, pyfuncitem.obj(**given))
+                return True
+        """,
+        test_it="""
+        import shop
+
+        async def test_captures_and_mutes(capture_signals, no_signals):
+            sent = capture_signals(shop.paid)
+            await shop.paid.send("shop", amount=1)
+            assert sent.only.amount == 1
+            assert shop.calls == []
+
+        async def test_mutes_no_more():
+            await shop.paid.send("shop", amount=2)
+            assert shop.calls == [2]
+        """,
+    )
+    result.assert_outcomes(passed=2)
+
+
+def test_captures_choose_by_sender_and_where(project):
+    """As `asignals.testing.capture` does."""
+    result = project(
+        test_it="""
+        import anyio, shop
+
+        def test_it(capture_signals):
+            from_mill = capture_signals(shop.paid, "mill")
+            large = capture_signals(shop.paid, where=lambda event: event.amount > 1)
+            for sender, amount in (("shop", 1), ("mill", 1), ("shop", 2)):
+                anyio.run(lambda: shop.paid.send(sender, amount=amount))
+            assert (from_mill.only.sender, large.only.amount) == ("mill", 2)
+        """
+    )
+    result.assert_outcomes(passed=1)
+
+
 def test_concurrent_threads_may_ask_for_their_own_sends(project):
     """With `everywhere=False` a capture holds the sends of its own context only."""
     result = project(
@@ -207,8 +254,9 @@ TESTS_THAT_CONNECT = """
             "@pytest.mark.restore_signals(enabled=False)",
             "[shop.ship, shop.two, shop.four]",
         ),
+        ("restore_signals = true", "", "@pytest.mark.restore_signals(False)", "[shop.ship, shop.two, shop.four]"),
     ],
-    ids=["not asked", "marker", "ini", "ini and marker"],
+    ids=["not asked", "marker", "ini", "ini and marker", "ini and a short marker"],
 )
 def test_connections_of_a_test_are_undone_when_asked(project, ini, first, second, expected):
     """The marker, or the ini option, puts back what a test and its fixtures changed, not what wider fixtures did."""

@@ -154,6 +154,19 @@ def test_capture_refuses_what_is_no_signal(wrong):
         capture(wrong)
 
 
+def test_a_where_that_cannot_be_called_is_refused():
+    """At once, and not by the first send."""
+    with pytest.raises(TypeError, match=r"where must be a function of an Event, not 3"):
+        capture(make(), where=3)
+
+
+@pytest.mark.parametrize("block", [muted, swap_receivers, restored])
+def test_what_is_no_signal_is_refused(block):
+    """By the blocks that change signals, too; the message names the block."""
+    with pytest.raises(TypeError, match=rf"{block.__name__}\(\) takes signals, not 'shop.paid'"), block("shop.paid"):
+        pytest.fail("the block must not be entered")
+
+
 async def test_only_says_what_was_sent_instead():
     """The message names the signal and lists the sends with sender and arguments."""
     paid = make()
@@ -199,6 +212,19 @@ async def test_assert_sent_finds_the_first_match_or_shows_all():
             sent.assert_sent(unknown=1)
         with pytest.raises(AssertionError, match="expected no send"):
             sent.assert_not_sent()
+
+
+async def test_assertions_compare_arguments_by_value_and_senders_as_connect_does():
+    """Equal lists are the same argument, but not the same sender; 1 is not True."""
+    paid = make()
+    mine = [1]
+    with capture(paid) as sent:
+        await paid.send(mine, amount=[42])
+        await paid.send(sender=True, amount=1)
+        assert sent.assert_sent(mine, amount=[42]) is sent[0]
+        sent.assert_not_sent([1])
+        sent.assert_not_sent(1)
+        assert sent.assert_sent(sender=True) is sent[1]
 
 
 async def test_wait_returns_at_once_or_when_the_send_has_begun():
@@ -418,6 +444,20 @@ async def test_swap_receivers_with_none_and_for_a_sender(collect):
         assert collect.calls == []
         await paid.send("shop", amount=3)
     assert len(collect.calls) == 1
+
+
+async def test_swapped_receivers_are_held_and_called_as_given(collect):
+    """In this order and strongly connected; a stream goes on listening."""
+    paid, fakes = make(), [lambda **named: None for _ in range(3)]
+    paid.connect(collect)
+    async with paid.stream() as events:
+        with swap_receivers(paid, *fakes):
+            assert [(each.receiver, each.weak) for each in paid.connections] == [(fake, False) for fake in fakes]
+        with swap_receivers(paid):
+            await paid.send("shop", amount=7)
+        with anyio.fail_after(5):
+            assert (await anext(events)).amount == 7
+    assert collect.calls == []
 
 
 def test_swap_receivers_that_refuses_a_receiver_changes_nothing(collect):
