@@ -7,7 +7,7 @@ import pytest
 
 pytest.importorskip("opentelemetry.sdk", reason="needs opentelemetry-sdk")
 
-from opentelemetry import context, trace
+from opentelemetry import context, metrics, trace
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from opentelemetry.sdk.trace import TracerProvider
@@ -43,10 +43,16 @@ class Telemetry:
         assert len(found) == 1, [span.name for span in self.spans]
         return found[0]
 
-    def points(self, name):
+    @property
+    def metrics(self):
         data = self.reader.get_metrics_data()
-        metrics = data.resource_metrics[0].scope_metrics[0].metrics if data else []
-        return [point for metric in metrics if metric.name == name for point in metric.data.data_points]
+        return data.resource_metrics[0].scope_metrics[0].metrics if data else []
+
+    def points(self, name):
+        return [point for metric in self.metrics if metric.name == name for point in metric.data.data_points]
+
+    def units(self, *names):
+        return {metric.unit for metric in self.metrics if metric.name in names}
 
 
 @pytest.fixture
@@ -80,7 +86,7 @@ async def test_a_send_is_a_span_with_a_child_for_each_receiver(telemetry):
     processed = [span for span in telemetry.spans if span.name == "process shop.paid"]
     assert is_child(send, request)
     assert all(is_child(span, send) for span in processed)
-    assert send.kind is SpanKind.INTERNAL
+    assert {span.kind for span in (send, *processed)} == {SpanKind.INTERNAL}
     assert dict(send.attributes) == {
         "messaging.system": "asignals",
         "messaging.destination.name": "shop.paid",
@@ -88,9 +94,15 @@ async def test_a_send_is_a_span_with_a_child_for_each_receiver(telemetry):
         "messaging.operation.type": "send",
     }
     assert [span.attributes["code.function.name"].rpartition(".")[2] for span in processed] == ["ship", "book"]
-    assert processed[0].attributes["code.file.path"] == __file__
-    assert processed[0].attributes["code.line.number"] == ship.__code__.co_firstlineno
-    assert processed[0].attributes["messaging.operation.type"] == "process"
+    assert dict(processed[0].attributes) == {
+        "messaging.system": "asignals",
+        "messaging.destination.name": "shop.paid",
+        "messaging.operation.name": "process",
+        "messaging.operation.type": "process",
+        "code.function.name": processed[0].attributes["code.function.name"],
+        "code.file.path": __file__,
+        "code.line.number": ship.__code__.co_firstlineno,
+    }
 
 
 async def test_a_receivers_span_is_current_while_it_runs(telemetry):
@@ -219,10 +231,16 @@ async def test_metrics_count_sends_calls_errors_and_durations(telemetry):
         point.attributes["code.function.name"].rpartition(".")[2]: point
         for point in telemetry.points("messaging.process.duration")
     }
+    assert durations["fail"].attributes["error.type"] == "LookupError"
     assert durations["ship"].count == 3
     assert 0.01 <= durations["ship"].min <= durations["ship"].max < 5
     assert durations["ship"].explicit_bounds[:3] == (0.0001, 0.0005, 0.001)
-    assert sum(point.count for point in telemetry.points("messaging.client.operation.duration")) == 3
+    sent = {
+        point.attributes.get("error.type"): point for point in telemetry.points("messaging.client.operation.duration")
+    }
+    assert {error: point.count for error, point in sent.items()} == {None: 2, "LookupError": 1}
+    assert 0.01 <= sent[None].min <= sent[None].max < 5
+    assert telemetry.units("messaging.process.duration", "messaging.client.operation.duration") == {"s"}
 
 
 async def test_nothing_that_is_sent_is_exported(telemetry):
@@ -273,6 +291,47 @@ async def test_instrument_twice_is_refused_and_uninstrument_may_be_repeated(tele
     telemetry.span("send shop.paid")
     instrument()()
     assert watchers == []
+
+
+async def test_an_instrumentation_that_has_ended_ends_no_other(telemetry):
+    """Calling it once more does nothing, also when another one has begun meanwhile."""
+    paid = Signal([], name="shop.paid")
+    telemetry.running()
+    with instrument(tracer_provider=telemetry.tracer_provider):
+        telemetry.running()
+        with pytest.raises(RuntimeError, match="instrumented already"):
+            instrument()
+        await paid.send(None)
+    telemetry.span("send shop.paid")
+
+
+async def test_without_providers_the_global_ones_are_used(telemetry, monkeypatch):
+    """Those that the program has set by then."""
+    paid = Signal([], name="shop.paid")
+    telemetry.running()
+    monkeypatch.setattr(trace, "get_tracer_provider", lambda: telemetry.tracer_provider)
+    monkeypatch.setattr(metrics._internal, "get_meter_provider", lambda: telemetry.meter_provider)
+    with instrument():
+        await paid.send(None)
+    telemetry.span("send shop.paid")
+    assert [point.value for point in telemetry.points("messaging.client.sent.messages")] == [1]
+
+
+async def test_sends_under_way_are_not_traced(telemetry):
+    """Neither they nor their receivers get spans from an instrumentation that begins meanwhile."""
+    paid, later = Signal([], name="shop.paid"), Signal([], name="later")
+    telemetry.running()
+
+    async def begin(**named):
+        instrument(tracer_provider=telemetry.tracer_provider)
+
+    async def follow(**named):
+        await later.send(None)
+
+    paid.connect(begin)
+    paid.connect(follow)
+    await paid.send(None)
+    assert [span.name for span in telemetry.spans] == ["send later"]
 
 
 async def test_suppressed_instrumentation_is_respected(telemetry):
