@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from relay_support import World, until, world
 
-from asignals.relay import Delivery, Envelope
+from asignals.relay import Delivery, Envelope, rabbitmq
 from asignals.relay.rabbitmq import _Consumer
 
 if TYPE_CHECKING:
@@ -86,3 +86,28 @@ async def test_messages_without_an_id_are_not_taken_for_each_other() -> None:
         channel: Any = object()
         await consumer._take(message, channel, SimpleNamespace(put=taken.append))  # type: ignore[arg-type]
     assert [consumer.held[id_].message.body for id_ in taken] == [b"before", b"after"]
+
+
+async def test_a_server_that_does_not_answer_is_waited_for_once(engine: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However large the batch, its first event that is not confirmed in time ends it, and the next has a new line."""
+    monkeypatch.setattr(rabbitmq, "_TRIP", 0.1)
+    transport = engine.open()
+    begun = 0
+
+    class Silent:
+        async def publish(self, *_: Any, timeout: float, **__: Any) -> None:  # noqa: ASYNC109  aio-pika has it
+            nonlocal begun
+            begun += 1
+            async with asyncio.timeout(timeout):
+                await asyncio.Event().wait()
+
+    await transport.add_service("billing")
+    line = transport._line
+    transport._line = rabbitmq._Line(line.connection, line.channel, Silent())  # type: ignore[arg-type]  # all it needs
+    events = [Envelope("numbers", str(number).encode()) for number in range(400)]
+    with pytest.raises(TimeoutError):
+        await transport.publish_many(events)
+    assert begun == rabbitmq._UNDER_WAY
+    monkeypatch.undo()
+    await transport.publish_many(events)
+    assert await transport.backlog("billing") == 400

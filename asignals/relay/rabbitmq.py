@@ -172,19 +172,19 @@ class RabbitMQ:
         for start in range(0, len(envelopes), _AT_ONCE):
             line = await self._open()
             turns = asyncio.Semaphore(_UNDER_WAY)
-            publishing = [
-                self._publish(line.exchange, envelope, turns) for envelope in envelopes[start : start + _AT_ONCE]
-            ]
-            results = await asyncio.gather(*publishing, return_exceptions=True)
-            with self._giving_up(line):
-                for result in results:
-                    if isinstance(result, BaseException):
-                        raise result
+            publishing = [self._publish(line, envelope, turns) for envelope in envelopes[start : start + _AT_ONCE]]
+            for result in await asyncio.gather(*publishing, return_exceptions=True):
+                if isinstance(result, BaseException):
+                    raise result
 
-    async def _publish(self, exchange: AbstractExchange, envelope: Envelope, turns: asyncio.Semaphore) -> None:
+    async def _publish(self, line: _Line, envelope: Envelope, turns: asyncio.Semaphore) -> None:
         message = Message(envelope.encode(), delivery_mode=DeliveryMode.PERSISTENT, message_id=envelope.id)
         async with turns:
-            await exchange.publish(message, envelope.topic, mandatory=True, timeout=_TRIP)
+            if self._line is not line:
+                msg = "the connection was lost"
+                raise ConnectionError(msg)
+            with self._giving_up(line):
+                await line.exchange.publish(message, envelope.topic, mandatory=True, timeout=_TRIP)
 
     async def consume(self, service: str, instance: str, handle: Handle, *, limit: int = 100) -> None:
         """Call `handle` for each event of the service until cancelled."""
