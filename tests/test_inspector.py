@@ -446,6 +446,22 @@ async def test_the_scope_of_a_request_is_shown_as_its_request_line():
     assert second["arguments"] == [["scope", "<lifespan>"]]
 
 
+async def test_what_is_kept_and_shown_of_values_and_places_may_be_chosen(collect):
+    """`keep` sends are there for a page that comes later; a value has `limit` characters, and a receiver no link."""
+    signal = Signal(["text"], name="shop.paid")
+    signal.connect(collect)
+    inspector = Inspector(keep=2, limit=10, editor=None)
+    async with viewing(inspector):
+        for text in ("first", "second", "x" * 1000):
+            await signal.send(None, text=text)
+        async with viewing(inspector) as later:
+            second, third = await later.wait_for_sends(2)
+    assert second["arguments"] == [["text", "'second'"]]
+    assert 5 <= third["arguments"][0][1].count("x") <= 10
+    assert third["receivers"][0]["place"]
+    assert third["receivers"][0]["link"] is None
+
+
 async def test_the_names_of_secrets_may_be_chosen():
     """`secrets` replaces the usual names; with none of them nothing is masked."""
     signal = Signal(name="login")
@@ -519,8 +535,6 @@ async def test_signals_that_are_gone_are_forgotten():
 
 async def test_a_flood_is_counted_but_not_shown_in_full(monkeypatch):
     """Above the allowance sends are counted and timed only; failed ones have an allowance of their own."""
-    monkeypatch.setattr(_recorder, "PER_SECOND", 5)
-    monkeypatch.setattr(_recorder, "ERRORS_PER_SECOND", 3)
     paid = Signal([], name="shop.paid")
 
     def fail(**named):
@@ -530,19 +544,19 @@ async def test_a_flood_is_counted_but_not_shown_in_full(monkeypatch):
     recorder = Recorder(keep=500, shower=Shower(), link=editor_link(None))
     recorder.start()
     try:
-        for _ in range(100):
+        for _ in range(150):
             await paid.send(None)
         paid.connect(fail)
-        for _ in range(100):
+        for _ in range(50):
             await paid.send_robust(None)
         shown = [json.loads(text) for text in recorder.since(0)[1]]
         (figures,) = recorder.statistics().values()
     finally:
         recorder.stop()
-    assert len(shown) == 8
-    assert sum(bool(each["receivers"]) for each in shown) == 3
-    assert figures[:2] == [200, 100]
-    assert recorder.skipped == 192
+    assert len(shown) == 120
+    assert sum(bool(each["receivers"]) for each in shown) == 20
+    assert figures[:2] == [200, 50]
+    assert recorder.skipped == 80
 
 
 async def test_concurrent_threads_are_recorded_without_loss(monkeypatch):
@@ -705,13 +719,15 @@ async def test_the_page_is_self_contained():
 
 
 async def test_it_is_found_below_where_it_is_mounted():
-    """`app.mount("/signals", …)`, with and without the slash at the end."""
-    app = Starlette(routes=[Mount("/signals", Inspector())])
-    status, headers, _ = await request(app, "/signals")
-    assert status in (301, 302, 307, 308)
-    assert headers["location"].endswith("/signals/")
-    assert (await request(app, "/signals/"))[0] == 200
-    assert (await request(app, "/signals/static/inspector.css"))[0] == 200
+    """`app.mount("/signals", …)`, with and without the slash at the end, twice and in another app as well."""
+    inspector = Inspector()
+    several = Starlette(routes=[Mount("/signals", inspector), Mount("/also", inspector)])
+    for app, path in ((several, "/signals"), (several, "/also"), (Starlette(routes=[Mount("/x", inspector)]), "/x")):
+        status, headers, _ = await request(app, path)
+        assert status in (301, 302, 307, 308)
+        assert headers["location"].endswith(f"{path}/")
+        assert (await request(app, f"{path}/"))[0] == 200
+        assert (await request(app, f"{path}/static/inspector.css"))[0] == 200
 
 
 async def test_there_is_a_limit_of_viewers(monkeypatch):
@@ -751,6 +767,9 @@ async def test_a_cancelled_stream_ends_the_watch():
     ("editor", "link"),
     [
         ("vscode", "vscode://file/a%20b/c.py:7"),
+        ("cursor", "cursor://file/a%20b/c.py:7"),
+        ("zed", "zed://file/a%20b/c.py:7"),
+        ("sublime", "subl://open?url=file:///a%20b/c.py&line=7"),
         ("pycharm", "pycharm://open?file=/a%20b/c.py&line=7"),
         ("my://{path}#{line}", "my:///a%20b/c.py#7"),
     ],

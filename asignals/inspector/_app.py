@@ -81,9 +81,9 @@ class Inspector:
       with `{path}` and `{line}`, or None for no links.
     - `title`: the page's title.
 
-    Sends of every thread are shown. At more than 100 sends a second the rest are counted and timed, but not shown. An
-    inspector may be mounted several times, and in several apps. `ValueError` for an editor that is neither known nor
-    a link.
+    Sends of every thread are shown. At more than 100 sends a second the rest are counted and timed, but not shown, save
+    20 failed ones a second. An inspector may be mounted several times, and in several apps. `ValueError` for an editor
+    that is neither known nor a link, and for a `keep` or `limit` below 1.
     """
 
     def __init__(  # noqa: PLR0913  options, each with a default
