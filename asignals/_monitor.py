@@ -91,9 +91,13 @@ def monitor(callback: Callable[[Report], object] | None = None, *, around: Aroun
 
     Returns:
         What undoes it: call that, or use it in a `with` statement.
+
+    Raises:
+        TypeError: neither was given, or what was given cannot be called.
     """
-    if not callable(callback) and not callable(around):
-        msg = f"monitor() takes a callable, not {callback!r:.80}"
+    given = [each for each in (callback, around) if each is not None]
+    if not given or not all(map(callable, given)):
+        msg = f"monitor() takes a callable, as callback, around or both; not {callback!r:.80} and {around!r:.80}"
         raise TypeError(msg)
     watcher = Watcher(callback, around)
     watchers.append(watcher)

@@ -115,6 +115,40 @@ async def test_watching_can_be_undone_by_call_or_by_block(made):
     undo()
     await made.send(None, a=1)
     assert len(reports) == 1
+    with monitor(reports.append):
+        await made.send(None, a=1)
+    await made.send(None, a=1)
+    assert len(reports) == 2
+
+
+async def test_streams_are_not_reported(made, method):
+    """A stream is no receiver: a watched send hands it the event, and reports receivers and itself."""
+    made.connect(quick)
+    reports = []
+    with monitor(reports.append):
+        async with made.stream() as events:
+            for view in (made, made.using(task_group=anyio.create_task_group)):
+                await getattr(view, method)(None, a=1)
+                assert (await anext(events)).a == 1
+    assert [report.receiver for report in reports] == [quick, None] * 2
+
+
+@pytest.mark.parametrize("task_group", [None, anyio.create_task_group], ids=["sequential", "group"])
+async def test_reports_come_in_the_task_of_what_they_report(made, method, task_group):
+    """A receiver's report comes in the task that it ran in, the sender's or its own; that of the send in the former."""
+    tasks, reported = [], []
+
+    async def tells(**named):
+        tasks.append(anyio.get_current_task().id)
+        await checkpoint()
+
+    made.connect(tells)
+    made.connect(slow)
+    with monitor(lambda report: reported.append((report.receiver, anyio.get_current_task().id))):
+        await getattr(made.using(task_group=task_group), method)(None, a=1)
+    here = anyio.get_current_task().id
+    assert sorted(reported, key=str) == sorted([(tells, tasks[0]), (slow, here), (None, here)], key=str)
+    assert (tasks[0] == here) is (task_group is None)
 
 
 async def test_several_monitors_see_everything(made):
@@ -211,9 +245,16 @@ async def test_a_send_within_a_send_is_told_apart():
 
 @pytest.mark.parametrize("callback", [None, 3, "print"])
 async def test_what_cannot_be_called_cannot_watch(callback):
-    """A monitor that is not callable is refused at once."""
+    """A monitor that is not callable is refused at once, whichever of the two it is given as."""
     with pytest.raises(TypeError, match="callable"):
         monitor(callback)
+    with pytest.raises(TypeError, match="callable"):
+        monitor(around=callback)
+    if callback is not None:
+        with pytest.raises(TypeError, match="callable"):
+            monitor(callback, around=slow)
+        with pytest.raises(TypeError, match="callable"):
+            monitor(slow, around=callback)
 
 
 async def test_arguments_cannot_be_changed_by_a_monitor(made, collect):
