@@ -59,6 +59,57 @@ async def test_there_is_room_for_limit_and_buffer(signal, seen, buffer):
     assert seen == list(range(1 + buffer))
 
 
+async def test_as_many_sends_as_the_limit_run_at_once(signal):
+    """All begin in order: at once, from the buffer, and those that waited for room in order of waiting."""
+    begun, go_on = [], anyio.Event()
+
+    async def receives(x, **named):
+        begun.append(x)
+        await go_on.wait()
+
+    signal.connect(receives)
+    with anyio.fail_after(5):
+        async with Background(limit=3, buffer=2) as background, anyio.create_task_group() as group:
+            for number in range(7):
+                group.create_task(background.send(signal, None, x=number))
+                await anyio.wait_all_tasks_blocked()
+            assert begun == [0, 1, 2]
+            assert background.statistics() == (3, 2, 2, 5, 0, 0, 3, 2)
+            go_on.set()
+    assert begun == list(range(7))
+    assert background.statistics() == (0, 0, 0, 7, 7, 0, 3, 2)
+
+
+async def test_leaving_refuses_what_comes_then_and_takes_what_waits_for_room(signal):
+    """A sender that has waited since before is accepted while the block drains; one that comes then is refused."""
+    seen, leave, go_on = [], anyio.Event(), anyio.Event()
+
+    async def receives(x, **named):
+        await go_on.wait()
+        seen.append(x)
+
+    async def leaves():
+        async with background:
+            await leave.wait()
+
+    signal.connect(receives)
+    background = Background(limit=1, buffer=0)
+    with anyio.fail_after(5):
+        async with anyio.create_task_group() as group:
+            for work in (leaves(), background.send(signal, None, x=0), background.send(signal, None, x=1)):
+                group.create_task(work)
+                await anyio.wait_all_tasks_blocked()
+            leave.set()
+            await anyio.wait_all_tasks_blocked()
+            with pytest.raises(anyio.ClosedResourceError):
+                await background.send(signal, None, x=2)
+            with pytest.raises(anyio.ClosedResourceError):
+                background.send_nowait(signal, None, x=2)
+            assert "draining, 1 sends" in repr(background)
+            go_on.set()
+    assert seen == [0, 1]
+
+
 @pytest.mark.parametrize("limit", [1, 3])
 @pytest.mark.parametrize("buffer", [0, 1])
 async def test_receivers_may_send_to_their_own_background(signal, limit, buffer):
@@ -79,6 +130,49 @@ async def test_receivers_may_send_to_their_own_background(signal, limit, buffer)
             await background.send(signal, None, x=3)
     assert len(seen) == 1 + 3 + 9 + 27
     assert background.undelivered == ()
+
+
+async def test_receivers_wait_for_room_in_other_backgrounds(signal):
+    """Only in the background that it runs in does a receiver find room where there is none."""
+    other, go_on, refused = Signal(), anyio.Event(), []
+
+    async def waits(**named):
+        await go_on.wait()
+
+    def sends(**named):
+        try:
+            full.send_nowait(signal, None, x=2)
+        except anyio.WouldBlock as error:
+            refused.append(error)
+
+    signal.connect(waits)
+    other.connect(sends)
+    with anyio.fail_after(5):
+        async with Background(limit=1, buffer=0) as full, Background() as background:
+            full.send_nowait(signal, None, x=1)
+            background.send_nowait(other, None)
+            await background.drain()
+            go_on.set()
+    assert len(refused) == 1
+
+
+async def test_a_view_is_sent_in_its_own_way(signal):
+    """Receivers of a view with a task group run at the same time in the background, too."""
+    event, seen = anyio.Event(), []
+
+    async def waits(**named):
+        await event.wait()
+        seen.append("told")
+
+    async def tells(**named):
+        event.set()
+
+    signal.connect(waits)
+    signal.connect(tells)
+    with anyio.fail_after(5):
+        async with Background() as background:
+            await background.send(signal.using(task_group=anyio.create_task_group), None, x=1)
+    assert seen == ["told"]
 
 
 async def test_closed_before_and_after(signal):
@@ -257,6 +351,53 @@ async def test_draining_for_a_time(signal):
             assert await background.drain() == 0
 
 
+async def test_draining_does_not_wait_for_newer_sends(signal):
+    """`drain` ends with the sends that were accepted before it, and counts newer ones among those that are left."""
+    go_on = [anyio.Event(), anyio.Event()]
+    left = []
+
+    async def receives(x, **named):
+        await go_on[x].wait()
+
+    async def drains():
+        left.append(await background.drain())
+
+    signal.connect(receives)
+    with anyio.fail_after(5):
+        async with Background(limit=2) as background, anyio.create_task_group() as group:
+            await background.send(signal, None, x=0)
+            group.start_soon(drains)
+            await anyio.wait_all_tasks_blocked()
+            await background.send(signal, None, x=1)
+            go_on[0].set()
+            await anyio.wait_all_tasks_blocked()
+            assert left == [1]
+            go_on[1].set()
+
+
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+async def test_another_thread_may_drain(signal, backend):
+    """`drain` waits in the event loop that calls it."""
+    go_on = anyio.Event()
+    left = []
+
+    async def receives(x, **named):
+        await go_on.wait()
+
+    def drains():
+        left.append(anyio.run(background.drain, backend=backend))
+
+    signal.connect(receives)
+    with anyio.fail_after(5):
+        async with Background() as background, anyio.create_task_group() as group:
+            await background.send(signal, None, x=1)
+            group.start_soon(anyio.to_thread.run_sync, drains)
+            while not background._drains:
+                await anyio.lowlevel.checkpoint()
+            go_on.set()
+    assert left == [0]
+
+
 async def test_a_receiver_cannot_drain_its_own_background(signal):
     """It would wait for itself, and is told so."""
     errors = []
@@ -286,8 +427,14 @@ async def test_a_send_made_while_muted_reaches_nobody(signal, seen):
 
 
 async def test_threads_may_send(signal, seen):
-    """`send_nowait` works from any thread, `send` from another thread's loop, waiting for room there."""
+    """`send_nowait` works from any thread, `send` from another's loop, waiting there; receivers run in their own."""
     total = 20
+    homes = set()
+
+    def tells(**named):
+        homes.add(threading.get_ident())
+
+    signal.connect(tells)
 
     async def sends():
         for number in range(total):
@@ -305,6 +452,7 @@ async def test_threads_may_send(signal, seen):
             await anyio.to_thread.run_sync(lambda: background.send_nowait(signal, None, x="thread"))
     assert len(seen) == 2 * total + 1
     assert [x for x in seen if x == total - 1] == [total - 1] * 2
+    assert homes == {threading.get_ident()}
 
 
 async def test_senders_in_other_threads_while_it_closes(signal, seen):

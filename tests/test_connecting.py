@@ -789,11 +789,12 @@ async def test_has_listeners_counts_what_a_send_would_reach(made):
 # -- the decorator --
 
 
-async def test_receiver_connects_to_several_signals_and_senders(made):
+@pytest.mark.parametrize("several", [list, tuple, set, frozenset])
+async def test_receiver_connects_to_several_signals_and_senders(made, several):
     """`@receiver([a, b], sender=[x, y])` makes a connection for each pair."""
     second = Signal()
 
-    @receiver([made, second], sender=["x", "y"])
+    @receiver(several([made, second]), sender=several(["x", "y"]))
     def hear(**named):
         return named["sender"]
 
@@ -818,6 +819,12 @@ async def test_receiver_takes_signals_only(signals):
     """Anything but a signal or a list of them is a TypeError at once."""
     with pytest.raises(TypeError, match="takes a signal"):
         receiver(signals)
+
+
+async def test_receiver_needs_a_sender_where_it_is_given_several(made):
+    """An empty list of senders is a TypeError at once, not a receiver that hears nobody."""
+    with pytest.raises(TypeError, match="at least one sender"):
+        receiver(made, sender=[])
 
 
 async def test_receiver_connects_to_all_or_none():
@@ -901,6 +908,42 @@ async def test_a_change_for_one_sender_keeps_the_plans_of_others(made):
     made.connect(other)
     assert made._registry.run_for("a") is not run
     assert await made.send("a") == [(greet, "greet"), (other, "other")]
+
+
+def steps_of(coroutine):
+    """How many lines Python runs for a coroutine that never waits, those of loops each time, and its result."""
+    steps = 0
+    before = sys.gettrace()
+
+    def trace(frame, event, argument):
+        nonlocal steps
+        steps += 1
+        return trace
+
+    sys.settrace(trace)
+    try:
+        coroutine.send(None)
+    except StopIteration as ended:
+        return steps, ended.value
+    finally:
+        sys.settrace(before)
+    raise AssertionError
+
+
+@pytest.mark.parametrize("names", [None, ()], ids=["any", "declared"])
+async def test_a_send_costs_what_its_own_receivers_cost(names):
+    """It takes the same steps whoever is connected for other senders, after changes to those, too."""
+    made = Signal(names)
+    made.connect(greet, sender="a")
+    made.connect(other)
+    for each in ("a", "nobody's"):
+        await made.send(each)
+        alone, results = steps_of(made.send(each))
+        for number in range(100):
+            made.connect(greet, sender=number)
+        assert steps_of(made.send(each)) == (alone, results)
+        for number in range(100):
+            made.disconnect(greet, sender=number)
 
 
 async def test_the_fast_path_comes_back_when_the_last_sender_is_gone(made):

@@ -207,6 +207,21 @@ async def test_a_background_knows_no_deadline_of_the_sender():
     assert ended == [limit.deadline]
 
 
+async def test_a_background_runs_in_the_context_of_each_call():
+    """Receivers see the variables as they were at the call of `send` or `send_nowait`, whatever they are by then."""
+    signal = Signal()
+    seen = connect(signal, "async")
+    with anyio.fail_after(5):
+        async with Background(limit=1) as background:
+            variable.set(1)
+            await background.send(signal, None)
+            variable.set(2)
+            background.send_nowait(signal, None)
+            variable.set(3)
+            assert seen == []
+    assert seen == [1, 2]
+
+
 async def test_closing_what_runs_in_another_context():
     """A coroutine that is closed while it waits there cleans up in its own context."""
     context = copy_context()

@@ -1,4 +1,5 @@
 import inspect
+import itertools
 import keyword
 import string
 import sys
@@ -6,6 +7,8 @@ import types
 import unicodedata
 from enum import Enum
 
+import anyio
+import anyio.lowlevel
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -240,6 +243,26 @@ def test_a_stub_may_be_given_options():
 
     assert done.name == "pizza/done"
     assert done.providing_args == ("size",)
+
+
+@pytest.mark.anyio
+async def test_a_stub_may_be_given_the_way_of_sending():
+    """`@signal(task_group=..., limit=...)` is what `Signal` does with them."""
+    log = []
+
+    @signal(task_group=anyio.create_task_group, limit=2)
+    def sold(sender): ...
+
+    async def receives():
+        log.append(1)
+        await anyio.lowlevel.checkpoint()
+        log.append(-1)
+
+    for number in range(3):
+        sold.connect(receives, dispatch_uid=number)
+    with anyio.fail_after(5):
+        await sold.send(None)
+    assert max(itertools.accumulate(log)) == 2
 
 
 def test_the_stub_is_never_called():

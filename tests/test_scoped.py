@@ -275,6 +275,13 @@ async def test_receivers_connected_inside_are_muted_too(made):
     assert len(await made.send(None)) == 1
 
 
+async def test_only_receivers_can_be_muted(made):
+    """What cannot be called is a TypeError at once, in place of a block that mutes nobody."""
+    for thing in (3, "greet", None):
+        with pytest.raises(TypeError, match="must be callable"):
+            made.muted(greet, thing)
+
+
 async def test_muting_nests(made):
     """Leaving an inner block does not end the outer one; single receivers add up."""
     made.connect(greet)

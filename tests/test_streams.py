@@ -83,13 +83,15 @@ async def test_an_error_for_the_sender(signal):
     with anyio.fail_after(5):
         async with signal.stream(buffer=1, overflow="error"):
             await signal.send(None, x=1)
-            with pytest.raises(BufferFull, match="holds 1 events"):
+            with pytest.raises(BufferFull, match="holds 1 events") as full:
                 await signal.send(None, x=2)
+            assert (full.value.signal, full.value.size) == (signal, 1)
             ((_, error),) = await signal.send_robust(None, x=3)
             assert isinstance(error, BufferFull)
         async with signal.stream(where=lambda event: event.x / 0):
-            with pytest.raises(ZeroDivisionError):
+            with pytest.raises(ZeroDivisionError) as caught:
                 await signal.send(None, x=1)
+    assert caught.value.__notes__ == [f"raised by a stream, a receiver of signal {signal.name!r}"]
 
 
 @pytest.mark.parametrize("task_group", [None, anyio.create_task_group], ids=["sequential", "group"])
@@ -116,6 +118,45 @@ async def test_an_error_for_each_of_several_senders(signal, task_group):
                     group.start_soon(each)
             assert [type(outcome) for outcome in outcomes] == [BufferFull] * 4
             assert [(await anext(events)).x for _ in range(2)] == [1, 1]
+
+
+async def test_a_stream_listens_without_being_a_receiver(signal):
+    """It counts in `has_listeners`, for its sender; connections, `receivers_for` and results know nothing of it."""
+    with anyio.fail_after(5):
+        async with signal.stream("me") as events:
+            assert signal.has_listeners("me")
+            assert not signal.has_listeners("you")
+            assert signal.connections == ()
+            assert signal.receivers_for("me") == []
+            for view in (signal, signal.using(task_group=anyio.create_task_group)):
+                assert await view.send("me", x=1) == []
+                assert await view.send_robust("me", x=1) == []
+            assert [(await anext(events)).x for _ in range(4)] == [1] * 4
+
+
+async def test_a_muted_signal_reaches_no_stream(signal, collect):
+    """Muted as a whole it reaches nobody, streams included; with single receivers muted its streams go on."""
+    signal.connect(collect)
+    with anyio.fail_after(5):
+        async with signal.stream() as events:
+            with signal.muted():
+                await signal.send(None, x=1)
+            with signal.muted(collect):
+                await signal.send(None, x=2)
+            assert (await anext(events)).x == 2
+    assert collect.calls == []
+
+
+async def test_reading_is_a_checkpoint(signal):
+    """A reader that is cancelled takes no event, though one was there to be read at once."""
+    with anyio.fail_after(5):
+        async with signal.stream() as events:
+            await signal.send(None, x=1)
+            with anyio.CancelScope() as scope:
+                scope.cancel()
+                await anext(events)
+            assert scope.cancelled_caught
+            assert (await anext(events)).x == 1
 
 
 async def test_leaving_frees_senders_that_wait(signal):
@@ -161,6 +202,30 @@ async def test_several_readers_share_the_events(signal):
     assert sorted(read) == list(range(10))
 
 
+async def test_several_signals_in_the_order_of_their_sends(signal):
+    """A merged stream has the events of all its signals that fit `sender` and `where`, and leaves all of them."""
+    other = Signal()
+    with anyio.fail_after(5):
+        async with stream(signal, other, sender="me", where=lambda event: event.x) as events:
+            for each, sender, x in ((other, "me", 1), (signal, "me", 2), (signal, "you", 3), (other, "me", 0)):
+                await each.send(sender, x=x)
+            await other.send("me", x=4)
+            read = [await anext(events) for _ in range(3)]
+    assert [(event.signal, event.x) for event in read] == [(other, 1), (signal, 2), (other, 4)]
+    assert not signal.has_listeners("me")
+    assert not other.has_listeners("me")
+
+
+async def test_senders_that_wait_for_room_keep_their_order(signal):
+    """Events of senders that had to wait are read in the order of the sends, each sender going on as it has room."""
+    with anyio.fail_after(5):
+        async with signal.stream(buffer=1) as events, anyio.create_task_group() as group:
+            for number in range(4):
+                group.create_task(signal.send(None, x=number))
+                await anyio.wait_all_tasks_blocked()
+            assert [(await anext(events)).x for _ in range(4)] == [0, 1, 2, 3]
+
+
 async def test_a_signal_given_twice_is_listened_to_once(signal):
     """Merging a signal with itself, or with a view of it, repeats no event."""
     with anyio.fail_after(5):
@@ -203,6 +268,17 @@ async def test_waiting_for_one_event(signal):
             for sender, number in (("me", 1), ("other", 2), ("me", 3)):
                 await signal.send(sender, x=number)
     assert task[0].x == 3
+
+
+async def test_an_argument_named_like_an_attribute_is_an_item():
+    """An event's own attributes go first; the argument is still read as an item."""
+    named = Signal(["arguments"])
+    with anyio.fail_after(5):
+        async with named.stream() as events:
+            await named.send(None, arguments=3)
+            event = await anext(events)
+    assert dict(event.arguments) == {"arguments": 3}
+    assert event["arguments"] == 3
 
 
 async def test_what_an_event_has_and_has_not(signal):

@@ -359,9 +359,14 @@ async def test_views_send_in_their_own_way(group, log):
     with anyio.fail_after(5):
         await signal.using(limit=None).send(None, x=1)
         assert log == [1, 2, -1, -2] or log[:2] == [1, 2]
-        log.clear()
-        await signal.using(task_group=None).send(None, x=1)
-    assert log == [1, -1, 2, -2]
+        for view in (
+            signal.using(task_group=None),
+            signal.using(task_group=group),
+            signal.using(limit=None).using(limit=1).using(task_group=group),
+        ):
+            log.clear()
+            await view.send(None, x=1)
+            assert log == [1, -1, 2, -2]
 
 
 class Witness:

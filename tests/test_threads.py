@@ -81,27 +81,47 @@ def test_connecting_disconnecting_and_sending_at_once_loses_nothing(names):
     assert made._registry._buckets == {}
 
 
-def test_a_disconnected_receiver_is_not_called_by_later_sends():
-    """Once `disconnect` has returned in one thread, sends in another do not begin a call."""
-    made = Signal()
-    gone = threading.Event()
-    late = []
+@pytest.mark.parametrize("names", [None, ()], ids=["any", "declared"])
+def test_a_receiver_that_another_thread_disconnects_is_not_called(names):
+    """Once `disconnect` has returned in one thread, a send under way in another does not come to the receiver."""
+    made = Signal(names)
+    calls = []
+
+    def leads(**named):
+        assert at_once(lambda: made.disconnect(hears)) == [True]
 
     def hears(**named):
-        if gone.is_set():
-            late.append(named)
+        calls.append(named)
 
-    def leaves():
-        for _ in range(ROUNDS):
-            gone.clear()
-            made.connect(hears)
-            made.disconnect(hears)
+    made.connect(leads, once=True)
+    made.connect(hears)
+    assert step(made.send(None)) == [(leads, None)]
+    assert step(made.send(None)) == []
+    assert calls == []
 
-    at_once(leaves, lambda: [step(made.send(None)) for _ in range(ROUNDS)])
-    gone.set()
-    step(made.send(None))
-    assert late == []
-    assert made.connections == ()
+
+@pytest.mark.parametrize("is_once", [False, True])
+@pytest.mark.parametrize("task_group", [None, asyncio.TaskGroup], ids=["sequential", "group"])
+def test_no_lock_is_held_while_a_receiver_runs(is_once, task_group):
+    """Other threads connect, disconnect, mute, look and send while a receiver waits for them to be done."""
+    made, handler = Signal(), Handler()
+
+    def uses():
+        made.connect(handler.hear)
+        with made.muted(waits):
+            assert step(made.send(None)) == [(handler.hear, None)]
+        assert handler.hear in [connection.receiver for connection in made.connections]
+        return made.disconnect(handler.hear)
+
+    def waits(**named):
+        thread = threading.Thread(target=lambda: done.append(uses()))
+        thread.start()
+        thread.join(10)
+        return list(done)
+
+    done = []
+    made.connect(waits, once=is_once)
+    assert step(made.using(task_group=task_group).send(None)) == [(waits, [True])]  # a lone receiver needs no task
 
 
 def test_the_same_receiver_connected_by_all_threads_is_one_connection():
