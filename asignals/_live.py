@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from typing import TYPE_CHECKING, Any
 from weakref import WeakValueDictionary
@@ -24,3 +25,16 @@ def signals() -> tuple[Signal[..., Any], ...]:
     with _lock:
         found = list(_signals.values())
     return tuple(sorted(found, key=lambda signal: signal.name))
+
+
+def _renew_locks() -> None:
+    """In a forked child, which has none of the threads that may have held one; registries mind what these left half."""
+    global _lock  # noqa: PLW0603  a lock cannot be released for another thread
+    _lock = threading.RLock()
+    for signal in list(_signals.values()):
+        for registry in signal._registries().values():
+            registry.lock = threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows
+    os.register_at_fork(after_in_child=_renew_locks)

@@ -1,5 +1,7 @@
 import asyncio
 import gc
+import os
+import signal
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -254,3 +256,37 @@ def test_connected_blocks_of_threads_leave_nothing():
     assert made.connections == before
     assert made.connections[0].priority == 9
     assert made._registry.overlaps == {}
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+@pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")
+def test_a_forked_child_waits_for_no_thread_that_it_does_not_have():
+    """A process that forks while another of its threads connects has a child that can connect and send."""
+    inside, leave = threading.Event(), threading.Event()
+
+    class Uid:
+        def __hash__(self):
+            return 1
+
+        def __eq__(self, other):  # compared while the signal's lock is held
+            inside.set()
+            return leave.wait(10)
+
+    made = Signal()
+    handler, other = Handler(), Handler()
+    made.connect(handler.hear, dispatch_uid=Uid())
+    thread = threading.Thread(target=made.disconnect, kwargs={"dispatch_uid": Uid()})
+    thread.start()
+    assert inside.wait(10)
+    child = os.fork()
+    if child == 0:
+        try:
+            signal.alarm(10)  # which ends a child that waits
+            made.connect(other.hear)
+            step(made.send(None))
+            os._exit(0 if made.disconnect(other.hear) and (handler.calls, other.calls) == (1, 1) else 1)
+        finally:
+            os._exit(2)
+    leave.set()
+    thread.join()
+    assert os.waitpid(child, 0)[1] == 0
