@@ -7,7 +7,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from relay_kill import ENGINES, broker_for, run, transport_for
+from relay_kill import CLAIM, ENGINES, broker_for, run, transport_for
 from relay_support import require, until
 from sqlalchemy import text
 
@@ -128,3 +128,49 @@ async def test_sending_goes_on_while_the_broker_is_away(
     # Far below the time of the outage, on a machine of any speed; the bound that is promised, where it is measured.
     bound = max(0.05, 3 * max(plain_waits)) if long else 1.0
     assert max(waits) < bound, f"sends took {max(waits):.3f} s, plain transactions {max(plain_waits):.3f} s"
+
+
+async def test_what_is_being_handled_outlasts_the_broker(own_broker: tuple[Broker, Any]) -> None:
+    """Receivers that were called before the broker went, and end after it is back, are called once and acknowledged."""
+    broker, transport = own_broker
+    paid, heard_signal = Signal(["number"]), Signal(["number"])
+    shop, billing = Relay(transport(), "shop"), Relay(transport(), "billing")
+    shop.export(paid, "order.paid")
+    billing.receive(heard_signal, "order.paid")
+    await billing.init()
+    await broker.keeps("outage.billing", "outage.dead.dlq.billing")
+    begun: list[int] = []
+    may_end = asyncio.Event()
+
+    async def slow(number: int, **_: Any) -> None:
+        begun.append(number)
+        await may_end.wait()
+
+    async def send(number: int) -> None:
+        async with asyncio.timeout(30):
+            while True:
+                try:
+                    await paid.send("shop", number=number)
+                except Exception:  # noqa: BLE001  each engine has its own for being away
+                    await asyncio.sleep(0.1)
+                else:
+                    return
+
+    with heard_signal.connected(slow):
+        async with shop, billing:
+            for number in range(5):
+                await send(number)
+            await until(lambda: len(begun) == 5)
+            broker.kill()
+            await until(lambda: not billing.health().ok)
+            await broker.start()
+            await until(lambda: billing.health().ok)
+            await send(5)
+            await until(lambda: 5 in begun)
+            await asyncio.sleep(1.5 * CLAIM)  # whoever had lost its claim would hear of it
+            may_end.set()
+            await until(lambda: not billing.health().in_flight)
+    assert sorted(begun) == list(range(6))
+    probe = transport()
+    assert await probe.backlog("billing") == 0
+    await probe.aclose()
