@@ -804,6 +804,16 @@ async def test_receiver_connects_to_several_signals_and_senders(made, several):
         assert await each.send("z") == []
 
 
+@pytest.mark.parametrize("several", [iter, dict.fromkeys, lambda signals: dict(enumerate(signals)).values()])
+async def test_receiver_takes_signals_from_wherever_they_come(several):
+    """Whatever gives signals when it is iterated over, once, is several signals."""
+    first, second = Signal(), Signal()
+    decorate = receiver(several([first, second]))
+    for hear in [lambda **named: 1, lambda **named: 2]:
+        decorate(hear)
+        assert [each.receivers_for(None)[-1] for each in (first, second)] == [hear, hear]
+
+
 async def test_receiver_takes_one_signal_and_the_options_of_connect(made):
     """`@receiver(sig, priority=…)` is `sig.connect` as a decorator."""
 
@@ -1175,14 +1185,14 @@ async def test_a_connection_that_somebody_keeps_outlives_its_sender_and_its_sign
 
 async def test_signals_are_listed_by_name_while_they_live():
     """`signals()` has every signal that somebody refers to, by name, and no view of one."""
-    names = ("zz.second", "zz.first")
+    names = [f"zz.{letter}" for letter in "bcaed"]
     made = [Signal(name=name) for name in names]
     view = made[0].using(limit=2)
-    assert [one for one in asignals.signals() if one.name in names] == [made[1], made[0]]
+    assert [one.name for one in asignals.signals() if one in made] == sorted(names)
     assert view not in asignals.signals()
-    del made[0], view
+    del made[1:], view
     gc.collect()
-    assert [one.name for one in asignals.signals() if one.name in names] == ["zz.first"]
+    assert [one for one in asignals.signals() if one.name in names] == made
 
 
 async def test_signals_that_compare_equal_or_cannot_be_hashed_are_all_listed():

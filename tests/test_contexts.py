@@ -74,6 +74,31 @@ async def test_context_variables(anyio_backend, mode, where, afterwards):
     assert variable.get() == afterwards
 
 
+@pytest.mark.parametrize("mode", ["sequential", "anyio", "asyncio"])
+async def test_receivers_see_what_those_before_them_set_for_the_sender(anyio_backend, mode):
+    """Each sees the variables as they are when it begins: in the sender's task, in its own and in a thread."""
+    signal = in_mode(mode, anyio_backend)
+
+    def sets(**named):
+        variable.set("by the first")
+
+    async def reads_async(**named):
+        return variable.get()
+
+    def reads(**named):
+        return variable.get()
+
+    signal.connect(sets)
+    signal.connect(reads_async)
+    signal.connect(reads, in_thread=True)
+    signal.connect(reads, dispatch_uid="in the sender's task")
+    signal.connect(reads_async, dispatch_uid="last")
+    with anyio.fail_after(5):
+        variable.set("by the sender")
+        results = await signal.send(None, x=1)
+    assert [response for _, response in results] == [None, *["by the first"] * 4]
+
+
 GROUPS = {"sequential": None, "anyio": anyio.create_task_group, "asyncio": asyncio.TaskGroup}
 
 

@@ -134,6 +134,23 @@ async def test_a_stream_listens_without_being_a_receiver(signal):
             assert [(await anext(events)).x for _ in range(4)] == [1] * 4
 
 
+async def test_a_stream_hears_the_sends_that_begin_inside_its_block(signal):
+    """Neither those made before it is entered nor those that are under way then."""
+
+    async def enters(**named):
+        if not entered:
+            entered.append(await events.__aenter__())
+
+    entered, events = [], signal.stream()
+    await signal.send(None, x=1)
+    signal.connect(enters)
+    with anyio.fail_after(5):
+        await signal.send(None, x=2)
+        await signal.send(None, x=3)
+        assert (await anext(events)).x == 3
+        await events.__aexit__(None, None, None)
+
+
 async def test_a_muted_signal_reaches_no_stream(signal, collect):
     """Muted as a whole it reaches nobody, streams included; with single receivers muted its streams go on."""
     signal.connect(collect)
@@ -317,6 +334,9 @@ async def test_options_of_another_kind_are_refused(signal, kind, options):
         signal.stream(**options)
     with pytest.raises(kind, match=next(iter(options))):
         stream(signal, **options)
+    if "where" in options:
+        with pytest.raises(kind, match="where"):
+            await signal.wait(**options)
 
 
 @pytest.mark.parametrize("signals", [(), (3,)])
