@@ -96,9 +96,10 @@ class Background:
     `send_robust`, in a copy of the context of the call; each of their errors is logged (as `send_robust` does) and
     given to `on_error`, once. Sends begin in the order in which they were accepted.
 
-    Leaving the block refuses further sends, and drains: what was accepted is done, and what its receivers send here
-    meanwhile, also when the block raises. When it is cancelled, before or while draining, the receivers are cancelled,
-    and the sends that were not finished are logged and kept in `undelivered`.
+    Leaving the block refuses further sends, and drains: what was accepted is done, what waits for room is accepted,
+    and what its receivers send here meanwhile, also when the block raises. When it is cancelled, before or while
+    draining, the receivers are cancelled, and the sends that were not finished are logged and kept in `undelivered`.
+    A receiver that raises something else than an `Exception` ends the background in the same way.
 
     A receiver may send to the background that it runs in: that never waits and may exceed `buffer`, so that it
     cannot deadlock, even with `limit=1, buffer=1`.
@@ -107,6 +108,10 @@ class Background:
         limit: How many sends run at once.
         buffer: How many sends wait to run, beside them.
         on_error: Called with each exception, sync or async; if it raises, that is logged.
+
+    Raises:
+        TypeError, ValueError: one of the arguments is of another kind.
+        RuntimeError: entered again; or, as the block ends, other code had cancelled its workers.
     """
 
     def __init__(

@@ -152,7 +152,7 @@ class Connection(ref[Any]):
 
     @property
     def sender(self) -> object:
-        """The sender that is listened to; `None` stands for all senders."""
+        """The sender that is listened to; `None` stands for all senders, and for one that has died."""
         return self.source()
 
     @property

@@ -36,7 +36,10 @@ class ReceiverLostWarning(UserWarning):
 
 
 class BufferFull(Exception):  # noqa: N818  the name says what the buffer is, as `queue.Full` and `anyio.WouldBlock` do
-    """A stream with `overflow="error"` had no room for an event; raised, or returned, to the sender."""
+    """A stream with `overflow="error"` had no room for an event; raised, or returned, to the sender.
+
+    `signal` is the event's signal, `size` says how many events the stream keeps.
+    """
 
     def __init__(self, signal: Signal[..., Any], size: int) -> None:
         super().__init__(f"a stream of signal {signal.name!r} holds {size} events already (overflow='error')")

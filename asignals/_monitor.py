@@ -23,10 +23,12 @@ _logger = logging.getLogger("asignals")
 
 
 class Report(NamedTuple):
-    """What a monitor is told: one receiver's call, or a whole send.
+    """What a monitor is told: one receiver's call or, with `None` for the receiver, a whole send.
 
-    `start` and `duration` are seconds of `time.perf_counter()`. `send` is one object for all reports of one send and
-    differs between sends under way, so it groups them; it has `signal`, `sender` and `arguments` too.
+    `start` and `duration` are seconds of `time.perf_counter()`. `error` is what the call or the send raised, a
+    cancellation included; a robust send itself raises nothing of its receivers. `arguments` are read-only. `send` is
+    one object for all reports of one send and differs between sends under way, so it groups them; it has `signal`,
+    `sender` and `arguments` too.
     """
 
     signal: Signal[..., Any]

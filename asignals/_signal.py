@@ -78,8 +78,8 @@ class Signal(Generic[P, R]):
         limit: How many receivers of one send run at once in a task group; `None` for all.
 
     Raises:
-        DeclarationError: `providing_args` has a name that is no identifier, a keyword, twice there, or reserved
-            (`sender` and `signal`).
+        DeclarationError: `providing_args` is one string, or has a name that is no identifier, a keyword, twice there,
+            or reserved (`sender` and `signal`).
         TypeError, ValueError: `task_group` is not callable, `limit` is not a positive integer.
     """
 
@@ -161,8 +161,11 @@ class Signal(Generic[P, R]):
             the receivers after it are not called. Suspends only where a receiver does; cancelling it cancels the
             receiver that runs.
 
-            In a task group (see `using`) they run concurrently; the first failure cancels the rest, and an
-            `ExceptionGroup` is raised, for one error too.
+            In a task group (see `using`) they run concurrently, and are answered for in the same order; the first
+            failure cancels the rest, and an `ExceptionGroup` is raised, for one error too. Nothing of a send outlives
+            it, in either way.
+
+            May be called in any thread's event loop, where the receivers then run.
 
             Raises:
                 TypeError: the arguments are not those that the signal declares; no receiver was called.
@@ -175,6 +178,9 @@ class Signal(Generic[P, R]):
             As `send`, but an `Exception` of one receiver does not keep the others from being called: it becomes the
             response in its pair, and is logged with its traceback to the logger `asignals`. Cancellation,
             `KeyboardInterrupt` and `SystemExit` pass through. See `raise_errors` to raise afterwards.
+
+            Raises:
+                TypeError: the arguments are not those that the signal declares; no receiver was called.
             """
             return await send_robust_for(tuple(named))(self, sender, **named)
 
@@ -200,6 +206,9 @@ class Signal(Generic[P, R]):
         Args:
             task_group: As for `Signal`; `None` for one receiver after the other.
             limit: How many receivers of one send run at once in the task group; `None` for all.
+
+        Raises:
+            TypeError, ValueError: `task_group` is not callable, `limit` is not a positive integer.
         """
         task_group = self._task_group if task_group is _UNCHANGED else task_group
         limit = self._limit if limit is _UNCHANGED else limit
@@ -339,8 +348,11 @@ class Signal(Generic[P, R]):
         """End a connection; returns whether there was one.
 
         Name it as it was connected: by the receiver or its `dispatch_uid`, and the sender. Once this has returned,
-        sends do not call the receiver any more, those under way included. (A call that another thread has begun
-        goes on.)
+        sends do not come to the receiver any more, those under way included. A send of another thread that has come
+        to it already calls it, at that moment or to the end: no lock makes this wait for that.
+
+        Raises:
+            TypeError: neither a receiver nor a `dispatch_uid` was given.
         """
         if receiver is None and dispatch_uid is None:
             msg = f"disconnect() from signal {self.name!r} needs the receiver or its dispatch_uid"
@@ -378,14 +390,20 @@ class Signal(Generic[P, R]):
 
         Afterwards there is exactly what was there before: a receiver that was connected already has its options and
         its place again. The receiver is kept alive meanwhile. Blocks may nest and overlap in any order.
+
+        What `connect` refuses is refused as the block is entered.
         """
         return connected(self, receiver, sender, dispatch_uid, {"weak": weak, **options})
 
     def muted(self, *receivers: Receiver, everywhere: bool = False) -> AbstractContextManager[None]:
-        """For the length of a `with` block, let sends reach nobody or, given receivers, not these.
+        """For the length of a `with` block, let sends reach nobody, no stream either; or, given receivers, not these.
 
-        Only sends made in the current context notice (its task, and tasks and threads started from it), or all
-        sends of the process with `everywhere`. Sends under way go on. Blocks may nest and overlap in any order.
+        Only sends made in the current context notice (its task, and the tasks and `to_thread` calls started from it),
+        or all sends of the process with `everywhere`. What a `Background` accepts inside the block stays muted, also
+        when it runs later. Sends under way go on. Blocks may nest and overlap in any order.
+
+        Raises:
+            TypeError: one of the receivers is not callable.
         """
         for receiver in receivers:
             self._callable(receiver)
@@ -396,7 +414,7 @@ class Signal(Generic[P, R]):
     def stream(
         self, sender: object = None, *, where: Where | None = None, buffer: int = 64, overflow: Overflow = "wait"
     ) -> Stream:
-        """The sends from now on as an async iterator of `Event`s, for an `async with` block.
+        """The sends that begin in an `async with` block, as an async iterator of `Event`s.
 
         ```python
         async with pizza_done.stream() as events:
@@ -425,6 +443,9 @@ class Signal(Generic[P, R]):
         """Wait for the next send, of `sender` or of all, for which `where` is true; returns it as an `Event`.
 
         Put `anyio.fail_after` around it for a time limit. Cancelling it stops listening.
+
+        Raises:
+            TypeError: `where` is not a sync function.
         """
         async with self.stream(sender, where=where, buffer=1, overflow="drop_newest") as events:
             return await anext(events)
@@ -500,6 +521,7 @@ def signal(
 
     Raises:
         DeclarationError: the function's parameters are of another kind. A `TypeError` and a `ValueError`.
+        TypeError, ValueError: as for `Signal`.
     """
     if stub is None:
         return partial(signal, name=name, task_group=task_group, limit=limit)
@@ -533,7 +555,7 @@ def receiver(
         options: What else `Signal.connect` takes.
 
     Raises:
-        TypeError: `signals` is something else, or empty.
+        TypeError: `signals` is something else, or one of the two is empty.
         Others: what `connect` raises; then the function is connected to none of them.
     """
     chosen: list[Signal[..., Any]] = [signals] if isinstance(signals, Signal) else []

@@ -124,7 +124,11 @@ class Stream:
     them, in the order of the sends. Reading is a checkpoint. Iteration ends when the block is left, for tasks that
     wait for an event as well; events still kept are then discarded, and senders that wait for room go on.
 
-    `dropped` counts the events that the policies `"drop_oldest"` and `"drop_newest"` dropped.
+    It is entered once, and read in the event loop that entered it; senders may be in any. `dropped` counts the events
+    that the policies `"drop_oldest"` and `"drop_newest"` dropped.
+
+    Raises:
+        RuntimeError: entered again, or read before it was entered.
     """
 
     def __init__(
