@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable
 from contextlib import ExitStack
 from functools import partial
 from types import FunctionType, MethodType
@@ -23,7 +24,7 @@ from asignals._scoped import connected, muted
 from asignals._stream import Event, Overflow, Stream, Where
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Hashable, Iterable
+    from collections.abc import Callable, Coroutine, Hashable
     from contextlib import AbstractContextManager
     from types import FrameType
 
@@ -550,7 +551,7 @@ def receiver(
     """Connect the decorated function to one or several signals, as Django's decorator of that name.
 
     Args:
-        signals: A signal, or a list, tuple or set of them.
+        signals: A signal, or an iterable of them.
         sender: A sender, or a list, tuple or set of them; `None` hears all.
         options: What else `Signal.connect` takes.
 
@@ -559,7 +560,7 @@ def receiver(
         Others: what `connect` raises; then the function is connected to none of them.
     """
     chosen: list[Signal[..., Any]] = [signals] if isinstance(signals, Signal) else []
-    if isinstance(signals, _SEVERAL):
+    if not chosen and isinstance(signals, Iterable):
         chosen = list(signals)
     senders = list(sender) if isinstance(sender, _SEVERAL) else [sender]
     if not chosen or not senders or not all(isinstance(one, Signal) for one in chosen):

@@ -809,9 +809,14 @@ async def test_receiver_takes_signals_from_wherever_they_come(several):
     """Whatever gives signals when it is iterated over, once, is several signals."""
     first, second = Signal(), Signal()
     decorate = receiver(several([first, second]))
-    for hear in [lambda **named: 1, lambda **named: 2]:
-        decorate(hear)
-        assert [each.receivers_for(None)[-1] for each in (first, second)] == [hear, hear]
+
+    @decorate
+    def hear(**named): ...
+
+    @decorate
+    def listen(**named): ...
+
+    assert first.receivers_for(None) == second.receivers_for(None) == [hear, listen]
 
 
 async def test_receiver_takes_one_signal_and_the_options_of_connect(made):
