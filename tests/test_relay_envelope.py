@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import time
 from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any
@@ -10,6 +12,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from typing_extensions import TypedDict
 
 from asignals import Signal, signal
 from asignals.relay import DeadLetter, Envelope, EnvelopeError, JSONCodec, MsgspecCodec, PydanticCodec
@@ -98,9 +101,39 @@ def test_unknown_header_fields_are_ignored() -> None:
 
 def test_what_may_not_be_received_may_not_be_sent() -> None:
     """`encode` holds an envelope to the rules of `decode`."""
-    for wrong in ({"topic": "a b"}, {"sender": "x" * 2000}, {"key": "\0"}, {"id": "a/b"}, {"version": 0}):
-        with pytest.raises(EnvelopeError):
+    long = dict.fromkeys(("sender", "key"), "\N{SLICE OF PIZZA}" * 1000)  # 12 bytes each, as JSON writes it
+    for wrong in ({"topic": "a b"}, {"sender": "x" * 2000}, {"key": "\0"}, {"id": "a/b"}, {"version": 0}, long):
+        with pytest.raises(EnvelopeError) as caught:
             Envelope(**{"topic": "t", "body": b"", **wrong}).encode()
+        assert str(caught.value) == f"not an acceptable envelope: {caught.value.reason}"
+
+
+def test_an_envelope_cannot_be_changed_and_its_id_sorts_by_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each has an id of its own, later ones after earlier ones."""
+    ids = []
+    for second in range(1_000, 1_100):
+        monkeypatch.setattr(time, "time_ns", lambda second=second: second * 10**9)
+        ids += [Envelope("t", b"").id]
+    assert sorted(set(ids)) == ids
+    with pytest.raises(AttributeError):
+        Envelope("t", b"").topic = "other"  # type: ignore[misc]
+
+
+def test_a_reader_may_set_a_limit_to_the_body() -> None:
+    """`decode` refuses a body of more than `max_body` bytes."""
+    data = Envelope("t", b"12345").encode()
+    assert Envelope.decode(data, max_body=5).body == b"12345"
+    with pytest.raises(EnvelopeError, match="its body has 5 bytes, more than 4"):
+        Envelope.decode(data, max_body=4)
+
+
+def test_a_dead_letter_keeps_a_megabyte() -> None:
+    """What was larger is cut, and the error is cut as well."""
+    letter = DeadLetter(b"x" * 5_000_000, "billing", "e" * 5_000_000)
+    read = DeadLetter.decode(letter.encode(), "")
+    assert set(read.raw) == set(b"x")
+    assert 1_000_000 <= len(read.raw) < 1_100_000
+    assert read.error == "e" * 1000
 
 
 @given(raw=st.binary(max_size=200), error=st.text(max_size=50), attempts=st.integers(1, 10))
@@ -145,6 +178,15 @@ def test_plain_json_is_for_signals_without_types() -> None:
     assert isinstance(named, JSONCodec)
     assert named.decode(b'{"a": 1, "b": [2], "c": 3}') == {"a": 1, "b": [2]}
     assert codec_for(Signal(), []).decode(b'{"z": null}') == {"z": None}
+    with pytest.raises(ValueError, match="JSON"):
+        named.encode({"a": math.nan})
+
+
+@pytest.mark.parametrize("kind", [PydanticCodec, MsgspecCodec])
+def test_arguments_that_are_not_known_are_left_out(kind: Any) -> None:
+    """A later version of the sender may send more."""
+    codec = kind(TypedDict("Arguments", {"amount": int}))
+    assert codec.decode(b'{"amount": 1, "tip": 2}') == {"amount": 1}
 
 
 @pytest.mark.parametrize(

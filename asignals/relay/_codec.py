@@ -48,7 +48,10 @@ def _refuse_constant(name: str) -> NoReturn:
 
 
 class JSONCodec:
-    """Plain JSON without types; `names` are the arguments to take from a body, `None` takes all."""
+    """Plain JSON without types; `names` are the arguments to take from a body, `None` takes all.
+
+    NaN and the infinities are no JSON, and refused.
+    """
 
     def __init__(self, names: Collection[str] | None = None) -> None:
         self._names = names

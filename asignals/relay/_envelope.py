@@ -111,7 +111,10 @@ class Envelope:
 
     @classmethod
     def decode(cls, data: bytes, *, max_body: int = MAX_BODY) -> Envelope:
-        """Read the bytes of `encode`; raises `EnvelopeError` for anything else, and nothing else."""
+        """Read the bytes of `encode`; raises `EnvelopeError` for anything else, and nothing else.
+
+        A body of more than `max_body` bytes is refused as well.
+        """
         if len(data) > MAX_HEADER + max_body:
             reason = f"it has {len(data)} bytes"
             raise EnvelopeError(reason)
@@ -206,8 +209,9 @@ def _is_storable(text: str) -> bool:
 class DeadLetter:
     """An event that one service gave up, as it arrived, and why.
 
-    `raw` is what came from the wire (cut at 1 MB when it was larger); `error` names the exception; `attempts` is how
-    often it was tried; `time` is seconds since the epoch. `position` is where the transport keeps the letter.
+    `raw` is what came from the wire (cut at 1 MB when it was larger); `error` names the exception (engines keep 1000
+    characters); `attempts` is how often it was tried; `time` is seconds since the epoch. `position` is where the
+    transport keeps the letter.
     """
 
     raw: bytes

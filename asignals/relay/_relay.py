@@ -10,6 +10,7 @@ import zlib
 from contextlib import AsyncExitStack, contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Final, Self
 
 from asignals._to_the_end import to_the_end
@@ -103,7 +104,11 @@ class Relay:
         hop_limit: How many events of other processes may lead to one that is sent; beyond it `send` raises
             `HopLimitError`, which ends loops of services that answer each other.
         grace: Seconds that leaving may take.
-        publish_timeout: Seconds that `send` waits for the engine without an outbox.
+        publish_timeout: Seconds that `send` waits for the engine without an outbox; then it raises `TimeoutError`.
+
+    Raises:
+        ValueError: `service` or `instance` cannot be used as a name.
+        RuntimeError: entered while it runs.
     """
 
     def __init__(  # noqa: PLR0913  one block of configuration
@@ -429,20 +434,23 @@ class Relay:
         return sorted({self._inbound.dead_letter, *(s.dead_letter for s in self._inbound.subscriptions.values())})
 
     async def dead_letters(self, queue: str | None = None, limit: int = 100) -> list[DeadLetter]:
-        """Show dead letters, the oldest first; of all queues by default.
+        """Show dead letters, the oldest first, at most `limit`; of all the relay's queues by default.
 
         Raises `TypeError` when the transport keeps none.
         """
         keeper = self._keeper()
-        found: list[DeadLetter] = []
-        for name in [queue] if queue else self.dead_letter_queues:
-            found += await keeper.letters(name, limit - len(found))
-        return found[:limit]
+        found = [
+            letter
+            for name in ([queue] if queue else self.dead_letter_queues)
+            for letter in await keeper.letters(name, limit)
+        ]
+        return sorted(found, key=attrgetter("time"))[:limit]
 
     async def replay(self, queue: str | None = None, limit: int = 100) -> int:
         """Send dead letters again, to the service that gave them up, and remove them; returns how many.
 
-        Receivers that had succeeded are not called again. Letters that cannot be read stay.
+        At most `limit`, of all the relay's queues by default. Receivers that had succeeded are not called again.
+        Letters that cannot be read stay. Raises `TypeError` when the transport keeps none, and what the engine raises.
         """
         keeper = self._keeper()
         count = 0
