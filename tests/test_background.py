@@ -314,7 +314,7 @@ async def test_stopping_in_the_middle_says_what_was_not_delivered(signal, caplog
     with anyio.fail_after(5), anyio.CancelScope() as scope:
         async with background:
             for number in range(5):
-                await background.send(signal, None, x=number)
+                await background.send(signal, str(number), x=number)
             await anyio.wait_all_tasks_blocked()
             if when == "in the block":
                 scope.cancel()
@@ -323,7 +323,9 @@ async def test_stopping_in_the_middle_says_what_was_not_delivered(signal, caplog
                 async with anyio.create_task_group() as group:
                     group.cancel_scope.shield = True
                 scope.deadline = anyio.current_time()
-    assert [event.x for event in background.undelivered] == [1, 2, 3, 4]
+    events = [(event.signal, event.sender, event.x) for event in background.undelivered]
+    assert events == [(signal, str(number), number) for number in (1, 2, 3, 4)]
+    assert [record.name for record in caplog.records] == ["asignals"]
     assert "not delivered: 4 of" in caplog.text
     statistics = background.statistics()
     assert (statistics.accepted, statistics.done, statistics.running, statistics.waiting) == (5, 1, 0, 0)

@@ -174,6 +174,7 @@ async def test_a_failing_monitor_is_logged_and_removed(made, method, caplog):
     assert len(calls) == 1
     assert len(reports) == 4
     (record,) = caplog.records
+    assert record.name == "asignals"
     assert isinstance(record.exc_info[1], RuntimeError)
 
 

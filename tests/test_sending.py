@@ -11,7 +11,7 @@ import pytest
 from anyio import wait_all_tasks_blocked
 from anyio.lowlevel import checkpoint
 
-from asignals import Signal
+from asignals import Signal, monitor
 
 pytestmark = pytest.mark.anyio
 
@@ -105,19 +105,31 @@ async def test_receivers_run_in_the_senders_task_and_context(made, method):
     assert set(seen) == {anyio.get_current_task().id}
 
 
-async def test_a_send_suspends_only_where_a_receiver_does(made, method):
-    """A send to receivers that never wait is over before the loop runs anything else."""
+WAYS = {
+    "plain": lambda made: contextlib.nullcontext(),
+    "watched": lambda made: monitor(print),
+    "muted": lambda made: made.muted(send),
+    "view": lambda made: contextlib.nullcontext(),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+async def test_a_send_suspends_only_where_a_receiver_does(made, method, way):
+    """A send to receivers that never wait, or to nobody, is over before the loop runs anything else."""
+    view = made.using(task_group=None) if way == "view" else made
 
     async def instant(**named):
         return 1
 
     sync = logger([], "sync")
-    made.connect(instant)
-    made.connect(sync)
-    coroutine = getattr(made, method)(None, a=1)
-    with pytest.raises(StopIteration) as ended:
-        coroutine.send(None)
-    assert len(ended.value.value) == 2
+    with WAYS[way](made):
+        for expected in ([], [(instant, 1), (sync, None)]):
+            coroutine = getattr(view, method)(None, a=1)
+            with pytest.raises(StopIteration) as ended:
+                coroutine.send(None)
+            assert ended.value.value == expected
+            made.connect(instant)
+            made.connect(sync)
 
 
 async def test_every_send_gives_a_list_of_its_own(made, method):
