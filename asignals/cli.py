@@ -75,14 +75,18 @@ def demo(
 ) -> None:
     """Run a small pizza shop, send it real HTTP requests, and show what its signals did.
 
-    The exit status is 0 only if every request that started has finished.
+    The exit status is 0 only if every request that started has finished, and 128 plus the number of a signal that
+    interrupts the customers.
     """
     with needs("demo"):
         from asignals.demo.run import run  # noqa: PLC0415  loads what only this command needs
     raise typer.Exit(run(requests=requests, serve=serve, as_json=as_json, relay=relay))
 
 
-Targets = Annotated[list[str], typer.Argument(metavar="TARGET…", help="Modules or packages: shop.signals, shop.")]
+Targets = Annotated[
+    list[str],
+    typer.Argument(metavar="TARGET…", help="Modules, packages, or one of a module: shop.signals, shop, shop:Order."),
+]
 SkipBroken = Annotated[bool, typer.Option("--skip-broken", help="Leave out what does not import inside a package.")]
 Tracebacks = Annotated[bool, typer.Option("--traceback", help="Show the traceback of what does not import.")]
 
@@ -119,7 +123,7 @@ def graph(
 ) -> None:
     """Draw who sends what to whom: Mermaid, Graphviz's DOT, JSON, or a page with the picture in it.
 
-    The exit status is 2 if a target does not import.
+    The exit status is 2 if a target does not import, or the output cannot be written.
     """
     from asignals.overview.commands import draw_graph  # noqa: PLC0415  loads what only this command needs
 

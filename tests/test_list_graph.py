@@ -285,6 +285,27 @@ def test_the_output_file_decides_the_form(shop, suffix):
     assert output.read_text(encoding="utf-8").startswith(start)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "start"),
+    [
+        (("-o", "graph.gv"), "digraph"),
+        (("-o", "graph.HTM"), "<!doctype html>"),
+        (("-o", "graph.txt"), "flowchart LR"),
+        (("-o", "graph.html", "--format", "dot"), "digraph"),
+        (("-f", "json"), "{"),
+    ],
+)
+def test_the_form_may_be_named_and_is_mermaid_if_nothing_tells(shop, capsys, arguments, start):
+    """`--format` goes before the name of the output."""
+    from asignals import cli
+
+    with pytest.raises(SystemExit) as ended:
+        cli.app(["graph", "shop", *arguments])
+    assert ended.value.code == 0
+    written = [path.read_text(encoding="utf-8") for path in shop.glob("graph.*")] or [capsys.readouterr().out]
+    assert [text.startswith(start) for text in written] == [True]
+
+
 def test_a_file_that_cannot_be_written(shop):
     """A missing directory is one line on stderr and status 2."""
     result = run("graph", "shop", "-o", "missing/graph.html", directory=shop)
@@ -347,10 +368,11 @@ def test_a_broken_module_inside_a_package(project):
     result = run("list", "pack", directory=directory)
     assert result.returncode == 2
     assert f"cannot import 'pack.bad' (in 'pack'): RuntimeError: no\n  at pack{os.sep}bad.py:1" in result.stderr
-    result = run("list", "--skip-broken", "pack", directory=directory)
-    assert result.returncode == 0
-    assert "pack.good" in result.stdout
-    assert "cannot import 'pack.bad'" in result.stderr
+    for command in ("list", "graph"):
+        result = run(command, "--skip-broken", "pack", directory=directory)
+        assert result.returncode == 0
+        assert "pack.good" in result.stdout
+        assert "cannot import 'pack.bad'" in result.stderr
 
 
 def test_what_targets_print_does_not_spoil_the_output(project):

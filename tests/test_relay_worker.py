@@ -6,6 +6,7 @@ import asyncio
 import json
 import logging
 import os
+import re
 import signal as signals
 import subprocess
 import sys
@@ -19,7 +20,7 @@ from typer.testing import CliRunner
 
 from asignals import Signal
 from asignals.cli import app
-from asignals.relay import Database, Envelope, Memory, Relay
+from asignals.relay import Database, DeadLetter, Envelope, Memory, Relay
 from asignals.relay.worker import JSONFormatter, _health_server, load_relay
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 APPLICATION = """
 import asyncio, os
 from asignals import signal
-from asignals.relay import Database, Relay, SQLAlchemyOutbox
+from asignals.relay import Database, Memory, Relay, SQLAlchemyOutbox
 
 @signal
 def order_paid(sender: str, *, amount: int) -> None:
@@ -38,11 +39,15 @@ url = "sqlite+aiosqlite:///{path}/relay.db"
 relay = Relay(Database(url), service="billing", outbox=SQLAlchemyOutbox(url))
 relay.receive(order_paid, topic="order.paid", retries=1, backoff=(0.01, 0.02))
 not_a_relay = 5
+silent = Relay(Memory(), service="silent")
 
 @order_paid.connect
 async def heard(amount: int, **_: object) -> None:
     if amount == 13 and not os.path.exists("{path}/repaired"):
         raise ValueError("unlucky\\x1b[2J")
+    if amount == 100:
+        print("hangs", flush=True)
+        await asyncio.Event().wait()
     if amount == 99:
         print("slow", flush=True)
         await asyncio.sleep(0.3)
@@ -142,6 +147,85 @@ def test_a_worker_handles_events_until_it_is_told_to_stop(module: str, tmp_path:
         worker.process.kill()
     assert worker.process.returncode == 0
     assert json.loads(log.strip().splitlines()[-1])["message"].startswith("relay of 'billing' stopped; left")
+
+
+def test_a_second_signal_cancels_what_still_runs(module: str) -> None:
+    """The exit status says so, and the event waits for another instance."""
+    invoke("relay", "init", f"{module}:relay")
+    worker = Worker(f"{module}:relay")
+    try:
+        worker.logged("worker of 'billing' runs")
+        publish(Path.cwd(), 100)
+        worker.heard("hangs")
+        worker.process.send_signal(signals.SIGINT)
+        worker.logged("SIGINT: stopping")
+        worker.process.send_signal(signals.SIGTERM)
+        worker.logged("SIGTERM again")
+        worker.process.communicate(timeout=20)
+    finally:
+        worker.process.kill()
+    assert worker.process.returncode == 130
+    assert "backlog  1" in invoke("relay", "status", f"{module}:relay")
+
+
+def test_a_worker_logs_and_listens_as_it_is_told(module: str) -> None:
+    """Text instead of JSON, health at another address, and nothing below a level."""
+    invoke("relay", "init", f"{module}:relay")
+    worker = Worker(f"{module}:relay", "--log-format", "text", "--health-port", "0", "--health-host", "localhost")
+    try:
+        assert worker.process.stderr is not None
+        assert re.search(r"^[\d-]+ [\d:,]+ INFO health at http://localhost:\d+/$", worker.process.stderr.readline())
+        assert "INFO worker of 'billing' runs" in worker.process.stderr.readline()
+        assert worker.stop() == 0
+    finally:
+        worker.process.kill()
+    worker = Worker(f"{module}:relay", "--log-level", "error")
+    try:
+        publish(Path.cwd(), 1)
+        worker.heard("heard 1")
+        worker.process.send_signal(signals.SIGTERM)
+        assert worker.process.communicate(timeout=20)[1] == ""
+    finally:
+        worker.process.kill()
+
+
+@pytest.mark.parametrize(("option", "value"), [("--log-format", "xml"), ("--log-level", "loud")])
+def test_a_log_option_that_is_not_known_is_named(module: str, option: str, value: str) -> None:
+    """The message says what there is instead, before anything runs."""
+    output = invoke("worker", f"{module}:relay", option, value, code=2)
+    assert option in output
+    assert repr(value) in output
+
+
+def test_one_queue_and_so_many_letters_may_be_chosen(module: str, tmp_path: Path) -> None:
+    """`--queue` and `--limit` of `dead` and `replay`."""
+    target = f"{module}:relay"
+    invoke("relay", "init", target)
+
+    async def bury() -> None:
+        database = Database(f"sqlite+aiosqlite:///{tmp_path}/relay.db")
+        for queue, error in (("dlq.billing", "first"), ("dlq.other", "second"), ("dlq.other", "third")):
+            data = Envelope("order.paid", b'{"amount": 1}').encode()
+            await database.bury(queue, DeadLetter(data, "billing", error))
+        await database.aclose()
+
+    asyncio.run(bury())
+
+    def errors(*options: str) -> list[str]:
+        return [line.rpartition(" ")[2] for line in invoke("relay", "dead", target, *options).splitlines()]
+
+    assert errors() == ["first"]
+    assert errors("--queue", "dlq.other") == ["second", "third"]
+    assert errors("--queue", "dlq.other", "--limit", "1") == ["second"]
+    assert invoke("relay", "replay", target, "--queue", "dlq.other", "--limit", "1") == "1 sent again\n"
+    assert errors("--queue", "dlq.other") == ["third"]
+    assert errors() == ["first"]
+
+
+def test_a_status_that_nobody_can_tell_is_unknown(module: str) -> None:
+    """Without an outbox, and where nothing is received."""
+    output = invoke("relay", "status", f"{module}:silent")
+    assert output.splitlines()[1:3] == ["outbox   unknown", "backlog  unknown"]
 
 
 def test_dead_letters_are_shown_and_sent_again(module: str, tmp_path: Path) -> None:

@@ -34,12 +34,15 @@ worker_app: typer.Typer = typer.Typer(**_PLAIN)
 @worker_app.command()
 def worker(
     target: Target,
-    health_port: Annotated[int | None, typer.Option(help="Serve health as JSON on this port of 127.0.0.1.")] = None,
+    health_port: Annotated[int | None, typer.Option(help="Serve health as JSON on this port; 0 for any.")] = None,
     health_host: Annotated[str, typer.Option(help="The address for --health-port.")] = "127.0.0.1",
     log_format: Annotated[str, typer.Option(help="json or text.")] = "json",
     log_level: Annotated[str, typer.Option(help="debug, info, warning or error.")] = "info",
 ) -> None:
-    """Run the receiving side of a relay as a process, until SIGTERM or Ctrl-C."""
+    """Run the receiving side of a relay as a process, until SIGTERM or Ctrl-C.
+
+    What runs may end within the relay's time of grace; a second signal cancels it, and the exit status is then 130.
+    """
     _log(log_format, log_level)
     relay = _load(target)
     # A second signal cancels: the process ends as one that was interrupted.
