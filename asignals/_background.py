@@ -136,7 +136,7 @@ class Background:
         self._loop: Loop
         self._context: Context
         self.undelivered: tuple[Event, ...] = ()
-        """The sends that were accepted and not finished when the block ended; empty unless it was cancelled."""
+        """The sends that were accepted and not finished when the block ended; empty if it drained."""
 
     async def __aenter__(self) -> Self:
         if self._state != "new":

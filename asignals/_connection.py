@@ -197,7 +197,7 @@ class Connection(ref[Any]):
 
     @property
     def location(self) -> str:
-        """Where the receiver is defined, as `file:line`; for one without Python code, where it was connected."""
+        """Where the receiver is defined, as `file:line`; without Python code, or dead, where it was connected."""
         return locate(self.target()) or self.connected_at
 
     @property

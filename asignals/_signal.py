@@ -276,8 +276,9 @@ class Signal(Generic[P, R]):
             sender: Hear only sends of this sender: the same object, or for `str`, `bytes`, `int`, `float`, `complex`
                 and `bool` one of the same type and value. `None` hears all. The connection ends with the sender; one
                 that cannot be weakly referenced is kept alive instead.
-            weak: Let the receiver die (bound methods: the object); the connection then ends. A receiver that
-                vanishes before any send could reach it is warned of (`ReceiverLostWarning`).
+            weak: Let the receiver die (bound methods: the object); the connection then ends. Connecting what nothing
+                else holds warns at once, and a nested function, a lambda or a partial that dies before any send could
+                reach it warns then (`ReceiverLostWarning`); an object that dies with its methods does not.
             dispatch_uid: A hashable identity to use in place of the receiver's own.
             priority: Receivers with a higher one are called first.
             subclasses: With a class as the sender, hear its subclasses as well.
