@@ -3,6 +3,8 @@
 # ruff: noqa: F811  fixtures are imported, and parameters go by their names
 # ruff: noqa: PT012  a transaction's block is what raises
 
+import asyncio
+import contextvars
 import logging
 
 import pytest
@@ -66,6 +68,27 @@ async def test_commit_receivers_run_when_the_connection_is_back_in_the_pool(make
         assert heard == []
         await session.commit()
         assert heard == [(User, "ada", True, None, 0)]
+
+
+async def test_receivers_run_in_the_sessions_task_until_the_commit_and_in_another_after_it(maker, listen):
+    """What they set in the context stays there, and what is set after the commit in a copy of it."""
+    number = contextvars.ContextVar("number", default=0)
+    tasks = []
+
+    async def note(**_):
+        tasks.append(asyncio.current_task())
+        number.set(number.get() + 1)
+
+    for on in ("flush", "commit"):
+        listen(post_save, note, sender=User, on=on)
+    async with maker() as session:
+        session.add(User(name="ada"))
+        on_commit(session, note)
+        await session.flush()
+        assert number.get() == 1
+        await session.commit()
+    assert [task is asyncio.current_task() for task in tasks] == [True, False, False]
+    assert number.get() == 1
 
 
 async def test_commit_receivers_hear_each_event_in_order(maker, heard):

@@ -391,8 +391,9 @@ async def test_a_commit_in_a_receiver_is_refused(maker, listen, signal, is_async
     listen(signal, commit if is_async else lambda session, **_: session.sync_session.commit(), sender=User)
     async with maker() as session:
         session.add(User(name="ada"))
-        with pytest.raises(FlushInProgressError, match="on_commit"):
+        with pytest.raises(FlushInProgressError, match="on_commit") as caught:
             await session.flush()
+        assert caught.value.operation == "commit"
         await session.rollback()
         assert await session.scalar(select(func.count(User.id))) == 0
 

@@ -4,6 +4,9 @@
 
 import asyncio
 import gc
+import subprocess
+import sys
+import textwrap
 import weakref
 from uuid import uuid4
 
@@ -88,6 +91,57 @@ async def test_enabling_twice_announces_once(engine, listen):
         assert heard == ["post_save"]
 
 
+@pytest.mark.parametrize("kind", ["AsyncSession", "Session"])
+def test_a_whole_process_may_be_enabled(kind):
+    """`AsyncSession` or `Session`: makers from before and after announce, those with a class of their own do not."""
+    code = """
+        import asyncio, sys
+        from sqlalchemy import create_engine
+        from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker, create_async_engine
+        from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sessionmaker
+        from asignals.sqlalchemy import enable_signals, post_save
+
+        class Base(DeclarativeBase): ...
+        class User(Base):
+            __tablename__ = "users"
+            id: Mapped[int] = mapped_column(primary_key=True)
+
+        class Mine(AsyncSession):
+            sync_session_class = type("MySession", (Session,), {})
+
+        heard = []
+        post_save.connect(lambda session, **_: heard.append(type(session).__name__), weak=False)
+
+        async def in_async():
+            engine = create_async_engine("sqlite+aiosqlite://")
+            async with engine.begin() as connection:
+                await connection.run_sync(Base.metadata.create_all)
+            before = async_sessionmaker(engine)
+            enable_signals(AsyncSession)
+            for maker in (before, async_sessionmaker(engine), async_sessionmaker(engine, class_=Mine)):
+                async with maker.begin() as session:
+                    session.add(User())
+            await engine.dispose()
+
+        def in_sync():
+            engine = create_engine("sqlite://")
+            Base.metadata.create_all(engine)
+            before = sessionmaker(engine)
+            enable_signals(Session)
+            for maker in (before, sessionmaker(engine)):
+                with maker.begin() as session:
+                    session.add(User())
+            engine.dispose()
+
+        asyncio.run(in_async()) if sys.argv[1] == "AsyncSession" else in_sync()
+        print(heard)
+    """
+    result = subprocess.run(  # noqa: S603  our own code
+        [sys.executable, "-c", textwrap.dedent(code), kind], capture_output=True, text=True, check=False, timeout=60
+    )
+    assert (result.stdout, result.stderr) == (f"{[kind] * 2}\n", "")
+
+
 async def test_sessions_of_other_makers_stay_silent(engine, listen):
     """Enabling one maker touches neither `Session` nor `AsyncSession`."""
     heard = Log()
@@ -159,8 +213,9 @@ def test_what_makes_no_sessions_is_refused():
 async def test_on_commit_of_a_session_without_signals_is_refused(engine):
     """It would never be called."""
     async with async_sessionmaker(engine)() as session:
-        with pytest.raises(SignalsNotEnabledError, match="enable_signals"):
+        with pytest.raises(SignalsNotEnabledError, match="enable_signals") as caught:
             on_commit(session, lambda: None)
+        assert caught.value.session is session
 
 
 async def test_sessions_and_instances_are_not_kept(maker, listen):
@@ -275,6 +330,7 @@ def test_a_sync_session_refuses_async_receivers_before_any_sql(sync_engine, list
         with pytest.raises(AsyncReceiverError, match=r"hear.*is async.*AsyncSession") as caught:
             session.commit()
         assert caught.value.signal is signal
+        assert "hear" in caught.value.receiver
         assert statements == []
         with pytest.raises(AsyncReceiverError):
             session.flush()
@@ -373,13 +429,14 @@ async def test_sync_receivers_that_return_awaitables_are_awaited(maker, listen):
 async def test_statements_that_bypass_the_unit_of_work(maker, listen):
     """INSERT, UPDATE and DELETE of a model, with how many rows they matched."""
     heard = Log("sender", "kind", "rowcount")
-    saved = Log()
+    saved, given, statements = Log(), update(User).where(User.name == "bob").values(visits=5), []
     listen(pre_bulk, heard, sender=User)
     listen(post_bulk, heard, sender=User)
+    listen(post_bulk, lambda statement, **_: statements.append(statement))
     listen(post_save, saved)
     async with maker.begin() as session:
         await session.execute(insert(User), [{"name": "ada"}, {"name": "bob"}])
-        await session.execute(update(User).where(User.name == "bob").values(visits=5))
+        await session.execute(given)
         await session.execute(delete(User))
         await session.execute(select(User))
         await session.execute(User.__table__.insert(), [{"name": "core"}])
@@ -389,19 +446,23 @@ async def test_statements_that_bypass_the_unit_of_work(maker, listen):
     told = [each[1:] for each in heard if each[0] == "post_bulk"]
     assert told[1:] == [(User, "update", 1), (User, "delete", 2)]
     assert told[0][:2] == (User, "insert")
+    assert [(each.is_insert, each.is_update) for each in statements] == [(True, False), (False, True), (False, False)]
+    assert statements[1].compare(given)
     assert saved == []
 
 
 async def test_statements_with_returning_still_return(maker, listen):
-    """The result is handed through."""
-    heard = Log("kind")
+    """The result is handed through; entities that an INSERT returns are not counted."""
+    heard = Log("kind", "rowcount")
     listen(post_bulk, heard, sender=User)
     async with maker.begin() as session:
         users = (await session.scalars(insert(User).returning(User), [{"name": "ada"}, {"name": "bob"}])).all()
         assert {user.name for user in users} == {"ada", "bob"}
         names = await session.scalars(update(User).values(visits=2).returning(User.name))
         assert set(names) == {"ada", "bob"}
-    assert heard == [("post_bulk", "insert"), ("post_bulk", "update")]
+    assert heard[0] == ("post_bulk", "insert", None)
+    assert heard[1][:2] == ("post_bulk", "update")
+    assert heard[1][2] in (2, None)  # by driver
 
 
 async def test_statements_follow_transactions_and_can_be_vetoed(maker, listen):
@@ -450,9 +511,9 @@ async def test_instances_being_made_and_loaded(maker, listen):
     """pre_init may change the arguments; post_init sees the finished instance, from a call or from a row."""
     heard = []
 
-    def before(sender, args, kwargs, **_):
+    def before(sender, args, kwargs, session):
         kwargs.setdefault("name", "nobody")
-        heard.append(("pre", sender, dict(kwargs)))
+        heard.append(("pre", sender, args, dict(kwargs), session))
 
     def after(sender, instance, session, **_):
         heard.append(("post", sender, instance.name, session))
@@ -461,7 +522,7 @@ async def test_instances_being_made_and_loaded(maker, listen):
     listen(post_init, after, sender=Staff)
     cook = Cook(stars=1)
     assert cook.name == "nobody"
-    assert heard == [("pre", Cook, {"stars": 1, "name": "nobody"}), ("post", Cook, "nobody", None)]
+    assert heard == [("pre", Cook, (), {"stars": 1, "name": "nobody"}, None), ("post", Cook, "nobody", None)]
     async with maker() as session:
         session.add(cook)
         await session.commit()
@@ -491,6 +552,8 @@ def test_async_receivers_of_constructors_are_refused():
     for signal in (pre_init, post_init):
         with pytest.raises(ValueError, match="sync functions"):
             signal.connect(hear, sender=User)
+        with pytest.raises(ValueError, match="sync functions"):
+            signal.connect(Log(), sender=User, in_thread=True)
 
 
 def test_an_error_in_a_constructors_receiver_is_raised_from_the_call(listen):

@@ -211,6 +211,10 @@ def test_connected_blocks_take_phases_and_resolve_names():
     with post_save.connected(hear, "Cook", on="commit"):
         (connection,) = post_save.connections
         assert connection.sender is Cook
+        with post_save.muted():
+            assert post_save.has_listeners(Cook)
+            assert post_save.receivers_for(Cook) == [hear]
+        assert not post_save.has_listeners(Staff)
     assert post_save.connections == ()
     with pytest.raises(LookupError, match="NoSuchModel"), post_save.connected(hear, "NoSuchModel"):
         raise AssertionError
