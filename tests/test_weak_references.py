@@ -379,6 +379,17 @@ async def test_a_nested_function_that_dies_unheard_warns(made, warned):
     assert "weak=False" in str(warning.message)
 
 
+@pytest.mark.parametrize("make", [lambda: lambda **named: None, lambda: functools.partial(greet)])
+async def test_a_lambda_or_a_partial_that_dies_unheard_warns(made, warned, make):
+    """One that somebody held while it was connected is told of as a nested function is."""
+    kept = make()
+    made.connect(kept)
+    assert warned == []
+    del kept
+    await made.send(None)
+    assert ["died before any send" in str(warning.message) for warning in warned] == [True]
+
+
 async def test_a_loss_is_told_as_it_happens_where_that_can_be_told(made, warned):
     """A signal that a running frame refers to need not be used again before it tells of a loss."""
 
