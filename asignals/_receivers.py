@@ -95,7 +95,7 @@ def _parameters(receiver: Receiver) -> list[_Parameter] | None:
     if called is not None:
         return _parameters_of(called)[1:]
     outer = _signature(receiver, follow_wrapped=False)
-    if outer is None or not _takes_all(outer):
+    if outer is not None and not _takes_all(outer):
         return outer
     return _signature(receiver, follow_wrapped=True)
 

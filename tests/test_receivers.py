@@ -433,6 +433,22 @@ async def test_a_wrapper_is_as_picky_as_what_it_wraps():
         made.connect(decorate(lambda price: None), weak=False)
 
 
+@pytest.mark.parametrize("decorate", [functools.cache, functools.lru_cache(maxsize=2)], ids=["cache", "lru_cache"])
+async def test_a_wrapper_written_in_c_is_as_picky_as_what_it_wraps(decorate):
+    """A cached function is given the arguments that the function names, and refused for those that it lacks."""
+    made = Signal(NAMES)
+
+    @decorate
+    def hear(b):
+        return b
+
+    made.connect(hear)
+    assert await made.send(None, a=1, b=2) == [(hear, 2)]
+    for signal, reason in ((Signal(["a"]), "asks for 'b'"), (Signal(), "any keyword arguments")):
+        with pytest.raises(InvalidReceiverError, match=reason):
+            signal.connect(hear)
+
+
 async def test_a_wrapper_with_parameters_of_its_own_is_asked_itself():
     """What counts is what can be called, not what is behind it."""
 
