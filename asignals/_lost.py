@@ -14,6 +14,7 @@ from asignals._exceptions import ReceiverLostWarning
 from asignals._refs import is_a, name_of
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
     from types import CodeType, FrameType
     from weakref import ref
 
@@ -176,14 +177,17 @@ def _ids_of_variables(frame: FrameType) -> list[int]:
     return ids
 
 
-def caller() -> FrameType:
-    """The frame outside this package that is being run."""
+def caller(methods: Collection[CodeType]) -> FrameType:
+    """The frame that is being run outside of this package, the `with` blocks it makes, and these methods."""
     frame = sys._getframe(1)
-    while _is_own(frame) and frame.f_back is not None:
+    while (_is_own(frame) or frame.f_code in methods) and frame.f_back is not None:
         frame = frame.f_back
     return frame
 
 
+_OWN = ("asignals", "contextlib")
+
+
 def _is_own(frame: FrameType) -> bool:
     module = frame.f_globals.get("__name__", "")
-    return isinstance(module, str) and (module == "asignals" or module.startswith(("asignals.", "asignals ")))
+    return isinstance(module, str) and (module in _OWN or module.startswith(("asignals.", "asignals ")))

@@ -100,7 +100,7 @@ class Signal(Generic[P, R]):
         self.providing_args = names
         self.__doc__ = doc
         self._name = name
-        frame = _maker(self)
+        frame = _user_of(self)
         self._home: tuple[str, int] = (str(frame.f_globals.get("__name__")), frame.f_lineno)
         self._file = frame.f_code.co_filename
         self._stub: Callable[..., Any] | None = None
@@ -309,7 +309,7 @@ class Signal(Generic[P, R]):
         fleeting = is_fleeting(receiver, count)
         options = Options(weak, priority, subclasses, in_thread, timeout, once)
         options, shape = self._examine(receiver, sender, dispatch_uid, options)
-        frame = caller()
+        frame = _user_of(self)
         place = frame.f_code, frame.f_lineno
         if fleeting and options.weak:
             warn_fleeting(self, receiver, place)
@@ -459,14 +459,10 @@ class Signal(Generic[P, R]):
         return f"<asignals.Signal {self.name!r}{arguments}{view}, {count} receiver{'' if count == 1 else 's'}>"
 
 
-def _maker(signal: Signal[..., Any]) -> FrameType:
-    """The frame that makes a signal: not one of the `__init__`s of its subclass."""
-    frame = caller()
-    methods = [kind.__dict__.get("__init__") for kind in type(signal).__mro__]
-    own = {method.__code__ for method in methods if is_a(method, FunctionType)}
-    while frame.f_code in own and frame.f_back is not None:
-        frame = frame.f_back
-    return frame
+def _user_of(signal: Signal[..., Any]) -> FrameType:
+    """The frame that makes or connects: outside of this package, and of the methods of a subclass."""
+    methods = [value for kind in type(signal).__mro__[:-1] if kind is not Signal for value in vars(kind).values()]
+    return caller({method.__code__ for method in methods if is_a(method, FunctionType)})
 
 
 def _check_mode(task_group: object, limit: object) -> None:

@@ -1,3 +1,4 @@
+import contextlib
 import enum
 import gc
 import linecache
@@ -723,6 +724,30 @@ async def test_a_receiver_without_code_is_shown_by_its_name_and_where_it_was_con
     made.connect(thing, weak=False)
     (connection,) = made.connections
     assert repr(connection) == f"<asignals.Connection of {name} (connected at {connection.connected_at})>"
+
+
+async def test_the_line_that_connects_is_the_users(made):
+    """A block, a decorator and an overridden `connect` are told of by the line that uses them."""
+
+    class Announced(Signal):
+        def connect(self, receiver, *sender, **options):
+            return self.really_connect(receiver, *sender, **options)
+
+        def really_connect(self, *arguments, **options):
+            return super().connect(*arguments, **options)
+
+    def line():
+        return f"{__file__}:{sys._getframe(1).f_lineno}"
+
+    thing, own = {}, Announced(["x"])
+    with made.connected(thing.update, weak=False), own.connected(thing.update, weak=False):
+        expected = f"{__file__}:{sys._getframe().f_lineno - 1}"
+        assert [each.connections[0].connected_at for each in (made, own)] == [expected, expected]
+    with contextlib.ExitStack() as stack:
+        here, _ = line(), stack.enter_context(made.connected(thing.update, weak=False))
+        assert made.connections[0].connected_at == here
+    here, _ = line(), receiver(own, weak=False)(thing.update)
+    assert own.connections[0].connected_at == here
 
 
 async def test_connections_can_be_kept_in_sets(made):
