@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import asignals
-from asignals import DeclarationError, Signal, signal
+from asignals import Background, DeclarationError, Signal, signal
 
 at_module_level = Signal(["size"])
 
@@ -135,7 +135,7 @@ def test_names_are_known_as_the_compiler_knows_them(name):
 
 def test_the_name_is_found_at_the_module_that_assigns_the_signal():
     """A signal without a given name is called `module.attribute`."""
-    assert at_module_level.name == f"{__name__}.at_module_level"
+    assert at_module_level.using().name == at_module_level.name == f"{__name__}.at_module_level"
 
 
 def test_the_name_is_found_in_a_class_body():
@@ -317,14 +317,15 @@ def test_only_functions_can_be_stubs(stub):
 
 @pytest.mark.anyio
 async def test_defaults_of_a_stub_are_filled_in(collect):
-    """An argument that a send leaves out has the stub's default, for robust sends too."""
-    pizza_done.connect(collect)
-    try:
+    """An argument that a send leaves out has the stub's default, in every way of sending."""
+    with pizza_done.connected(collect):
         await pizza_done.send(None, toppings=["olives"])
-        await pizza_done.send_robust(None, toppings=[], size=40)
-    finally:
-        pizza_done.disconnect(collect)
-    assert [call["size"] for call in collect.calls] == [30, 40]
+        await pizza_done.send_robust(None, toppings=[])
+        await pizza_done.using(task_group=anyio.create_task_group).send(None, toppings=[])
+        async with Background() as background:
+            await background.send(pizza_done, None, toppings=[])
+        await pizza_done.send(None, toppings=[], size=40)
+    assert [call["size"] for call in collect.calls] == [30, 30, 30, 30, 40]
 
 
 @pytest.mark.anyio
