@@ -30,9 +30,9 @@ def connect(signal, where):
     async def nothing(**named):
         pass
 
-    is_sync = where in {"sync", "thread"}
-    signal.connect(sets if is_sync else sets_async, weak=False, in_thread=where == "thread")
-    if where != "last":
+    is_sync = where.startswith(("sync", "thread"))
+    signal.connect(sets if is_sync else sets_async, weak=False, in_thread=where.startswith("thread"))
+    if not where.endswith("last"):
         signal.connect(nothing, weak=False)
     return seen
 
@@ -46,7 +46,9 @@ def connect(signal, where):
         ("anyio", "sync", "by the receiver"),
         ("anyio", "async", "by the sender"),
         ("anyio", "last", "by the receiver"),
+        ("anyio", "sync, last", "by the receiver"),
         ("anyio", "thread", "by the sender"),
+        ("anyio", "thread, last", "by the sender"),
         ("asyncio", "async", "by the sender"),
         ("asyncio", "last", "by the receiver"),
         ("asyncio", "sync", "by the receiver"),
