@@ -227,6 +227,43 @@ def test_a_copy_of_a_letter_has_its_id() -> None:
     assert DeadLetter(b"a", "billing", "").id != DeadLetter(b"b", "billing", "").id
 
 
+@pytest.mark.parametrize("engine", ["redis"], indirect=True)
+async def test_a_redis_stream_is_trimmed_up_to_what_every_service_has_acknowledged(engine: World) -> None:
+    """An event that one service holds stays, with all after it, whatever the others have done."""
+    transport = engine.open()
+    await transport.publish_many([Envelope("numbers", b"%d" % number) for number in range(6)])
+    assert await transport.trim() == 0
+    held: dict[str, list[bytes]] = {}
+    for service in ("quick", "slow"):
+        await transport.add_service(service)
+        ((_, entries),) = await transport.client.xreadgroup(service, "one", {transport.key: ">"})
+        held[service] = [id_ for id_, _ in entries]
+    await transport.client.xack(transport.key, "quick", *held["quick"])
+    assert await transport.trim() == 0
+    await transport.client.xack(transport.key, "slow", *held["slow"][:3], *held["slow"][4:])
+    assert await transport.trim() == 3
+    assert [id_ for id_, _ in await transport.client.xrange(transport.key)] == held["slow"][3:]
+    await transport.client.xack(transport.key, "slow", held["slow"][3])
+    assert await transport.trim() == 2
+
+
+@pytest.mark.parametrize("engine", ["redis"], indirect=True)
+async def test_consumers_that_hold_nothing_are_forgotten(engine: World) -> None:
+    """After so many seconds without a word; those that hold events stay."""
+    transport = engine.open()
+    await transport.add_service("billing")
+    await transport.publish_many([Envelope("numbers", b"1")])
+    await transport.client.xreadgroup("billing", "one", {transport.key: ">"})
+    await transport.client.xgroup_createconsumer(transport.key, "billing", "two")
+    assert await transport.forget_consumers("billing") == 0
+    forgotten = 0
+    async with asyncio.timeout(10):
+        while not forgotten:
+            forgotten = await transport.forget_consumers("billing", 0.001)
+    assert forgotten == 1
+    assert [each["name"] for each in await transport.client.xinfo_consumers(transport.key, "billing")] == [b"one"]
+
+
 @pytest.mark.parametrize("engine", ["postgres", "psycopg"], indirect=True)
 async def test_notifications_wake_a_consumer(engine: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """With either driver of PostgreSQL a consumer hears of an event by NOTIFY, long before it would look by itself."""

@@ -139,7 +139,10 @@ class RedisStreams:
         return int(await limited(self.client.xlen(self.key), _TRIP))
 
     async def trim(self) -> int:
-        """Remove the events that every group has acknowledged; returns how many."""
+        """Remove the events that every group has acknowledged, all but the last one; returns how many.
+
+        Consumers do it by themselves now and then. Nothing is removed while there is no group.
+        """
         floors = []
         for group in await limited(self.client.xinfo_groups(self.key), _TRIP):
             oldest = None
@@ -152,7 +155,10 @@ class RedisStreams:
         return int(await limited(self.client.xtrim(self.key, minid=floor, approximate=False), _TRIP))
 
     async def forget_consumers(self, service: str, idle: float = 86_400.0) -> int:
-        """Remove consumers of a service that hold nothing and said nothing for `idle` seconds; returns how many."""
+        """Remove consumers of a service that hold nothing and said nothing for `idle` seconds; returns how many.
+
+        Consumers do it by themselves now and then, for their own service.
+        """
         return int(await limited(self._forget(keys=[self.key], args=[service, int(idle * 1000)]), _TRIP))
 
     def _dead(self, queue: str) -> str:
