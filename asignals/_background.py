@@ -111,7 +111,7 @@ class Background:
 
     Raises:
         TypeError, ValueError: one of the arguments is of another kind.
-        RuntimeError: entered again; or, as the block ends, other code had cancelled its workers.
+        RuntimeError: entered again; or, as the block ends, other code had cancelled a worker before it began.
     """
 
     def __init__(

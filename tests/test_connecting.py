@@ -960,6 +960,7 @@ def steps_of(coroutine):
         steps += 1
         return trace
 
+    gc.disable()  # what it finds of other tests may run code
     sys.settrace(trace)
     try:
         coroutine.send(None)
@@ -967,6 +968,7 @@ def steps_of(coroutine):
         return steps, ended.value
     finally:
         sys.settrace(before)
+        gc.enable()
     raise AssertionError
 
 
