@@ -14,7 +14,6 @@ from asignals._exceptions import ReceiverLostWarning
 from asignals._refs import is_a, name_of
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
     from types import CodeType, FrameType
     from weakref import ref
 
@@ -177,12 +176,17 @@ def _ids_of_variables(frame: FrameType) -> list[int]:
     return ids
 
 
-def caller(methods: Collection[CodeType]) -> FrameType:
-    """The frame that is being run outside of this package, the `with` blocks it makes, and these methods."""
+def caller(kind: type[Signal[..., Any]]) -> FrameType:
+    """The frame that is being run outside of this package, the `with` blocks it makes, and a subclass's methods."""
     frame = sys._getframe(1)
-    while (_is_own(frame) or frame.f_code in methods) and frame.f_back is not None:
+    while (_is_own(frame) or _is_of_method(frame.f_code, kind)) and frame.f_back is not None:
         frame = frame.f_back
     return frame
+
+
+def _is_of_method(code: CodeType, kind: type) -> bool:
+    found = [base.__dict__.get(code.co_name) for base in kind.__mro__]
+    return any(is_a(method, FunctionType) and method.__code__ is code for method in found)
 
 
 _OWN = ("asignals", "contextlib")

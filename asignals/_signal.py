@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterable
 from contextlib import ExitStack
 from functools import partial
-from types import FunctionType, MethodType
+from types import MethodType
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, Protocol, Self, TypedDict, TypeVar, Unpack, cast, overload
 from weakref import ref
 
@@ -26,7 +26,6 @@ from asignals._stream import Event, Overflow, Stream, Where
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Hashable
     from contextlib import AbstractContextManager
-    from types import FrameType
 
     from asignals._group import TaskGroupFactory
 
@@ -100,7 +99,7 @@ class Signal(Generic[P, R]):
         self.providing_args = names
         self.__doc__ = doc
         self._name = name
-        frame = _user_of(self)
+        frame = caller(type(self))
         self._home: tuple[str, int] = (str(frame.f_globals.get("__name__")), frame.f_lineno)
         self._file = frame.f_code.co_filename
         self._stub: Callable[..., Any] | None = None
@@ -309,7 +308,7 @@ class Signal(Generic[P, R]):
         fleeting = is_fleeting(receiver, count)
         options = Options(weak, priority, subclasses, in_thread, timeout, once)
         options, shape = self._examine(receiver, sender, dispatch_uid, options)
-        frame = _user_of(self)
+        frame = caller(type(self))
         place = frame.f_code, frame.f_lineno
         if fleeting and options.weak:
             warn_fleeting(self, receiver, place)
@@ -457,12 +456,6 @@ class Signal(Generic[P, R]):
         view = "" if self._origin is None else " (a view)"
         count = len(self.connections)
         return f"<asignals.Signal {self.name!r}{arguments}{view}, {count} receiver{'' if count == 1 else 's'}>"
-
-
-def _user_of(signal: Signal[..., Any]) -> FrameType:
-    """The frame that makes or connects: outside of this package, and of the methods of a subclass."""
-    methods = [value for kind in type(signal).__mro__[:-1] if kind is not Signal for value in vars(kind).values()]
-    return caller({method.__code__ for method in methods if is_a(method, FunctionType)})
 
 
 def _check_mode(task_group: object, limit: object) -> None:
