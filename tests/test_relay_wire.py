@@ -247,6 +247,23 @@ async def test_a_redis_stream_is_trimmed_up_to_what_every_service_has_acknowledg
     assert await transport.trim() == 2
 
 
+@pytest.mark.parametrize("engine", ["jetstream"], indirect=True)
+async def test_a_stream_of_jetstream_is_made_as_told_and_one_that_exists_is_left_as_it_is(engine: World) -> None:
+    """Ages and windows are in seconds; the dead letters' stream keeps them for ever."""
+    transport = engine.open()
+    for max_age, window in ((600.0, 30.0), (None, 10.0)):
+        one = jetstream.JetStream(
+            transport._servers, stream=transport.stream, max_age=max_age, window=window, name="some name"
+        )
+        await one.init()
+        client = await one._connected()
+        config = (await client.jsm().stream_info(transport.stream)).config
+        assert (config.max_age, config.duplicate_window, config.num_replicas) == (600.0, 30.0, 1)
+        assert (await client.jsm().stream_info(f"{transport.stream}-dead")).config.max_age in (None, 0)
+        assert client.options["name"] == "some name"
+        await one.aclose()
+
+
 @pytest.mark.parametrize("engine", ["redis"], indirect=True)
 async def test_consumers_that_hold_nothing_are_forgotten(engine: World) -> None:
     """After so many seconds without a word; those that hold events stay."""

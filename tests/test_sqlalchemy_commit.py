@@ -330,6 +330,23 @@ async def test_what_commit_receivers_send_on_is_delivered_too(maker, listen):
     assert heard == ["a", "a'", "a''", "/a''", "/a'", "/a"]
 
 
+async def test_a_receiver_of_commits_that_commits_is_told_of_that_as_well(maker, listen):
+    """`transaction_committed` is sent for each commit, and a failing receiver of it harms nobody."""
+    heard = []
+
+    async def again(session, **_):
+        heard.append(session)
+        if len(heard) < 3:
+            session.add(User(name=f"user {len(heard)}"))
+            await session.commit()
+        raise LookupError
+
+    listen(transaction_committed, again)
+    async with maker.begin() as session:
+        session.add(User(name="ada"))
+    assert heard == [session] * 3
+
+
 async def test_what_commit_receivers_write_and_do_not_commit_is_rolled_back_loudly(maker, listen, caplog, engine):
     """Nobody else knows of their transaction, so it does not linger; a read leaves nothing to say."""
 

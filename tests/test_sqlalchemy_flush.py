@@ -6,7 +6,7 @@ import warnings
 
 import pytest
 import sqlalchemy
-from sqlalchemy import func, inspect, select
+from sqlalchemy import delete, func, inspect, select
 from sqlalchemy.exc import IntegrityError, InvalidRequestError
 from sqlalchemy_support import (  # noqa: F401  fixtures
     Cook,
@@ -658,12 +658,22 @@ async def test_objects_that_a_receiver_deletes_are_announced_as_deleted(maker, l
     assert deletes == [("pre_delete", Note, (1,)), ("post_delete", Note, (1,))]
 
 
-async def test_muted_signals_tell_nobody(maker, saves):
-    """Neither then nor later."""
-    with post_save.muted():
-        async with maker.begin() as session:
-            session.add(User(name="ada"))
-    assert [name for name, *_ in saves] == ["pre_save"]
+async def test_muted_signals_tell_nobody(maker, saves, listen):
+    """Neither then nor later, also where the transaction ends after the block."""
+    ended = []
+    for on in ("commit", "rollback"):
+        listen(post_save, lambda instance, on=on, **_: ended.append((on, instance.name)), on=on)
+    async with maker() as session:
+        for end in (session.commit, session.rollback):
+            with post_save.muted():
+                session.add(User(name="muted"))
+                await session.flush()
+            session.add(User(name="heard"))
+            await end()
+            await session.execute(delete(User))
+            await session.commit()
+    assert [name for name, *_ in saves] == ["pre_save", "pre_save", "post_save", "pre_save"]
+    assert ended == [("commit", "heard")]
 
 
 async def test_objects_that_a_receiver_takes_away_are_not_announced(maker, listen, saves):

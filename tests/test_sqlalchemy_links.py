@@ -3,7 +3,8 @@
 # ruff: noqa: F811  fixtures are imported, and parameters go by their names
 
 import pytest
-from sqlalchemy import select
+from sqlalchemy import Column, ForeignKey, ForeignKeyConstraint, Integer, String, Table, create_engine, select
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship, sessionmaker
 from sqlalchemy_support import (  # noqa: F401  fixtures
     Label,
     Person,
@@ -20,7 +21,7 @@ from sqlalchemy_support import (  # noqa: F401  fixtures
     place,
 )
 
-from asignals.sqlalchemy import m2m_changed, post_save
+from asignals.sqlalchemy import enable_signals, m2m_changed, post_save
 
 pytestmark = pytest.mark.anyio
 
@@ -241,6 +242,41 @@ async def test_links_that_receivers_make_are_told_of_too(maker, heard, listen):
     async with maker.begin() as session:
         session.add(Pizza(id=1))
     assert heard[0] == toppings_of(1, "add", 9)
+
+
+def test_composite_keys_are_tuples(listen):
+    """As many as there are columns."""
+
+    class Plain(DeclarativeBase): ...
+
+    class Box(Plain):
+        __tablename__ = "boxes"
+        row: Mapped[int] = mapped_column(primary_key=True)
+        place: Mapped[str] = mapped_column(primary_key=True)
+
+    linked = Table(
+        "linked",
+        Plain.metadata,
+        Column("shelf_id", ForeignKey("shelves.id")),
+        Column("row", Integer),
+        Column("place", String),
+        ForeignKeyConstraint(["row", "place"], ["boxes.row", "boxes.place"]),
+    )
+
+    class Shelf(Plain):
+        __tablename__ = "shelves"
+        id: Mapped[int] = mapped_column(primary_key=True)
+        boxes = relationship(Box, secondary=linked)
+
+    heard = []
+    listen(m2m_changed, lambda action, pk_set, **_: heard.append((action, pk_set)), sender=Shelf.boxes)
+    engine = create_engine("sqlite://")
+    Plain.metadata.create_all(engine)
+    with enable_signals(sessionmaker(engine)).begin() as session:
+        session.add(Shelf(boxes=[Box(row=1, place="a"), Box(row=1, place="b")]))
+    engine.dispose()
+    Plain.registry.dispose()
+    assert heard == [(action, {(1, "a"), (1, "b")}) for action in ("pre_add", "post_add")]
 
 
 @pytest.mark.parametrize("wrong", [Pizza, Pizza.name, User.orders.expression, "Pizza", 3])
