@@ -623,6 +623,7 @@ async def test_an_envelope_says_what_export_was_told() -> None:
 
     class Amounts:
         def encode(self, arguments: Any) -> bytes:
+            assert list(arguments) == ["amount"]
             return b"%d" % arguments["amount"]
 
         def decode(self, body: bytes) -> dict[str, Any]:
@@ -633,7 +634,7 @@ async def test_an_envelope_says_what_export_was_told() -> None:
     relay.export(sent, "plain")
     relay.export(sent, "by.name", key="amount", version=3, local=("session", "note"))
     relay.export(sent, "by.function", key=lambda sender, arguments: f"{sender}-{arguments['amount']}")
-    relay.export(sent, "other", codec=Amounts(), senders=(str.lower, str.upper))
+    relay.export(sent, "other", codec=Amounts(), senders=(str.lower, str.upper), local=("session", "note"))
     billing.receive(into, "other", codec=Amounts())
     async with billing:
         with into.connected(lambda sender, amount, **_: heard.append((sender, amount))):
