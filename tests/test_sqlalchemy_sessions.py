@@ -390,6 +390,17 @@ def test_sync_sessions_log_async_receivers_of_the_transaction_itself(sync_engine
     assert "is async" in caplog.text
 
 
+def test_objects_saved_in_bulk_are_not_seen(sync_engine, listen):
+    """As the module's docstring says: neither as saves nor as statements."""
+    heard = Log()
+    for signal in (pre_save, post_save, pre_bulk, post_bulk):
+        listen(signal, heard)
+    with enable_signals(sessionmaker(sync_engine)).begin() as session:
+        session.bulk_save_objects([User(name="ada")])
+        assert session.scalar(select(func.count(User.id))) == 1
+    assert heard == []
+
+
 async def test_sync_receivers_in_a_thread(maker, listen):
     """`in_thread` receivers are awaited; the session waits for them."""
     import threading
