@@ -331,6 +331,32 @@ async def test_stopping_in_the_middle_says_what_was_not_delivered(signal, caplog
     assert (statistics.accepted, statistics.done, statistics.running, statistics.waiting) == (5, 1, 0, 0)
 
 
+async def test_a_task_that_is_cancelled_inside_of_the_block_cancels_the_receivers(signal, anyio_backend):
+    """A native cancellation ends them as that of a scope does, instead of waiting for them."""
+    if anyio_backend[0] == "trio":
+        pytest.skip("trio has no native cancellation")
+    ended = []
+
+    async def receives(x, **named):
+        try:
+            await anyio.sleep_forever()
+        finally:
+            ended.append(x)
+
+    async def runs():
+        async with Background() as background:
+            await background.send(signal, None, x=1)
+            await anyio.sleep_forever()
+
+    signal.connect(receives)
+    task = asyncio.get_running_loop().create_task(runs())
+    await anyio.wait_all_tasks_blocked()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError), anyio.fail_after(5):
+        await task
+    assert ended == [1]
+
+
 async def test_draining_for_a_time(signal):
     """`drain` cancels nothing, and returns how many are left."""
     go_on = anyio.Event()
@@ -417,6 +443,12 @@ async def test_a_receiver_cannot_drain_its_own_background(signal):
 async def test_a_send_made_while_muted_reaches_nobody(signal, seen):
     """A background send belongs to the block it was made in, also when it runs later; others are heard."""
     with anyio.fail_after(5):
+        for first in (Background.send, Background.send_nowait):
+            async with Background() as background:
+                with signal.muted():
+                    sent = first(background, signal, None, x=0)
+                    if sent is not None:
+                        await sent
         async with Background(limit=1) as background:
             for everywhere in (False, True):
                 await background.send(signal, None, x=1)

@@ -119,6 +119,12 @@ async def test_options_that_do_not_fit_a_sync_receiver_are_refused(made, options
     assert made.connections == ()
 
 
+async def test_a_uid_that_cannot_be_hashed_is_all_that_is_complained_of(made):
+    """The advice for receivers that cannot be weakly referenced is given for these only."""
+    with pytest.raises(TypeError, match=r"cannot connect .*greet .* to signal 'shop\.sold': unhashable type: 'list'$"):
+        made.connect(greet, dispatch_uid=[])
+
+
 @pytest.mark.parametrize("seconds", [0, -1, math.nan, True, "1"], ids=repr)
 async def test_a_timeout_is_a_positive_number_of_seconds(made, seconds):
     """A timeout that would never be met, or is no number, is refused."""
@@ -1244,3 +1250,14 @@ async def test_a_signal_tells_where_it_was_made():
     """`location` is the file and line of the call that made it."""
     made = Signal()
     assert made.location == f"{__file__}:{sys._getframe().f_lineno - 1}"
+
+
+async def test_receiver_takes_back_what_it_connected_under_a_uid():
+    """A signal that refuses the function leaves it connected to none of those before."""
+    first, second = Signal(["x"]), Signal(["y"])
+    with pytest.raises(InvalidReceiverError):
+
+        @receiver([first, second], dispatch_uid="sell")
+        def sell(x): ...
+
+    assert first.connections == ()

@@ -222,6 +222,7 @@ def test_the_repr_names_the_public_class_the_signal_and_the_count():
     assert repr(made) == "<asignals.Signal 'shop.sold' (a, b), 0 receivers>"
     made.connect(print, weak=False)
     assert repr(made) == "<asignals.Signal 'shop.sold' (a, b), 1 receiver>"
+    assert repr(made.using(limit=1)) == "<asignals.Signal 'shop.sold' (a, b) (a view), 1 receiver>"
 
 
 # -- stubs --

@@ -458,3 +458,13 @@ async def test_a_call_whose_awaitable_is_dropped_is_reported(made):
         (receiver, GeneratorExit),
         (None, ExceptionGroup),
     ]
+
+
+async def test_the_block_gives_what_ends_it_early(made):
+    """`with monitor(…) as stop` watches until `stop()` is called, or the block ends."""
+    reports = []
+    with monitor(reports.append) as stop:
+        await made.send("oven", **({} if made.providing_args is None else {"a": 1}))
+        stop()
+        await made.send("oven", **({} if made.providing_args is None else {"a": 1}))
+    assert len(reports) == 1

@@ -461,3 +461,16 @@ async def test_a_place_whose_holder_has_died_counts_as_free(made):
     with made.connected(greet, dispatch_uid="place"):
         assert [receiver for receiver, _ in await made.send(None)] == [greet]
     assert made.connections == ()
+
+
+@pytest.mark.parametrize("first", [0, 1], ids=["as entered", "reversed"])
+async def test_blocks_of_different_receivers_overlap(made, first):
+    """Each block's end disconnects its own receiver, whichever is left first."""
+    receivers = [greet, other]
+    blocks = [made.connected(each) for each in receivers]
+    for block in blocks:
+        block.__enter__()
+    blocks[first].__exit__(None, None, None)
+    assert made.receivers_for(None) == [receivers[1 - first]]
+    blocks[1 - first].__exit__(None, None, None)
+    assert made.receivers_for(None) == []

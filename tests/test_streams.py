@@ -219,6 +219,25 @@ async def test_several_readers_share_the_events(signal):
     assert sorted(read) == list(range(10))
 
 
+async def test_a_reader_that_is_cancelled_leaves_those_before_it_waiting(signal):
+    """Only the one that was cancelled gives up its turn."""
+    got = []
+
+    async def read(events):
+        got.append((await anext(events)).x)
+
+    with anyio.fail_after(5):
+        async with signal.stream() as events, anyio.create_task_group() as group:
+            group.create_task(read(events))
+            await anyio.wait_all_tasks_blocked()
+            async with anyio.create_task_group() as inner:
+                inner.create_task(read(events))
+                await anyio.wait_all_tasks_blocked()
+                inner.cancel_scope.cancel()
+            await signal.send(None, x=1)
+    assert got == [1]
+
+
 async def test_several_signals_in_the_order_of_their_sends(signal):
     """A merged stream has the events of all its signals that fit `sender` and `where`, and leaves all of them."""
     other = Signal()

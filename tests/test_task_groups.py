@@ -215,7 +215,7 @@ async def test_a_receiver_that_raises_the_cancellation_itself(group, anyio_backe
         pytest.skip("trio's cancellation cannot be raised by oneself")
     signal = Signal(["x"], task_group=group)
     connect(signal, log, *kinds)
-    with anyio.fail_after(5), pytest.raises(asyncio.CancelledError):
+    with pytest.raises(asyncio.CancelledError), anyio.fail_after(5):
         await getattr(signal, method)(None, x=1)
 
 
@@ -233,7 +233,7 @@ async def test_a_receiver_whose_task_is_cancelled_before_it_began(anyio_backend,
     for limit in (None, 1):
         signal = Signal(["x"], task_group=Cancelling, limit=limit)
         connect(signal, log, "waits", "waits", "sync", "waits")
-        with anyio.fail_after(5), pytest.raises(asyncio.CancelledError):
+        with pytest.raises(asyncio.CancelledError), anyio.fail_after(5):
             await signal.send(None, x=1)
 
 
@@ -545,3 +545,27 @@ async def test_what_a_sync_receiver_returns_may_fail(group, method):
             with pytest.raises(ExceptionGroup) as caught:
                 await signal.send(None, x=1)
             assert "returns" in caught.value.exceptions[0].__notes__[0]
+
+
+async def test_errors_that_follow_the_first_keep_their_tracebacks(group):
+    """Each error of the `ExceptionGroup` says where it was raised."""
+    signal = Signal(["x"], task_group=group)
+
+    async def second(x):
+        try:
+            await anyio.sleep_forever()
+        finally:
+            raise OSError
+
+    async def first(x):
+        raise LookupError
+
+    async def last(x):
+        await anyio.sleep_forever()
+
+    for each in (second, first, last):
+        signal.connect(each)
+    with anyio.fail_after(5), pytest.raises(ExceptionGroup) as caught:
+        await signal.send(None, x=1)
+    places = {type(error): traceback.extract_tb(error.__traceback__)[-1].name for error in caught.value.exceptions}
+    assert places == {LookupError: "first", OSError: "second"}

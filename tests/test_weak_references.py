@@ -807,3 +807,23 @@ def test_the_package_is_not_the_caller():
         receiver(Signal(), sender=3)(functools.partial(greet))
     assert caught
     assert not [warning.filename for warning in caught if warning.filename.startswith(package)]
+
+
+async def test_a_loss_that_is_uncertain_at_first_is_told_at_the_next_use():
+    """Where it cannot be seen that the signal lives on, nothing is said until that shows."""
+
+    def hears(**named): ...
+
+    box = Signal(name="s")
+    box.connect(hears)
+    for _ in range(10):  # deeper than is looked
+        box = [box]
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        del hears
+        gc.collect()
+    assert caught == []
+    while isinstance(box, list):
+        [box] = box
+    with pytest.warns(ReceiverLostWarning, match="a receiver of signal 's' died before any send"):
+        await box.send(None)
