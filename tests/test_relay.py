@@ -732,6 +732,17 @@ async def test_dead_letters_of_all_queues_are_shown_by_age_and_chosen_by_queue(m
     assert await errors() == ["5"]
 
 
+async def test_letters_that_cannot_be_read_are_in_nobodys_way(memory: Memory) -> None:
+    """A replay reaches the readable ones behind them, however small its limit, and leaves them."""
+    relay = Relay(memory, "billing")
+    paid = Envelope("order.paid", b'{"amount": 1}').encode()
+    for number, data in enumerate([b"?"] * 5 + [paid] * 2):
+        await memory.bury("dlq.billing", DeadLetter(data, "billing", "", time=number))
+    assert [await relay.replay(limit=1) for _ in range(3)] == [1, 1, 0]
+    assert [letter.data for letter in await relay.dead_letters()] == [b"?"] * 5
+    assert await relay.replay(limit=0) == 0
+
+
 async def test_init_makes_the_service_known_to_an_engine_that_asks_for_it() -> None:
     """Only where the relay receives something; doing it again is harmless."""
     known = []

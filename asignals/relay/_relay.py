@@ -455,10 +455,7 @@ class Relay:
         keeper = self._keeper()
         count = 0
         for name in [queue] if queue else self.dead_letter_queues:
-            for letter in await keeper.letters(name, limit - count):
-                envelope = letter.envelope
-                if envelope is None:
-                    continue
+            for letter, envelope in await _readable(keeper, name, limit - count):
                 await self._publish([_repeated(envelope, letter)])
                 await keeper.remove(name, letter)
                 count += 1
@@ -482,6 +479,17 @@ class Relay:
         exported = ", ".join(uid.topic for _, uid in self._exported) or "nothing"
         received = ", ".join(self._inbound.subscriptions) or "nothing"
         return f"<asignals.relay.Relay {self.service!r} exports {exported}, receives {received}>"
+
+
+async def _readable(keeper: DeadLetters, queue: str, limit: int) -> list[tuple[DeadLetter, Envelope]]:
+    """Give the oldest letters that can be read, however many are before them that cannot."""
+    most = limit
+    while True:
+        letters = await keeper.letters(queue, most)
+        found = [(letter, envelope) for letter in letters if (envelope := letter.envelope) is not None]
+        if len(found) >= limit or len(letters) < most:
+            return found[:limit]
+        most *= 2
 
 
 def _repeated(envelope: Envelope, letter: DeadLetter) -> Envelope:
