@@ -739,7 +739,7 @@ async def test_letters_that_cannot_be_read_are_in_nobodys_way(memory: Memory) ->
     for number, data in enumerate([b"?"] * 5 + [paid] * 2):
         await memory.bury("dlq.billing", DeadLetter(data, "billing", "", time=number))
     assert [await relay.replay(limit=1) for _ in range(3)] == [1, 1, 0]
-    assert [letter.data for letter in await relay.dead_letters()] == [b"?"] * 5
+    assert [letter.raw for letter in await relay.dead_letters()] == [b"?"] * 5
     assert await relay.replay(limit=0) == 0
 
 
