@@ -67,7 +67,8 @@ class Signal(Generic[P, R]):
     `Signal()` sends any keyword arguments, `Signal(["toppings", "size"])` exactly these. For types, defaults and a
     docstring, make one of a function with `@signal`.
 
-    `connect`, `disconnect` and `send` may be called from any thread; a receiver runs in the sender's.
+    `connect`, `disconnect` and `send` may be called from any thread; a receiver runs in the sender's. A signal is an
+    identity, as functions are: `copy.copy` and `copy.deepcopy` give it back as it is.
 
     Args:
         providing_args: The names of the arguments, checked by every `send`; `None` allows any.
@@ -217,6 +218,12 @@ class Signal(Generic[P, R]):
         view._origin = self if self._origin is None else self._origin
         view._set_mode(task_group, limit)
         return view
+
+    def __copy__(self) -> Self:
+        return self
+
+    def __deepcopy__(self, memo: object) -> Self:
+        return self
 
     def _copy(self) -> Self:
         copy = object.__new__(type(self))

@@ -1,3 +1,4 @@
+import copy
 import inspect
 import itertools
 import keyword
@@ -223,6 +224,20 @@ def test_the_repr_names_the_public_class_the_signal_and_the_count():
     made.connect(print, weak=False)
     assert repr(made) == "<asignals.Signal 'shop.sold' (a, b), 1 receiver>"
     assert repr(made.using(limit=1)) == "<asignals.Signal 'shop.sold' (a, b) (a view), 1 receiver>"
+
+
+def test_a_copy_of_a_signal_is_the_signal():
+    """Whatever holds a signal can be copied, and its copy sends to the same receivers, connected later ones too."""
+
+    class App:
+        paid = Signal(["amount"])
+
+        def __init__(self):
+            self.signals = [Signal(), pizza_done, self.paid]
+
+    app = App()
+    assert copy.deepcopy(app).signals == app.signals
+    assert [copy.copy(each) for each in app.signals] == app.signals
 
 
 # -- stubs --
