@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from types import coroutine
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Generator
     from contextvars import Context
 
-R = TypeVar("R")
-
 
 @coroutine
-def in_context(context: Context, work: Coroutine[Any, Any, R]) -> Generator[Any, Any, R]:
+def in_context(context: Context, work: Coroutine[Any, Any, None]) -> Generator[Any, Any, None]:
     """Await `work` with `context` as its current context; the caller's own context is untouched.
 
     Each step of it is run in the context, as an event loop does for a task; a task of its own would cost more than
@@ -25,9 +23,8 @@ def in_context(context: Context, work: Coroutine[Any, Any, R]) -> Generator[Any,
         while True:
             try:
                 trap = context.run(step, value)
-            except StopIteration as stop:
-                result: R = stop.value
-                return result
+            except StopIteration:
+                return
             try:
                 value = yield trap
                 step = work.send
