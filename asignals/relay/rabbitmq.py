@@ -70,6 +70,9 @@ class RabbitMQ:
     RabbitMQ gives an event to another instance when it was not acknowledged for its `consumer_timeout` (30 minutes by
     default).
 
+    RabbitMQ writes down that a new quorum queue exists some seconds after it has said so: a node (3.10) that is killed
+    before that may never find the queue a leader. So make a service known (`Relay.init`) some time before its events.
+
     Args:
         broker: A `faststream.rabbit.RabbitBroker`; only its settings are used.
         name: Names the exchange and begins the names of the queues: `<name>.<service>`, `<name>.dead.<queue>`.
