@@ -30,7 +30,9 @@ def blame(error: Exception, link: Link, signal: Signal[..., Any]) -> None:
 
 def failed(error: Exception, link: Link, signal: Signal[..., Any]) -> tuple[Receiver, Exception]:
     """Log an error that a robust send hands back; returns its place in the results."""
-    _logger.error("%s failed as a receiver of signal %r", link.describe(), signal.name, exc_info=error)
+    traceback = type(error), error, error.__traceback__  # logging would take a falsy exception for none
+    with suppress(Exception):  # a user's exception or logging filter may break it; the other receivers must run
+        _logger.error("%s failed as a receiver of signal %r", link.describe(), signal.name, exc_info=traceback)
     # The first frame is the sender's loop, whose results will hold the error: a reference cycle.
     if error.__traceback__ is not None:
         error.with_traceback(error.__traceback__.tb_next)  # an assignment would fail for frozen exceptions

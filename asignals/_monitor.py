@@ -66,7 +66,8 @@ class Watcher:
     def failed(self, error: Exception) -> None:
         """Log what went wrong in this monitor, and remove it, instead of troubling the send."""
         self()
-        _logger.error("asignals: a monitor failed and was removed", exc_info=error)
+        traceback = type(error), error, error.__traceback__  # logging would take a falsy exception for none
+        _logger.error("asignals: a monitor failed and was removed", exc_info=traceback)
 
 
 # The one list that generated code looks at, so it is changed in place and never replaced.

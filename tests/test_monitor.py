@@ -178,6 +178,23 @@ async def test_a_failing_monitor_is_logged_and_removed(made, method, caplog):
     assert isinstance(record.exc_info[1], RuntimeError)
 
 
+async def test_a_monitor_that_fails_with_a_falsy_exception_is_logged_with_its_traceback(made, caplog):
+    """An exception that counts as false is logged like any other."""
+
+    class EmptyError(Exception):
+        def __len__(self):
+            return 0
+
+    def broken(report):
+        raise EmptyError
+
+    made.connect(quick)
+    with monitor(broken):
+        await made.send(None, a=1)
+    (record,) = caplog.records
+    assert isinstance(record.exc_info[1], EmptyError)
+
+
 async def test_a_monitor_may_leave_while_it_is_told(made):
     """Undoing from within the callback is fine."""
     reports = []

@@ -19,6 +19,13 @@ class FrozenError(Exception):
     code: int
 
 
+class EmptyError(Exception):
+    """A falsy one, as an error that is a collection may be."""
+
+    def __len__(self):
+        return 0
+
+
 class SlottedReceiver:
     """A receiver that cannot be weakly referenced, fails, and may leave while it does."""
 
@@ -130,6 +137,37 @@ async def test_a_frozen_exception_is_returned(made):
     assert error == FrozenError(3)
     assert answer == "answer"
     assert error.__traceback__.tb_frame.f_code is breaks.__code__
+
+
+async def test_a_falsy_exception_is_logged_with_its_traceback(made, caplog):
+    """An exception that counts as false is logged like any other."""
+
+    def breaks(**named):
+        raise EmptyError
+
+    made.connect(breaks)
+    ((_, error),) = await send(made)
+    (record,) = caplog.records
+    assert record.exc_info[1] is error
+    assert "EmptyError" in record.exc_text
+
+
+async def test_failing_logging_keeps_no_receiver_from_running(made):
+    """An error that cannot be logged is in the results all the same, and later receivers run."""
+
+    def refuses(record):
+        raise RuntimeError(record)
+
+    made.connect(fails)
+    made.connect(answers)
+    logger = logging.getLogger("asignals")
+    logger.addFilter(refuses)
+    try:
+        ((_, error), (_, answer)) = await send(made)
+    finally:
+        logger.removeFilter(refuses)
+    assert isinstance(error, ValueError)
+    assert answer == "answer"
 
 
 @pytest.mark.parametrize("options", [{}, {"once": True}], ids=str)
