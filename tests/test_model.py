@@ -968,22 +968,24 @@ def silent_log(monkeypatch):
 @pytest.mark.parametrize("loop", ["asyncio", "trio"])
 def test_signal_does_what_the_model_does(loop, long):
     """Whatever is connected, sent, muted, ended, forgotten and collected, in whatever order, the model foresaw it."""
-    examples = 40_000 if long else 560
     with asyncio.Runner() as runner:
         run = trio.run if loop == "trio" else functools.partial(run_on_asyncio, runner)
         machine = type("MachineOnALoop", (Machine,), {"run": staticmethod(run), "steps": 0})
-        run_state_machine_as_test(
-            machine if long else seed(loop)(machine),
-            settings=settings(
-                max_examples=examples,
-                stateful_step_count=8,
-                deadline=None,
-                database=None,
-                print_blob=True,
-                phases=[Phase.generate, Phase.shrink],
-                suppress_health_check=list(HealthCheck),
-            ),
-        )
+        for _ in range(72 if long else 1):
+            gc.unfreeze()  # what hypothesis has left in cycles is gigabytes in the long run
+            gc.collect()
+            run_state_machine_as_test(
+                machine if long else seed(loop)(machine),
+                settings=settings(
+                    max_examples=560,
+                    stateful_step_count=8,
+                    deadline=None,
+                    database=None,
+                    print_blob=True,
+                    phases=[Phase.generate, Phase.shrink],
+                    suppress_health_check=list(HealthCheck),
+                ),
+            )
     # 50,000 in CI, on the two loops together. Only those count that found something to do.
     assert machine.steps >= (1_500_000 if long else 25_000)
 
