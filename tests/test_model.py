@@ -500,7 +500,10 @@ class World:
         self.senders[slot] = None
 
     def collect(self):
-        gc.collect()
+        left = None
+        while left != (now := len(self.signal.connections)):  # which lets go of what was held for senders that have died
+            left = now
+            gc.collect()
 
     def step(self, step):
         return getattr(self, step[0])(*step[1:]) if is_possible(self, step) else None
