@@ -501,7 +501,7 @@ class World:
 
     def collect(self):
         left = None
-        while left != (now := len(self.signal.connections)):  # which lets go of what was held for senders that have died
+        while left != (now := len(self.signal.connections)):  # lets go of what was held for dead senders
             left = now
             gc.collect()
 
