@@ -403,6 +403,52 @@ async def test_draining_does_not_wait_for_newer_sends(signal):
             go_on[1].set()
 
 
+async def test_a_send_that_is_cancelled_before_there_is_room_sends_nothing(signal):
+    """Nor does it when room comes."""
+    seen, go_on = [], anyio.Event()
+
+    async def receives(x, **named):
+        seen.append(x)
+        await go_on.wait()
+
+    signal.connect(receives)
+    with anyio.fail_after(5):
+        async with Background(limit=1, buffer=0) as background:
+            await background.send(signal, None, x=0)
+            async with anyio.create_task_group() as group:
+                group.create_task(background.send(signal, None, x=1))
+                await anyio.wait_all_tasks_blocked()
+                assert background.statistics().blocked == 1
+                group.cancel_scope.cancel()
+            assert background.statistics().blocked == 0
+            go_on.set()
+    assert seen == [0]
+
+
+async def test_draining_counts_no_newer_sends_that_are_done_before(signal):
+    """It waits for those that were accepted before it, though as many others are done meanwhile."""
+    go_on, drained = anyio.Event(), []
+
+    async def receives(x, **named):
+        if x == 0:
+            await go_on.wait()
+
+    async def drains():
+        drained.append(await background.drain())
+
+    signal.connect(receives)
+    with anyio.fail_after(5):
+        async with Background() as background, anyio.create_task_group() as group:
+            await background.send(signal, None, x=0)
+            group.create_task(drains())
+            await anyio.wait_all_tasks_blocked()
+            await background.send(signal, None, x=1)
+            await anyio.wait_all_tasks_blocked()
+            assert (background.statistics().done, drained) == (1, [])
+            go_on.set()
+    assert drained == [0]
+
+
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])
 async def test_another_thread_may_drain(signal, backend):
     """`drain` waits in the event loop that calls it."""

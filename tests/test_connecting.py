@@ -1261,3 +1261,21 @@ async def test_receiver_takes_back_what_it_connected_under_a_uid():
         def sell(x): ...
 
     assert first.connections == ()
+
+
+async def test_a_receiver_that_is_connected_while_a_plan_is_made_hears_the_next_send(made, monkeypatch):
+    """As by a finalizer that the garbage collector runs in the middle of it."""
+    in_order = _registry._in_order
+    connected = []
+
+    def and_connect(links):
+        plan = in_order(links)
+        if not connected:
+            connected.append(made.connect(other))
+        return plan
+
+    monkeypatch.setattr(_registry, "_in_order", and_connect)
+    made.connect(greet)
+    await made.send(None)
+    assert connected == [other]
+    assert [each for each, _ in await made.send(None)] == [greet, other]

@@ -420,6 +420,20 @@ async def test_the_sender_is_required_and_only_one(collect):
 
 
 @pytest.mark.anyio
+async def test_what_does_not_fit_a_stub_is_refused_in_its_name():
+    """Whichever way it is sent; a stub's sender is as required as it says."""
+    for send in (pizza_done.send, pizza_done.send_robust):
+        with pytest.raises(
+            TypeError, match=r"^pizza_done\.send(_robust)?\(\) missing 1 required positional .*'sender'$"
+        ):
+            await send(toppings=[])
+    async with Background() as background:
+        with pytest.raises(TypeError, match=r"^pizza_done\.send\(\) missing 1 required keyword-only .*'toppings'$"):
+            background.send_nowait(pizza_done, None)
+    assert (pizza_done.send.__module__, pizza_done.send.__name__) == (__name__, "send")
+
+
+@pytest.mark.anyio
 @pytest.mark.parametrize("method", ["send", "send_robust"])
 async def test_signal_cannot_be_sent_as_an_argument(collect, method):
     """An undeclared signal refuses the keyword `signal` before any receiver runs, heard or not."""

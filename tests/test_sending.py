@@ -241,6 +241,7 @@ async def test_an_exception_says_which_receiver_of_which_signal_raised_it(kind):
     code = getattr(receiver, "__func__", receiver).__code__
     for part in (code.co_qualname, f"{__file__}:{code.co_firstlineno}", "'shop.sold'"):
         assert part in note
+    assert "connected at" not in note  # which is told of receivers without Python code
 
 
 async def test_an_exception_raised_again_and_again_collects_no_notes(made):
