@@ -2,13 +2,14 @@ import asyncio
 import gc
 import os
 import signal
+import subprocess
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from asignals import Signal
+from asignals import Signal, _live, signals
 
 THREADS = 4
 ROUNDS = 200
@@ -290,3 +291,25 @@ def test_a_forked_child_waits_for_no_thread_that_it_does_not_have():
     leave.set()
     thread.join()
     assert os.waitpid(child, 0)[1] == 0
+
+
+def test_the_locks_that_a_child_gets_are_new():
+    """Whoever holds one of the parent's keeps nobody in the child from it, whatever the signal."""
+    made, named = Signal(), Signal(["a"])
+    before = made._registry.lock, named._registry.lock
+    with before[0], before[1]:
+        _live._renew_locks()
+    assert made._registry.lock is not before[0]
+    assert named._registry.lock is not before[1]
+    handler = Handler()
+    made.connect(handler.hear)
+    step(made.send(None))
+    assert handler.calls == 1
+    assert made in signals()
+
+
+def test_a_system_without_fork_needs_no_new_locks():
+    """As Windows."""
+    program = "import os; vars(os).pop('register_at_fork', None); import asignals; print(asignals.Signal(name='made'))"
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)  # noqa: S603
+    assert (run.stdout, run.stderr) == ("<asignals.Signal 'made', 0 receivers>\n", "")
