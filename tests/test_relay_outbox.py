@@ -181,14 +181,17 @@ async def test_several_relays_share_the_rows(engine: AsyncEngine) -> None:
     for number in range(200):
         await outboxes[0].put(event(number))
     sinks = [Sink() for _ in outboxes]
+    all_have_some = asyncio.Barrier(len(outboxes))
 
-    async def publish_slowly(sink: Sink, envelopes: Sequence[Envelope]) -> None:
-        await asyncio.sleep(0.005)
+    async def publish(sink: Sink, envelopes: Sequence[Envelope]) -> None:
+        if not sink.events:
+            async with asyncio.timeout(30):
+                await all_have_some.wait()
         await sink(envelopes)
 
     async with asyncio.TaskGroup() as tasks:
         for outbox, sink in zip(outboxes, sinks, strict=True):
-            tasks.create_task(drain(outbox, lambda envelopes, sink=sink: publish_slowly(sink, envelopes)))
+            tasks.create_task(drain(outbox, lambda envelopes, sink=sink: publish(sink, envelopes)))
     assert sorted(number for sink in sinks for number in sink.bodies) == list(range(200))
     assert all(sink.events for sink in sinks)
 
