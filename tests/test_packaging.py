@@ -90,7 +90,8 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     site = run(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))", cwd=folder).stdout.strip()
     others = {sysconfig.get_path("purelib"), sysconfig.get_path("platlib"), *filter(_is_site, sys.path)}
     (Path(site) / "others.pth").write_text("\n".join(sorted(others)), encoding="utf-8")
-    run(sys.executable, "-m", "pip", "--python", python, "install", "-q", "--no-deps", "--no-index", wheel, cwd=folder)
+    options = "-q", "--no-deps", "--no-index", "--ignore-installed"  # the tests' own environment may have it, too
+    run(sys.executable, "-m", "pip", "--python", python, "install", *options, wheel, cwd=folder)
     return python
 
 
