@@ -12,6 +12,7 @@ from sqlalchemy import event, text
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 
 from asignals.relay import Database, Envelope, SQLAlchemyOutbox, outbox
+from asignals.relay import database as database_module
 from asignals.relay._sql import as_engine
 
 if TYPE_CHECKING:
@@ -212,3 +213,58 @@ async def test_a_consumer_with_nothing_to_do_takes_no_lock(tmp_path: Path) -> No
         assert await box.drain_once(Draining(box).publish) == 0
         assert statements
         assert all(statement.startswith("SELECT") for statement in statements)
+
+
+@pytest.mark.parametrize(
+    ("url", "argument", "seconds"),
+    [
+        ("postgresql+asyncpg://nobody@127.0.0.1/none", "timeout", "10"),
+        ("postgresql+asyncpg://nobody@127.0.0.1/none?timeout=3", "timeout", "3"),
+        ("postgresql+psycopg://nobody@127.0.0.1/none", "connect_timeout", "10"),
+        ("postgresql+psycopg://nobody@127.0.0.1/none?connect_timeout=3", "connect_timeout", "3"),
+    ],
+)
+async def test_connecting_has_a_limit_of_time(url: str, argument: str, seconds: str) -> None:
+    """Ten seconds in engines that are made here, unless the URL says another."""
+    given: dict[str, Any] = {}
+
+    def asked(_dialect: object, _record: object, _arguments: object, options: dict[str, Any]) -> None:
+        given.update(options)
+        raise InterruptedError
+
+    engine, _ = as_engine(url)
+    event.listen(engine.sync_engine, "do_connect", asked)
+    with pytest.raises(InterruptedError):
+        await engine.connect()
+    assert str(given[argument]) == seconds
+
+
+async def test_a_claim_that_is_not_answered_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """After a time, which is told of as a loss, so that no consumer waits for ever."""
+    monkeypatch.setattr(database_module, "_TRIP", 0.1)
+    transport = Database(f"sqlite+aiosqlite:///{tmp_path}/relay.db")
+    await transport.init()
+    claim, asked, heard = transport._sql.claim, [], asyncio.Event()
+
+    async def silent_once(*arguments: Any) -> Any:
+        asked.append(1)
+        if len(asked) == 1:
+            await asyncio.Event().wait()
+        return await claim(*arguments)
+
+    async def handle(_: object) -> None:
+        heard.set()
+
+    monkeypatch.setattr(transport._sql, "claim", silent_once)
+    await transport.add_service("billing")
+    await transport.publish_many([Envelope("numbers", b"1")])
+    task = asyncio.create_task(transport.consume("billing", "one", handle))
+    async with asyncio.timeout(10):
+        await heard.wait()
+    task.cancel()
+    with suppress(asyncio.CancelledError):
+        await task
+    assert "TimeoutError: no answer within 0.1 s" in caplog.text
+    await transport.aclose()

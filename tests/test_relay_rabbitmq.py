@@ -88,6 +88,19 @@ async def test_messages_without_an_id_are_not_taken_for_each_other() -> None:
     assert [consumer.held[id_].message.body for id_ in taken] == [b"before", b"after"]
 
 
+async def test_what_could_not_be_acknowledged_is_remembered_within_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The oldest are forgotten first: the broker may have given those to another instance."""
+
+    async def fails() -> None:
+        raise ConnectionError
+
+    monkeypatch.setattr(rabbitmq, "_REMEMBERED", 2)
+    consumer = _Consumer(SimpleNamespace(), "billing", Slowly(), 10)  # type: ignore[arg-type]  # it asks no broker
+    for id_ in ("a", "b", "c"):
+        await consumer._acknowledge(id_, SimpleNamespace(ack=fails))  # type: ignore[arg-type]
+    assert list(consumer.done) == ["b", "c"]
+
+
 async def test_a_server_that_does_not_answer_is_waited_for_once(engine: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """However large the batch, its first event that is not confirmed in time ends it, and the next has a new line."""
     monkeypatch.setattr(rabbitmq, "_TRIP", 0.1)

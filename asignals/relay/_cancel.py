@@ -61,8 +61,10 @@ async def limited(call: Awaitable[T], seconds: float) -> T:
 
 
 async def _within(call: Awaitable[T], seconds: float) -> T:
-    with anyio.fail_after(seconds):  # cancels again and again, where `asyncio.timeout` does it once
+    with anyio.move_on_after(seconds):  # cancels again and again, where `asyncio.timeout` does it once
         return await call
+    msg = f"no answer within {seconds:g} s"
+    raise TimeoutError(msg)
 
 
 async def end(tasks: Collection[asyncio.Task[Any]]) -> None:

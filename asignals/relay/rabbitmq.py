@@ -184,7 +184,7 @@ class RabbitMQ:
         message = Message(envelope.encode(), delivery_mode=DeliveryMode.PERSISTENT, message_id=envelope.id)
         async with turns:
             if self._line is not line:
-                msg = "the connection was lost"
+                msg = "the connection to RabbitMQ was lost before the event could be published"
                 raise ConnectionError(msg)
             with self._giving_up(line):
                 await line.exchange.publish(message, envelope.topic, mandatory=True, timeout=_TRIP)
@@ -287,7 +287,7 @@ async def _until_closed(channel: AbstractChannel, seconds: float) -> None:
     closed = asyncio.ensure_future(channel.closed())
     await asyncio.wait([closed], timeout=seconds)
     if closed.done():
-        msg = "the channel was closed"
+        msg = "RabbitMQ closed the channel that events come by"
         raise ConnectionError(msg)
     closed.cancel()
 
