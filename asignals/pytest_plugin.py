@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Final
 import pytest
 
 from asignals import signals
+from asignals._block import blocks_of
 from asignals.testing import Capture, capture, muted, restored
 
 if TYPE_CHECKING:
@@ -76,12 +77,15 @@ def no_signals() -> Generator[None]:
 
 
 @pytest.fixture(autouse=True)
-def _restore_signals(request: pytest.FixtureRequest) -> Generator[None]:
-    """Put the connections back after a test that asks for it."""
-    if not _is_asked(request.node, request.config):
-        yield
-        return
-    with restored(*signals()):
+def _around_each_test(request: pytest.FixtureRequest) -> Generator[None]:
+    """Put the connections back after a test that asks for it, and enter the blocks that decorate its class."""
+    with contextlib.ExitStack() as stack:
+        if _is_asked(request.node, request.config):
+            stack.enter_context(restored(*signals()))
+        for node in request.node.listchain():
+            if isinstance(node, pytest.Class):
+                for block in blocks_of(node.obj):
+                    stack.enter_context(block.around_test())
         yield
 
 

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, Self
 import anyio
 
 from asignals import Connection, Event, Signal, monitor
+from asignals._block import Block
 from asignals._refs import sender_key
 from asignals._show import Shower
 from asignals._waker import Waker
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 
     from asignals._registry import Registry, Snapshot
 
-__all__ = ["ANY", "Capture", "capture", "muted", "restored", "swap_receivers"]
+__all__ = ["ANY", "Block", "Capture", "capture", "muted", "restored", "swap_receivers"]
 
 AnySignal = Signal[..., Any]
 
@@ -229,33 +230,43 @@ def capture(
     return Capture(signals, sender, where=where, everywhere=everywhere)
 
 
-@contextlib.contextmanager
-def muted(*signals: AnySignal, everywhere: bool = False) -> Iterator[None]:
-    """Let sends of these signals reach nobody inside the block: `Signal.muted` for several at once.
+def muted(*signals: AnySignal, everywhere: bool = False) -> Block[None]:
+    """Let sends of these signals reach nobody inside a block: `Signal.muted` for several at once.
 
-    As there, only the current context is muted unless `everywhere` is true. A capture sees muted sends. `TypeError` for
-    what is not a signal.
+    As there, only the current context is muted unless `everywhere` is true. A capture sees muted sends. Decorates
+    functions, fixtures and test classes, too: see `Block`. `TypeError` for what is not a signal.
     """
+    _checked("muted", signals)
+    return Block("muted", lambda: _muted(signals, everywhere), lambda: _muted(signals, True))  # noqa: FBT003
+
+
+@contextlib.contextmanager
+def _muted(signals: tuple[AnySignal, ...], everywhere: bool) -> Iterator[None]:  # noqa: FBT001  its caller names it
     with contextlib.ExitStack() as stack:
-        for signal in _checked("muted", signals):
+        for signal in signals:
             stack.enter_context(signal.muted(everywhere=everywhere))
         yield
 
 
-@contextlib.contextmanager
-def swap_receivers(signal: AnySignal, *receivers: Callable[..., object], sender: object = None) -> Iterator[None]:
-    """Let only these receivers hear the signal inside the block, then restore exactly what was connected before.
+def swap_receivers(signal: AnySignal, *receivers: Callable[..., object], sender: object = None) -> Block[None]:
+    """Let only these receivers hear the signal inside a block, then restore exactly what was connected before.
 
     They are connected strongly, in this order, for `sender` (to a model signal: for its flush). What the block itself
     connects or disconnects is undone as well. Seen by everyone, not only by this context: do not use it in tests that
-    run at once in one process.
+    run at once in one process. Decorates functions, fixtures and test classes, too: see `Block`.
+
     `ValueError` or `TypeError` for a receiver that `connect` refuses, or what is not a signal, and then nothing has
     changed. Streams go on listening.
     """
     _checked("swap_receivers", (signal,))
     for each in receivers:
         signal._callable(each)
-    with restored(signal):
+    return Block("swap_receivers", lambda: _swapped(signal, receivers, sender))
+
+
+@contextlib.contextmanager
+def _swapped(signal: AnySignal, receivers: tuple[Callable[..., object], ...], sender: object) -> Iterator[None]:
+    with _restored((signal,)):
         for registry in signal._registries().values():
             for connection in _connections(registry):
                 registry.remove(connection)
@@ -264,15 +275,20 @@ def swap_receivers(signal: AnySignal, *receivers: Callable[..., object], sender:
         yield
 
 
-@contextlib.contextmanager
-def restored(*signals: AnySignal) -> Iterator[None]:
-    """Put the connections of these signals back at the end of the block, exactly as they were at its start.
+def restored(*signals: AnySignal) -> Block[None]:
+    """Put the connections of these signals back at the end of a block, exactly as they were at its start.
 
     What was connected inside is disconnected; what was disconnected, used up (`once=True`) or connected again with
     other options is as before, at its place. Receivers that were connected at the start are kept alive by the block.
-    Seen by everyone. `TypeError` for what is not a signal.
+    Seen by everyone. Decorates functions, fixtures and test classes, too: see `Block`. `TypeError` for what is not a
+    signal.
     """
     _checked("restored", signals)
+    return Block("restored", lambda: _restored(signals))
+
+
+@contextlib.contextmanager
+def _restored(signals: tuple[AnySignal, ...]) -> Iterator[None]:
     before = [(registry, _snapshots(registry)) for signal in signals for registry in signal._registries().values()]
     try:
         yield
