@@ -45,10 +45,10 @@ class CaptureSignals:
 
     def __call__(
         self,
-        signal: Signal[..., Any] | Iterable[Signal[..., Any]],
+        *signals: Signal[..., Any] | Iterable[Signal[..., Any]],
         sender: object = None,
-        *,
         where: Callable[[Event], object] | None = None,
+        phase: str | None = None,
         everywhere: bool = True,
     ) -> Capture:
         """Capture the sends of signals from here to the end of the test, like `asignals.testing.capture`.
@@ -56,7 +56,8 @@ class CaptureSignals:
         Here every context is captured unless `everywhere` is false, because fixtures and tests may run in different
         ones.
         """
-        captured = self._stack.enter_context(capture(signal, sender, where=where, everywhere=everywhere))
+        captured = capture(*signals, sender=sender, where=where, phase=phase, everywhere=everywhere)
+        self._stack.enter_context(captured)
         self._captures.append(captured)
         return captured
 

@@ -86,7 +86,7 @@ def test_the_report_of_a_failed_test_shows_what_was_captured(project):
         import anyio, shop
 
         def test_fails(capture_signals):
-            capture_signals(shop.paid, "shop")
+            capture_signals(shop.paid, sender="shop")
             anyio.run(lambda: shop.paid.send("shop", amount=4711))
             assert False
 
@@ -185,7 +185,7 @@ def test_captures_choose_by_sender_and_where(project):
         import anyio, shop
 
         def test_it(capture_signals):
-            from_mill = capture_signals(shop.paid, "mill")
+            from_mill = capture_signals(shop.paid, sender="mill")
             large = capture_signals(shop.paid, where=lambda event: event.amount > 1)
             for sender, amount in (("shop", 1), ("mill", 1), ("shop", 2)):
                 anyio.run(lambda: shop.paid.send(sender, amount=amount))
