@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import contextlib
 from typing import TYPE_CHECKING
+from weakref import WeakKeyDictionary
 
 from asignals import Connection
 from asignals._block import Block
+from asignals._registry import Registry, Snapshot
 from asignals.testing._capture import AnySignal, checked
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-
-    from asignals._registry import Registry, Snapshot
+    from contextlib import AbstractContextManager
 
 
 def muted(*signals: AnySignal, everywhere: bool = False) -> Block[None]:
@@ -72,31 +73,65 @@ def restored(*signals: AnySignal) -> Block[None]:
     return Block("restored", lambda: _restored(signals))
 
 
-@contextlib.contextmanager
-def _restored(signals: tuple[AnySignal, ...]) -> Iterator[None]:
-    before = [(registry, _snapshots(registry)) for signal in signals for registry in signal._registries().values()]
-    try:
-        yield
-    finally:
-        for registry, snapshots in before:
-            _restore(registry, snapshots)
+def _restored(signals: tuple[AnySignal, ...]) -> AbstractContextManager[None]:
+    return Restorer().block(signals)
+
+
+class Restorer:
+    """Puts connections back, block after block; what has not changed since the last block costs almost nothing."""
+
+    def __init__(self) -> None:
+        # Connections refer to receivers weakly, so this keeps nobody alive between blocks.
+        self._known: WeakKeyDictionary[Registry, _Connected] = WeakKeyDictionary()
+
+    @contextlib.contextmanager
+    def block(self, signals: tuple[AnySignal, ...]) -> Iterator[None]:
+        """Restore these signals at the end of a block."""
+        kept = []
+        for signal in signals:
+            for registry in signal._registries().values():
+                known = self._look(registry)
+                kept.append((registry, known, known.hold()))  # the block may drop the last reference to them
+        try:
+            yield
+        finally:
+            for registry, known, (_, senders) in kept:
+                if registry._changes != known.changes:
+                    known.restore(registry, senders)
+
+    def _look(self, registry: Registry) -> _Connected:
+        known = self._known.get(registry)
+        if known is None or known.changes != registry._changes:
+            known = self._known[registry] = _Connected(registry)
+        return known
+
+
+class _Connected:
+    """Who was connected in a registry, with what options, when it had counted so many changes."""
+
+    __slots__ = ("changes", "connections")
+
+    def __init__(self, registry: Registry) -> None:
+        with registry.lock:
+            self.connections = {each: (each.facts, each.sender is None) for each in _connections(registry)}
+            self.changes = registry._changes
+
+    def hold(self) -> tuple[list[object], list[object]]:
+        """What the connections refer to, receivers (methods: their objects) and senders; `None` for what has died."""
+        return [each() for each in self.connections], [each.source() for each in self.connections]
+
+    def restore(self, registry: Registry, senders: list[object]) -> None:
+        """Make it so again, where receiver and sender were alive."""
+        with registry.lock:
+            for connection in _connections(registry):
+                if connection not in self.connections:
+                    registry.remove(connection)
+            for (connection, (state, is_for_all)), sender in zip(self.connections.items(), senders, strict=True):
+                receiver = connection.target()
+                if receiver is not None and (is_for_all or sender is not None):
+                    registry.restore(Snapshot(connection.key, sender, connection, receiver, state))
+            self.changes = registry._changes
 
 
 def _connections(registry: Registry) -> list[Connection]:
     return [link for link in registry.all_links() if isinstance(link, Connection)]
-
-
-def _snapshots(registry: Registry) -> list[Snapshot]:
-    with registry.lock:
-        found = [(each.receiver, each.sender, each.dispatch_uid) for each in _connections(registry)]
-        return [registry.snapshot(receiver, sender, uid) for receiver, sender, uid in found if receiver is not None]
-
-
-def _restore(registry: Registry, before: list[Snapshot]) -> None:
-    kept = {id(snapshot.connection) for snapshot in before}
-    with registry.lock:
-        for connection in _connections(registry):
-            if id(connection) not in kept:
-                registry.remove(connection)
-        for snapshot in before:
-            registry.restore(snapshot)

@@ -37,6 +37,9 @@ class _Any:
 ANY: Final[Any] = _Any()
 """Matches everything: `sent.assert_sent(sender=ANY)`."""
 
+entered: Final[list[Callable[[Capture], object]]] = []
+"""Called with each capture that is entered: what the pytest plugin learns of captures by."""
+
 _SHOWN: Final = 10  # sends in an assertion message
 _show: Final = Shower(limit=120, secrets=())
 _numbers: Final = itertools.count(1)
@@ -150,6 +153,11 @@ class Capture(Sequence[Event]):
             msg = f"expected one send of {self._names()}, {self._what_was_sent()}"
             raise AssertionError(msg)
         return events[0]
+
+    @property
+    def is_open(self) -> bool:
+        """Whether its block has begun and not ended."""
+        return self._state == "open"
 
     def describe(self) -> str:
         """Say what was sent as the assertion messages do: a line for each send, of the first ten, and how many more."""
@@ -294,6 +302,8 @@ class Capture(Sequence[Event]):
         if not self._everywhere:
             _open_here.set(_open_here.get() | {self._number})
         self._state = "open"
+        for each in tuple(entered):
+            each(self)
         return self
 
     def __exit__(
@@ -400,8 +410,10 @@ def capture(
     """
     given: list[Any] = []
     for each in signals:
-        several = isinstance(each, Iterable) and not isinstance(each, (Signal, str))
-        given += each if several else [each]
+        if isinstance(each, Iterable) and not isinstance(each, (Signal, str)):
+            given.extend(each)
+        else:
+            given.append(each)
     if not given:
         msg = "capture() needs a signal"
         raise TypeError(msg)
