@@ -5,6 +5,7 @@ import contextvars
 import gc
 import math
 import threading
+import time
 import weakref
 
 import anyio
@@ -13,7 +14,8 @@ import anyio.to_thread
 import pytest
 
 from asignals import Background, Signal, signal
-from asignals.testing import ANY, Capture, capture, muted, restored, swap_receivers
+from asignals.testing import ANY, Capture, capture, muted, replaced, restored, swap_receivers
+from asignals.testing._blocks import Restorer
 
 pytestmark = pytest.mark.anyio
 
@@ -664,6 +666,73 @@ async def test_restored_revives_what_was_used_up_changed_or_disconnected():
     assert calls == [0, 1, 2, 3]
 
 
+def test_restoring_what_has_not_changed_costs_next_to_nothing():
+    """A hundred signals, three receivers each: under 0.3 ms of CPU time for each test."""
+    sigs = tuple(make(f"signal {number}") for number in range(100))
+    receivers = [lambda **named: None for _ in range(3)]
+    for each in sigs:
+        for receiver in receivers:
+            each.connect(receiver)
+    restorer = Restorer()
+
+    def cost():
+        start = time.thread_time()
+        with restorer.block(sigs):
+            pass
+        return time.thread_time() - start
+
+    cost()
+    assert min(cost() for _ in range(200)) < 0.3e-3
+
+
+async def test_a_restorer_notices_what_happens_between_its_blocks(collect):
+    """What is connected, disconnected or dies there is not undone, nor is it held."""
+    paid, restorer = make(), Restorer()
+    mortal, late = (lambda number=number, **named: collect(by=number) for number in range(2))
+    paid.connect(mortal, weak=True)
+    await paid.send("shop", amount=1)
+    for _ in range(2):
+        with restorer.block((paid,)):
+            paid.connect(collect)
+    alive = weakref.ref(mortal)
+    del mortal
+    gc.collect()
+    assert alive() is None
+    with restorer.block((paid,)):
+        paid.disconnect(collect)
+    assert paid.connections == ()
+    paid.connect(late)
+    with restorer.block((paid,)):
+        paid.disconnect(late)
+    assert [each.receiver for each in paid.connections] == [late]
+
+
+async def test_what_is_connected_strongly_or_for_a_sender_survives_its_disconnection(collect):
+    """Nothing but the connection refers to the receiver; a sender that dies takes its connection with it."""
+    paid = make()
+
+    class Shop: ...
+
+    shop, gone = Shop(), Shop()
+    paid.connect(lambda **named: collect(**named), sender=shop, weak=False)  # noqa: PLW0108  nothing else holds it
+    paid.connect(collect, sender=gone)
+    restorer = Restorer()
+    with restorer.block((paid,)):
+        for each in paid.connections:
+            paid.disconnect(each.receiver, sender=each.sender)
+    assert len(paid.connections) == 2
+    del gone
+    gc.collect()
+    with restorer.block((paid,)):
+        paid.connect(print, weak=False)
+    gc.collect()
+    assert [each.sender for each in paid.connections] == [shop]
+    await paid.send("somebody else", amount=1)
+    assert collect.calls == []
+    await paid.send(shop, amount=2)
+    assert len(collect.calls) == 1
+
+
 async def test_restored_keeps_no_receiver_alive_afterwards():
     """The block holds the receivers it found; after it they may die as before."""
     paid = make()
@@ -708,6 +777,139 @@ async def _run_in(context, sig):
     coroutine = sig.send("shop", amount=9)
     with pytest.raises(StopIteration):
         context.run(coroutine.send, None)
+
+
+async def test_replaced_keeps_the_place_and_the_options():
+    """The mock is called where the receiver was; priority, sender, subclasses and uid are those of the receiver."""
+    paid, called = make(), []
+
+    class Shop: ...
+
+    class Mill(Shop): ...
+
+    def note(name):
+        def receiver(**named):
+            called.append(name)
+
+        return receiver
+
+    first, ship, last, loud = (note(name) for name in ("first", "ship", "last", "loud"))
+    paid.connect(first)
+    paid.connect(ship, sender=Shop, subclasses=True, dispatch_uid="ship")
+    paid.connect(last)
+    paid.connect(loud, priority=1)
+    before = paid.connections
+    with replaced(paid, ship, note("mock")) as mock:
+        await paid.send(Mill, amount=1)
+        assert called == ["loud", "first", "mock", "last"]
+        (connection,) = (each for each in paid.connections if each.receiver is mock)
+        assert (connection.sender, connection.dispatch_uid, connection.subclasses) == (Shop, "ship", True)
+        assert len(paid.connections) == 4
+    called.clear()
+    await paid.send(Mill, amount=1)
+    assert (called, paid.connections) == (["loud", "first", "ship", "last"], before)
+
+
+async def test_replaced_makes_a_mock_that_fits():
+    """An `AsyncMock` for an async receiver, also of a `timeout`; else a `Mock`, also `in_thread`."""
+    paid = make()
+
+    async def ship(amount): ...
+
+    def book(amount): ...
+
+    paid.connect(ship, timeout=1)
+    paid.connect(book, in_thread=True)
+    with replaced(paid, ship) as shipped, replaced(paid, "book") as booked:
+        assert await paid.send("shop", amount=1) == [(shipped, None), (booked, None)]
+    shipped.assert_awaited_once_with(signal=paid, sender="shop", amount=1)
+    booked.assert_called_once_with(signal=paid, sender="shop", amount=1)
+
+
+def replaceable():
+    def ship(amount): ...
+
+    return ship
+
+
+class Depot:
+    def ship(self, amount): ...
+
+
+@pytest.mark.parametrize(
+    "name", ["replaceable.<locals>.ship", f"{__name__}.replaceable.<locals>.ship", "ship", "ship-uid"], ids=str
+)
+def test_replaced_finds_receivers_by_their_names(name):
+    """By qualified name, with the module or without, by the last part of it, or by the `dispatch_uid`."""
+    paid, ship = make(), replaceable()
+    paid.connect(ship, dispatch_uid="ship-uid")
+    paid.connect(print, weak=False)
+    with replaced(paid, name, print) as mock:
+        assert [each.receiver for each in paid.connections] == [print, print]
+        assert mock is print
+    assert [each.receiver for each in paid.connections] == [ship, print]
+
+
+def test_replaced_replaces_every_connection_of_the_receiver():
+    """For each sender, and methods too."""
+    paid, depot = make(), Depot()
+    for sender in ("shop", "mill"):
+        paid.connect(depot.ship, sender=sender)
+    with replaced(paid, depot.ship) as mock:
+        assert [(each.receiver, each.sender) for each in paid.connections] == [(mock, "shop"), (mock, "mill")]
+    assert [each.receiver for each in paid.connections] == [depot.ship] * 2
+    assert [each.sender for each in paid.connections] == ["shop", "mill"]
+
+
+def test_replaced_says_whom_it_could_replace():
+    """When nobody or several different ones go by the name; a mock that is connected already is refused."""
+    paid, ship, other = make(), replaceable(), Depot()
+    paid.connect(ship)
+    with pytest.raises(LookupError, match=r"'shipp' is not connected to shop.paid, but .*replaceable.<locals>.ship"):
+        replaced(paid, "shipp").__enter__()
+    with pytest.raises(LookupError, match=r"Depot.ship is not connected to shop.paid"):
+        replaced(paid, other.ship).__enter__()
+    paid.connect(other.ship)
+    with pytest.raises(LookupError, match=r"several receivers .* go by the name 'ship'"):
+        replaced(paid, "ship").__enter__()
+    with pytest.raises(ValueError, match=r"is connected to shop.paid already"):
+        replaced(paid, ship, other.ship).__enter__()
+    with pytest.raises(TypeError, match="must be callable"):
+        replaced(paid, ship, 3)
+    with pytest.raises(TypeError, match=r"replaced\(\) takes signals"):
+        replaced("paid", ship)
+    with pytest.raises(ValueError, match="cannot connect"), replaced(paid, ship, lambda nonsense: None):
+        pytest.fail("must not be entered")
+    assert [each.receiver for each in paid.connections] == [ship, other.ship]
+
+
+async def test_replaced_leaves_alone_what_else_changes(collect):
+    """What the block connects stays; a receiver that is used up once is there again."""
+    paid, ship = make(), Depot().ship
+    paid.connect(ship, once=True)
+    with replaced(paid, ship) as mock:
+        paid.connect(collect)
+        await paid.send("shop", amount=1)
+        await paid.send("shop", amount=2)
+    assert mock.call_count == 1
+    assert [each.receiver for each in paid.connections] == [ship, collect]
+
+
+def test_replaced_nests_and_decorates():
+    """The outer mock is back when the inner block ends."""
+    paid, ship = make(), replaceable()
+    paid.connect(ship)
+    with replaced(paid, ship) as outer:
+        with replaced(paid, outer) as inner:
+            assert [each.receiver for each in paid.connections] == [inner]
+        assert [each.receiver for each in paid.connections] == [outer]
+
+    @replaced(paid, ship, print)
+    async def look():
+        return [each.receiver for each in paid.connections]
+
+    assert asyncio.run(look()) == [print]
+    assert [each.receiver for each in paid.connections] == [ship]
 
 
 def test_model_signals_are_restored_in_all_their_phases():

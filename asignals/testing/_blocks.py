@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+from unittest.mock import AsyncMock, Mock
 from weakref import WeakKeyDictionary
 
 from asignals import Connection
 from asignals._block import Block
+from asignals._refs import identify, name_of
 from asignals._registry import Registry, Snapshot
 from asignals.testing._capture import AnySignal, checked
 
@@ -59,6 +61,111 @@ def _swapped(signal: AnySignal, receivers: tuple[Callable[..., object], ...], se
         for each in receivers:
             signal.connect(each, sender, weak=False)
         yield
+
+
+def replaced(signal: AnySignal, receiver: Callable[..., Any] | str, mock: Any = None) -> Block[Any]:
+    """Have `mock` called in the place of one connected receiver inside a block; the block gives the mock.
+
+    It takes the receiver's place, priority, sender and other options, for each sender that the receiver is connected
+    for, and in each phase of a model signal; then the receiver is back, exactly as it was. What else the block connects
+    or disconnects stays. Seen by everyone. Decorates functions, fixtures and test classes, too: see `Block`.
+
+    Args:
+        signal: Whose receiver to replace.
+        receiver: The receiver, or its name: `module.qualname`, an end of that (`"ship"`), or its `dispatch_uid`.
+        mock: What to call instead; by default a new `unittest.mock.AsyncMock` for an async receiver, or `Mock`, which
+            returns `None`.
+
+    Raises:
+        TypeError: what is not a signal or cannot be called.
+        LookupError: as the block is entered: the receiver is not connected, or several go by the name.
+        ValueError: then too: the mock is connected for the same sender already, or cannot be called as the receiver is.
+    """
+    (signal,) = checked("replaced", (signal,))
+    if mock is not None:
+        signal._callable(mock)
+    return Block("replaced", lambda: _replaced(signal, receiver, mock))
+
+
+@contextlib.contextmanager
+def _replaced(signal: AnySignal, receiver: Callable[..., Any] | str, mock: Any) -> Iterator[Any]:
+    found = _find(signal, receiver)
+    if mock is None:
+        mock = AsyncMock(return_value=None) if found[0][1].is_async else Mock(return_value=None)
+    with contextlib.ExitStack() as stack:
+        for phase, connection in found:
+            stack.enter_context(_in_place_of(signal, phase, connection, mock))
+        yield mock
+
+
+def _find(signal: AnySignal, receiver: Callable[..., Any] | str) -> list[tuple[str, Connection]]:
+    """The connections of one receiver, with their phases."""
+    connected = [(phase, each) for phase, registry in signal._registries().items() for each in _connections(registry)]
+    found = [(phase, each) for phase, each in connected if _is_meant(each, receiver)]
+    if not found:
+        asked = repr(receiver) if isinstance(receiver, str) else name_of(receiver)
+        there = ", ".join(each.describe() for _, each in connected) or "nobody is"
+        msg = f"{asked} is not connected to {signal.name}, but {there}"
+        raise LookupError(msg)
+    if len({identify(target) for _, each in found if (target := each.target())}) > 1:
+        names = ", ".join(each.describe() for _, each in found)
+        msg = f"several receivers of {signal.name} go by the name {receiver!r}: {names}"
+        raise LookupError(msg)
+    return found
+
+
+def _is_meant(connection: Connection, receiver: Callable[..., Any] | str) -> bool:
+    target = connection.target()
+    if target is None:
+        return False
+    if not isinstance(receiver, str):
+        return identify(target) == identify(receiver)
+    full = name_of(target)
+    return receiver in {connection.dispatch_uid, full} or full.endswith(f".{receiver}")
+
+
+@contextlib.contextmanager
+def _in_place_of(signal: AnySignal, phase: str, connection: Connection, mock: Any) -> Iterator[None]:
+    registry, receiver = signal._registries()[phase], connection.target()
+    sender, uid = connection.sender, connection.dispatch_uid
+    if receiver is None:  # it has just died, and nobody can be put back
+        yield
+        return
+    with registry.lock:
+        before = registry.snapshot(receiver, sender, uid)
+        if uid is None and registry.snapshot(mock, sender, None).connection is not None:
+            msg = f"{name_of(mock)} is connected to {signal.name} already and cannot replace {connection.describe()}"
+            raise ValueError(msg)
+        registry.remove(connection)
+        try:
+            _connect_like(signal, phase, connection, mock)
+            instead = registry.snapshot(mock, sender, uid)
+            _move(registry, instead.connection, connection.order)
+        except BaseException:
+            registry.restore(before)
+            raise
+    try:
+        yield
+    finally:
+        with registry.lock:
+            if instead.connection is not None:
+                registry.remove(instead.connection)
+            registry.restore(before)
+
+
+def _move(registry: Registry, connection: Connection | None, order: int) -> None:
+    """Give a new connection the place of another one."""
+    if connection is not None:
+        connection.order = order
+        registry.restyle(connection, *connection.facts)  # so that plans are made again
+
+
+def _connect_like(signal: AnySignal, phase: str, connection: Connection, mock: Any) -> None:
+    """Connect a mock with the sender and the options of a connection."""
+    options = {name: getattr(connection, name) for name in ("priority", "in_thread", "timeout", "once", "subclasses")}
+    if phase:
+        options["on"] = phase
+    signal.connect(mock, connection.sender, weak=False, dispatch_uid=connection.dispatch_uid, **options)
 
 
 def restored(*signals: AnySignal) -> Block[None]:
