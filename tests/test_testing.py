@@ -812,15 +812,10 @@ async def test_replaced_keeps_the_place_and_the_options():
 
 async def test_replaced_makes_a_mock_that_fits():
     """An `AsyncMock` for an async receiver, also of a `timeout`; else a `Mock`, also `in_thread`."""
-    paid = make()
-
-    async def ship(amount): ...
-
-    def book(amount): ...
-
-    paid.connect(ship, timeout=1)
-    paid.connect(book, in_thread=True)
-    with replaced(paid, ship) as shipped, replaced(paid, "book") as booked:
+    paid, depot = make(), Depot()
+    paid.connect(depot.ship_later, timeout=1)
+    paid.connect(depot.ship, in_thread=True)
+    with replaced(paid, depot.ship_later) as shipped, replaced(paid, "ship") as booked:
         assert await paid.send("shop", amount=1) == [(shipped, None), (booked, None)]
     shipped.assert_awaited_once_with(signal=paid, sender="shop", amount=1)
     booked.assert_called_once_with(signal=paid, sender="shop", amount=1)
@@ -834,6 +829,8 @@ def replaceable():
 
 class Depot:
     def ship(self, amount): ...
+
+    async def ship_later(self, amount): ...
 
 
 @pytest.mark.parametrize(
