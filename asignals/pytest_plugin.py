@@ -26,8 +26,8 @@ from typing import TYPE_CHECKING, Any, Final
 import pytest
 
 from asignals import signals
-from asignals._block import blocks_of
 from asignals.testing import Capture, capture, muted
+from asignals.testing._block import blocks_of
 from asignals.testing._blocks import Restorer
 from asignals.testing._capture import entered
 

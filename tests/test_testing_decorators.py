@@ -266,7 +266,10 @@ def test_asyncio_unittest_classes_are_surrounded_in_their_own_context(heard):
     class Test(unittest.IsolatedAsyncioTestCase):
         async def asyncSetUp(self):
             await paid.send("shop", amount=1)
-            self.addAsyncCleanup(paid.send, "shop", amount=4)
+            self.addAsyncCleanup(self.clean_up)
+
+        async def clean_up(self):
+            await paid.send("shop", amount=4)
 
         async def asyncTearDown(self):
             await paid.send("shop", amount=3)

@@ -9,7 +9,7 @@ and in threads. What changes signals for a block (`muted`, `replaced`, `swap_rec
 well. The fixtures of `asignals.pytest_plugin` are the same for pytest.
 """
 
-from asignals._block import Block as Block
+from asignals.testing._block import Block as Block
 from asignals.testing._blocks import muted as muted
 from asignals.testing._blocks import replaced as replaced
 from asignals.testing._blocks import restored as restored

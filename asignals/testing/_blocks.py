@@ -8,9 +8,8 @@ from unittest.mock import AsyncMock, Mock
 from weakref import WeakKeyDictionary
 
 from asignals import Connection
-from asignals._block import Block
-from asignals._refs import identify, name_of
-from asignals._registry import Registry, Snapshot
+from asignals._core import Registry, Snapshot, identify, name_of
+from asignals.testing._block import Block
 from asignals.testing._capture import AnySignal, checked
 
 if TYPE_CHECKING:
@@ -157,7 +156,7 @@ def _move(registry: Registry, connection: Connection | None, order: int) -> None
     """Give a new connection the place of another one."""
     if connection is not None:
         connection.order = order
-        registry.restyle(connection, *connection.facts)  # so that plans are made again
+        registry.set_options(connection, connection.options, connection.shape)  # so that plans are made again
 
 
 def _connect_like(signal: AnySignal, phase: str, connection: Connection, mock: Any) -> None:
@@ -203,12 +202,12 @@ class Restorer:
             yield
         finally:
             for registry, known, (_, senders) in kept:
-                if registry._changes != known.changes:
+                if registry.changes != known.changes:
                     known.restore(registry, senders)
 
     def _look(self, registry: Registry) -> _Connected:
         known = self._known.get(registry)
-        if known is None or known.changes != registry._changes:
+        if known is None or known.changes != registry.changes:
             known = self._known[registry] = _Connected(registry)
         return known
 
@@ -220,8 +219,9 @@ class _Connected:
 
     def __init__(self, registry: Registry) -> None:
         with registry.lock:
-            self.connections = {each: (each.facts, each.sender is None) for each in _connections(registry)}
-            self.changes = registry._changes
+            found = _connections(registry)
+            self.connections = {each: ((each.options, each.shape), each.sender is None) for each in found}
+            self.changes = registry.changes
 
     def hold(self) -> tuple[list[object], list[object]]:
         """What the connections refer to, receivers (methods: their objects) and senders; `None` for what has died."""
@@ -237,8 +237,8 @@ class _Connected:
                 receiver = connection.target()
                 if receiver is not None and (is_for_all or sender is not None):
                     registry.restore(Snapshot(connection.key, sender, connection, receiver, state))
-            self.changes = registry._changes
+            self.changes = registry.changes
 
 
 def _connections(registry: Registry) -> list[Connection]:
-    return [link for link in registry.all_links() if isinstance(link, Connection)]
+    return [each for each in registry.all_subscribers() if isinstance(each, Connection)]

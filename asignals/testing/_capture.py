@@ -15,9 +15,8 @@ from typing import TYPE_CHECKING, Any, Final, Literal, Self, TypeAlias, overload
 import anyio
 
 from asignals import Event, Signal, monitor
-from asignals._refs import sender_key
+from asignals._core import Waker, origin_of, sender_key
 from asignals._show import Shower
-from asignals._waker import Waker
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -433,7 +432,7 @@ def checked(what: str, signals: tuple[AnySignal, ...]) -> tuple[AnySignal, ...]:
             hint = "; write sender=… for a sender" if what == "capture" else ""
             msg = f"{what}() takes signals, not {_show(each)}{hint}"
             raise TypeError(msg)
-    return tuple(each._origin or each for each in signals)
+    return tuple(map(origin_of, signals))
 
 
 def phases_of(signal: AnySignal) -> tuple[str, ...]:
