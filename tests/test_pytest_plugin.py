@@ -1,10 +1,14 @@
 """The pytest plugin, tried on projects that use it."""
 
 import sys
+from importlib.util import find_spec
 
 import pytest
 
 pytest_plugins = ["pytester"]
+INI = "[pytest]\naddopts = --strict-markers --strict-config\n"
+if find_spec("pytest_asyncio"):  # which warns without it
+    INI += "asyncio_default_fixture_loop_scope = function\n"
 
 SHOP = """
 from asignals import Signal
@@ -31,11 +35,11 @@ def project(pytester, plugin):
     pytester.syspathinsert()
 
     def run(*arguments, ini="", **files):
-        pytester.makefile(".ini", pytest=f"[pytest]\naddopts = --strict-markers --strict-config\n{ini}")
+        pytester.makefile(".ini", pytest=f"{INI}{ini}")
         pytester.makepyfile(**files)
         sys.modules.pop("shop", None)
         method = pytester.runpytest_subprocess if "-n" in arguments else pytester.runpytest_inprocess
-        return method(*plugin, "-p", "no:cacheprovider", *arguments)
+        return method(*plugin, "-p", "no:cacheprovider", "-p", "no:randomly", *arguments)
 
     yield run
     sys.modules.pop("shop", None)
@@ -153,8 +157,6 @@ def test_whatever_fails_shows_what_was_captured(project, which, shown):
 def test_a_failing_hypothesis_test_shows_its_last_example(project, backend):
     """Not the hundreds that led to it."""
     result = project(
-        "-p",
-        "no:randomly",
         conftest=f"import pytest\n@pytest.fixture(scope='module')\ndef anyio_backend(): return {backend!r}",
         test_it=f"""
         import anyio, hypothesis, pytest, shop
@@ -386,8 +388,6 @@ def test_under_xdist_each_process_has_its_own(project):
     result = project(
         "-n",
         "2",
-        "-p",
-        "no:randomly",
         ini="restore_signals = true",
         test_it="""
         import anyio, pytest, shop
