@@ -382,6 +382,39 @@ def test_connections_of_a_test_are_undone_when_asked(project, ini, first, second
     result.assert_outcomes(passed=2, failed=1)
 
 
+def test_doctests_of_stubs_are_collected(project):
+    """In the module that declares the signal, and only there; `python -m doctest` finds them as well."""
+    result = project(
+        "--doctest-modules",
+        orders='''
+        from asignals import signal
+
+        @signal
+        def paid(sender: object, *, amount: int) -> None:
+            """An order was paid.
+
+            >>> paid.providing_args
+            ('amount',)
+            """
+
+        @signal(name="lost")
+        def lost(sender: object) -> None:
+            """
+            >>> 1 + 1
+            3
+            """
+        ''',
+        test_it="""
+        import doctest, orders
+        from orders import lost, paid
+
+        def test_it():
+            assert doctest.testmod(orders, report=False) == (1, 2)
+        """,
+    )
+    result.assert_outcomes(passed=2, failed=1)
+
+
 def test_under_xdist_each_process_has_its_own(project):
     """Forty tests in two processes, failing ones among them, capture, mute and connect without seeing one another."""
     pytest.importorskip("xdist")

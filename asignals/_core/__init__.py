@@ -68,7 +68,6 @@ from asignals._core.references import name_of as name_of
 from asignals._core.references import sender_key as sender_key
 from asignals._core.registry import Registry as Registry
 from asignals._core.registry import Snapshot as Snapshot
-from asignals._core.signal import ReceiverOptions as ReceiverOptions
 from asignals._core.signal import Signal as Signal
 from asignals._core.signal import receiver as receiver
 from asignals._core.signal import signal as signal

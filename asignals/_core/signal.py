@@ -10,12 +10,12 @@ from collections.abc import Callable, Coroutine, Hashable, Iterable
 from contextlib import AbstractContextManager, ExitStack
 from functools import partial
 from types import MethodType
-from typing import TYPE_CHECKING, Any, Generic, Literal, ParamSpec, Protocol, Self, TypeVar, Unpack, cast, overload
+from typing import TYPE_CHECKING, Any, Generic, Literal, ParamSpec, Protocol, Self, TypeVar, cast, overload
 from weakref import WeakValueDictionary, ref
 
 from anyio import CapacityLimiter
 
-from asignals._core.connection import Connection, ConnectOptions, Options
+from asignals._core.connection import Connection, Options
 from asignals._core.dispatch import TaskGroupFactory, deliver
 from asignals._core.errors import InvalidReceiverError
 from asignals._core.loops import new_lock
@@ -28,15 +28,8 @@ from asignals._core.written import class_for_names, class_for_stub, loop_for_key
 
 P = ParamSpec("P")
 R = TypeVar("R", covariant=True)
+X = TypeVar("X")
 F = TypeVar("F", bound=Receiver)
-
-
-class ReceiverOptions(ConnectOptions, total=False):
-    """The options of `receiver`, for type checkers."""
-
-    weak: bool
-    dispatch_uid: Hashable | None
-    on: Literal["flush", "commit", "rollback"]  # of model signals
 
 
 class _NoPlan:
@@ -256,6 +249,7 @@ class Signal(Generic[P, R]):
 
     # -- connecting ------------------------------------------------------------------------------------------------
 
+    # The options are written out, for a type checker that skips the keywords of an unpacked TypedDict exists (ty).
     @overload
     def connect(
         self,
@@ -263,7 +257,13 @@ class Signal(Generic[P, R]):
         sender: object = None,
         weak: bool = True,  # noqa: FBT001, FBT002  Django's order of parameters
         dispatch_uid: Hashable | None = None,
-        **options: Unpack[ConnectOptions],
+        *,
+        priority: float = 0,
+        subclasses: bool = False,
+        in_thread: bool | CapacityLimiter = False,
+        timeout: float | None = None,
+        once: bool = False,
+        replace: bool = False,
     ) -> F: ...
 
     @overload
@@ -273,7 +273,12 @@ class Signal(Generic[P, R]):
         sender: object = None,
         weak: bool = True,
         dispatch_uid: Hashable | None = None,
-        **options: Unpack[ConnectOptions],
+        priority: float = 0,
+        subclasses: bool = False,
+        in_thread: bool | CapacityLimiter = False,
+        timeout: float | None = None,
+        once: bool = False,
+        replace: bool = False,
     ) -> Callable[[F], F]: ...
 
     def connect(  # noqa: PLR0913  Django's parameters, and the options
@@ -337,6 +342,15 @@ class Signal(Generic[P, R]):
         self._registry.connect(receiver, sender, dispatch_uid, options, shape, place, replace=replace)
         return receiver
 
+    def checked(self, receiver: Callable[P, X]) -> Callable[P, X]:
+        """The receiver as it is, for type checkers: its parameters are held to those that the signal declares.
+
+        `order_paid.connect(order_paid.checked(ship))`, or as a decorator below `@order_paid.connect`. `sender` is its
+        first parameter; it takes every argument, with defaults where the stub has some, or `**named: object` for those
+        that it does not name. Types cannot say "names some of these": `connect` itself finds unknown names at run time.
+        """
+        return receiver
+
     def _callable(self, receiver: Receiver) -> Receiver:
         if callable(receiver):
             return receiver
@@ -397,13 +411,19 @@ class Signal(Generic[P, R]):
         found = [each.target() for each in self._registry.subscribers_for(sender) if isinstance(each, Connection)]
         return [receiver for receiver in found if receiver is not None]
 
-    def connected(
+    def connected(  # noqa: PLR0913  as for connect
         self,
         receiver: F,
         sender: object = None,
         weak: bool = True,  # noqa: FBT001, FBT002  as for connect
         dispatch_uid: Hashable | None = None,
-        **options: Unpack[ConnectOptions],
+        *,
+        priority: float = 0,
+        subclasses: bool = False,
+        in_thread: bool | CapacityLimiter = False,
+        timeout: float | None = None,
+        once: bool = False,
+        replace: bool = False,
     ) -> AbstractContextManager[F]:
         """Connect for the length of a `with` block; takes what `connect` takes, and gives the receiver.
 
@@ -412,7 +432,19 @@ class Signal(Generic[P, R]):
 
         What `connect` refuses is refused as the block is entered. Not a decorator: that is refused with a `TypeError`.
         """
-        connect = partial(self.connect, receiver, sender, weak, dispatch_uid, **options)
+        connect = partial(
+            self.connect,
+            receiver,
+            sender,
+            weak,
+            dispatch_uid,
+            priority=priority,
+            subclasses=subclasses,
+            in_thread=in_thread,
+            timeout=timeout,
+            once=once,
+            replace=replace,
+        )
         return Scope(lambda: self._registry.connected(receiver, sender, dispatch_uid, connect))
 
     def muted(self, *receivers: Receiver, everywhere: bool = False) -> AbstractContextManager[None]:
@@ -549,6 +581,8 @@ def signal(
     name = name or f"{declared.module}.{declared.qualname}"
     made: Signal[..., Any] = Signal(declared.names, name=name, doc=stub.__doc__, task_group=task_group, limit=limit)
     made._stub = stub
+    made.__wrapped__ = stub  # type: ignore[attr-defined]  # so that doctest finds the examples in its docstring
+    made.__module__ = declared.module
     made.__class__ = class_for_stub(Signal, declared)
     return made
 
@@ -562,23 +596,51 @@ class _SignalMaker(Protocol):
     def __call__(self, stub: Callable[P, R], /) -> Signal[P, R]: ...
 
 
-def receiver(
+def receiver(  # noqa: PLR0913  the options of connect
     signals: Signal[..., Any] | Iterable[Signal[..., Any]],
     *,
     sender: object = None,
-    **options: Unpack[ReceiverOptions],
+    weak: bool = _MISSING,
+    dispatch_uid: Hashable | None = None,
+    priority: float = _MISSING,
+    subclasses: bool = _MISSING,
+    in_thread: bool | CapacityLimiter = _MISSING,
+    timeout: float | None = _MISSING,
+    once: bool = _MISSING,
+    replace: bool = _MISSING,
+    on: Literal["flush", "commit", "rollback"] = _MISSING,
 ) -> Callable[[F], F]:
     """Connect the decorated function to one or several signals, as Django's decorator of that name.
 
     Args:
         signals: A signal, or an iterable of them.
         sender: A sender, or a list, tuple or set of them; `None` hears all.
-        options: What else `Signal.connect` takes.
+        weak: This and the others as for `connect` of the signal, which has its own default for what is left out.
+        dispatch_uid: As for `connect`.
+        priority: As for `connect`.
+        subclasses: As for `connect`.
+        in_thread: As for `connect`.
+        timeout: As for `connect`.
+        once: As for `connect`.
+        replace: As for `connect`.
+        on: The phase of a model signal.
 
     Raises:
         TypeError: `signals` is something else, or one of the two is empty.
         Others: what `connect` raises; then the function is connected to none of them.
     """
+    named = {
+        "weak": weak,
+        "dispatch_uid": dispatch_uid,
+        "priority": priority,
+        "subclasses": subclasses,
+        "in_thread": in_thread,
+        "timeout": timeout,
+        "once": once,
+        "replace": replace,
+        "on": on,
+    }
+    options: dict[str, Any] = {name: value for name, value in named.items() if value is not _MISSING}
     chosen: list[Signal[..., Any]] = [signals] if isinstance(signals, Signal) else []
     if not chosen and isinstance(signals, Iterable):
         chosen = list(signals)
@@ -592,8 +654,8 @@ def receiver(
         with ExitStack() as undo:
             for one in chosen:
                 for each in senders:
-                    was = one._registry.snapshot(function, each, options.get("dispatch_uid"))
-                    one.connect(function, each, **cast("Any", options))
+                    was = one._registry.snapshot(function, each, dispatch_uid)
+                    one.connect(function, each, **options)
                     undo.callback(one._registry.restore, was)
             undo.pop_all()
         return function
