@@ -13,6 +13,7 @@ from asignals import Connection, Signal
 from asignals._core import Options
 from asignals._core import Registry
 from asignals.sqlalchemy._deliver import PHASES, Phase
+from asignals.sqlalchemy._of import OfModel
 from asignals.sqlalchemy._senders import Awaited, find_model, goes_by, hold
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from asignals._core import ConnectOptions
 
 F = TypeVar("F", bound="Callable[..., Any]")
+M = TypeVar("M")
 
 
 class ModelSignal(Signal[..., Any]):
@@ -293,6 +295,17 @@ class ModelSignal(Signal[..., Any]):
             for phase in self._phases.values():
                 stack.enter_context(Signal.muted(phase, *receivers, everywhere=everywhere))
             yield
+
+    def of(self, model: type[M]) -> OfModel[M]:
+        """This signal for one model, for receivers whose types are checked: `@post_save.of(User).connect`.
+
+        Raises:
+            TypeError: `model` is not a class.
+        """
+        if not isinstance(model, type):
+            msg = f"signal {self.name!r}: of() takes a mapped class, or a base of some, not {model!r:.80}"
+            raise TypeError(msg)
+        return OfModel(self, model)
 
 
 class SessionSignal(Signal[..., Any]):
