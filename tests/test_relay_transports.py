@@ -150,7 +150,7 @@ async def test_one_consumer_hears_events_in_order(engine: World) -> None:
 
 
 async def test_acknowledged_events_do_not_come_again(engine: World) -> None:
-    """A consumer that comes later gets nothing of what an earlier one has acknowledged, even after the claims end."""
+    """A consumer that comes later gets nothing of what an earlier one has acknowledged, even after the leases end."""
     await known(engine, "billing")
     heard, later = Heard(), Heard()
     transport = engine.open()
@@ -158,7 +158,7 @@ async def test_acknowledged_events_do_not_come_again(engine: World) -> None:
         await transport.publish_many(events(30))
         await until(lambda: len(set(heard.numbers) - {-1}) == 30)
     async with consuming(engine.open(), "billing", later, "two"):
-        await asyncio.sleep(engine.claim * 1.5)
+        await asyncio.sleep(engine.lease * 1.5)
         await transport.publish_many([Envelope("numbers", b"30")])
         await until(lambda: 30 in later.numbers)
     assert set(later.numbers) == {30}
@@ -197,7 +197,7 @@ async def test_a_retry_is_counted(engine: World) -> None:
 
 
 async def test_a_consumer_that_leaves_gives_back_what_it_holds(engine: World) -> None:
-    """Events whose handling is cancelled go to another instance, and at once, not after the claim."""
+    """Events whose handling is cancelled go to another instance, and at once, not after the lease."""
     await known(engine, "billing")
     begun: list[bytes] = []
 
@@ -214,15 +214,15 @@ async def test_a_consumer_that_leaves_gives_back_what_it_holds(engine: World) ->
         await until(lambda: set(heard.numbers) >= set(range(20)), 30 if engine.name == "kafka" else 5)
 
 
-async def test_a_long_receiver_keeps_its_claim(engine: World) -> None:
-    """An event that takes three times as long as a claim lasts is not given to the idle instance."""
+async def test_a_long_receiver_keeps_its_lease(engine: World) -> None:
+    """An event that takes three times as long as a lease lasts is not given to the idle instance."""
     await known(engine, "billing")
     calls: list[str] = []
 
     def handler(name: str) -> Callable[[Delivery], Awaitable[float | None]]:
         async def handle(_delivery: Delivery) -> float | None:
             calls.append(name)
-            await asyncio.sleep(engine.claim * 3)
+            await asyncio.sleep(engine.lease * 3)
             calls.append(f"{name} done")
             return None
 
@@ -234,7 +234,7 @@ async def test_a_long_receiver_keeps_its_claim(engine: World) -> None:
     ):
         await engine.open().publish_many(events(1))
         await until(lambda: len(calls) >= 2)
-        await asyncio.sleep(engine.claim)
+        await asyncio.sleep(engine.lease)
     assert calls in (["one", "one done"], ["two", "two done"])
 
 

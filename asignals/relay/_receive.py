@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Any
 from asignals._connection import Connection
 from asignals._dispatch import Send
 from asignals.relay._cancel import heeding, times_cancelled
+from asignals.relay._connection_state import jittered
 from asignals.relay._envelope import MAX_KEPT, DeadLetter, Envelope, EnvelopeError
 from asignals.relay._export import ExportUid, handling
 from asignals.relay._inbox import Memo, receiver_name
-from asignals.relay._link import jittered
 from asignals.relay._trace import following
 
 if TYPE_CHECKING:

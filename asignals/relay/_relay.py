@@ -17,10 +17,10 @@ from asignals._to_the_end import to_the_end
 from asignals.relay._batch import Together
 from asignals.relay._cancel import end
 from asignals.relay._codec import codec_for
+from asignals.relay._connection_state import Attempts, ConnectionState
 from asignals.relay._envelope import Envelope, check_name, new_id
 from asignals.relay._export import Exporter, ExportUid, dump_sender
 from asignals.relay._inbox import MemoryInbox
-from asignals.relay._link import Attempts, Link
 from asignals.relay._receive import Inbound, Subscription
 from asignals.relay._transport import (
     Backlog,
@@ -140,7 +140,7 @@ class Relay:
         self._exported: list[tuple[Signal[..., Any], ExportUid]] = []
         self._published = 0
         self._is_running = False
-        self._consuming = Link(f"consuming as {service!r}")
+        self._consuming = ConnectionState(f"consuming as {service!r}")
         self._tasks: list[asyncio.Task[None]] = []
         self._publish_soon = Together(self._publish_all)
         self._inbox = inbox or (transport.inbox() if isinstance(transport, OwnInbox) else MemoryInbox())
@@ -405,9 +405,10 @@ class Relay:
     def health(self) -> Health:
         """Say how the relay is, from what it noticed by itself; asks nobody and never waits."""
         problems = {}
-        for link in (self._consuming, getattr(self.transport, "link", None), getattr(self.outbox, "link", None)):
-            if isinstance(link, Link) and link.error is not None:
-                problems[link.name] = f"{type(link.error).__name__}: {link.error}"
+        parts = self.transport, self.outbox
+        for state in (self._consuming, *(getattr(part, "connection_state", None) for part in parts)):
+            if isinstance(state, ConnectionState) and state.error is not None:
+                problems[state.name] = state.problem or ""
         for task in self._tasks:
             if task.done():
                 problems["task"] = f"a part of the relay has ended: {task!r}"

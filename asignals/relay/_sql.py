@@ -7,6 +7,7 @@ import re
 import time
 import zlib
 from contextlib import asynccontextmanager, suppress
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Final
 
 from sqlalchemy import event, make_url, text
@@ -14,7 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_en
 
 from asignals._to_the_end import to_the_end
 from asignals.relay._cancel import end
-from asignals.relay._link import Attempts, Link
+from asignals.relay._connection_state import Attempts, ConnectionState
 from asignals.relay._tables import Tables
 
 if TYPE_CHECKING:
@@ -75,7 +76,18 @@ def as_engine(database: str | AsyncEngine) -> tuple[AsyncEngine, bool]:
     return engine, made
 
 
+_DRIVERS: Final = {  # for URLs that name none, the first that is installed
+    "postgresql": ("asyncpg", "psycopg"),
+    "postgres": ("asyncpg", "psycopg"),
+    "sqlite": ("aiosqlite",),
+}
+
+
 def _made(database: str) -> AsyncEngine:
+    scheme, _, rest = database.partition("://")
+    if drivers := _DRIVERS.get(scheme):
+        driver = next((name for name in drivers if find_spec(name) is not None), drivers[0])
+        database = f"{'sqlite' if scheme == 'sqlite' else 'postgresql'}+{driver}://{rest}"
     url = make_url(database)
     argument = _CONNECT_ARGUMENTS.get(url.get_driver_name())
     is_ours = argument is not None and argument not in url.query
@@ -161,21 +173,25 @@ async def announce(connection: PoolProxiedConnection, channel: str) -> None:
 
 
 @asynccontextmanager
-async def listening(engine: AsyncEngine, channel: str, wake: Callable[[], object], link: Link) -> AsyncIterator[None]:
+async def listening(
+    engine: AsyncEngine, channel: str, wake: Callable[[], object], state: ConnectionState
+) -> AsyncIterator[None]:
     """Call `wake` when another process may have committed something, for as long as the block runs.
 
     PostgreSQL: LISTEN (asyncpg, psycopg). SQLite: the file's change counter, looked at 50 times a second. It is a hint:
     whoever uses it also looks by itself from time to time.
     """
-    task = asyncio.get_running_loop().create_task(_listen_for_ever(engine, channel, wake, link))
+    task = asyncio.get_running_loop().create_task(_listen_for_ever(engine, channel, wake, state))
     try:
         yield
     finally:
         await end([task])
 
 
-async def _listen_for_ever(engine: AsyncEngine, channel: str, wake: Callable[[], object], link: Link) -> None:
-    attempts = Attempts(link, is_proof=False)
+async def _listen_for_ever(
+    engine: AsyncEngine, channel: str, wake: Callable[[], object], state: ConnectionState
+) -> None:
+    attempts = Attempts(state, is_proof=False)
     listen = _listen_sqlite if not is_postgres(engine) else _listen_postgres
     while True:
         async with attempts, connected(engine) as connection:

@@ -24,8 +24,8 @@ from sqlalchemy.dialects import postgresql
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.util import await_only
 
+from asignals.relay._connection_state import Attempts, ConnectionState
 from asignals.relay._envelope import Envelope
-from asignals.relay._link import Attempts, Link
 from asignals.relay._sql import (
     PG_NO_WAIT,
     Stored,
@@ -57,7 +57,7 @@ _POLL: Final = 1.0  # seconds after which the table is looked at even if nobody 
 class Outbox(Protocol):
     """Where a relay leaves events before they are published."""
 
-    link: Link
+    connection_state: ConnectionState
 
     async def put(self, envelope: Envelope, session: Any = None) -> None:
         """Store the event, in the session's transaction or in one of its own."""
@@ -82,7 +82,9 @@ class SQLAlchemyOutbox(Stored):
     def __init__(self, database: str | AsyncEngine, *, schema: str | None = None, batch: int = 500) -> None:
         super().__init__(database, schema)
         self.batch = batch
-        self.link: Link = Link(f"publishing from the outbox ({self.engine.dialect.name}, {self.engine.url.database})")
+        self.connection_state: ConnectionState = ConnectionState(
+            f"publishing from the outbox ({self.engine.dialect.name}, {self.engine.url.database})"
+        )
         self._wake_drain: Callable[[], object] | None = None
         self._channel = channel_of(quoted(self.engine, self.tables.outbox))
         self._insert, self._insert_and_notify, self._take = _statements(self.engine, self.tables, self._channel)
@@ -155,12 +157,12 @@ class SQLAlchemyOutbox(Stored):
 
     async def drain_for_ever(self, publish: Callable[[Sequence[Envelope]], Awaitable[None]]) -> None:
         """Publish what is there and what comes until cancelled; a lost database or engine is retried for ever."""
-        attempts = Attempts(self.link)
+        attempts = Attempts(self.connection_state)
         wake = asyncio.Event()
         wake_here = partial(asyncio.get_running_loop().call_soon_threadsafe, wake.set)
         self._wake_drain = wake_here
         try:
-            async with listening(self.engine, self._channel, wake.set, self.link):
+            async with listening(self.engine, self._channel, wake.set, self.connection_state):
                 while True:
                     async with attempts:  # rows of a trip that failed are still there, and are tried again
                         wake.clear()

@@ -19,8 +19,8 @@ from sqlalchemy.dialects import postgresql, sqlite
 from asignals._to_the_end import to_the_end
 from asignals.relay._batch import Batch
 from asignals.relay._cancel import limited
+from asignals.relay._connection_state import Attempts, ConnectionState
 from asignals.relay._envelope import DeadLetter, check_name
-from asignals.relay._link import Attempts, Link
 from asignals.relay._pool import Pool
 from asignals.relay._sql import (
     PG_NO_WAIT,
@@ -58,15 +58,17 @@ class Database(Stored):
     """Carries events through tables, with SQLAlchemy: `postgresql+asyncpg://…`, `postgresql+psycopg://…`,
     `sqlite+aiosqlite:///file`.
 
-    `claim` is for how long, in seconds, a consumer that says nothing keeps its events: a killed one's are taken over
-    after that. An event is kept until all services that are known have acknowledged it; a service is known once it
+    `lease` is in seconds: events of a consumer that does not renew its lease for so long, as a killed one, are
+    redelivered. An event is kept until all services that are known have acknowledged it; a service is known once it
     has consumed, and the first time it is given all that is kept. An event id is taken once for at least two minutes.
     """
 
-    def __init__(self, database: str | AsyncEngine, *, schema: str | None = None, claim: float = 30.0) -> None:
+    def __init__(self, database: str | AsyncEngine, *, schema: str | None = None, lease: float = 30.0) -> None:
         super().__init__(database, schema)
-        self.claim = claim
-        self.link: Link = Link(f"{self.engine.dialect.name} ({self.engine.url.database})")
+        self.lease = lease
+        self.connection_state: ConnectionState = ConnectionState(
+            f"{self.engine.dialect.name} ({self.engine.url.database})"
+        )
         self._sql: _Postgres | _SQLite = (_Postgres if is_postgres(self.engine) else _SQLite)(self.engine, self.tables)
 
     async def publish_many(self, envelopes: Sequence[Envelope]) -> None:
@@ -76,7 +78,7 @@ class Database(Stored):
         rows = [(envelope.id, envelope.encode()) for envelope in envelopes]
         async with connected(self.engine) as connection:
             await self._sql.publish(connection, rows)
-        self.link.restored()
+        self.connection_state.restored()
 
     async def consume(self, service: str, instance: str, handle: Handle, *, limit: int = 100) -> None:
         """Call `handle` for each event of the service until cancelled."""
@@ -134,7 +136,7 @@ class _Consumer:
 
     async def run(self) -> None:
         database = self.database
-        async with Batch(self._acknowledge, database.link) as acks:
+        async with Batch(self._acknowledge, database.connection_state) as acks:
 
             async def work(row: tuple[int, int, bytes]) -> None:
                 seq, attempt, data = row
@@ -144,7 +146,7 @@ class _Consumer:
 
             try:
                 async with (
-                    listening(database.engine, database._sql.channel, self.wake.set, database.link),
+                    listening(database.engine, database._sql.channel, self.wake.set, database.connection_state),
                     asyncio.TaskGroup() as tasks,
                     Pool(work, self.limit) as pool,
                 ):
@@ -155,7 +157,7 @@ class _Consumer:
                     acks.add((seq, 0.0))
 
     async def _claim_for_ever(self, pool: Pool[tuple[int, int, bytes]]) -> None:
-        attempts = Attempts(self.database.link)
+        attempts = Attempts(self.database.connection_state)
         most = self.limit * 2
         while True:
             await pool.until_below(max(1, most - self.limit // 2))
@@ -176,7 +178,7 @@ class _Consumer:
         database = self.database
         pause = _POLL
         async with begun(database._single) as connection:
-            rows = await database._sql.claim(connection, self.service, count, database.claim)
+            rows = await database._sql.claim(connection, self.service, count, database.lease)
             if not rows and (due := await database._sql.until_due(connection, self.service)) is not None:
                 pause = min(_POLL, max(0.001, due))
         rows.sort()
@@ -201,11 +203,11 @@ class _Consumer:
         """Prolong the claims of what is held, and clean up, until cancelled."""
         database = self.database
         while True:
-            await asyncio.sleep(database.claim / 3)
+            await asyncio.sleep(database.lease / 3)
             with suppress(Exception):  # a claim that cannot be prolonged ends; the fetching loop reports the loss
                 async with begun(database._single) as connection:
                     if self.held:
-                        await database._sql.postpone(connection, self.service, list(self.held), database.claim)
+                        await database._sql.postpone(connection, self.service, list(self.held), database.lease)
                 async with begun(database.engine) as connection:
                     await database._sql.sweep(connection)
 
