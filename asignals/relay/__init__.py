@@ -29,6 +29,7 @@ from asignals.relay._transport import DeadLetters as DeadLetters
 from asignals.relay._transport import Delivery as Delivery
 from asignals.relay._transport import Handle as Handle
 from asignals.relay._transport import PublishRefusedError as PublishRefusedError
+from asignals.relay._transport import Release as Release
 from asignals.relay._transport import Transport as Transport
 from asignals.relay.engines import ENGINES as _ENGINES
 from asignals.relay.engines import engine_from_url as engine_from_url
@@ -77,6 +78,7 @@ __all__ = [
     "RabbitMQ",
     "RedisStreams",
     "Relay",
+    "Release",
     "SQLAlchemyInbox",
     "SQLAlchemyOutbox",
     "Status",
