@@ -44,12 +44,21 @@ class Tables:
             Column("time", Double, nullable=False),
         )
         Index("asignals_inbox_time", self.inbox.c.time)
-        self.service: Table = Table("asignals_service", self.metadata, Column("name", String(200), primary_key=True))
+        self.subscription: Table = Table(
+            "asignals_subscription",
+            self.metadata,
+            Column("id", _Serial, primary_key=True, autoincrement=True),
+            Column("service", String(200), nullable=False),
+            Column("topic", String(200), nullable=False),
+            UniqueConstraint("service", "topic"),
+            sqlite_autoincrement=True,
+        )
         self.event: Table = Table(
             "asignals_event",
             self.metadata,
             Column("seq", _Serial, primary_key=True, autoincrement=True),
             Column("event_id", String(64), nullable=False, unique=True),
+            Column("topic", String(200), nullable=False),
             Column("data", LargeBinary, nullable=False),
             Column("time", Double, nullable=False),
             sqlite_autoincrement=True,
@@ -59,7 +68,7 @@ class Tables:
         self.delivery: Table = Table(
             "asignals_delivery",
             self.metadata,
-            Column("service", String(200), primary_key=True),
+            Column("subscription", BigInteger, primary_key=True, autoincrement=False),
             Column("seq", BigInteger, primary_key=True),
             Column("available_at", Double, nullable=False),
             Column("attempts", Integer, nullable=False),

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from contextlib import nullcontext
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol, TypeAlias, runtime_checkable
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Mapping, Sequence
+    from contextlib import AbstractContextManager
 
     from asignals.relay._envelope import DeadLetter, Envelope
     from asignals.relay._inbox import Inbox
@@ -19,13 +21,15 @@ class Delivery:
     `topic` is what the engine itself says that the topic is (by subject, stream, routing key or row), whatever the
     envelope says. `data` is the bytes of the envelope. `attempt` counts how often the engine has handed the event out,
     from 1; it is no count of failures or crashes, as it also counts deliveries that no receiver was called for.
-    `is_repeat` is true where an earlier delivery of it, which may have begun, cannot be ruled out.
+    `is_repeat` is true where an earlier delivery of it, which may have begun, cannot be ruled out. Inside
+    `with park():` an event that waits for another one takes none of the places that `limit` gives.
     """
 
     topic: str
     data: bytes
     attempt: int = 1
     is_repeat: bool = False
+    park: Callable[[], AbstractContextManager[None]] = field(default=nullcontext, repr=False, compare=False)
 
 
 @dataclass(frozen=True, slots=True)

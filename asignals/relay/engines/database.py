@@ -1,9 +1,10 @@
 """PostgreSQL and SQLite as the engine: no broker to run, and on SQLite no server at all.
 
-Publishing writes an event once and a *delivery* for each known service. A consumer claims deliveries by moving their
-`available_at` to when the claim ends; acknowledging deletes them, retrying moves `available_at` to when it is due,
-and a consumer that died is found out by the time alone. PostgreSQL's consumers share by FOR UPDATE SKIP LOCKED and
-hear of new events by NOTIFY; SQLite has one writer at a time, and the file's change counter.
+Publishing writes an event once, and a *delivery* for each subscription (a service and a topic) that it concerns. A
+consumer claims deliveries by moving their `available_at` to when its lease ends; acknowledging deletes them, retrying
+moves `available_at` to when it is due, and a consumer that died is found out by the time alone. PostgreSQL's consumers
+share by FOR UPDATE SKIP LOCKED and hear of new events by NOTIFY; SQLite has one writer at a time, and the file's change
+counter.
 """
 
 from __future__ import annotations
@@ -11,9 +12,10 @@ from __future__ import annotations
 import asyncio
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final
+from operator import attrgetter
+from typing import TYPE_CHECKING, Final, TypeAlias
 
-from sqlalchemy import bindparam, delete, func, insert, select, text, update
+from sqlalchemy import ColumnElement, bindparam, delete, func, insert, literal, select, text, tuple_, union_all, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from asignals._to_the_end import to_the_end
@@ -36,11 +38,11 @@ from asignals.relay._sql import (
     now,
     quoted,
 )
-from asignals.relay._transport import Delivery
+from asignals.relay._transport import Delivery, delay_of
 from asignals.relay.inbox import SQLAlchemyInbox
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import AsyncGenerator, Collection, Sequence
 
     from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
@@ -50,6 +52,7 @@ if TYPE_CHECKING:
 
 _KEPT: Final = 120.0  # seconds for which an event is remembered at least, so that a repetition is recognised
 _SWEEP: Final = 1_000  # events that are forgotten at once
+_AT_ONCE: Final = 500  # dead letters that one statement removes
 _POLL: Final = 1.0  # seconds after which a consumer looks by itself, should a notification have been lost
 _TRIP: Final = 20.0  # seconds that claiming may take
 
@@ -59,8 +62,9 @@ class Database(Stored):
     `sqlite+aiosqlite:///file`.
 
     `lease` is in seconds: events of a consumer that does not renew its lease for so long, as a killed one, are
-    redelivered. An event is kept until all services that are known have acknowledged it; a service is known once it
-    has consumed, and the first time it is given all that is kept. An event id is taken once for at least two minutes.
+    redelivered. An event is kept until all services that are known to receive its topic have acknowledged it, and two
+    minutes at least; a service is known once it has consumed, and the first time it is given all that is kept of the
+    topic. An event id is taken once for at least two minutes.
     """
 
     def __init__(self, database: str | AsyncEngine, *, schema: str | None = None, lease: float = 30.0) -> None:
@@ -71,56 +75,128 @@ class Database(Stored):
         )
         self._sql: _Postgres | _SQLite = (_Postgres if is_postgres(self.engine) else _SQLite)(self.engine, self.tables)
 
+    # -- publishing ------------------------------------------------------------------------------------------------
+
     async def publish_many(self, envelopes: Sequence[Envelope]) -> None:
         """Write the events and commit."""
         if not envelopes:
             return
-        rows = [(envelope.id, envelope.encode()) for envelope in envelopes]
+        rows = [(envelope.id, envelope.topic, envelope.encode()) for envelope in envelopes]
         async with connected(self.engine) as connection:
             await self._sql.publish(connection, rows)
         self.connection_state.restored()
 
-    async def consume(self, service: str, instance: str, handle: Handle, *, limit: int = 100) -> None:
-        """Call `handle` for each event of the service until cancelled."""
-        check_name("instance", instance)
-        await self.add_service(check_name("service", service))
-        await _Consumer(self, service, handle, limit).run()
+    # -- consuming -------------------------------------------------------------------------------------------------
 
-    async def bury(self, queue: str, letter: DeadLetter) -> None:
+    async def consume(
+        self, service: str, instance: str, topics: Collection[str], handle: Handle, *, limit: int = 100
+    ) -> None:
+        """Call `handle` for each event of the topics until cancelled."""
+        check_name("instance", instance)
+        await self.add_service(service, topics)
+        await _Consumer(self, service, tuple(topics), handle, limit).run()
+
+    async def add_service(self, service: str, topics: Collection[str]) -> None:
+        """Keep events of these topics for a service, beginning with those that are still there."""
+        check_name("service", service)
+        for topic in topics:
+            check_name("topic", topic)
+        if len(await self._subscriptions(service, topics)) == len(set(topics)):
+            return
+        async with begun(self.engine) as connection:
+            for topic in topics:
+                await self._sql.register(connection, service, topic)
+
+    async def forget_service(self, service: str, topics: Collection[str] | None = None) -> None:
+        """Remove a service's deliveries, of some topics or of all, and make no more."""
+        delivery = self.tables.delivery
+        known = await self._subscriptions(service, topics)
+        for number in known:
+            async with begun(self.engine) as connection:
+                await connection.execute(
+                    delete(self.tables.subscription).where(self.tables.subscription.c.id == number)
+                )
+                await connection.execute(delete(delivery).where(delivery.c.subscription == number))
+
+    async def _subscriptions(self, service: str, topics: Collection[str] | None) -> list[int]:
+        """Give the numbers of a service's subscriptions, to some topics or to all."""
+        table = self.tables.subscription
+        query = select(table.c.id).where(table.c.service == service)
+        if topics is not None:
+            query = query.where(table.c.topic.in_(list(topics)))
+        async with connected(self.engine) as connection:
+            return list((await connection.execute(query)).scalars())
+
+    async def backlog(self, service: str) -> int:
+        """Count the events that the service has not acknowledged."""
+        delivery, subscription = self.tables.delivery, self.tables.subscription
+        query = (
+            select(func.count())
+            .select_from(delivery.join(subscription, delivery.c.subscription == subscription.c.id))
+            .where(subscription.c.service == service)
+        )
+        async with connected(self.engine) as connection:
+            return int((await connection.execute(query)).scalar_one())
+
+    async def _sweep(self) -> None:
+        """Forget events that all have acknowledged, in small transactions."""
+        swept = _SWEEP
+        while swept >= _SWEEP:
+            async with begun(self.engine) as connection:
+                swept = await self._sql.sweep(connection)
+
+    # -- dead letters ----------------------------------------------------------------------------------------------
+
+    async def put_dead_letter(self, queue: str, letter: DeadLetter) -> None:
         """Keep a letter; the same one only once."""
         dialect = postgresql if is_postgres(self.engine) else sqlite
         statement = dialect.insert(self.tables.dead).values(queue=queue, letter_id=letter.id, data=letter.encode())
         async with begun(self.engine) as connection:
             await connection.execute(statement.on_conflict_do_nothing())
 
-    async def letters(self, queue: str, limit: int = 100) -> list[DeadLetter]:
-        """Show the oldest letters."""
+    async def count_dead_letters(self, queue: str) -> int:
+        """Count the letters of a queue."""
         dead = self.tables.dead
-        query = select(dead.c.id, dead.c.data).where(dead.c.queue == queue).order_by(dead.c.id).limit(limit)
         async with connected(self.engine) as connection:
-            return [DeadLetter.read(data, str(position)) for position, data in await connection.execute(query)]
-
-    async def remove(self, queue: str, letter: DeadLetter) -> None:
-        """Remove a letter."""
-        dead = self.tables.dead
-        async with begun(self.engine) as connection:
-            await connection.execute(delete(dead).where(dead.c.queue == queue, dead.c.id == int(letter.position)))
-
-    async def backlog(self, service: str) -> int:
-        """Count the events that the service has not acknowledged."""
-        delivery = self.tables.delivery
-        query = select(func.count()).select_from(delivery).where(delivery.c.service == service)
-        async with connected(self.engine) as connection:
+            query = select(func.count()).select_from(dead).where(dead.c.queue == queue)
             return int((await connection.execute(query)).scalar_one())
+
+    async def scan_dead_letters(self, queue: str, *, batch: int = 500) -> AsyncGenerator[list[DeadLetter], None]:
+        """Read the letters in batches, the oldest first."""
+        dead, last = self.tables.dead, 0
+        while True:
+            query = select(dead.c.id, dead.c.data).where(dead.c.queue == queue, dead.c.id > last)
+            async with connected(self.engine) as connection:
+                rows = (await connection.execute(query.order_by(dead.c.id).limit(batch))).all()
+            if not rows:
+                return
+            last = rows[-1].id
+            yield [DeadLetter.read(bytes(data), str(position)) for position, data in rows]
+
+    async def delete_dead_letters(self, queue: str, letters: Sequence[DeadLetter]) -> None:
+        """Remove letters."""
+        dead = self.tables.dead
+        for start in range(0, len(letters), _AT_ONCE):
+            ids = [int(letter.position) for letter in letters[start : start + _AT_ONCE]]
+            async with begun(self.engine) as connection:
+                await connection.execute(delete(dead).where(dead.c.queue == queue, dead.c.id.in_(ids)))
 
     def inbox(self) -> SQLAlchemyInbox:
         """Give an inbox in the same database."""
         return SQLAlchemyInbox(self.engine, schema=self.tables.metadata.schema)
 
-    async def add_service(self, service: str) -> None:
-        """Make a service known; the first time it is given all events that are kept."""
-        async with begun(self.engine) as connection:
-            await self._sql.register(connection, service)
+
+_Key: TypeAlias = tuple[int, int]  # where a delivery is: the number of its event, and of its subscription
+
+
+@dataclass(frozen=True, slots=True)
+class Claimed:
+    """A delivery that is this consumer's until its lease ends."""
+
+    key: _Key
+    attempt: int
+    topic: str
+    data: bytes
 
 
 @dataclass(slots=True)
@@ -129,34 +205,36 @@ class _Consumer:
 
     database: Database
     service: str
+    topics: tuple[str, ...]
     handle: Handle
     limit: int
-    held: dict[int, None] = field(default_factory=dict)
+    held: dict[_Key, None] = field(default_factory=dict)
     wake: asyncio.Event = field(default_factory=asyncio.Event)
+    subscriptions: list[int] = field(default_factory=list)
 
     async def run(self) -> None:
         database = self.database
+        pool: Pool[Claimed]
         async with Batch(self._acknowledge, database.connection_state) as acks:
 
-            async def work(row: tuple[int, int, bytes]) -> None:
-                seq, attempt, data = row
-                delay = await self.handle(Delivery(data, attempt))
-                del self.held[seq]
-                acks.add((seq, delay))
+            async def work(row: Claimed) -> None:
+                outcome = await self.handle(Delivery(row.topic, row.data, row.attempt, row.attempt > 1, pool.park))
+                del self.held[row.key]
+                acks.add((row.key, None if outcome is None else delay_of(outcome)))
 
+            pool = Pool(work, self.limit)
             try:
                 async with (
                     listening(database.engine, database._sql.channel, self.wake.set, database.connection_state),
-                    asyncio.TaskGroup() as tasks,
-                    Pool(work, self.limit) as pool,
+                    pool,
                 ):
-                    tasks.create_task(self._keep())
+                    pool.start(self._keep())
                     await self._claim_for_ever(pool)
             finally:
-                for seq in self.held:
-                    acks.add((seq, 0.0))
+                for key in self.held:
+                    acks.add((key, 0.0))
 
-    async def _claim_for_ever(self, pool: Pool[tuple[int, int, bytes]]) -> None:
+    async def _claim_for_ever(self, pool: Pool[Claimed]) -> None:
         attempts = Attempts(self.database.connection_state)
         most = self.limit * 2
         while True:
@@ -173,122 +251,149 @@ class _Consumer:
                         async with asyncio.timeout(pause):
                             await self.wake.wait()
 
-    async def _claim(self, count: int) -> tuple[list[tuple[int, int, bytes]], float]:
+    async def _claim(self, count: int) -> tuple[list[Claimed], float]:
         """Claim what is due; where nothing is, tell the seconds until something may be."""
         database = self.database
+        if not self.subscriptions:
+            await database.add_service(self.service, self.topics)  # the first time, and after they were forgotten
+            self.subscriptions = await database._subscriptions(self.service, self.topics)
         pause = _POLL
         async with begun(database._single) as connection:
-            rows = await database._sql.claim(connection, self.service, count, database.lease)
-            if not rows and (due := await database._sql.until_due(connection, self.service)) is not None:
+            rows = await database._sql.claim(connection, self.subscriptions, count, database.lease)
+            if not rows and (due := await database._sql.until_due(connection, self.subscriptions)) is not None:
                 pause = min(_POLL, max(0.001, due))
-        rows.sort()
-        # One that is held already had lost its claim to time; it is running here, so it is not run twice.
-        fresh = [row for row in rows if row[0] not in self.held]
-        self.held.update((row[0], None) for row in fresh)
+        rows.sort(key=attrgetter("key"))
+        # One that is held already had lost its lease to time; it is running here, so it is not run twice.
+        fresh = [row for row in rows if row.key not in self.held]
+        self.held.update((row.key, None) for row in fresh)
         return fresh, pause
 
-    async def _acknowledge(self, done: list[tuple[int, float | None]]) -> None:
+    async def _acknowledge(self, done: list[tuple[_Key, float | None]]) -> None:
         database = self.database
-        finished = [seq for seq, delay in done if delay is None]
-        again = [(seq, delay) for seq, delay in done if delay is not None]
+        finished = [key for key, delay in done if delay is None]
+        again = [(key, delay) for key, delay in done if delay is not None]
         async with begun(database._single) as connection:
             if finished:
-                await database._sql.finish(connection, self.service, finished)
-            for seq, delay in again:
-                await database._sql.postpone(connection, self.service, [seq], delay)
+                await database._sql.finish(connection, finished)
+            if again:
+                await database._sql.postpone(connection, again)
         if again:
             self.wake.set()
 
     async def _keep(self) -> None:
-        """Prolong the claims of what is held, and clean up, until cancelled."""
+        """Renew the leases of what is held, see that the subscriptions are there, and clean up, until cancelled."""
         database = self.database
+        attempts = Attempts(ConnectionState(f"renewing leases in {database.connection_state.name}"))
         while True:
             await asyncio.sleep(database.lease / 3)
-            with suppress(Exception):  # a claim that cannot be prolonged ends; the fetching loop reports the loss
-                async with begun(database._single) as connection:
-                    if self.held:
-                        await database._sql.postpone(connection, self.service, list(self.held), database.lease)
-                async with begun(database.engine) as connection:
-                    await database._sql.sweep(connection)
+            async with attempts:
+                if self.held:
+                    async with begun(database._single) as connection:
+                        await database._sql.postpone(connection, [(key, database.lease) for key in self.held])
+                if len(await database._subscriptions(self.service, self.topics)) < len(set(self.topics)):
+                    self.subscriptions = []
+                await database._sweep()
 
 
 class _Postgres:
     """The statements, for PostgreSQL."""
 
     def __init__(self, engine: AsyncEngine, tables: Tables) -> None:
-        event, delivery, service = (quoted(engine, table) for table in (tables.event, tables.delivery, tables.service))
+        event, delivery, subscription = (
+            quoted(engine, table) for table in (tables.event, tables.delivery, tables.subscription)
+        )
         self.channel = channel_of(event)
-        self._lock = lock_of(service)
+        self._lock = lock_of(subscription)
+        numbers = postgresql.ARRAY(postgresql.BIGINT)
+        texts = postgresql.ARRAY(postgresql.TEXT)
         self._publish = text(
-            f"WITH fresh AS (INSERT INTO {event} (event_id, data, time)"  # noqa: S608  names are quoted, values bound
-            f" SELECT id, data, {PG_NOW} FROM unnest(:ids, :datas) WITH ORDINALITY AS given (id, data, place)"
-            f" ORDER BY place ON CONFLICT (event_id) DO NOTHING RETURNING seq),"
-            f" sent AS (INSERT INTO {delivery} (service, seq, available_at, attempts)"
-            f" SELECT name, seq, 0, 0 FROM {service}, fresh) SELECT"
+            f"WITH fresh AS (INSERT INTO {event} (event_id, topic, data, time)"  # noqa: S608  names are quoted, values bound
+            f" SELECT id, topic, data, {PG_NOW}"
+            f" FROM unnest(:ids, :topics, :datas) WITH ORDINALITY AS given (id, topic, data, place)"
+            f" ORDER BY place ON CONFLICT (event_id) DO NOTHING RETURNING seq, topic),"
+            f" sent AS (INSERT INTO {delivery} (subscription, seq, available_at, attempts)"
+            f" SELECT s.id, seq, 0, 0 FROM {subscription} AS s JOIN fresh USING (topic)) SELECT"
         ).bindparams(
-            bindparam("ids", type_=postgresql.ARRAY(tables.event.c.event_id.type)),
+            bindparam("ids", type_=texts),
+            bindparam("topics", type_=texts),
             bindparam("datas", type_=postgresql.ARRAY(postgresql.BYTEA)),
         )
         self._register = text(
-            f"WITH new AS (INSERT INTO {service} (name) VALUES (:service) ON CONFLICT DO NOTHING RETURNING name)"  # noqa: S608
-            f" INSERT INTO {delivery} (service, seq, available_at, attempts) SELECT name, seq, 0, 0 FROM new, {event}"
+            f"WITH new AS (INSERT INTO {subscription} (service, topic) VALUES (:service, :topic)"  # noqa: S608
+            f" ON CONFLICT DO NOTHING RETURNING id, topic)"
+            f" INSERT INTO {delivery} (subscription, seq, available_at, attempts)"
+            f" SELECT new.id, seq, 0, 0 FROM new JOIN {event} USING (topic)"
         )
+        # Topic by topic, by the index, as rows of topics that this instance does not receive may lie between.
         self._claim = text(
-            f"WITH next AS (SELECT seq FROM {delivery} WHERE service = :service AND available_at <= {PG_NOW}"  # noqa: S608
-            f" ORDER BY seq LIMIT :count FOR UPDATE SKIP LOCKED)"
-            f" UPDATE {delivery} AS d SET available_at = {PG_NOW} + :claim, attempts = attempts + 1"
-            f" FROM next JOIN {event} AS e USING (seq), {PG_NO_WAIT} WHERE d.service = :service AND d.seq = next.seq"
-            f" RETURNING d.seq, d.attempts, e.data"
-        )
-        seqs = bindparam("seqs", type_=postgresql.ARRAY(postgresql.BIGINT))
+            f"WITH next AS (SELECT found.* FROM unnest(:subscriptions) AS s (id), LATERAL"  # noqa: S608
+            f" (SELECT subscription, seq FROM {delivery} WHERE subscription = s.id AND available_at <= {PG_NOW}"
+            f" ORDER BY seq LIMIT :count FOR UPDATE SKIP LOCKED) AS found ORDER BY seq LIMIT :count)"
+            f" UPDATE {delivery} AS d SET available_at = {PG_NOW} + :lease, attempts = attempts + 1"
+            f" FROM next JOIN {event} AS e USING (seq), {PG_NO_WAIT}"
+            f" WHERE d.subscription = next.subscription AND d.seq = next.seq"
+            f" RETURNING d.seq, d.subscription, d.attempts, e.topic, e.data"
+        ).bindparams(bindparam("subscriptions", type_=numbers))
+        keys = bindparam("seqs", type_=numbers), bindparam("subscriptions", type_=numbers)
         self._finish = text(
-            f"DELETE FROM {delivery} USING {PG_NO_WAIT} WHERE service = :service AND seq = ANY(:seqs)"  # noqa: S608
-        ).bindparams(seqs)
+            f"DELETE FROM {delivery} AS d USING unnest(:seqs, :subscriptions) AS k (seq, subscription), {PG_NO_WAIT}"  # noqa: S608
+            f" WHERE d.subscription = k.subscription AND d.seq = k.seq"
+        ).bindparams(*keys)
         self._postpone = text(
-            f"UPDATE {delivery} SET available_at = {PG_NOW} + :delay FROM {PG_NO_WAIT}"  # noqa: S608
-            f" WHERE service = :service AND seq = ANY(:seqs)"
-        ).bindparams(seqs)
+            f"UPDATE {delivery} AS d SET available_at = {PG_NOW} + k.delay"  # noqa: S608
+            f" FROM unnest(:seqs, :subscriptions, :delays) AS k (seq, subscription, delay), {PG_NO_WAIT}"
+            f" WHERE d.subscription = k.subscription AND d.seq = k.seq"
+        ).bindparams(*keys, bindparam("delays", type_=postgresql.ARRAY(postgresql.DOUBLE_PRECISION)))
         self._sweep = text(
-            f"DELETE FROM {event} AS e WHERE time < {PG_NOW} - {_KEPT}"  # noqa: S608
-            f" AND NOT EXISTS (SELECT 1 FROM {delivery} AS d WHERE d.seq = e.seq)"
+            f"DELETE FROM {event} WHERE seq IN (SELECT seq FROM {event} AS e WHERE time < {PG_NOW} - {_KEPT}"  # noqa: S608
+            f" AND NOT EXISTS (SELECT 1 FROM {subscription} AS s JOIN {delivery} AS d ON d.subscription = s.id"
+            f" AND d.seq = e.seq WHERE s.topic = e.topic) ORDER BY time LIMIT {_SWEEP})"
         )
-        self._due = text(f"SELECT min(available_at) - {PG_NOW} FROM {delivery} WHERE service = :service")  # noqa: S608
+        self._due = text(
+            f"SELECT min(available_at) - {PG_NOW} FROM {delivery} WHERE subscription = ANY(:subscriptions)"  # noqa: S608
+        ).bindparams(bindparam("subscriptions", type_=numbers))
 
-    async def publish(self, connection: AsyncConnection, rows: list[tuple[str, bytes]]) -> None:
-        await self._keep_services(connection)
-        ids, datas = [row[0] for row in rows], [row[1] for row in rows]
-        await connection.execute(self._publish, {"ids": ids, "datas": datas})
+    async def publish(self, connection: AsyncConnection, rows: list[tuple[str, str, bytes]]) -> None:
+        await self._keep_subscriptions(connection)
+        ids, topics, datas = ([row[place] for row in rows] for place in range(3))
+        await connection.execute(self._publish, {"ids": ids, "topics": topics, "datas": datas})
         await connection.commit()
         await announce((await connection.get_raw_connection()), self.channel)
 
-    async def register(self, connection: AsyncConnection, service: str) -> None:
+    async def register(self, connection: AsyncConnection, service: str, topic: str) -> None:
         await connection.execute(text(f"SELECT pg_advisory_xact_lock({self._lock})"))
-        await connection.execute(self._register, {"service": service})
+        await connection.execute(self._register, {"service": service, "topic": topic})
 
     async def claim(
-        self, connection: AsyncConnection, service: str, count: int, claim: float
-    ) -> list[tuple[int, int, bytes]]:
-        found = await connection.execute(self._claim, {"service": service, "count": count, "claim": claim})
-        return [(seq, attempts, bytes(data)) for seq, attempts, data in found]
+        self, connection: AsyncConnection, subscriptions: list[int], count: int, lease: float
+    ) -> list[Claimed]:
+        given = {"subscriptions": subscriptions, "count": count, "lease": lease}
+        found = await connection.execute(self._claim, given)
+        return [Claimed((seq, number), attempts, topic, bytes(data)) for seq, number, attempts, topic, data in found]
 
-    async def finish(self, connection: AsyncConnection, service: str, seqs: list[int]) -> None:
-        await connection.execute(self._finish, {"service": service, "seqs": seqs})
+    async def finish(self, connection: AsyncConnection, keys: list[_Key]) -> None:
+        await connection.execute(self._finish, _columns(keys))
 
-    async def postpone(self, connection: AsyncConnection, service: str, seqs: list[int], delay: float) -> None:
-        await connection.execute(self._postpone, {"service": service, "seqs": seqs, "delay": delay})
+    async def postpone(self, connection: AsyncConnection, delays: list[tuple[_Key, float]]) -> None:
+        keys = _columns([key for key, _ in delays])
+        await connection.execute(self._postpone, {**keys, "delays": [delay for _, delay in delays]})
 
-    async def sweep(self, connection: AsyncConnection) -> None:
-        await self._keep_services(connection)
-        await connection.execute(self._sweep)
+    async def sweep(self, connection: AsyncConnection) -> int:
+        await self._keep_subscriptions(connection)
+        return (await connection.execute(self._sweep)).rowcount
 
-    async def _keep_services(self, connection: AsyncConnection) -> None:
+    async def _keep_subscriptions(self, connection: AsyncConnection) -> None:
         # A service that registers now must see what we do to events, or we must see the service: registering takes the
         # lock alone. It is its own statement, as the next one sees only what was committed before it began.
         await connection.execute(text(f"SELECT pg_advisory_xact_lock_shared({self._lock})"))
 
-    async def until_due(self, connection: AsyncConnection, service: str) -> float | None:
-        seconds: float | None = (await connection.execute(self._due, {"service": service})).scalar()
+    async def until_due(self, connection: AsyncConnection, subscriptions: list[int]) -> float | None:
+        seconds: float | None = (await connection.execute(self._due, {"subscriptions": subscriptions})).scalar()
         return seconds
+
+
+def _columns(keys: list[_Key]) -> dict[str, list[int]]:
+    return {"seqs": [seq for seq, _ in keys], "subscriptions": [number for _, number in keys]}
 
 
 class _SQLite:
@@ -303,68 +408,94 @@ class _SQLite:
     def __init__(self, _engine: AsyncEngine, tables: Tables) -> None:
         self._tables = tables
 
-    async def publish(self, connection: AsyncConnection, rows: list[tuple[str, bytes]]) -> None:
-        event, delivery, service = self._tables.event, self._tables.delivery, self._tables.service
+    async def publish(self, connection: AsyncConnection, rows: list[tuple[str, str, bytes]]) -> None:
+        event, delivery, subscription = self._tables.event, self._tables.delivery, self._tables.subscription
         time = now()
-        write = sqlite.insert(event).on_conflict_do_nothing().returning(event.c.seq)
-        values = [{"event_id": id_, "data": data, "time": time} for id_, data in rows]
-        seqs = [seq for (seq,) in await connection.execute(write, values)]
-        names = [name for (name,) in await connection.execute(select(service.c.name))]
-        sent = [{"service": name, "seq": seq, "available_at": 0.0, "attempts": 0} for seq in seqs for name in names]
+        write = sqlite.insert(event).on_conflict_do_nothing().returning(event.c.seq, event.c.topic)
+        values = [{"event_id": id_, "topic": topic, "data": data, "time": time} for id_, topic, data in rows]
+        fresh = (await connection.execute(write, values)).all()
+        known: dict[str, list[int]] = {}
+        for number, topic in await connection.execute(select(subscription.c.id, subscription.c.topic)):
+            known.setdefault(topic, []).append(number)
+        sent = [
+            {"subscription": number, "seq": seq, "available_at": 0.0, "attempts": 0}
+            for seq, topic in fresh
+            for number in known.get(topic, ())
+        ]
         if sent:
             await connection.execute(insert(delivery), sent)
         await connection.commit()
 
-    async def register(self, connection: AsyncConnection, service: str) -> None:
-        tables = self._tables
-        write = sqlite.insert(tables.service).values(name=service).on_conflict_do_nothing()
-        if (await connection.execute(write)).rowcount == 1:
-            columns = ["service", "seq", "available_at", "attempts"]
-            kept = select(bindparam("service", service), tables.event.c.seq, text("0"), text("0"))
-            await connection.execute(insert(tables.delivery).from_select(columns, kept))
+    async def register(self, connection: AsyncConnection, service: str, topic: str) -> None:
+        event, subscription = self._tables.event, self._tables.subscription
+        write = sqlite.insert(subscription).values(service=service, topic=topic).on_conflict_do_nothing()
+        if (number := (await connection.execute(write.returning(subscription.c.id))).scalar()) is not None:
+            columns = ["subscription", "seq", "available_at", "attempts"]
+            kept = select(literal(number), event.c.seq, text("0"), text("0")).where(event.c.topic == topic)
+            await connection.execute(insert(self._tables.delivery).from_select(columns, kept))
 
     async def claim(
-        self, connection: AsyncConnection, service: str, count: int, claim: float
-    ) -> list[tuple[int, int, bytes]]:
+        self, connection: AsyncConnection, subscriptions: list[int], count: int, lease: float
+    ) -> list[Claimed]:
         delivery, event = self._tables.delivery, self._tables.event
         row = delivery.alias("row")
-        due = select(row.c.seq).where(row.c.service == service, row.c.available_at <= now()).order_by(row.c.seq)
-        # Readers need no lock: who finds nothing to do keeps it from nobody.
-        if (await connection.execute(due.limit(1))).first() is None:
+        due = select(row.c.subscription, row.c.seq).where(row.c.available_at <= now())
+        # An idle consumer takes no write lock, and so blocks nobody.
+        if (await connection.execute(due.where(row.c.subscription.in_(subscriptions)).limit(1))).first() is None:
             return []
+        each = (due.where(row.c.subscription == number).order_by(row.c.seq).limit(count) for number in subscriptions)
+        first = union_all(*(select(one.subquery()) for one in each)).subquery()
+        next_ = select(first.c.subscription, first.c.seq).order_by(first.c.seq).limit(count)
         take = (
             update(delivery)
-            .where(delivery.c.service == service, delivery.c.seq.in_(due.limit(count).scalar_subquery()))
-            .values(available_at=now() + claim, attempts=delivery.c.attempts + 1)
-            .returning(delivery.c.seq, delivery.c.attempts)
+            .where(tuple_(delivery.c.subscription, delivery.c.seq).in_(next_))
+            .values(available_at=now() + lease, attempts=delivery.c.attempts + 1)
+            .returning(delivery.c.seq, delivery.c.subscription, delivery.c.attempts)
         )
-        taken: dict[int, int] = {row.seq: row.attempts for row in await connection.execute(take)}
+        taken = (await connection.execute(take)).all()
         if not taken:
             return []
-        bodies = await connection.execute(select(event.c.seq, event.c.data).where(event.c.seq.in_(list(taken))))
-        return [(seq, taken[seq], data) for seq, data in bodies]
+        query = select(event.c.seq, event.c.topic, event.c.data).where(event.c.seq.in_({row.seq for row in taken}))
+        bodies = {seq: (topic, data) for seq, topic, data in await connection.execute(query)}
+        return [Claimed((seq, number), attempts, *bodies[seq]) for seq, number, attempts in taken]
 
-    async def finish(self, connection: AsyncConnection, service: str, seqs: list[int]) -> None:
+    async def finish(self, connection: AsyncConnection, keys: list[_Key]) -> None:
+        for number, seqs in _by_subscription(keys).items():
+            await connection.execute(delete(self._tables.delivery).where(*self._which(number, seqs)))
+
+    async def postpone(self, connection: AsyncConnection, delays: list[tuple[_Key, float]]) -> None:
         delivery = self._tables.delivery
-        await connection.execute(delete(delivery).where(delivery.c.service == service, delivery.c.seq.in_(seqs)))
+        for delay in {delay for _, delay in delays}:
+            for number, seqs in _by_subscription([key for key, one in delays if one == delay]).items():
+                statement = update(delivery).where(*self._which(number, seqs)).values(available_at=now() + delay)
+                await connection.execute(statement)
 
-    async def postpone(self, connection: AsyncConnection, service: str, seqs: list[int], delay: float) -> None:
+    def _which(self, subscription: int, seqs: list[int]) -> tuple[ColumnElement[bool], ColumnElement[bool]]:
         delivery = self._tables.delivery
-        which = delivery.c.service == service, delivery.c.seq.in_(seqs)
-        await connection.execute(update(delivery).where(*which).values(available_at=now() + delay))
+        return delivery.c.subscription == subscription, delivery.c.seq.in_(seqs)
 
-    async def sweep(self, connection: AsyncConnection) -> None:
-        event, delivery, service = self._tables.event, self._tables.delivery, self._tables.service
-        # By way of the services, as the index of deliveries begins with them: else each event looks at all deliveries.
-        held = select(delivery.c.seq).where(delivery.c.service == service.c.name, delivery.c.seq == event.c.seq)
-        holder = select(service.c.name).where(held.correlate(service, event).exists()).correlate(event)
-        free = select(event.c.seq).where(event.c.time < now() - _KEPT, ~holder.exists())
-        if (await connection.execute(free.limit(1))).first() is not None:
-            oldest = free.order_by(event.c.time).limit(_SWEEP).scalar_subquery()
-            await connection.execute(delete(event).where(event.c.seq.in_(oldest)))
+    async def sweep(self, connection: AsyncConnection) -> int:
+        event, delivery, subscription = self._tables.event, self._tables.delivery, self._tables.subscription
+        # By way of the subscriptions, as the index of deliveries begins with them.
+        held = select(delivery.c.seq).where(delivery.c.subscription == subscription.c.id, delivery.c.seq == event.c.seq)
+        holder = select(subscription.c.id).where(
+            subscription.c.topic == event.c.topic, held.correlate(subscription, event).exists()
+        )
+        free = select(event.c.seq).where(event.c.time < now() - _KEPT, ~holder.correlate(event).exists())
+        if (await connection.execute(free.limit(1))).first() is None:
+            return 0
+        oldest = free.order_by(event.c.time).limit(_SWEEP).scalar_subquery()
+        return (await connection.execute(delete(event).where(event.c.seq.in_(oldest)))).rowcount
 
-    async def until_due(self, connection: AsyncConnection, service: str) -> float | None:
+    async def until_due(self, connection: AsyncConnection, subscriptions: list[int]) -> float | None:
         delivery = self._tables.delivery
-        query = select(func.min(delivery.c.available_at)).where(delivery.c.service == service)
+        query = select(func.min(delivery.c.available_at)).where(delivery.c.subscription.in_(subscriptions))
         first: float | None = (await connection.execute(query)).scalar()
         return None if first is None else first - now()
+
+
+def _by_subscription(keys: list[_Key]) -> dict[int, list[int]]:
+    found: dict[int, list[int]] = {}
+    for seq, number in keys:
+        found.setdefault(number, []).append(seq)
+    return found

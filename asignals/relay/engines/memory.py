@@ -101,9 +101,10 @@ class Memory:
         shared, loop = self._services[service], asyncio.get_running_loop()
         held: dict[_Item, None] = {}
         arrived = asyncio.Event()
+        pool: Pool[_Item]
 
         async def work(item: _Item) -> None:
-            outcome = await handle(Delivery(item.topic, item.data, item.attempt, item.attempt > 1))
+            outcome = await handle(Delivery(item.topic, item.data, item.attempt, item.attempt > 1, pool.park))
             del held[item]
             if outcome is None:
                 shared.open -= 1
@@ -113,7 +114,8 @@ class Memory:
 
         shared.arrived.add(arrived)
         try:
-            async with Pool(work, limit) as pool:
+            pool = Pool(work, limit)
+            async with pool:
                 while True:
                     await pool.until_below(limit)
                     arrived.clear()
@@ -138,10 +140,11 @@ class Memory:
 
     async def forget_service(self, service: str, topics: Collection[str] | None = None) -> None:
         """Drop what waits for a service."""
-        shared = self._services.get(service)
-        for topic in [] if shared is None else list(shared.waiting) if topics is None else topics:
+        if (shared := self._services.get(service)) is None:
+            return
+        for topic in list(shared.waiting) if topics is None else topics:
             shared.open -= len(shared.waiting.pop(topic, ()))
-        if shared is not None and not shared.waiting:
+        if not shared.waiting:
             del self._services[service]
 
     async def backlog(self, service: str) -> int:
