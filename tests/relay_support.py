@@ -207,16 +207,23 @@ async def _kafka(_path: Path) -> AsyncIterator[World]:
 
 
 async def remove_rabbitmq(url: str, name: str) -> None:
-    """Delete the exchange and the queues that tests make."""
+    """Delete the exchanges and the queues that tests make."""
     import aio_pika
 
-    services = ["first", "second", "billing", "shipping", "shop", "other"]
+    from asignals.relay.engines.rabbitmq import _DELAYS
+
+    queues = [f"{name}.unrouted", f"{name}.services"]
+    for service in ("first", "second", "billing", "shipping", "shop", "other"):
+        queues.append(f"{name}.dead.dlq.{service}")
+        for topic in ("numbers", "letters", "old", "new", "both"):
+            queue = f"{name}.{service}/{topic}"
+            queues += [queue, *(f"{queue}#{delay}" for delay in _DELAYS)]
     async with await aio_pika.connect(url) as connection:
         channel = await connection.channel()
-        for service in services:
-            await channel.queue_delete(f"{name}.{service}")
-            await channel.queue_delete(f"{name}.dead.dlq.{service}")
-        await channel.exchange_delete(name)
+        for queue in queues:
+            await channel.queue_delete(queue)
+        for exchange in (name, f"{name}.unrouted"):
+            await channel.exchange_delete(exchange)
 
 
 _WORLDS = {

@@ -388,7 +388,7 @@ async def test_a_service_that_is_gone_is_forgotten(engine: World) -> None:
     await transport.publish_many(events(10))
     await _until_backlog(transport, 0)
     await _until_backlog(transport, 25, "shipping")
-    await transport.forget_service("never heard of")
+    await transport.forget_service("never-heard-of")
 
 
 async def test_publishing_nothing_is_fine(engine: World) -> None:
