@@ -297,6 +297,8 @@ class RabbitMQ:
                 if name == service:
                     found.setdefault(topic, []).append(message)
             yield found
+        if count:
+            await self._until_ready(self._register, count - sum(map(len, found.values())))
 
     async def _route(self, topic: str) -> None:
         """Publish again what was kept of a topic until there was a service that receives it."""
@@ -418,9 +420,14 @@ class RabbitMQ:
     async def _put_back(self, dead: str, seen: list[tuple[str, str]]) -> None:
         """Wait until what was looked at and not removed is in the queue again: a closed channel takes its time."""
         kept = [place for place in seen if self._looked_at.pop(place, None) is not None]
+        if kept:
+            await self._until_ready(dead, len(kept))
+
+    async def _until_ready(self, queue: str, count: int) -> None:
+        """Wait, shortly, until so many messages can be taken from a queue."""
         with suppress(Exception):
             async with asyncio.timeout(_FAREWELL):
-                while kept and (await self._count(dead) or 0) < len(kept):
+                while (await self._count(queue) or 0) < count:  # noqa: ASYNC110  the broker tells nobody
                     await asyncio.sleep(0.01)
 
     async def _take_some(self, channel: AbstractChannel, queue: str, count: int) -> list[AbstractIncomingMessage]:
