@@ -12,7 +12,7 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from asignals import Signal, signal
-from asignals.relay import Envelope, Memory, PublishRefusedError, Relay, SQLAlchemyInbox, SQLAlchemyOutbox, metadata
+from asignals.relay import Envelope, Memory, PublishRefusedError, Relay, SQLAlchemyInbox, SQLAlchemyOutbox, table_metadata
 from asignals.relay._sql import as_engine
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ async def engine(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterato
             made, _ = as_engine(f"sqlite+aiosqlite:///{tmp_path}/app.db")
             stack.push_async_callback(made.dispose)
         async with made.begin() as connection:
-            await connection.run_sync(metadata().create_all)
+            await connection.run_sync(table_metadata().create_all)
             await connection.execute(text("CREATE TABLE orders (number INTEGER PRIMARY KEY)"))
         yield made
 

@@ -503,8 +503,8 @@ class JetStreamInbox:
             return Memo()
         return Memo.decode(entry.value or b"")
 
-    async def remember(self, event_id: str, service: str, done: set[str], failures: int | None = None) -> None:
-        """Add receivers that are done, and set the number of failures unless it is `None`."""
+    async def remember(self, event_id: str, service: str, change: Memo) -> None:
+        """Merge a change into what is remembered."""
         memo = await self.recall(event_id, service)
-        memo.add(done, failures)
+        memo.merge(change)
         await (await self._bucket()).put(f"{service}.{event_id}", memo.encode())
