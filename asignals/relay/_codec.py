@@ -66,7 +66,7 @@ class JSONCodec:
         _check_keys(arguments)
         return self._dump(dict(arguments)).encode()
 
-    def decode(self, body: bytes, version: int) -> dict[str, Any]:  # noqa: ARG002  plain JSON is the same in all
+    def decode(self, body: bytes, version: int = 1) -> dict[str, Any]:  # noqa: ARG002  plain JSON is the same in all
         """Read an object."""
         found = load_object(body)
         return found if self._names is None else {name: found[name] for name in self._names if name in found}
@@ -88,7 +88,7 @@ class PydanticCodec:
         self._adapter.validate_json(written)
         return written
 
-    def decode(self, body: bytes, version: int) -> dict[str, Any]:  # noqa: ARG002  the types are the newest
+    def decode(self, body: bytes, version: int = 1) -> dict[str, Any]:  # noqa: ARG002  the types are the newest
         """Read and validate the arguments."""
         read: dict[str, Any] = self._adapter.validate_json(body)
         return read
@@ -112,7 +112,7 @@ class MsgspecCodec:
         self._decoder.decode(written)
         return written
 
-    def decode(self, body: bytes, version: int) -> dict[str, Any]:  # noqa: ARG002  the types are the newest
+    def decode(self, body: bytes, version: int = 1) -> dict[str, Any]:  # noqa: ARG002  the types are the newest
         """Read and validate the arguments."""
         read: dict[str, Any] = self._decoder.decode(body)
         return read

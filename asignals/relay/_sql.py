@@ -9,7 +9,7 @@ import zlib
 from contextlib import asynccontextmanager, nullcontext, suppress
 from importlib.util import find_spec
 from operator import attrgetter
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 from weakref import WeakKeyDictionary
 
 import anyio
@@ -25,10 +25,12 @@ from asignals.relay._tables import Tables, tables_of
 from asignals.relay._transport import SchemaError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Collection
+    from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 
     from sqlalchemy import Connection, Table
     from sqlalchemy.pool import Pool, PoolProxiedConnection
+
+T = TypeVar("T")
 
 LIMIT: Final = 8.0  # seconds that a transaction of a few statements may take; then its connection is thrown away
 _CONNECT: Final = 5  # seconds that connecting may take; the drivers' own limits are a minute or none
@@ -177,21 +179,35 @@ async def connected(engine: AsyncEngine, seconds: float | None = LIMIT) -> Async
     """
     seconds = seconds if is_postgres(engine) else None
     connection = await to_the_end(_opened(engine))
-    is_whole = False
+    is_silent = False
     try:
-        with anyio.move_on_after(seconds) if seconds is not None else nullcontext():
+        with anyio.move_on_after(seconds) if seconds is not None else nullcontext() as scope:
             yield connection
-            is_whole = True
-        if not is_whole:
-            _TROUBLES[engine.sync_engine.pool] = time.monotonic()
-            msg = f"{name_of(engine)} did not answer within {seconds:g} s"
-            raise TimeoutError(msg)
+        if scope is not None and scope.cancelled_caught:
+            raise _silent(engine, seconds)
+    except TimeoutError:
+        is_silent = True
+        raise
     except DBAPIError as error:
         if is_missing_table(error):
             raise SchemaError(name_of(engine), [str(error.orig)]) from error
         raise
     finally:
-        await to_the_end(_closed(connection, is_whole=is_whole))
+        await to_the_end(_closed(connection, is_silent=is_silent))
+
+
+async def answered(engine: AsyncEngine, call: Awaitable[T], seconds: float = LIMIT) -> T:
+    """Await one call of a connection, with a limit of its own inside of that of the whole block."""
+    try:
+        return await limited(call, seconds)
+    except TimeoutError as error:
+        raise _silent(engine, seconds) from error
+
+
+def _silent(engine: AsyncEngine, seconds: float | None) -> TimeoutError:
+    """Trust no connection any more that was made until now, and say who did not answer."""
+    _TROUBLES[engine.sync_engine.pool] = time.monotonic()
+    return TimeoutError(f"{name_of(engine)} did not answer within {seconds:g} s; its connections are thrown away")
 
 
 @asynccontextmanager
@@ -220,10 +236,13 @@ async def _opened(engine: AsyncEngine) -> AsyncConnection:
         await throw_away(connection)
 
 
-async def _closed(connection: AsyncConnection, *, is_whole: bool) -> None:
-    """Give it back to the pool; one that takes too long for that, or that nobody trusts any more, goes away."""
-    if is_whole or not is_postgres(connection.engine):
-        with anyio.move_on_after(_CLOSE if is_postgres(connection.engine) else None):
+async def _closed(connection: AsyncConnection, *, is_silent: bool) -> None:
+    """Give it back to the pool; one that is silent, or takes too long for that, goes away."""
+    if not is_postgres(connection.engine):
+        await connection.close()
+        return
+    if not is_silent:
+        with anyio.move_on_after(_CLOSE):
             await connection.close()
             return
     await throw_away(connection)

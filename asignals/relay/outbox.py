@@ -31,12 +31,13 @@ from sqlalchemy.util import await_only
 from asignals.relay._cancel import limited
 from asignals.relay._connection_state import Attempts, ConnectionState
 from asignals.relay._envelope import DeadLetter, Envelope
-from asignals.relay._redact import redacted
+from asignals.relay._redact import redacted, said
 from asignals.relay._sql import (
     LIMIT,
     PG_NO_WAIT,
     Stored,
     announce,
+    answered,
     begun,
     channel_of,
     connected,
@@ -133,10 +134,7 @@ class SQLAlchemyOutbox(Stored):
     async def _put_in(self, connection: AsyncConnection, statement: Any, row: dict[str, Any]) -> None:
         """Write a row by the caller's connection; one that is silent is not waited for without a limit, either."""
         try:
-            await limited(connection.execute(statement, row), LIMIT)
-        except TimeoutError as error:
-            msg = f"{name_of(self.engine)} did not answer within {LIMIT:g} s, so the event is not in the outbox"
-            raise TimeoutError(msg) from error
+            await answered(self.engine, connection.execute(statement, row))
         except DBAPIError as error:
             if is_missing_table(error):
                 raise SchemaError(name_of(self.engine), [self.tables.outbox.name]) from error
@@ -262,17 +260,9 @@ class SQLAlchemyOutbox(Stored):
     @asynccontextmanager
     async def _locked(self) -> AsyncIterator[tuple[AsyncConnection, list[Any]]]:
         async with connected(self.engine, _TRIP + 2 * LIMIT) as connection:
-            found = await self._answered(connection.execute(self._take, {"count": self.batch}))
+            found = await answered(self.engine, connection.execute(self._take, {"count": self.batch}))
             yield connection, sorted(found.all())
-            await self._answered(connection.commit())
-
-    async def _answered(self, call: Awaitable[T]) -> T:
-        """Await the database, which has its own limit inside of the whole trip's."""
-        try:
-            return await limited(call, LIMIT)
-        except TimeoutError as error:
-            msg = f"{name_of(self.engine)} did not answer within {LIMIT:g} s"
-            raise TimeoutError(msg) from error
+            await answered(self.engine, connection.commit())
 
     @asynccontextmanager
     async def _claimed(self) -> AsyncIterator[tuple[AsyncConnection, list[Any]]]:
@@ -329,8 +319,10 @@ async def _publish(publish: Callable[[Sequence[Envelope]], Awaitable[None]], row
             envelopes[envelope.id] = row.id
             batch.append(envelope)
     try:
-        async with asyncio.timeout(_TRIP):
-            await publish(batch)
+        await limited(publish(batch), _TRIP)
+    except TimeoutError as error:
+        msg = f"the engine did not acknowledge {len(batch)} events within {_TRIP:g} s ({said(error)})"
+        raise TimeoutError(msg) from error
     except PublishRefusedError as error:
         refused.update((envelopes[id_], reason) for id_, reason in error.refused.items() if id_ in envelopes)
     return refused
