@@ -314,7 +314,9 @@ class Inbound:
         change = Memo(outcome.done, (memo.failed | outcome.failed) - outcome.done - memo.done)
         error = outcome.error or self._what_is_missing(subscription, change.failed, outcome)
         if error is None:
-            if self._always_remember and outcome.done:
+            if memo.begun:  # it has come to an end, should it be delivered once more
+                change.begun_at = time.time()
+            if memo.begun or (self._always_remember and outcome.done):
                 await self._remember(event_id, change)
             self._done_here.pop(event_id, None)
             if by_sender and not outcome.is_called and envelope.target is None:

@@ -38,6 +38,7 @@ _CLOSE: Final = 2.0  # seconds that closing may take
 _INIT: Final = 60.0  # seconds that creating tables may take, with other processes that do the same
 _CONNECT_ARGUMENTS: Final = {"asyncpg": "timeout", "psycopg": "connect_timeout"}
 _KEEPALIVE: Final = 5.0  # seconds after which a silent listening connection is asked whether it still lives
+_NO_TABLE = re.compile(r"""(?:no such table: |relation ["'])([\w.]+)""")
 _CHANNEL = re.compile(r"[^a-z0-9_]")
 
 PG_NOW: Final = "extract(epoch from clock_timestamp())::double precision"
@@ -190,7 +191,7 @@ async def connected(engine: AsyncEngine, seconds: float | None = LIMIT) -> Async
         raise
     except DBAPIError as error:
         if is_missing_table(error):
-            raise SchemaError(name_of(engine), [str(error.orig)]) from error
+            raise SchemaError(name_of(engine), [_missing_table(error)]) from error
         raise
     finally:
         await to_the_end(_closed(connection, is_silent=is_silent))
@@ -265,6 +266,11 @@ async def throw_away(connection: AsyncConnection) -> None:
 def is_missing_table(error: DBAPIError) -> bool:
     """Whether a statement failed because a table is not there."""
     return getattr(error.orig, "sqlstate", None) == "42P01" or "no such table" in str(error.orig)
+
+
+def _missing_table(error: DBAPIError) -> str:
+    found = _NO_TABLE.search(str(error.orig))
+    return found[1] if found else "one that it needs"
 
 
 def is_postgres(engine: AsyncEngine) -> bool:

@@ -173,7 +173,7 @@ class SchemaError(RuntimeError):
 
     def __init__(self, database: str, tables: Sequence[str]) -> None:
         super().__init__(
-            f"{database} has no {'table' if len(tables) == 1 else 'tables'} {', '.join(tables)}: "
+            f"{database}: no such table: {', '.join(tables)}; "
             f"run `asignals relay init package.module:relay`, or add asignals.relay.table_metadata() to Alembic"
         )
         self.database = database
