@@ -22,8 +22,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import anyio
 
-from asignals._connection import Connection
-from asignals._dispatch import Send
+from asignals._core import Connection, Send, bind
 from asignals.relay._cancel import heeding, limited, times_cancelled
 from asignals.relay._connection_state import ConnectionState, jittered
 from asignals.relay._envelope import MAX_KEPT, DeadLetter, Envelope, EnvelopeError
@@ -37,7 +36,7 @@ from asignals.relay._transport import Release
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from asignals._registry import Link
+    from asignals._core import Subscriber
     from asignals.relay._inbox import Inbox
     from asignals.relay._subscription import Subscription, Target
     from asignals.relay._transport import Delivery
@@ -89,10 +88,10 @@ class Counts:
 class _Outcome:
     """What came of calling an event's receivers: their names, what is wrong, and whether anybody has handled it.
 
-    `links` are the connections that have succeeded: two receivers of one name are told apart by them, in this process.
+    `succeeded` are the connections that have succeeded: two receivers of one name are told apart by them, in this process.
     """
 
-    links: set[Link] = field(default_factory=set)
+    succeeded: set[Subscriber] = field(default_factory=set)
     done: set[str] = field(default_factory=set)
     failed: set[str] = field(default_factory=set)
     error: BaseException | None = None
@@ -204,7 +203,7 @@ class Inbound:
         """Read the arguments; raises `GivenUp` when no repetition will make them readable."""
         try:
             arguments = subscription.codec.decode(envelope.body, envelope.version)
-            return subscription.signal._bind(None, **arguments)[1]
+            return bind(subscription.signal, None, **arguments)[1]
         except Exception as error:
             raise GivenUp from error
 
@@ -362,7 +361,7 @@ class Inbound:
         """Call each receiver that is not to be skipped, the others too when one fails."""
         token = handling.set(envelope)
         outcome = _Outcome()
-        done_here: frozenset[Link] = self._done_here.get(event_id, frozenset())
+        done_here: frozenset[Subscriber] = self._done_here.get(event_id, frozenset())
         try:
             with following(envelope.traceparent) if envelope.traceparent else nullcontext():
                 sender = subscription.load(envelope.sender)
@@ -375,7 +374,7 @@ class Inbound:
                 send = Send(subscription.signal, sender, arguments, robust=True)
                 with send.watched() if send.is_watched else nullcontext():
                     for target in targets:
-                        if target.name in skipped or target.link in done_here:
+                        if target.name in skipped or target.subscriber in done_here:
                             outcome.is_heard = True
                         else:
                             await _respond(send, target, outcome)
@@ -384,8 +383,8 @@ class Inbound:
         finally:
             handling.reset(token)
         outcome.done -= outcome.failed
-        if outcome.links and (outcome.error is not None or self._always_remember):
-            self._done_here.put(event_id, done_here | outcome.links)
+        if outcome.succeeded and (outcome.error is not None or self._always_remember):
+            self._done_here.put(event_id, done_here | outcome.succeeded)
         return outcome
 
     # -- the inbox and the dead letters ------------------------------------------------------------------------------
@@ -436,16 +435,16 @@ class _InboxLostError(Exception):
 
 async def _respond(send: Send, target: Target, outcome: _Outcome) -> None:
     """Call one receiver, and note what came of it."""
-    link, name = target
+    subscriber, name = target
     answer: Any = None
     try:
-        pair = await send.to(link)
+        pair = await send.to(subscriber)
     except asyncio.CancelledError as cancelled:
         if times_cancelled():
             raise
         answer = cancelled  # the receiver raised it by itself: an error like another
     else:
-        if pair is None and isinstance(link, Connection):
+        if pair is None and isinstance(subscriber, Connection):
             return  # it has left meanwhile
         answer = None if pair is None else pair[1]
     outcome.is_called = outcome.is_heard = True
@@ -454,6 +453,6 @@ async def _respond(send: Send, target: Target, outcome: _Outcome) -> None:
         if name is not None:
             outcome.failed.add(name)
         return
-    outcome.links.add(link)
+    outcome.succeeded.add(subscriber)
     if name is not None:
         outcome.done.add(name)

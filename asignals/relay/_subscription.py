@@ -8,7 +8,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from asignals._connection import Connection
+from asignals._core import Connection, registry_of
 from asignals.relay._connection_state import jittered
 from asignals.relay._export import ExportUid
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from asignals import Signal
-    from asignals._registry import Link
+    from asignals._core import Subscriber
     from asignals.relay._codec import Codec
 
 logger = logging.getLogger("asignals.relay")
@@ -27,7 +27,7 @@ _MAX_NAME: Final = 255  # what the inbox's table takes
 class Target(NamedTuple):
     """One that is to be called; `name` is `None` for a stream, which nobody remembers."""
 
-    link: Link
+    subscriber: Subscriber
     name: str | None
 
 
@@ -59,10 +59,10 @@ class Subscription:
 
     def targets(self, sender: object) -> Targets:
         """Whom to call for a sender; exporting receivers are left out."""
-        plan = self.signal._registry.plan_for(sender)
+        plan = registry_of(self.signal).plan_for(sender).subscribers
         if plan is not self._plan:
-            here = [Target(link, _name_of(link)) for link in plan if not is_exporter(link)]
-            reached = sum(isinstance(link, Connection) for link in plan)
+            here = [Target(each, _name_of(each)) for each in plan if not is_exporter(each)]
+            reached = sum(isinstance(each, Connection) for each in plan)
             muted = max(0, len(self.signal.receivers_for(sender)) - reached)
             self._warn_of_namesakes([target.name for target in here if target.name is not None])
             self._targets, self._plan = Targets(here, muted), plan
@@ -92,30 +92,30 @@ class Subscription:
 
 def receiver_names(signal: Signal[..., Any]) -> list[str]:
     """Name the receivers that a signal has now, for whatever sender; exporting ones are left out."""
-    return [_receiver_name(link) for link in signal.connections if not is_exporter(link)]
+    return [_receiver_name(each) for each in signal.connections if not is_exporter(each)]
 
 
 def names_for(signal: Signal[..., Any], sender: object) -> tuple[str, ...]:
     """Name the receivers that a send from this sender calls, without exporting ones and streams."""
-    plan = signal._registry.plan_for(sender)
-    return tuple(sorted({name for link in plan if not is_exporter(link) and (name := _name_of(link)) is not None}))
+    plan = registry_of(signal).plan_for(sender).subscribers
+    return tuple(sorted({name for each in plan if not is_exporter(each) and (name := _name_of(each)) is not None}))
 
 
-def is_exporter(link: Link | Connection) -> bool:
+def is_exporter(subscriber: Subscriber) -> bool:
     """Whether a connection is one that `Relay.export` made."""
-    return isinstance(link, Connection) and isinstance(link.dispatch_uid, ExportUid)
+    return isinstance(subscriber, Connection) and isinstance(subscriber.dispatch_uid, ExportUid)
 
 
-def _name_of(link: Link) -> str | None:
-    return _receiver_name(link) if isinstance(link, Connection) else None
+def _name_of(subscriber: Subscriber) -> str | None:
+    return _receiver_name(subscriber) if isinstance(subscriber, Connection) else None
 
 
-def _receiver_name(link: Connection) -> str:
+def _receiver_name(connection: Connection) -> str:
     """Name a receiver as another process of the service would name it, too."""
-    if isinstance(link.dispatch_uid, str):
-        name = link.dispatch_uid
+    if isinstance(connection.dispatch_uid, str):
+        name = connection.dispatch_uid
     else:
-        receiver: Any = link.target()
+        receiver: Any = connection.target()
         named = receiver if hasattr(receiver, "__qualname__") else type(receiver)
         name = f"{named.__module__}.{named.__qualname__}"
     name = name.encode(errors="replace").decode().replace("\0", "?")
