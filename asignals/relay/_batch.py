@@ -77,7 +77,7 @@ class Batch(Generic[T]):
             raise
 
 
-class Together(Generic[T, R]):
+class Coalescer(Generic[T, R]):
     """A function of one item that is computed for many at once: calls made while a trip is under way share the next."""
 
     def __init__(self, function: Callable[[list[T]], Awaitable[list[R]]], most: int = 500) -> None:

@@ -25,9 +25,12 @@ def redacted(text: object) -> str:
 
     Control characters, line ends, and marks that turn the direction of writing are escaped as Python escapes them.
     """
-    plain = _USER_INFO.sub(_without_user_info, str(text))
-    plain = _SETTING.sub(rf"\g<name>{HIDDEN}", plain)
-    return _CONTROL.sub(_escaped, plain)
+    return _CONTROL.sub(_escaped, without_passwords(str(text)))
+
+
+def without_passwords(text: str) -> str:
+    """Write a text with all its lines and characters, but for its passwords."""
+    return _SETTING.sub(rf"\g<name>{HIDDEN}", _USER_INFO.sub(_without_user_info, text))
 
 
 def said(error: BaseException) -> str:

@@ -166,3 +166,24 @@ class OwnInbox(Protocol):
     def inbox(self) -> Inbox:
         """Give an inbox in the engine itself."""
         ...
+
+
+class SchemaError(RuntimeError):
+    """Tables that a part of the relay needs are missing in its database."""
+
+    def __init__(self, database: str, tables: Sequence[str]) -> None:
+        super().__init__(
+            f"{database}: no such table: {', '.join(tables)}; "
+            f"run `asignals relay init package.module:relay`, or add asignals.relay.table_metadata() to Alembic"
+        )
+        self.database = database
+        self.tables = tuple(tables)
+
+
+@runtime_checkable
+class Checked(Protocol):
+    """A part that can tell at the start whether its tables are there."""
+
+    async def check(self) -> None:
+        """Raise `SchemaError` when they are not, and what the driver raises when the database is out of reach."""
+        ...

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from nats.aio.msg import Msg
     from nats.aio.subscription import Subscription
     from nats.js.api import ConsumerInfo
+    from nats.js.kv import KeyValue
 
     from asignals.relay._envelope import Envelope
     from asignals.relay._transport import Handle
@@ -657,24 +658,30 @@ class JetStreamInbox:
     def __init__(self, engine: JetStream) -> None:
         self._engine = engine
 
-    async def _bucket(self) -> Any:
-        jetstream = (await self._engine._connected()).jetstream(timeout=_CONNECT)
-        name = f"{self._engine.stream}-inbox"
+    async def _with_bucket(self, work: Callable[[KeyValue], Awaitable[T]]) -> T:
+        client = await self._engine._connected()
+        return await self._engine._ask(client, self._work_on(client, work))
+
+    async def _work_on(self, client: Client, work: Callable[[KeyValue], Awaitable[T]]) -> T:
+        jetstream, name = client.jetstream(timeout=_CONNECT), f"{self._engine.stream}-inbox"
         try:
-            return await jetstream.key_value(name)
+            bucket = await jetstream.key_value(name)
         except BucketNotFoundError:
-            return await jetstream.create_key_value(KeyValueConfig(bucket=name, ttl=_REMEMBERED, history=1))
+            copies = self._engine._settings.get("num_replicas", 1)
+            config = KeyValueConfig(bucket=name, ttl=_REMEMBERED, history=1, replicas=copies)
+            bucket = await jetstream.create_key_value(config)
+        return await work(bucket)
 
     async def recall(self, event_id: str, service: str) -> Memo:
         """Give what is remembered."""
         try:
-            entry = await (await self._bucket()).get(f"{service}.{event_id}")
+            entry = await self._with_bucket(lambda bucket: bucket.get(f"{service}.{event_id}"))
         except KeyNotFoundError:
             return Memo()
         return Memo.decode(entry.value or b"")
 
-    async def remember(self, event_id: str, service: str, done: set[str], failures: int | None = None) -> None:
-        """Add receivers that are done, and set the number of failures unless it is `None`."""
+    async def remember(self, event_id: str, service: str, change: Memo) -> None:
+        """Merge a change into what is remembered."""
         memo = await self.recall(event_id, service)
-        memo.add(done, failures)
-        await (await self._bucket()).put(f"{service}.{event_id}", memo.encode())
+        memo.merge(change)
+        await self._with_bucket(lambda bucket: bucket.put(f"{service}.{event_id}", memo.encode()))

@@ -496,9 +496,9 @@ class RedisInbox:
         found: Any = await self._engine._ask(self._engine._client().get(self._key(event_id, service)))
         return Memo() if found is None else Memo.decode(found)
 
-    async def remember(self, event_id: str, service: str, done: set[str], failures: int | None = None) -> None:
-        """Add receivers that are done, and set the number of failures unless it is `None`."""
+    async def remember(self, event_id: str, service: str, change: Memo) -> None:
+        """Merge a change into what is remembered."""
         memo = await self.recall(event_id, service)
-        memo.add(done, failures)
+        memo.merge(change)
         client = self._engine._client()
         await self._engine._ask(client.set(self._key(event_id, service), memo.encode(), ex=_REMEMBERED))
