@@ -179,9 +179,11 @@ async def connected(engine: AsyncEngine, seconds: float | None = LIMIT) -> Async
     `SchemaError` where a table is missing. On SQLite, whose file answers, the limit is that for its lock.
     """
     seconds = seconds if is_postgres(engine) else None
-    connection = await to_the_end(_opened(engine))
+    opened: list[AsyncConnection] = []
     is_silent = False
     try:
+        await to_the_end(_open(engine, opened))
+        connection = opened[0]
         with anyio.move_on_after(seconds) if seconds is not None else nullcontext() as scope:
             yield connection
         if scope is not None and scope.cancelled_caught:
@@ -194,7 +196,8 @@ async def connected(engine: AsyncEngine, seconds: float | None = LIMIT) -> Async
             raise SchemaError(name_of(engine), [_missing_table(error)]) from error
         raise
     finally:
-        await to_the_end(_closed(connection, is_silent=is_silent))
+        if opened:  # also when we were cancelled meanwhile
+            await to_the_end(_closed(opened[0], is_silent=is_silent))
 
 
 async def answered(engine: AsyncEngine, call: Awaitable[T], seconds: float = LIMIT) -> T:
@@ -221,6 +224,10 @@ async def begun(engine: AsyncEngine, seconds: float | None = LIMIT) -> AsyncIter
 # When a connection of a pool last did not answer: what was made before that is not trusted any more.
 _TROUBLES: WeakKeyDictionary[Pool, float] = WeakKeyDictionary()
 _MADE: Final = "asignals_made"
+
+
+async def _open(engine: AsyncEngine, opened: list[AsyncConnection]) -> None:
+    opened.append(await _opened(engine))
 
 
 async def _opened(engine: AsyncEngine) -> AsyncConnection:
