@@ -206,7 +206,7 @@ def test_one_queue_and_so_many_letters_may_be_chosen(module: str, tmp_path: Path
         database = Database(f"sqlite+aiosqlite:///{tmp_path}/relay.db")
         for queue, error in (("dlq.billing", "first"), ("dlq.other", "second"), ("dlq.other", "third")):
             data = Envelope("order.paid", b'{"amount": 1}').encode()
-            await database.bury(queue, DeadLetter(data, "billing", error))
+            await database.put_dead_letter(queue, DeadLetter(data, "billing", error))
         await database.aclose()
 
     asyncio.run(bury())
@@ -318,7 +318,8 @@ async def test_health_says_503_while_something_is_wrong(caplog: pytest.LogCaptur
             writer.close()
     head, _, body = answer.partition(b"\r\n\r\n")
     assert head.startswith(b"HTTP/1.1 503 ")
-    assert json.loads(body)["problems"] == {"consuming as 'billing'": "ConnectionError: away"}
+    problem = json.loads(body)["problems"]["consuming as 'billing'"]
+    assert problem.startswith("ConnectionError: away")
 
 
 def test_log_records_are_json_whatever_they_hold() -> None:
