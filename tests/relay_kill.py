@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
 SERVICES = ("billing", "shipping")
-CLAIM = 2.0
+LEASE = 2.0
 PATIENCE = 60.0
 ENGINES = ("sqlite", "postgres", "jetstream", "redis", "rabbitmq", "kafka")
 
@@ -60,26 +60,24 @@ def transport_for(config: dict[str, Any]) -> Any:
         from asignals.relay import Database
 
         if name == "postgres":
-            return Database(engine_for(config), claim=CLAIM)
-        return Database(url, claim=CLAIM)
+            return Database(engine_for(config), lease=LEASE)
+        return Database(url, lease=LEASE)
     if name == "jetstream":
         from asignals.relay import JetStream
 
-        return JetStream(url, stream=config["name"], claim=CLAIM)
+        return JetStream(url, stream=config["name"], ack_wait=LEASE)
     if name == "redis":
         from asignals.relay import RedisStreams
 
-        return RedisStreams(url, prefix=config["name"], claim=CLAIM)
-    from asignals.relay import FastStreamTransport
-
+        return RedisStreams(url, prefix=config["name"], lease=LEASE)
     if name == "kafka":
-        from faststream.confluent import KafkaBroker
+        from asignals.relay import Kafka
 
         settings = {"heartbeat.interval.ms": 300, "session.timeout.ms": 6000, "log_level": 0}
-        return FastStreamTransport(KafkaBroker(url, config=settings), name=config["name"])
-    from faststream.rabbit import RabbitBroker
+        return Kafka(url, name=config["name"], **settings)
+    from asignals.relay import RabbitMQ
 
-    return FastStreamTransport(RabbitBroker(url), name=config["name"])
+    return RabbitMQ(url, name=config["name"])
 
 
 def engine_for(config: dict[str, Any]) -> Any:

@@ -15,7 +15,7 @@ from asignals._to_the_end import to_the_end
 from asignals.relay import Delivery, Envelope, Memory, MemoryInbox, Relay
 from asignals.relay._batch import Batch, Together
 from asignals.relay._cancel import SelfCancelledError, end, heeding, limited
-from asignals.relay._link import Attempts, Link
+from asignals.relay._connection_state import Attempts, ConnectionState
 from asignals.relay._pool import Pool
 
 if TYPE_CHECKING:
@@ -108,7 +108,7 @@ async def test_attempts_raise_what_their_block_swallows() -> None:
     """A loop of attempts ends when it is cancelled, though a client swallows that, or calls it a failure."""
 
     async def loop(call: Callable[[], Any]) -> None:
-        attempts = Attempts(Link("x"))
+        attempts = Attempts(ConnectionState("x"))
         while True:
             async with attempts:
                 await call()
@@ -119,7 +119,7 @@ async def test_attempts_raise_what_their_block_swallows() -> None:
 
 async def test_attempts_note_losses_and_returns(caplog: pytest.LogCaptureFixture) -> None:
     """Failures are noted once on the link and followed by a pause, a success ends them."""
-    link, failures = Link("the engine"), iter([ConnectionError("1"), OSError("2")])
+    link, failures = ConnectionState("the engine"), iter([ConnectionError("1"), OSError("2")])
     attempts, ups = Attempts(link), []
     for _ in range(3):
         async with attempts:
@@ -279,7 +279,7 @@ async def test_a_batch_ends_though_its_flush_swallows_the_cancellation() -> None
             await turning_into_an_error()
 
     async with asyncio.timeout(5):
-        async with Batch(flush, Link("x")) as batch:
+        async with Batch(flush, ConnectionState("x")) as batch:
             batch.add(1)
             await until(lambda: trips)
     assert trips == [[1], [1]]

@@ -169,12 +169,12 @@ async def test_old_events_are_forgotten_when_all_services_have_them(name: str, t
     async with database(name, tmp_path) as engine:
         transport = Database(engine)
         for service in ("billing", "shipping"):
-            await transport.add_service(service)
+            await transport.add_service(service, ["numbers"])
         await transport.publish_many([Envelope("n", b"%d" % number) for number in range(8)])
         async with engine.begin() as connection:
             await connection.execute(text("UPDATE asignals_event SET time = time - 1000 WHERE seq <= 6"))
-            await connection.execute(text("DELETE FROM asignals_delivery WHERE service = 'billing' AND seq <> 3"))
-            await connection.execute(text("DELETE FROM asignals_delivery WHERE service = 'shipping' AND seq <> 4"))
+            await connection.execute(text("DELETE FROM asignals_delivery WHERE subscription = 1 AND seq <> 3"))
+            await connection.execute(text("DELETE FROM asignals_delivery WHERE subscription = 2 AND seq <> 4"))
         async with engine.begin() as connection:
             await transport._sql.sweep(connection)
         async with engine.connect() as connection:
@@ -186,7 +186,7 @@ async def test_forgetting_looks_at_no_delivery_twice_in_sqlite(tmp_path: Path) -
     """Who sweeps holds the only lock: the index of deliveries is searched for each event, and never read through."""
     async with database("sqlite", tmp_path) as engine:
         transport, plans = Database(engine), []
-        await transport.add_service("billing")
+        await transport.add_service("billing", ["numbers"])
         await transport.publish_many([Envelope("n", b"0")])
         async with engine.begin() as connection:
             await connection.execute(text("DELETE FROM asignals_delivery"))
@@ -205,11 +205,11 @@ async def test_a_consumer_with_nothing_to_do_takes_no_lock(tmp_path: Path) -> No
     """Looking for work in SQLite writes nothing while there is none: neither the consumer nor the outbox."""
     async with database("sqlite", tmp_path) as engine:
         transport, box = Database(engine), SQLAlchemyOutbox(engine)
-        await transport.add_service("billing")
+        await transport.add_service("billing", ["numbers"])
         statements: list[str] = []
         event.listen(engine.sync_engine, "before_cursor_execute", lambda *found: statements.append(found[2].upper()))
         async with engine.begin() as connection:
-            assert await transport._sql.claim(connection, "billing", 10, 1.0) == []
+            assert await transport._sql.claim(connection, [1], 10, 1.0) == []
         assert await box.drain_once(Draining(box).publish) == 0
         assert statements
         assert all(statement.startswith("SELECT") for statement in statements)
@@ -258,9 +258,9 @@ async def test_a_claim_that_is_not_answered_is_made_again(
         heard.set()
 
     monkeypatch.setattr(transport._sql, "claim", silent_once)
-    await transport.add_service("billing")
+    await transport.add_service("billing", ["numbers"])
     await transport.publish_many([Envelope("numbers", b"1")])
-    task = asyncio.create_task(transport.consume("billing", "one", handle))
+    task = asyncio.create_task(transport.consume("billing", "one", ["numbers"], handle))
     async with asyncio.timeout(10):
         await heard.wait()
     task.cancel()

@@ -7,15 +7,17 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import pytest
+
+pytest.importorskip("confluent_kafka")  # an interpreter may have no wheel of it
+
 from confluent_kafka import KafkaError, KafkaException, TopicPartition
 from hypothesis import given
 from hypothesis import strategies as st
 from relay_support import until, world
 
-from asignals.relay import DeadLetter, Delivery, Envelope, FastStreamTransport, PublishRefusedError
+from asignals.relay import DeadLetter, Delivery, Envelope, PublishRefusedError, engine_from_url
 from asignals.relay._envelope import MAX_BODY, MAX_HEADER, MAX_KEPT
-from asignals.relay.kafka import Kafka, Offsets, _Consumer
-from asignals.relay.rabbitmq import RabbitMQ
+from asignals.relay.engines.kafka import Kafka, Offsets, _Consumer
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -48,15 +50,36 @@ def test_gaps_between_offsets_do_no_harm() -> None:
     assert offsets.position == 8
 
 
-def test_the_broker_object_chooses_the_engine() -> None:
-    """RabbitMQ and Kafka are told apart by the broker; another kind is refused by name."""
-    from faststream.confluent import KafkaBroker
-    from faststream.rabbit import RabbitBroker
+def test_settings_go_to_the_client_that_they_are_for() -> None:
+    """Names may be written with `_`; what is the consumer's does not reach the producer, which would warn of it."""
+    kafka = Kafka(["one:9092", "two:9092"], session_timeout_ms=6000, linger_ms=5, **{"sasl.mechanism": "PLAIN"})
+    assert kafka._settings == {
+        "bootstrap.servers": "one:9092,two:9092",
+        "session.timeout.ms": 6000,
+        "linger.ms": 5,
+        "sasl.mechanism": "PLAIN",
+    }
 
-    assert isinstance(FastStreamTransport(RabbitBroker()), RabbitMQ)
-    assert isinstance(FastStreamTransport(KafkaBroker()), Kafka)
-    with pytest.raises(TypeError, match="not str"):
-        FastStreamTransport("amqp://")  # type: ignore[arg-type]  # what is tested
+
+def test_what_the_promises_rest_on_is_no_setting() -> None:
+    """Whoever sets it is told that it has no effect, instead of finding out."""
+    for setting in ({"enable.auto.commit": True}, {"acks": 1}, {"group_id": "mine"}):
+        with pytest.raises(ValueError, match="by itself, as its promises rest on it"):
+            Kafka("localhost:9092", **setting)
+
+
+@pytest.mark.parametrize("servers", ["", "kafka://localhost:9092", "one:9092,,two:9092", []])
+def test_what_names_no_server_is_refused(servers: Any) -> None:
+    """At once, with what to write instead."""
+    with pytest.raises(ValueError, match="Kafka takes servers such as 'host:9092'"):
+        Kafka(servers)
+
+
+def test_a_url_names_kafkas_servers() -> None:
+    """For programs that get theirs from the environment."""
+    kafka = engine_from_url("kafka://one:9092,two:9092", name="orders")
+    assert isinstance(kafka, Kafka)
+    assert (kafka._settings["bootstrap.servers"], kafka.name) == ("one:9092,two:9092", "orders")
 
 
 class Message:
@@ -122,9 +145,7 @@ class Client:
 
 def consumer(client: Client, handle: Any, limit: int = 1) -> _Consumer:
     """Make one running `consume` on a client of ours."""
-    from faststream.confluent import KafkaBroker
-
-    return _Consumer(Kafka(KafkaBroker()), client, handle, limit)  # type: ignore[arg-type]  # what it needs of one
+    return _Consumer(Kafka("localhost:9092"), client, handle, limit)  # type: ignore[arg-type]  # what it needs of one
 
 
 def test_a_partition_that_was_taken_away_while_paused_is_resumed_when_it_comes_back() -> None:

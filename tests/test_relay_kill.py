@@ -7,7 +7,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from relay_kill import CLAIM, ENGINES, broker_for, run, transport_for
+from relay_kill import ENGINES, LEASE, broker_for, run, transport_for
 from relay_support import require, until
 from sqlalchemy import text
 
@@ -167,7 +167,7 @@ async def test_what_is_being_handled_outlasts_the_broker(own_broker: tuple[Broke
             await until(lambda: billing.health().ok)
             await send(5)
             await until(lambda: 5 in begun)
-            await asyncio.sleep(1.5 * CLAIM)  # whoever had lost its claim would hear of it
+            await asyncio.sleep(1.5 * LEASE)  # whoever had lost its claim would hear of it
             may_end.set()
             await until(lambda: not billing.health().in_flight)
     assert sorted(begun) == list(range(6))

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from relay_support import World, until, world
 
-from asignals.relay import Delivery, Envelope, rabbitmq
-from asignals.relay.rabbitmq import _Consumer
+from asignals.relay import Delivery, Envelope
+from asignals.relay.engines import rabbitmq
+from asignals.relay.engines.rabbitmq import _Consumer
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

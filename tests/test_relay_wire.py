@@ -253,7 +253,7 @@ async def test_a_stream_of_jetstream_is_made_as_told_and_one_that_exists_is_left
     transport = engine.open()
     for max_age, window in ((600.0, 30.0), (None, 10.0)):
         one = jetstream.JetStream(
-            transport._servers, stream=transport.stream, max_age=max_age, window=window, name="some name"
+            transport._servers, stream=transport.stream, max_age=max_age, dedup_window=window, name="some name"
         )
         await one.init()
         client = await one._connected()

@@ -22,9 +22,9 @@ from nats.js.errors import BucketNotFoundError, KeyNotFoundError, NotFoundError
 from asignals._to_the_end import to_the_end
 from asignals.relay._batch import Batch
 from asignals.relay._cancel import heeding, limited
+from asignals.relay._connection_state import Attempts, ConnectionState
 from asignals.relay._envelope import DeadLetter, check_name
 from asignals.relay._inbox import Memo
-from asignals.relay._link import Attempts, Link
 from asignals.relay._pool import Pool
 from asignals.relay._transport import Delivery, PublishRefusedError
 
@@ -91,9 +91,9 @@ class JetStream:
         servers: URLs of the servers, `nats://127.0.0.1:4222`.
         stream: The stream's name; its subjects are `<stream>.<topic>`, dead letters are in `<stream>-dead`. Both are
             made when they are missing; ones that exist are used as they are.
-        claim: Seconds after which an event of a consumer that says nothing goes to another one.
+        ack_wait: Seconds after which an event of a consumer that does not renew it is delivered to another one.
         max_age: Seconds for which the stream keeps events, whether or not they were handled; `None` for ever.
-        window: Seconds within which the server recognises a repetition.
+        dedup_window: Seconds within which the server recognises a repetition.
         replicas: Copies in a cluster.
         ack_timeout: Seconds to wait for the server's acknowledgements.
         options: What else `nats.connect` takes.
@@ -104,9 +104,9 @@ class JetStream:
         servers: str | list[str],
         *,
         stream: str = "asignals",
-        claim: float = 30.0,
+        ack_wait: float = 30.0,
         max_age: float | None = 30 * 86_400.0,
-        window: float = 120.0,
+        dedup_window: float = 120.0,
         replicas: int = 1,
         ack_timeout: float = 5.0,
         **options: Any,
@@ -115,11 +115,11 @@ class JetStream:
             msg = f"a stream's name has no dots: {stream!r}"
             raise ValueError(msg)
         self.stream = stream
-        self.claim = claim
-        self.link: Link = Link(f"NATS ({servers})")
+        self.ack_wait = ack_wait
+        self.connection_state: ConnectionState = ConnectionState(f"NATS ({servers})")
         self._servers = servers
         self._max_age = max_age
-        self._window = window
+        self._dedup_window = dedup_window
         self._replicas = replicas
         self._ack_timeout = ack_timeout
         self._options = options
@@ -173,7 +173,7 @@ class JetStream:
         except BaseException:
             await client.close()
             raise
-        self.link.restored()
+        self.connection_state.restored()
         return client
 
     async def _make_streams(self, jetstream: JetStreamContext) -> None:
@@ -183,23 +183,23 @@ class JetStream:
             except NotFoundError:
                 config = StreamConfig(name=name, subjects=[f"{name}.>"], num_replicas=self._replicas)
                 if name == self.stream:
-                    config.max_age, config.duplicate_window = self._max_age, self._window
+                    config.max_age, config.duplicate_window = self._max_age, self._dedup_window
                 await jetstream.add_stream(config)
 
     async def _on_error(self, error: Exception) -> None:
         if self._client is None or not self._client.is_connected:
-            self.link.lost(error)
+            self.connection_state.lost(error)
 
     async def _on_loss(self) -> None:
         if self._client is None:
             return  # we are closing it
-        self.link.lost(ConnectionError("disconnected"))
+        self.connection_state.lost(ConnectionError("disconnected"))
         for _, publishing in self._publishing.values():
             if not publishing.ended.done():
                 publishing.ended.set_exception(ConnectionError("NATS was lost before it had acknowledged"))
 
     async def _on_return(self) -> None:
-        self.link.restored()
+        self.connection_state.restored()
         for event in self._changed:
             event.set()
 
@@ -334,7 +334,7 @@ class _Consumer:
         engine = self.engine
         engine._changed.add(self.changed)
         try:
-            async with Batch(self._answer, engine.link) as answers:
+            async with Batch(self._answer, engine.connection_state) as answers:
 
                 async def work(item: _Held) -> None:
                     delay = await self.handle(Delivery(item.data, item.attempt))
@@ -368,12 +368,12 @@ class _Consumer:
     async def _keep(self, answers: Batch[tuple[str, bytes]]) -> None:
         """Say of all that is held that it is being worked on, until cancelled."""
         while True:
-            await asyncio.sleep(self.engine.claim / 3)
+            await asyncio.sleep(self.engine.ack_wait / 3)
             for item in self.held.values():
                 answers.add((item.reply, b"+WPI"))
 
     async def _pull_for_ever(self, pool: Pool[_Held]) -> None:
-        attempts = Attempts(self.engine.link)
+        attempts = Attempts(self.engine.connection_state)
         while True:
             async with attempts:
                 client = await heeding(self.engine._connected())
@@ -388,7 +388,7 @@ class _Consumer:
             durable_name=self.engine.durable(self.service),
             deliver_policy=DeliverPolicy.ALL,
             ack_policy=AckPolicy.EXPLICIT,
-            ack_wait=self.engine.claim,
+            ack_wait=self.engine.ack_wait,
             max_deliver=-1,
             max_ack_pending=20_000,
         )
@@ -503,8 +503,8 @@ class JetStreamInbox:
             return Memo()
         return Memo.decode(entry.value or b"")
 
-    async def remember(self, event_id: str, service: str, done: set[str], failures: int | None = None) -> None:
-        """Add receivers that are done, and set the number of failures unless it is `None`."""
+    async def remember(self, event_id: str, service: str, change: Memo) -> None:
+        """Merge a change into what is remembered."""
         memo = await self.recall(event_id, service)
-        memo.add(done, failures)
+        memo.merge(change)
         await (await self._bucket()).put(f"{service}.{event_id}", memo.encode())

@@ -1,7 +1,6 @@
-"""Kafka through the settings of a FastStream broker object as the engine (extra: faststream).
+"""Kafka as the engine, by confluent-kafka (extra: kafka).
 
-The broker object gives the settings; producer and consumer are made here, because offsets must be told exactly: a
-consumer handles many events at once, and commits for each partition the offset below which everything is done. A
+A consumer handles many events at once, and commits for each partition the offset below which everything is done. A
 retry is kept here until it is due, and blocks only that offset, not the events after it; when this process dies they
 are delivered again.
 
@@ -23,16 +22,16 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar
 from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, TopicPartition
 
 from asignals._to_the_end import to_the_end
+from asignals.relay._connection_state import ConnectionState
 from asignals.relay._envelope import DeadLetter, check_name
-from asignals.relay._link import Link
 from asignals.relay._pool import Pool
+from asignals.relay._redact import redacted
 from asignals.relay._transport import Delivery, PublishRefusedError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from confluent_kafka import Message
-    from faststream.confluent import KafkaBroker
 
     from asignals.relay._envelope import Envelope
     from asignals.relay._transport import Handle
@@ -47,6 +46,46 @@ _POLL: Final = 0.1  # seconds that one look for events may take, and so the most
 _FINISH: Final = 5.0  # seconds for which a partition is not handed on while its events are being handled
 _COMMIT: Final = 0.5  # seconds between two commits
 _MOST_HELD: Final = 10_000  # events beyond the first that is not done yet
+
+
+_OURS: Final = frozenset(
+    (
+        *("bootstrap.servers", "metadata.broker.list", "group.id", "auto.offset.reset", "error_cb"),
+        *("enable.auto.commit", "enable.auto.offset.store", "enable.idempotence", "acks", "request.required.acks"),
+        *("delivery.timeout.ms", "message.timeout.ms"),
+    )
+)  # what the promises rest on
+# librdkafka warns of settings that are not for the kind of client that is made of them.
+_CONSUMER_ONLY: Final = (
+    *("group.", "session.timeout.", "heartbeat.", "max.poll.", "partition.assignment.", "fetch.", "queued."),
+    *("isolation.", "check.crcs", "auto.commit.", "coordinator.", "consume.callback."),
+)
+_PRODUCER_ONLY: Final = (
+    *("queue.buffering.", "linger.", "batch.", "compression.", "retries", "partitioner", "sticky.partitioning."),
+    *("transactional.", "transaction.", "message.send.max.", "request.timeout.", "enable.gapless.", "dr_"),
+)
+
+
+def _servers(servers: str | Sequence[str]) -> str:
+    """Write servers as librdkafka takes them; raises `ValueError` for what is a URL, or nothing."""
+    text = servers if isinstance(servers, str) else ",".join(servers)
+    if not text or "://" in text or any(not one.strip() for one in text.split(",")):
+        msg = f"Kafka takes servers such as 'host:9092', not {redacted(text)!r}; engine_from_url takes 'kafka://host:9092'"
+        raise ValueError(msg)
+    return text
+
+
+def _settings(given: dict[str, Any]) -> dict[str, Any]:
+    """Give settings by librdkafka's names; raises `ValueError` for those that the relay decides."""
+    named = {name if name.endswith("_cb") else name.replace("_", "."): value for name, value in given.items()}
+    if ours := sorted(_OURS & named.keys()):
+        msg = f"Kafka decides over {', '.join(ours)} by itself, as its promises rest on it"
+        raise ValueError(msg)
+    return named
+
+
+def _but(settings: dict[str, Any], prefixes: tuple[str, ...]) -> dict[str, Any]:
+    return {name: value for name, value in settings.items() if not name.startswith(prefixes)}
 
 
 class Offsets:
@@ -87,15 +126,21 @@ class Kafka:
     the second.
 
     Args:
-        broker: A `faststream.confluent.KafkaBroker`; only its settings are used.
+        servers: `host:9092`, several divided by commas or as a list.
         name: Names the topic; dead letters are in `<name>.dead.<queue>`, a service's group is `<name>.<service>`.
             Topics are made by the brokers when they are first written to, if they allow it.
+        librdkafka: Settings of librdkafka, by their names with `_` for `.`: `security_protocol="SASL_SSL"`, or as they
+            are: `**{"sasl.mechanism": "PLAIN"}`.
+
+    Raises:
+        ValueError: `servers` are no `host:port`, `name` cannot be used, or a setting is one that the relay decides.
     """
 
-    def __init__(self, broker: KafkaBroker, *, name: str = "asignals") -> None:
+    def __init__(self, servers: str | Sequence[str], *, name: str = "asignals", **librdkafka: Any) -> None:
+        self._servers = _servers(servers)
         self.name: str = check_name("name", name)
-        self.link: Link = Link(f"Kafka ({name})")
-        self._settings = broker.config.broker_config.connection_config
+        self.connection_state: ConnectionState = ConnectionState(f"Kafka ({self._servers}, {name})")
+        self._settings: dict[str, Any] = {"bootstrap.servers": self._servers, **_settings(librdkafka)}
         self._producer: Producer | None = None
         self._publishing = asyncio.Lock()
 
@@ -118,13 +163,13 @@ class Kafka:
         """Publish; returns the places of records that are too large for Kafka, and what it says of them."""
         async with self._publishing:
             refused = await _in_thread(lambda: self._produce_now(records))
-        self.link.restored()
+        self.connection_state.restored()
         return refused
 
     def _produce_now(self, records: Sequence[_Record]) -> dict[int, str]:
         if self._producer is None:
             safe = {"acks": "all", "enable.idempotence": True, "delivery.timeout.ms": int(_DELIVERY * 1000)}
-            self._producer = Producer({**self._settings.producer_config, **safe, "error_cb": self._on_error})
+            self._producer = Producer({**_but(self._settings, _CONSUMER_ONLY), **safe, "error_cb": self._on_error})
         refused = self._send(self._producer, dict(enumerate(records)))
         if len(records) == 1:
             return refused
@@ -155,7 +200,7 @@ class Kafka:
         return refused
 
     def _on_error(self, error: Any) -> None:
-        self.link.lost(KafkaException(error))
+        self.connection_state.lost(KafkaException(error))
 
     def consumer(self, group: str) -> Consumer:
         """Make a consumer that commits nothing by itself and begins with the first event there is."""
@@ -166,7 +211,7 @@ class Kafka:
             "auto.offset.reset": "earliest",
             "error_cb": self._on_error,
         }
-        return Consumer({**self._settings.consumer_config, **exact})
+        return Consumer({**_but(self._settings, _PRODUCER_ONLY), **exact})
 
     async def consume(self, service: str, instance: str, handle: Handle, *, limit: int = 100) -> None:
         """Call `handle` for each event of the service until cancelled."""
@@ -333,9 +378,9 @@ class _Consumer:
 
     def _take(self, message: Message, pool: Pool[_Held]) -> None:
         if message.error():
-            self.engine.link.lost(KafkaException(message.error()))
+            self.engine.connection_state.lost(KafkaException(message.error()))
             return
-        self.engine.link.restored()
+        self.engine.connection_state.restored()
         number, offset = _place(message)
         offsets = self.partitions.setdefault(number, Offsets())
         offsets.take(offset)

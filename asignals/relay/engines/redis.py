@@ -22,9 +22,9 @@ from redis.exceptions import ResponseError
 from asignals._to_the_end import to_the_end
 from asignals.relay._batch import Batch
 from asignals.relay._cancel import limited
+from asignals.relay._connection_state import Attempts, ConnectionState
 from asignals.relay._envelope import DeadLetter, check_name
 from asignals.relay._inbox import Memo
-from asignals.relay._link import Attempts, Link
 from asignals.relay._pool import Pool
 from asignals.relay._transport import Delivery
 
@@ -72,20 +72,20 @@ class RedisStreams:
         url: `redis://127.0.0.1:6379/0`.
         prefix: Begins all keys: `{prefix}:events`, `{prefix}:dead:<queue>`, …; the braces keep them on one node of a
             cluster.
-        claim: Seconds after which the events of a consumer that says nothing go to another one.
-        window: Seconds within which a repetition is recognised; each event takes about 100 bytes for that long.
+        lease: Seconds after which the events of a consumer that does not renew its lease are redelivered to another.
+        dedup_window: Seconds within which a repetition is recognised; each event takes about 100 bytes for that long.
         options: What else `redis.asyncio.Redis.from_url` takes.
     """
 
     def __init__(
-        self, url: str, *, prefix: str = "asignals", claim: float = 30.0, window: float = 60.0, **options: Any
+        self, url: str, *, prefix: str = "asignals", lease: float = 30.0, dedup_window: float = 60.0, **options: Any
     ) -> None:
         check_name("prefix", prefix)
-        self.claim = claim
+        self.lease = lease
         self.key: str = f"{{{prefix}}}:events"
-        self.link: Link = Link(f"Redis ({prefix})")
+        self.connection_state: ConnectionState = ConnectionState(f"Redis ({prefix})")
         self._base = f"{{{prefix}}}"
-        self._window = max(1, int(window))
+        self._dedup_window = max(1, int(dedup_window))
         # Protocol 2: one shape of answers, whatever the version of client and server. No time limit of the client's:
         # each command has ours, and before Python 3.12 the client's loses cancellations (`asyncio.wait_for`).
         options = {"socket_connect_timeout": 2.0, "socket_timeout": None, "protocol": 2, **options}
@@ -105,10 +105,10 @@ class RedisStreams:
         for start in range(0, len(envelopes), _AT_ONCE):
             some = envelopes[start : start + _AT_ONCE]
             await self._add_all(self.key, [(envelope.id, envelope.encode()) for envelope in some])
-        self.link.restored()
+        self.connection_state.restored()
 
     async def _add_all(self, key: str, items: list[tuple[str, bytes]]) -> None:
-        arguments: list[Any] = [self._window]
+        arguments: list[Any] = [self._dedup_window]
         for pair in items:
             arguments += pair
         await limited(self._add(keys=[key, f"{key}:seen:"], args=arguments), _TRIP)
@@ -205,7 +205,7 @@ class _Consumer:
 
     async def run(self) -> None:
         loop = asyncio.get_running_loop()
-        async with Batch(self._acknowledge, self.engine.link) as acks:
+        async with Batch(self._acknowledge, self.engine.connection_state) as acks:
 
             async def work(item: _Held) -> None:
                 delay = await self.handle(Delivery(item.data, item.attempt))
@@ -227,7 +227,7 @@ class _Consumer:
                 await to_the_end(self._give_back())
 
     async def _read_for_ever(self, pool: Pool[_Held]) -> None:
-        attempts = Attempts(self.engine.link)
+        attempts = Attempts(self.engine.connection_state)
         while True:
             await pool.until_below(self.limit * 2)
             while len(self.held) >= _MOST_HELD:
@@ -259,8 +259,8 @@ class _Consumer:
 
     async def _take_over_for_ever(self, pool: Pool[_Held]) -> None:
         """Take what other consumers have left, and trim now and then."""
-        attempts = Attempts(Link(f"taking over and trimming in {self.engine.link.name}"))
-        pause = max(0.05, self.engine.claim / 4)
+        attempts = Attempts(ConnectionState(f"taking over and trimming in {self.engine.connection_state.name}"))
+        pause = max(0.05, self.engine.lease / 4)
         while True:
             await asyncio.sleep(pause)
             await pool.until_below(self.limit * 2)
@@ -271,7 +271,7 @@ class _Consumer:
 
     async def _take_over(self, pool: Pool[_Held]) -> None:
         client, key = self.engine.client, self.engine.key
-        idle = int(self.engine.claim * 1000)
+        idle = int(self.engine.lease * 1000)
         _, entries, *_ = await limited(
             client.xautoclaim(key, self.service, self.instance, idle, count=self.limit), _TRIP
         )
@@ -286,9 +286,9 @@ class _Consumer:
 
     async def _keep_for_ever(self) -> None:
         """Claim again what is held, which makes it not idle."""
-        attempts = Attempts(Link(f"keeping claims in {self.engine.link.name}"))
+        attempts = Attempts(ConnectionState(f"keeping claims in {self.engine.connection_state.name}"))
         while True:
-            await asyncio.sleep(self.engine.claim / 3)
+            await asyncio.sleep(self.engine.lease / 3)
             async with attempts:
                 await self._claim_again(list(self.held), idle=0)
 
@@ -305,7 +305,7 @@ class _Consumer:
         """Make what is still held look abandoned, so that another consumer takes it at once."""
         with suppress(Exception):  # else it is taken after the time of the claim
             async with asyncio.timeout(2.0):
-                await self._claim_again(list(self.held), idle=int(self.engine.claim * 1000) + 1)
+                await self._claim_again(list(self.held), idle=int(self.engine.lease * 1000) + 1)
 
 
 class RedisInbox:
@@ -323,8 +323,8 @@ class RedisInbox:
         found: Any = await limited(self._client.get(self._key(event_id, service)), _TRIP)
         return Memo() if found is None else Memo.decode(found)
 
-    async def remember(self, event_id: str, service: str, done: set[str], failures: int | None = None) -> None:
-        """Add receivers that are done, and set the number of failures unless it is `None`."""
+    async def remember(self, event_id: str, service: str, change: Memo) -> None:
+        """Merge a change into what is remembered."""
         memo = await self.recall(event_id, service)
-        memo.add(done, failures)
+        memo.merge(change)
         await limited(self._client.set(self._key(event_id, service), memo.encode(), ex=_REMEMBERED), _TRIP)

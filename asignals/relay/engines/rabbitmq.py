@@ -1,8 +1,7 @@
-"""RabbitMQ through a FastStream broker object as the engine (extra: faststream).
+"""RabbitMQ as the engine, by aio-pika (extra: rabbitmq). RabbitMQ 3.10 or newer.
 
-The broker object gives the settings. Connection, exchange, queues and publishing are made here, so that none of its
-defaults decides over durability: persistent messages, publisher confirms, mandatory routing, a durable topic exchange,
-and one quorum queue for each service. A connection that is lost, or on which something takes too long, is given up for
+Persistent messages, publisher confirms, mandatory routing, a durable topic exchange, and one quorum queue for each
+service. A connection that is lost, or on which something takes too long, is given up for
 a new one: aio-pika's robust one restores its channels without a limit of time, and a node that has just started takes
 connections before its quorum queues answer.
 
@@ -23,9 +22,10 @@ from aio_pika.exceptions import ChannelNotFoundEntity, QueueEmpty
 
 from asignals._to_the_end import to_the_end
 from asignals.relay._cancel import end, limited
+from asignals.relay._connection_state import Attempts, ConnectionState
 from asignals.relay._envelope import DeadLetter, EnvelopeError, check_name, new_id
-from asignals.relay._link import Attempts, Link
 from asignals.relay._pool import Pool
+from asignals.relay._redact import redacted
 from asignals.relay._transport import Delivery
 
 if TYPE_CHECKING:
@@ -38,7 +38,6 @@ if TYPE_CHECKING:
         AbstractIncomingMessage,
         AbstractQueue,
     )
-    from faststream.rabbit import RabbitBroker
 
     from asignals.relay._envelope import Envelope
     from asignals.relay._transport import Handle
@@ -74,17 +73,24 @@ class RabbitMQ:
     before that may never find the queue a leader. So make a service known (`Relay.init`) some time before its events.
 
     Args:
-        broker: A `faststream.rabbit.RabbitBroker`; only its settings are used.
+        url: `amqp://user:password@host:5672/vhost`, or `amqps://…`; settings such as `heartbeat` go into its query.
         name: Names the exchange and begins the names of the queues: `<name>.<service>`, `<name>.dead.<queue>`.
         delivery_limit: How often the broker delivers an event that is never acknowledged; then it goes to
             `dlq.<service>`.
+        options: What else `aio_pika.connect` takes, `ssl_context` for one.
+
+    Raises:
+        ValueError: the URL is not RabbitMQ's, or `name` cannot be used.
     """
 
-    def __init__(self, broker: RabbitBroker, *, name: str = "asignals", delivery_limit: int = 200) -> None:
+    def __init__(self, url: str, *, name: str = "asignals", delivery_limit: int = 200, **options: Any) -> None:
+        if not isinstance(url, str) or not url.startswith(("amqp://", "amqps://")):
+            msg = f"RabbitMQ takes a URL such as 'amqp://user:password@host/', not {redacted(url)!r}"
+            raise ValueError(msg)
         self.name: str = check_name("name", name)
-        self.link: Link = Link(f"RabbitMQ ({name})")
-        settings = broker._connection_kwargs
-        self._settings: dict[str, Any] = {key: settings.get(key) for key in ("url", "ssl_context")}
+        self.connection_state: ConnectionState = ConnectionState(f"RabbitMQ ({url}, {name})")
+        self._url = url
+        self._options = options
         self._delivery_limit = delivery_limit
         self._lock = asyncio.Lock()
         self._line: _Line | None = None
@@ -105,14 +111,14 @@ class RabbitMQ:
         async with self._lock:
             if self._line is None or self._line.channel.is_closed:
                 self._line = await limited(self._connect(self._line), _TRIP)
-                self.link.restored()
+                self.connection_state.restored()
             return self._line
 
     async def _connect(self, before: _Line | None) -> _Line:
         if before is not None and before.connection.connected.is_set():
             connection = before.connection  # only the channel was closed
         else:
-            connection = await connect(**self._settings)
+            connection = await connect(self._url, **self._options)
             connection.close_callbacks.add(self._lose)
         try:
             channel = await connection.channel(publisher_confirms=True, on_return_raises=True)
@@ -128,7 +134,7 @@ class RabbitMQ:
         """Give up a connection that was closed or does not answer, and get a new one."""
         if self._line is None or connection is not self._line.connection:
             return
-        self.link.lost(error or ConnectionError("closed"))
+        self.connection_state.lost(error or ConnectionError("closed"))
         self._line = None
         self._start(_close(connection))
         if self._returning is None or self._returning.done():
@@ -141,8 +147,8 @@ class RabbitMQ:
         return task
 
     async def _return(self) -> None:
-        attempts = Attempts(self.link)
-        while not self.link.is_up:
+        attempts = Attempts(self.connection_state)
+        while not self.connection_state.is_up:
             async with attempts:
                 await self._open()
 
@@ -335,7 +341,7 @@ class _Consumer:
             await self._acknowledge(id_, item.message)
 
         pool = Pool(work, self.limit)
-        attempts = Attempts(self.engine.link)
+        attempts = Attempts(self.engine.connection_state)
         async with AsyncExitStack() as channels, pool:  # the pool ends first, and can acknowledge what it has done
             while True:
                 async with attempts:
