@@ -286,15 +286,20 @@ class RelayTest:
         for relay in self._relays:
             if not relay._is_running:
                 await stack.enter_async_context(relay)
-        async with asyncio.timeout(_START):
-            for relay in self._relays:
+        for relay in self._relays:
+            async with asyncio.timeout(_START):
                 while relay.topics and not self.engine.is_consumed_by(relay):  # noqa: ASYNC110  see below
                     await asyncio.sleep(0)  # its task has just been started
-                await self._publish(relay)
+            await self._publish(relay)
 
     async def _publish(self, relay: Relay) -> None:
-        while await relay._waiting_in_outbox():  # noqa: ASYNC110  a database's rows
-            await asyncio.sleep(0.01)
+        try:
+            async with asyncio.timeout(_START):
+                while await relay._waiting_in_outbox():  # noqa: ASYNC110  a database's rows
+                    await asyncio.sleep(0.01)
+        except TimeoutError:
+            msg = f"the outbox of {relay.service!r} still has events that the engine did not take, after {_START:g} s"
+            raise AssertionError(msg) from None
 
     async def _deliver_all(
         self,
