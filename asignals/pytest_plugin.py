@@ -14,6 +14,8 @@ pytest loads it by itself where asignals is installed. The fixtures work in sync
   after it: what the test and its function-scoped fixtures connected is disconnected, what they disconnected is back.
   A module that connects receivers when it is imported should be imported before such a test, for it is not imported
   again.
+- Fixture `relay`: services in one process whose events are delivered by `await relay.deliver()`; see
+  `asignals.relay.testing`.
 - Test classes that are decorated with `muted` and the like: their blocks are entered before each test's fixtures.
 """
 
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterable
 
     from asignals import Event, Signal
+    from asignals.relay.testing import RelayTest
 
 __all__ = [
     "CaptureSignals",
@@ -43,6 +46,7 @@ __all__ = [
     "module_capture_signals",
     "no_signals",
     "package_capture_signals",
+    "relay",
     "session_capture_signals",
 ]
 
@@ -91,6 +95,15 @@ def no_signals() -> Generator[None]:
     """Mute every signal there is, for every context, until the test ends."""
     with muted(*signals(), everywhere=True):
         yield
+
+
+@pytest.fixture
+def relay() -> Generator[RelayTest]:
+    """Wire services in one process, for the test: see `asignals.relay.testing`."""
+    from asignals.relay.testing import RelayTest  # noqa: PLC0415  only where it is asked for
+
+    with RelayTest() as relays:
+        yield relays
 
 
 @pytest.fixture(autouse=True)
