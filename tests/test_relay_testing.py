@@ -117,6 +117,9 @@ async def test_an_engine_that_repeats(shop, relay):
     await shop.send(1, 2)
     assert await relay.deliver(repeat=1) == 4
     assert shop.calls == [1, 1, 2, 2]
+    await shop.send(3)
+    assert await relay.deliver(repeat=5) == 6
+    assert shop.calls[4:] == [3, 3]  # a repeated event whose receivers have succeeded is remembered
 
 
 async def test_an_engine_that_reorders(shop, relay):
@@ -152,6 +155,27 @@ async def test_an_engine_that_fails(shop, relay):
     await shop.send(3)
     await relay.deliver()
     assert shop.calls == [3]
+
+
+async def test_outboxes_are_published_by_deliver(relay, tmp_path):
+    """Also those whose engine fails at first; an inbox keeps repeated events from the receivers."""
+    pytest.importorskip("aiosqlite")
+    from asignals.relay import SQLAlchemyInbox, SQLAlchemyOutbox, table_metadata
+    from asignals.relay._sql import as_engine
+
+    engine, _ = as_engine(f"sqlite+aiosqlite:///{tmp_path}/app.db")
+    async with engine.begin() as connection:
+        await connection.run_sync(table_metadata().create_all)
+    paid, received, calls = Signal(["amount"]), Signal(["amount"]), []
+    received.connect(lambda amount: calls.append(amount), weak=False)  # noqa: PLW0108  by its name
+    relay.service("shop", outbox=SQLAlchemyOutbox(engine)).export(paid, "shop.paid")
+    relay.service("mill", inbox=SQLAlchemyInbox(engine)).receive(received, "shop.paid")
+    relay.fail()
+    await paid.send("web", amount=1)
+    assert relay.waiting == ()
+    assert await relay.deliver(repeat=1) == 2
+    assert calls == [1]
+    await engine.dispose()
 
 
 async def test_a_topic_that_nobody_receives_is_warned_of(relay):

@@ -256,7 +256,8 @@ class RelayTest:
         the relay would, without a pause. What is given back for other instances waits for the next call.
 
         Args:
-            repeat: Deliver each event so many times more, as if the engine had lost the acknowledgements.
+            repeat: Deliver each event so many times more, as if the engine had lost the acknowledgements. The relay
+                calls receivers once more, then it remembers that they have succeeded.
             order: Puts what waits into another order: `reversed`, or `random.Random(7).sample` through a lambda.
             where: Deliver only what this is true of; the rest is delayed until another call.
             limit: End after so many deliveries; the rest is delayed.
