@@ -83,11 +83,11 @@ def _captures() -> Generator[CaptureSignals]:
         yield CaptureSignals(stack)
 
 
-capture_signals = pytest.fixture(_captures, name="capture_signals")
-class_capture_signals = pytest.fixture(_captures, scope="class", name="class_capture_signals")
-module_capture_signals = pytest.fixture(_captures, scope="module", name="module_capture_signals")
-package_capture_signals = pytest.fixture(_captures, scope="package", name="package_capture_signals")
-session_capture_signals = pytest.fixture(_captures, scope="session", name="session_capture_signals")
+capture_signals: Any = pytest.fixture(_captures, name="capture_signals")
+class_capture_signals: Any = pytest.fixture(_captures, scope="class", name="class_capture_signals")
+module_capture_signals: Any = pytest.fixture(_captures, scope="module", name="module_capture_signals")
+package_capture_signals: Any = pytest.fixture(_captures, scope="package", name="package_capture_signals")
+session_capture_signals: Any = pytest.fixture(_captures, scope="session", name="session_capture_signals")
 
 
 @pytest.fixture

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from asignals._core.signal import Signal
 
+F = TypeVar("F")
 R = TypeVar("R")
 
 logger = logging.getLogger("asignals")
@@ -125,7 +126,7 @@ def _as_exception(cause: BaseException, text: str) -> RuntimeError:
     return error.with_traceback(cause.__traceback__)
 
 
-def raise_errors(results: Iterable[tuple[Any, R | Exception]]) -> list[tuple[Any, R]]:
+def raise_errors(results: Iterable[tuple[F, R | Exception]]) -> list[tuple[F, R]]:
     """Raise the exceptions among the results of `send_robust` as one `ExceptionGroup`; without any, return the results.
 
     So every receiver runs, and the caller cannot miss a failure. The group has the exceptions in the order of the
@@ -136,4 +137,4 @@ def raise_errors(results: Iterable[tuple[Any, R | Exception]]) -> list[tuple[Any
     if errors:
         msg = f"{len(errors)} of {len(pairs)} receivers failed"
         raise ExceptionGroup(msg, errors)
-    return cast("list[tuple[Any, R]]", pairs)
+    return cast("list[tuple[F, R]]", pairs)

@@ -202,7 +202,7 @@ class RelayTest:
     __test__ = False  # no class of tests, whatever its name says to pytest
 
     def __init__(self) -> None:
-        self.engine = ManualEngine()
+        self.engine: ManualEngine = ManualEngine()
         self._relays: list[Relay] = []
         self._undo = ExitStack()
 
