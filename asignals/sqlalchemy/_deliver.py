@@ -1,4 +1,4 @@
-"""Calling receivers from where SQLAlchemy runs its hooks: inside a greenlet, or in a plain sync session.
+"""Calling receivers inside of a flush or a statement: inside a greenlet, or in a plain sync session.
 
 In the greenlet of an `AsyncSession`, sync receivers are called right there, so that they may load lazily; async ones
 are awaited by the task that drives the greenlet, a run of neighbours at once, because each switch has its price. Either
@@ -8,33 +8,32 @@ way one receiver ends before the next begins, in the session's own task and cont
 from __future__ import annotations
 
 import asyncio
-import logging
 import types
-from contextlib import suppress
-from itertools import groupby
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias, get_args
+from contextlib import nullcontext, suppress
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
 from sqlalchemy.exc import InvalidRequestError
 from sqlalchemy.util import await_only
 from sqlalchemy.util.concurrency import in_greenlet
 
-from asignals._blame import failed
 from asignals._dispatch import Send
 from asignals._monitor import watchers
 from asignals._refs import EVERYONE
 from asignals.sqlalchemy._errors import AsyncReceiverError, FlushInProgressError
+from asignals.sqlalchemy._state import state_of
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine, Generator, Iterable, Iterator
+    from collections.abc import Coroutine, Generator, Iterable
+    from contextlib import AbstractContextManager
+
+    from sqlalchemy.orm import Session
 
     from asignals._registry import Link, Plan
     from asignals.sqlalchemy._signal import ModelSignal, SessionSignal
-    from asignals.sqlalchemy._state import SessionState
 
 Phase: TypeAlias = Literal["flush", "commit", "rollback"]
 PHASES: tuple[Phase, ...] = get_args(Phase)
 
-_logger = logging.getLogger("asignals")
 _WITHIN_FLUSH = (
     "the receiver ran inside of a flush, which writes what receivers add and change before it, and leaves what they "
     "add and change after it to the next flush"
@@ -42,7 +41,7 @@ _WITHIN_FLUSH = (
 
 
 class Event:
-    """Something that happened to be told of: what a send would be given."""
+    """Something that happened: what a send would be given."""
 
     __slots__ = ("arguments", "named_only", "sender", "signal")
 
@@ -60,108 +59,102 @@ class Event:
         self.named_only = named_only
 
     def plan(self, phase: Phase) -> Plan:
-        """Who is to hear of it in a phase, muting minded."""
+        """Who is to be called for it in a phase, with muting applied."""
         plan = self.signal.registry(phase).plan_for(self.sender)
         return tuple(link for link in plan if link.source is not EVERYONE) if self.named_only else plan
 
+    @property
+    def waits(self) -> bool:
+        """Whether somebody is to be called for it after the end of the transaction."""
+        return bool(self.plan("commit") or self.plan("rollback"))
 
-class Call(NamedTuple):
+
+class Call:
     """One receiver to be called for one event."""
 
-    send: Send
-    link: Link
+    __slots__ = ("is_awaited", "link", "send")
 
-    @property
-    def is_async(self) -> bool:
-        """Whether the driver is to await it; anything else gets there too, if it turns out to suspend."""
-        return self.link.is_async or self.link.options.in_thread
+    def __init__(self, send: Send, link: Link) -> None:
+        self.send = send
+        self.link = link
+        # Anything else is awaited too, if it turns out to suspend.
+        self.is_awaited = link.is_async or link.options.in_thread
 
 
 class Delivery:
-    """The calls for some events, in one phase."""
+    """The calls for some events inside of a flush or a statement."""
 
-    def __init__(self, events: Iterable[Event], phase: Phase, state: SessionState, *, robust: bool = False) -> None:
+    def __init__(self, events: Iterable[Event], session: Session) -> None:
         self._events = events
-        self._phase: Phase = phase
-        self._state = state
-        self._robust = robust
+        self._session = session
+        self._state = state_of(session)
+        self._latest: Call | None = None
 
     def run(self) -> None:
-        """Call everybody, one after the other; what the flush phase raises ends it."""
+        """Call everybody, one after the other; what a receiver raises ends it."""
         calls = self._calls()
-        try:
-            if in_greenlet():
-                for is_async, run in groupby(calls, lambda call: call.is_async):
-                    if is_async:
-                        await_only(self._await(run))
+        with self._state.receiving(self._session):
+            try:
+                call = next(calls, None)
+                while call is not None:
+                    if call.is_awaited and in_greenlet():
+                        call = await_only(self._await(call, calls))
                     else:
-                        self._step(run)
-            else:
-                self._step(self._refusing(calls))
-        except BaseException as error:
-            _explain(error)
-            if watchers:
-                _tell_of(error, calls)
-            raise
-        finally:
-            calls.close()
+                        self._call_here(call)
+                        call = next(calls, None)
+            except BaseException as error:
+                _explain(error)
+                if isinstance(error, Exception):
+                    self._check(cause=error)
+                if watchers:
+                    _end_with(error, calls)
+                raise
+            finally:
+                calls.close()
 
     def _calls(self) -> Generator[Call]:
         for event in self._events:
-            plan = event.plan(self._phase)
+            plan = event.plan("flush")
             if not plan:
                 continue
             self._state.heard = True
-            send = Send(event.signal, event.sender, event.arguments, robust=self._robust)
-            yield from _reported(send, plan) if watchers else (Call(send, link) for link in plan)
+            send = Send(event.signal, event.sender, event.arguments, robust=False)
+            with watching(send):
+                for link in plan:
+                    self._latest = Call(send, link)
+                    yield self._latest
 
-    def _refusing(self, calls: Iterable[Call]) -> Iterator[Call]:
-        for call in calls:
-            if call.is_async and not call.link.options.in_thread:
-                error = AsyncReceiverError(call.send.signal, call.link.describe())
-                if not self._robust:
-                    raise error
-                failed(error, call.link, call.send.signal)
-            else:
-                yield call
+    async def _await(self, call: Call | None, calls: Generator[Call]) -> Call | None:
+        """Await a run of neighbours; returns the first call that is not to be awaited."""
+        while call is not None and call.is_awaited:
+            await call.send.to(call.link)
+            self._check()
+            call = next(calls, None)
+        return call
 
-    async def _await(self, calls: Iterable[Call]) -> None:
-        for call in calls:
-            try:
-                await call.send.to(call.link)
-            except asyncio.CancelledError as error:
-                if not self._robust or is_cancelled():
-                    raise
-                _log(call, error)
-            self._check(call)
+    def _call_here(self, call: Call) -> None:
+        if call.is_awaited and not call.link.options.in_thread:
+            raise AsyncReceiverError(call.send.signal, call.link.describe())
+        run_here(call.send.to(call.link), call)
+        self._check()
 
-    def _step(self, calls: Iterable[Call]) -> None:
-        for call in calls:
-            try:
-                run_here(call.send.to(call.link), call)
-            except AsyncReceiverError as error:
-                if not self._robust:
-                    raise
-                failed(error, call.link, call.send.signal)
-            except asyncio.CancelledError as error:
-                if not self._robust:
-                    raise
-                _log(call, error)
-            self._check(call)
-
-    def _check(self, call: Call) -> None:
-        if self._state.torn and not self._robust:
+    def _check(self, cause: Exception | None = None) -> None:
+        """Fail if a receiver has tried to close the session, whatever it did with the error."""
+        call = self._latest
+        if self._state.torn and call is not None:
             culprit = f"{call.link.describe()}, a receiver of signal {call.send.signal.name!r},"
-            raise FlushInProgressError(operation="close", culprit=culprit)
+            raise FlushInProgressError(operation="close", culprit=culprit) from cause
 
 
-def _reported(send: Send, plan: Plan) -> Iterator[Call]:
-    with send.watched():
-        for link in plan:
-            yield Call(send, link)
+_UNWATCHED = nullcontext()
 
 
-def _tell_of(error: BaseException, calls: Generator[Call]) -> None:
+def watching(send: Send) -> AbstractContextManager[object]:
+    """Report a send as a whole to monitors, if there are any."""
+    return send.watched() if watchers else _UNWATCHED
+
+
+def _end_with(error: BaseException, calls: Generator[Call]) -> None:
     """End the generator of calls with the error, so that the report of the send as a whole has it."""
     traceback = error.__traceback__
     with suppress(BaseException):
@@ -201,11 +194,6 @@ def is_cancelled() -> bool:
     """Whether somebody cancels the task that delivers, as when the loop shuts down."""
     task = asyncio.current_task()
     return task is not None and task.cancelling() > 0
-
-
-def _log(call: Call, error: BaseException) -> None:
-    """A receiver that raises the cancellation by itself keeps the others from nothing."""
-    _logger.error("%s was cancelled as a receiver of %r", call.link.describe(), call.send.signal.name, exc_info=error)
 
 
 def _explain(error: BaseException) -> None:

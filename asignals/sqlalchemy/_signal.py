@@ -41,11 +41,9 @@ class ModelSignal(Signal[..., Any]):
         *,
         name: str,
         doc: str,
-        listen: Callable[[Any], None],
         phases: tuple[Phase, ...] = PHASES,
     ) -> None:
         super().__init__(arguments, name=f"asignals.sqlalchemy.{name}", doc=doc)
-        self._listen = listen
         self._awaited: list[Awaited] = []
         self._is_waiting = False
         self._phases: dict[Phase, ModelSignal] = {"flush": self}
@@ -70,8 +68,13 @@ class ModelSignal(Signal[..., Any]):
         """Whether anybody is connected for any sender, in any phase."""
         return any(phase._registry.all_links() for phase in self._phases.values())
 
+    @property
+    def is_awaited(self) -> bool:
+        """Whether a receiver for any sender, in any phase, is async."""
+        return any(link.is_async for phase in self._phases.values() for link in phase._registry.all_links())
+
     def is_heard(self, sender: object, *phases: Phase) -> bool:
-        """Whether an event of this sender would reach anybody in one of these phases, muting minded."""
+        """Whether an event of this sender would reach anybody in one of these phases, with muting applied."""
         return any(self.registry(phase).plan_for(sender) for phase in phases)
 
     # -- connecting ------------------------------------------------------------------------------------------------
@@ -160,8 +163,11 @@ class ModelSignal(Signal[..., Any]):
             self._await(receiver, resolved, on, options)
             return receiver
         Signal.connect(target, receiver, resolved, **self._fitting(resolved, options))
-        self._listen(resolved)
+        self._on_connected()
         return receiver
+
+    def _on_connected(self) -> None:
+        """For signals whose events need hooks."""
 
     def _phase(self, on: Phase) -> ModelSignal:
         if on not in self._phases:
