@@ -7,7 +7,6 @@ What it leaves open in the session is committed when it returns, and rolled back
 from __future__ import annotations
 
 import logging
-from asyncio import CancelledError
 from inspect import isawaitable
 from typing import TYPE_CHECKING, Any
 
@@ -17,11 +16,9 @@ from sqlalchemy.orm.collections import collection_adapter
 from sqlalchemy.util import await_only
 from sqlalchemy.util.concurrency import in_greenlet
 
-from asignals._blame import failed
-from asignals._dispatch import Send
-from asignals._refs import describe
+from asignals._core import Send, describe, is_receivers_error, log_failure
 from asignals.sqlalchemy._changes import traits_of
-from asignals.sqlalchemy._deliver import Call, Event, is_cancelled, run_here, watching
+from asignals.sqlalchemy._deliver import Event, is_awaited, run_here, watching
 from asignals.sqlalchemy._errors import AsyncReceiverError
 from asignals.sqlalchemy._shield import shielded
 from asignals.sqlalchemy._signal import SessionSignal
@@ -32,6 +29,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy.orm import InstanceState, Session
 
+    from asignals._core import Subscriber
     from asignals.sqlalchemy._deliver import Phase
     from asignals.sqlalchemy._places import Place
     from asignals.sqlalchemy._transactions import SignalTransaction, Waiting
@@ -251,45 +249,40 @@ class _Telling:
         self._kept = kept
 
     def run(self) -> None:
-        plan = self._event.plan(self._phase)
-        if not plan:
+        links = self._event.plan(self._phase)
+        if not links:
             return
         send = Send(self._event.signal, self._event.sender, self._event.arguments, robust=False)
         with watching(send):
-            for link in plan:
-                self._call(Call(send, link))
+            for link in links:
+                self._call(send, link)
 
-    def _call(self, call: Call) -> None:
+    def _call(self, send: Send, link: Subscriber) -> None:
         session = self._session
         if self._kept is not None:
             self._kept.put_back()
         was_idle = not session.in_transaction()
-        error: BaseException | None = None
+        is_failed = True
         try:
-            if call.is_awaited and in_greenlet():
-                await_only(call.send.to(call.link))
-            elif call.is_awaited and not call.link.options.in_thread:
-                raise AsyncReceiverError(call.send.signal, call.link.describe())
-            else:
-                run_here(call.send.to(call.link), call)
-        except (Exception, CancelledError) as raised:
-            if isinstance(raised, CancelledError) and is_cancelled():
+            self._start(send, link)
+            is_failed = False
+        except BaseException as error:
+            if not is_receivers_error(error):
                 raise
-            error = raised
-            _report(call, raised)
+            log_failure(error, link, send.signal, send.sender)
         if was_idle:
             try:
-                leave_idle(session, failed=error is not None)
-            except Exception as raised:  # it is the receiver's work that fails
-                _report(call, raised)
+                leave_idle(session, failed=is_failed)
+            except Exception as error:  # noqa: BLE001  it is the receiver's work that fails
+                log_failure(error, link, send.signal, send.sender)
 
-
-def _report(call: Call, error: BaseException) -> None:
-    if isinstance(error, Exception):
-        failed(error, call.link, call.send.signal)
-    else:  # a receiver that raises the cancellation by itself
-        signal = call.send.signal
-        _logger.error("%s was cancelled as a receiver of %r", call.link.describe(), signal.name, exc_info=error)
+    def _start(self, send: Send, link: Subscriber) -> None:
+        if is_awaited(link) and in_greenlet():
+            await_only(send.to(link))
+        elif is_awaited(link) and not link.options.in_thread:
+            raise AsyncReceiverError(send.signal, link.describe())
+        else:
+            run_here(send.to(link), send.signal, link.describe)
 
 
 def _call_back(session: Session, callback: Callable[[], object]) -> None:
@@ -304,8 +297,8 @@ def _call_back(session: Session, callback: Callable[[], object]) -> None:
         finally:
             if was_idle:
                 leave_idle(session, failed=is_failed)
-    except (Exception, CancelledError) as error:
-        if isinstance(error, CancelledError) and is_cancelled():
+    except BaseException as error:
+        if not is_receivers_error(error):
             raise
         _logger.exception("%s failed as a callback of on_commit", describe(callback))
 

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
+from weakref import ref
 
 from sqlalchemy import Column, event
-from sqlalchemy.orm import Mapper
+from sqlalchemy.orm import Mapper, RelationshipDirection
 from sqlalchemy.orm.attributes import NO_VALUE
 from sqlalchemy.orm.base import LoaderCallableStatus
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
     from sqlalchemy import ColumnElement
     from sqlalchemy.orm import InstanceState
@@ -39,6 +40,8 @@ class Traits:
         self.version = frozenset([attribute_of(mapper, cast("Column[Any]", version))] if is_counted else [])
         self.onupdate = {key: of for key, of in self.tables.items() if _has_onupdate(mapper, key)}
         self.replaced = self.version.union(self.onupdate)  # by the flush, without a history
+        self._mapper = ref(mapper)
+        self._reach: tuple[type, ...] | None = None
 
     def written(self, changed: Iterable[str]) -> frozenset[str]:
         """What the UPDATE statements for these changes set: them, version counters, columns with an `onupdate`."""
@@ -48,6 +51,31 @@ class Traits:
         written |= self.version
         tables = frozenset[Any]().union(*(self.tables.get(key, ()) for key in written))
         return written.union(key for key, of in self.onupdate.items() if of & tables)
+
+
+    @property
+    def reach(self) -> tuple[type, ...]:
+        """All classes whose rows the relationships of an instance may insert, change or delete, its own included."""
+        if self._reach is None:
+            mapper = self._mapper()
+            self._reach = () if mapper is None else tuple(each.class_ for each in _reach(mapper))
+        return self._reach
+
+
+def _reach(mapper: Mapper[Any]) -> set[Mapper[Any]]:
+    reached: set[Mapper[Any]] = set()
+    ahead = {mapper}
+    while ahead:
+        reached |= ahead
+        ahead = {far for near in ahead for far in _neighbours(near)} - reached
+    return reached
+
+
+def _neighbours(mapper: Mapper[Any]) -> Iterator[Mapper[Any]]:
+    for prop in mapper.relationships:
+        is_written = prop.direction is RelationshipDirection.ONETOMANY or prop.cascade.delete
+        if is_written and not prop.viewonly:
+            yield from prop.mapper.self_and_descendants
 
 
 def _is_written(mapper: Mapper[Any], column: ColumnElement[Any]) -> bool:

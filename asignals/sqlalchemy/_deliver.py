@@ -7,7 +7,6 @@ way one receiver ends before the next begins, in the session's own task and cont
 
 from __future__ import annotations
 
-import asyncio
 import types
 from contextlib import nullcontext, suppress
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
@@ -16,19 +15,17 @@ from sqlalchemy.exc import InvalidRequestError
 from sqlalchemy.util import await_only
 from sqlalchemy.util.concurrency import in_greenlet
 
-from asignals._dispatch import Send
-from asignals._monitor import watchers
-from asignals._refs import EVERYONE
+from asignals._core import EVERYONE, Send, is_watched
 from asignals.sqlalchemy._errors import AsyncReceiverError, FlushInProgressError
 from asignals.sqlalchemy._state import state_of
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine, Generator, Iterable
+    from collections.abc import Callable, Coroutine, Generator, Iterable
     from contextlib import AbstractContextManager
 
     from sqlalchemy.orm import Session
 
-    from asignals._registry import Link, Plan
+    from asignals._core import Signal, Subscriber, Subscribers
     from asignals.sqlalchemy._signal import ModelSignal, SessionSignal
 
 Phase: TypeAlias = Literal["flush", "commit", "rollback"]
@@ -58,9 +55,9 @@ class Event:
         self.arguments = arguments
         self.named_only = named_only
 
-    def plan(self, phase: Phase) -> Plan:
+    def plan(self, phase: Phase) -> Subscribers:
         """Who is to be called for it in a phase, with muting applied."""
-        plan = self.signal.registry(phase).plan_for(self.sender)
+        plan = self.signal.registry(phase).plan_for(self.sender).subscribers
         return tuple(link for link in plan if link.source is not EVERYONE) if self.named_only else plan
 
     @property
@@ -70,15 +67,35 @@ class Event:
 
 
 class Call:
-    """One receiver to be called for one event."""
+    """One receiver to be called for one event, or all of them where they are called in one way."""
 
-    __slots__ = ("is_awaited", "link", "send")
+    __slots__ = ("_event", "_send", "is_awaited", "links")
 
-    def __init__(self, send: Send, link: Link) -> None:
-        self.send = send
-        self.link = link
-        # Anything else is awaited too, if it turns out to suspend.
-        self.is_awaited = link.is_async or link.options.in_thread
+    def __init__(self, event: Event, links: Subscribers, send: Send | None = None) -> None:
+        self._event = event
+        self._send = send
+        self.links = links
+        self.is_awaited = is_awaited(links[0])
+
+    def start(self) -> Coroutine[Any, Any, object]:
+        """What calls the receivers when it is awaited."""
+        if self._send is None:
+            return self._event.signal.send(self._event.sender, **self._event.arguments)
+        return self._send.to(self.links[0])
+
+    @property
+    def signal(self) -> Signal[..., Any]:
+        """What is sent."""
+        return self._event.signal
+
+    def describe(self) -> str:
+        """The receivers for messages."""
+        return " or ".join(link.describe() for link in self.links)
+
+
+def is_awaited(link: Subscriber) -> bool:
+    """Whether the task is to await a receiver; any other is awaited too, if it turns out to suspend."""
+    return link.is_async or bool(link.options.in_thread)
 
 
 class Delivery:
@@ -106,7 +123,7 @@ class Delivery:
                 _explain(error)
                 if isinstance(error, Exception):
                     self._check(cause=error)
-                if watchers:
+                if is_watched():
                     _end_with(error, calls)
                 raise
             finally:
@@ -114,35 +131,41 @@ class Delivery:
 
     def _calls(self) -> Generator[Call]:
         for event in self._events:
-            plan = event.plan("flush")
-            if not plan:
+            links = event.plan("flush")
+            if not links:
                 continue
             self._state.heard = True
+            if not event.named_only and (len(links) == 1 or len(set(map(is_awaited, links))) == 1):
+                self._latest = Call(event, links)
+                yield self._latest
+                continue
             send = Send(event.signal, event.sender, event.arguments, robust=False)
             with watching(send):
-                for link in plan:
-                    self._latest = Call(send, link)
+                for link in links:
+                    self._latest = Call(event, (link,), send)
                     yield self._latest
 
     async def _await(self, call: Call | None, calls: Generator[Call]) -> Call | None:
         """Await a run of neighbours; returns the first call that is not to be awaited."""
+        state = self._state
         while call is not None and call.is_awaited:
-            await call.send.to(call.link)
-            self._check()
+            await call.start()
+            if state.torn:
+                self._check()
             call = next(calls, None)
         return call
 
     def _call_here(self, call: Call) -> None:
-        if call.is_awaited and not call.link.options.in_thread:
-            raise AsyncReceiverError(call.send.signal, call.link.describe())
-        run_here(call.send.to(call.link), call)
+        if call.is_awaited and not call.links[0].options.in_thread:
+            raise AsyncReceiverError(call.signal, call.describe())
+        run_here(call.start(), call.signal, call.describe)
         self._check()
 
     def _check(self, cause: Exception | None = None) -> None:
         """Fail if a receiver has tried to close the session, whatever it did with the error."""
         call = self._latest
         if self._state.torn and call is not None:
-            culprit = f"{call.link.describe()}, a receiver of signal {call.send.signal.name!r},"
+            culprit = f"{call.describe()}, a receiver of signal {call.signal.name!r},"
             raise FlushInProgressError(operation="close", culprit=culprit) from cause
 
 
@@ -151,7 +174,7 @@ _UNWATCHED = nullcontext()
 
 def watching(send: Send) -> AbstractContextManager[object]:
     """Report a send as a whole to monitors, if there are any."""
-    return send.watched() if watchers else _UNWATCHED
+    return send.watched() if is_watched() else _UNWATCHED
 
 
 def _end_with(error: BaseException, calls: Generator[Call]) -> None:
@@ -162,7 +185,7 @@ def _end_with(error: BaseException, calls: Generator[Call]) -> None:
     error.__traceback__ = traceback
 
 
-def run_here(work: Coroutine[Any, Any, Any], call: Call) -> Any:
+def run_here(work: Coroutine[Any, Any, Any], signal: Signal[..., Any], describe: Callable[[], str]) -> Any:
     """Run a coroutine that is not expected to suspend where we are, so that what it calls is in the greenlet."""
     try:
         yielded = work.send(None)
@@ -171,7 +194,7 @@ def run_here(work: Coroutine[Any, Any, Any], call: Call) -> Any:
     if in_greenlet():
         return await_only(_resume(work, yielded))
     work.close()
-    raise AsyncReceiverError(call.send.signal, call.link.describe())
+    raise AsyncReceiverError(signal, describe())
 
 
 @types.coroutine
@@ -190,12 +213,6 @@ def _resume(work: Coroutine[Any, Any, Any], yielded: Any) -> Generator[Any, Any,
             return done.value
 
 
-def is_cancelled() -> bool:
-    """Whether somebody cancels the task that delivers, as when the loop shuts down."""
-    task = asyncio.current_task()
-    return task is not None and task.cancelling() > 0
-
-
 def _explain(error: BaseException) -> None:
     if isinstance(error, InvalidRequestError) and "already flushing" in str(error):
         error.add_note(_WITHIN_FLUSH)
@@ -205,6 +222,6 @@ def refuse_async(sender: object, *signals: ModelSignal) -> None:
     """Raise `AsyncReceiverError` if events of this sender would reach a receiver that has to be awaited."""
     for signal in signals:
         for phase in PHASES:
-            for link in signal.registry(phase).plan_for(sender):
+            for link in signal.registry(phase).plan_for(sender).subscribers:
                 if link.is_async:
                     raise AsyncReceiverError(signal, link.describe())

@@ -11,13 +11,12 @@ from sqlalchemy.orm import Session
 from sqlalchemy.util.concurrency import in_greenlet
 
 from asignals.sqlalchemy._after import Kept, Snapshot
-from asignals.sqlalchemy._deliver import PHASES, Delivery, Event, refuse_async
+from asignals.sqlalchemy._deliver import Delivery, Event, refuse_async
 from asignals.sqlalchemy._errors import EndlessFlushError
 from asignals.sqlalchemy._forecast import forecast
 from asignals.sqlalchemy._links import link_events, m2m_changed
 from asignals.sqlalchemy._places import Places
 from asignals.sqlalchemy._saves import (
-    Hearers,
     load_expired,
     note_values,
     post_delete,
@@ -68,9 +67,8 @@ def _announce(session: Session, instances: Sequence[Any] | None) -> None:
 def _announcements(session: Session, instances: Sequence[Any] | None, seen: _Seen) -> list[Event]:
     events: list[Event] = []
     key: Hashable
-    is_saved, is_deleted = Hearers(pre_save), Hearers(pre_delete)
-    if is_saved.any or is_deleted.any:
-        for fate in forecast(session, instances, is_saved=is_saved, is_deleted=is_deleted, seen=seen):
+    if pre_save.is_connected or pre_delete.is_connected:
+        for fate in forecast(session, instances, is_saved=pre_save.hears, is_deleted=pre_delete.hears, seen=seen):
             key = (fate.row, fate.deleted)
             if key not in seen:
                 seen.add(key)
@@ -179,4 +177,4 @@ def _refuse_async_receivers(session: Session, instances: Sequence[Any] | None) -
 
 
 def _any_of(*signals: Any) -> Callable[[type], bool]:
-    return lambda model: any(signal.is_heard(model, *PHASES) for signal in signals)
+    return lambda model: any(signal.hears(model) for signal in signals)

@@ -31,10 +31,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Sequence
 
     from sqlalchemy import ColumnElement
-    from sqlalchemy.orm import Mapper, Session
+    from sqlalchemy.orm import Session
     from sqlalchemy.orm.attributes import History
 
-    from asignals.sqlalchemy._changes import Changes
+    from asignals.sqlalchemy._changes import Changes, Traits
 
 _UNKNOWN = object()
 
@@ -59,18 +59,22 @@ def forecast(
     """What a flush would do to the instances of models that somebody listens to, without those seen already."""
     chosen = {inspect(instance) for instance in instances} if instances else None
     rows = [row for row in chain(session._new, session._dirty_states) if chosen is None or row in chosen]
-    involved = [row for row in rows if _is_involved(row)]
-    involved += [row for row in session._deleted if chosen is None or row in chosen]
-    if any(is_saved(each.class_) or is_deleted(each.class_) for each in _reach(involved)):
+    deleted = [row for row in session._deleted if chosen is None or row in chosen]
+    traits = {manager: traits_of(manager.mapper) for manager in {row.manager for row in (*rows, *deleted)}}
+    near = {
+        manager for manager, each in traits.items() if any(is_saved(model) or is_deleted(model) for model in each.reach)
+    }
+    if any(row.manager in near for row in deleted) or any(
+        row.manager in near and _is_involved(row, traits[row.manager]) for row in rows
+    ):
         fates = _sorted_out(session, instances)
-    else:
-        fates = _taken_as_they_are(session, in_order(rows), seen)
-    return [fate for fate in fates if (is_deleted if fate.deleted else is_saved)(fate.row.manager.class_)]
+        return [fate for fate in fates if (is_deleted if fate.deleted else is_saved)(fate.row.manager.class_)]
+    heard = {manager for manager in near if is_saved(manager.class_)}
+    return list(_taken_as_they_are([row for row in rows if row.manager in heard and (row, False) not in seen], traits))
 
 
-def _is_involved(row: InstanceState[Any]) -> bool:
+def _is_involved(row: InstanceState[Any], traits: Traits) -> bool:
     """Whether a row's fate, or another's that depends on it, is not seen from its columns alone."""
-    traits = traits_of(row.manager.mapper)
     changed = row.committed_state.keys()
     return (
         not traits.relationships.isdisjoint(changed)
@@ -79,41 +83,20 @@ def _is_involved(row: InstanceState[Any]) -> bool:
     )
 
 
-def _reach(rows: list[InstanceState[Any]]) -> set[Mapper[Any]]:
-    """All mappers whose rows the relationships of these rows may insert, change or delete."""
-    reached: set[Mapper[Any]] = set()
-    ahead = {row.manager.mapper for row in rows}
-    while ahead:
-        reached |= ahead
-        ahead = {far for mapper in ahead for far in _neighbours(mapper)} - reached
-    return reached
-
-
-def _neighbours(mapper: Mapper[Any]) -> Iterator[Mapper[Any]]:
-    for prop in mapper.relationships:
-        is_written = prop.direction is RelationshipDirection.ONETOMANY or prop.cascade.delete
-        if is_written and not prop.viewonly:
-            yield from prop.mapper.self_and_descendants
-
-
-def _taken_as_they_are(session: Session, rows: list[InstanceState[Any]], seen: Collection[Any]) -> Iterator[Fate]:
-    deleted = session._deleted
-    for row in rows:
-        if row in deleted or (row, False) in seen:
-            continue
-        traits = traits_of(row.manager.mapper)
+def _taken_as_they_are(rows: list[InstanceState[Any]], traits: dict[Any, Traits]) -> Iterator[Fate]:
+    for row in in_order(rows):
+        known = traits[row.manager]
         if row.key is None:
-            yield Fate(row, changes=first_values(row, traits))
-        elif old := net_changes(row, traits):
-            yield _updated(row, old)
+            yield Fate(row, changes=first_values(row, known))
+        elif old := net_changes(row, known):
+            yield _updated(row, known, old)
 
 
-def _updated(row: InstanceState[Any], old: dict[str, object], new: dict[str, object] | None = None) -> Fate:
-    traits = traits_of(row.manager.mapper)
+def _updated(row: InstanceState[Any], traits: Traits, old: dict[str, object]) -> Fate:
     fields = traits.written(old)
     changes = changes_to(row, old)
-    changes.update((key, (stored_value(row, key), value)) for key, value in (new or {}).items())
-    changes.update((key, (stored_value(row, key), NO_VALUE)) for key in fields - changes.keys())
+    if traits.replaced:
+        changes.update((key, (stored_value(row, key), NO_VALUE)) for key in fields - changes.keys())
     return Fate(row, fields=fields, changes=changes)
 
 
@@ -138,7 +121,9 @@ def _sorted_out(session: Session, instances: Sequence[Any] | None) -> Iterator[F
             changes = first_values(row, traits)
             yield Fate(row, changes={**changes, **{key: (NO_VALUE, value) for key, value in new.items()}})
         elif (old := {**net_changes(row, traits), **{key: stored_value(row, key) for key in new}}) or row.key is None:
-            yield _updated(row, old, new)
+            fate = _updated(row, traits, old)
+            changes = {**(fate.changes or {}), **{key: (stored_value(row, key), value) for key, value in new.items()}}
+            yield fate._replace(changes=changes)
 
 
 def _register(session: Session, unit: UOWTransaction, instances: Sequence[Any] | None) -> None:

@@ -9,9 +9,8 @@ from sqlalchemy.orm import Mapper
 from sqlalchemy.orm.base import LoaderCallableStatus
 
 from asignals import InvalidReceiverError
-from asignals._dispatch import Send
-from asignals._refs import describe
-from asignals.sqlalchemy._deliver import Call, run_here
+from asignals._core import Send, describe
+from asignals.sqlalchemy._deliver import run_here
 from asignals.sqlalchemy._senders import mappers
 from asignals.sqlalchemy._signal import ModelSignal
 from asignals.sqlalchemy._state import announced
@@ -21,21 +20,18 @@ if TYPE_CHECKING:
 
     from sqlalchemy.orm import ClassManager
 
-    from asignals._connection import Options
-    from asignals._receivers import Receiver, Shape
+    from asignals._core import Options, Receiver, Shape
 
 
 class InitSignal(ModelSignal):
     """A model signal that is sent where nothing can be awaited."""
 
-    def _examine(
-        self, receiver: Receiver, sender: object, uid: Hashable | None, options: Options
-    ) -> tuple[Options, Shape]:
-        options, shape = super()._examine(receiver, sender, uid, options)
+    def _examine(self, receiver: Receiver, sender: object, uid: Hashable | None, options: Options) -> Shape:
+        shape = super()._examine(receiver, sender, uid, options)
         if shape.is_async or options.in_thread:
             reason = "instances are made in plain Python calls, so its receivers must be sync functions"
             raise InvalidReceiverError(self, receiver, describe(receiver), reason)
-        return options, shape
+        return shape
 
     def _on_connected(self) -> None:
         _hook_all()
@@ -43,8 +39,8 @@ class InitSignal(ModelSignal):
     def send_here(self, sender: type, arguments: dict[str, Any]) -> None:
         """Call the receivers on the spot."""
         send = Send(self, sender, arguments, robust=False)
-        for link in self.registry("flush").plan_for(sender):
-            run_here(send.to(link), Call(send, link))
+        for link in self.registry("flush").plan_for(sender).subscribers:
+            run_here(send.to(link), self, link.describe)
 
 
 pre_init: InitSignal = InitSignal(

@@ -19,7 +19,7 @@ from asignals.sqlalchemy._changes import (
     traits_of,
     values_before,
 )
-from asignals.sqlalchemy._deliver import PHASES, Event
+from asignals.sqlalchemy._deliver import Event
 from asignals.sqlalchemy._signal import ModelSignal
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy.orm import InstanceState, Session, UOWTransaction
 
-    from asignals.sqlalchemy._changes import Changes
+    from asignals.sqlalchemy._changes import Changes, Traits
 
     Row = InstanceState[Any]
 
@@ -78,23 +78,6 @@ post_delete: ModelSignal = ModelSignal(
 )
 
 
-class Hearers:
-    """Which models somebody listens to, in one of some phases; asked once for each."""
-
-    def __init__(self, signal: ModelSignal) -> None:
-        self._signal = signal
-        self._known: dict[type, bool] = {}
-        self.any = signal.is_connected
-
-    def __call__(self, model: type) -> bool:
-        if not self.any:
-            return False
-        known = self._known.get(model)
-        if known is None:
-            known = self._known[model] = self._signal.is_heard(model, *PHASES)
-        return known
-
-
 class Written:
     """One row that the flush under way has written."""
 
@@ -129,44 +112,63 @@ class Written:
 
 def note_values(session: Session) -> dict[Row, dict[str, object]]:
     """Before the flush: what it will replace without a history, of rows that somebody listens to."""
-    is_heard = Hearers(post_save)
-    if not is_heard.any:
+    if not post_save.is_connected:
         return {}
-    return {
-        row: before
-        for row in session._dirty_states
-        if is_heard(row.manager.class_) and (before := values_before(row, traits_of(row.manager.mapper)))
-    }
+    rows = session._dirty_states
+    heard = _heard(rows, post_save)
+    found = {}
+    for row in rows:
+        traits = heard.get(row.manager)
+        if traits is not None and (before := values_before(row, traits)):
+            found[row] = before
+    return found
+
+
+def _heard(rows: Iterable[Row], signal: ModelSignal) -> dict[Any, Traits]:
+    """The classes of these rows that somebody listens to."""
+    managers = {row.manager for row in rows}
+    return {manager: traits_of(manager.mapper) for manager in managers if signal.hears(manager.class_)}
 
 
 def written_rows(session: Session, unit: UOWTransaction, before: dict[Row, dict[str, object]]) -> list[Written]:
     """After the flush, while histories are there: what it has inserted, in the order added, updated and deleted."""
-    is_saved, is_deleted = Hearers(post_save), Hearers(post_delete)
-    if not (is_saved.any or is_deleted.any):
+    states = unit.states
+    is_saved = _heard(states, post_save) if post_save.is_connected else {}
+    is_deleted = _heard(states, post_delete) if post_delete.is_connected else {}
+    if not is_saved and not is_deleted:
         return []
-    saved, deleted = [], []
-    for row, (is_gone, only_listed) in unit.states.items():
-        if not only_listed and (is_deleted if is_gone else is_saved)(row.manager.class_):
-            (deleted if is_gone else saved).append(row)
-    replaces = predecessor if any(is_gone for is_gone, _ in unit.states.values()) else _nobody
+    new, changed, gone = [], [], []
+    for row, (is_gone, only_listed) in states.items():
+        if only_listed:
+            continue
+        if is_gone:
+            if row.manager in is_deleted:
+                gone.append(row)
+        elif row.manager in is_saved:
+            (new if row.key is None else changed).append(row)
     found = []
-    for row in [*in_order(each for each in saved if each.key is None), *in_order(each for each in saved if each.key)]:
-        if row.key is None and replaces(session, row, unit.states) is None:
+    replaces = any(is_gone for is_gone, _ in states.values())
+    for row in in_order(new):
+        if not replaces or predecessor(session, row, states) is None:
             found.append(Written(row))
-        elif (updated := _updated(row, before.get(row, {}))) is not None:
+        else:
+            changed.append(row)
+    for row in in_order(changed):
+        updated = _updated(row, is_saved[row.manager], before.get(row))
+        if updated is not None:
             found.append(updated)
-    found += [Written(row, last=last_values(row, traits_of(row.manager.mapper))) for row in in_order(deleted)]
-    return found
+    return [*found, *(Written(row, last=last_values(row, is_deleted[row.manager])) for row in in_order(gone))]
 
 
-def _updated(row: Row, before: dict[str, object]) -> Written | None:
-    traits = traits_of(row.manager.mapper)
+def _updated(row: Row, traits: Traits, before: dict[str, object] | None) -> Written | None:
     old = net_changes(row, traits)
-    old.update((key, value) for key, value in before.items() if key not in traits.replaced)
+    if before:
+        old.update((key, value) for key, value in before.items() if key not in traits.replaced)
     if not old:
         return None
     fields = traits.written(old)
-    old.update((key, before.get(key, old.get(key, NO_VALUE))) for key in fields & traits.replaced)
+    for key in fields & traits.replaced:
+        old[key] = (before or {}).get(key, old.get(key, NO_VALUE))
     return Written(row, old=old, fields=fields)
 
 
@@ -181,13 +183,8 @@ def load_expired(written: Iterable[Written]) -> None:
 
 
 def _is_read_outside(instance: object) -> bool:
-    registries = [post_save.registry(phase) for phase in PHASES]
-    flush, *after = (registry.plan_for(type(instance)) for registry in registries)
-    return any(after) or any(link.is_async for link in flush)
-
-
-def _nobody(session: Session, row: Row, states: Any) -> None:
-    del session, row, states
+    event = Event(post_save, type(instance), {})
+    return event.waits or any(link.is_async for link in event.plan("flush"))
 
 
 def predecessor(session: Session, row: Row, states: Any) -> Row | None:

@@ -3,26 +3,35 @@
 from __future__ import annotations
 
 from contextlib import ExitStack, contextmanager
-from typing import TYPE_CHECKING, Any, TypeVar, Unpack, cast, overload
-from weakref import ref
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, Unpack, cast, overload
+from weakref import WeakKeyDictionary, ref
 
 from sqlalchemy import event
 from sqlalchemy.orm import Mapper
 
 from asignals import Connection, Signal
-from asignals._connection import Options
-from asignals._lost import LossReporter
-from asignals._registry import Registry
+from asignals._core import Options, Registry
 from asignals.sqlalchemy._deliver import PHASES, Phase
 from asignals.sqlalchemy._senders import Awaited, find_model, goes_by, hold
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Hashable, Iterable
 
-    from asignals._receivers import Receiver
-    from asignals._signal import ConnectOptions
+    from anyio import CapacityLimiter
+
+    from asignals._core import ConnectOptions, Receiver
 
 F = TypeVar("F", bound="Callable[..., Any]")
+
+_MISSING: Any = object()
+
+
+class _Heard(NamedTuple):
+    """What is known of who listens, until that changes."""
+
+    at: tuple[int, ...]
+    is_connected: bool
+    models: WeakKeyDictionary[type, bool]
 
 
 class ModelSignal(Signal[..., Any]):
@@ -46,6 +55,7 @@ class ModelSignal(Signal[..., Any]):
         super().__init__(arguments, name=f"asignals.sqlalchemy.{name}", doc=doc)
         self._awaited: list[Awaited] = []
         self._is_waiting = False
+        self._heard = _Heard((), is_connected=False, models=WeakKeyDictionary())
         self._phases: dict[Phase, ModelSignal] = {"flush": self}
         self._phases |= {phase: self._in_phase() for phase in phases if phase != "flush"}
 
@@ -54,7 +64,7 @@ class ModelSignal(Signal[..., Any]):
         other: ModelSignal = object.__new__(type(self))
         other.__dict__.update(self.__dict__)
         other._origin = self
-        other._registry = Registry(LossReporter(ref(self)))
+        other._registry = Registry(ref(self), self.providing_args)
         other._phases = {"flush": other}
         other._set_mode(None, None)
         return other
@@ -64,18 +74,33 @@ class ModelSignal(Signal[..., Any]):
         return self._phases[phase]._registry if phase in self._phases else _NOBODY
 
     @property
+    def changes(self) -> tuple[int, ...]:
+        """Is another whenever somebody was connected or disconnected."""
+        return tuple(phase._registry.changes for phase in self._phases.values())
+
+    @property
     def is_connected(self) -> bool:
         """Whether anybody is connected for any sender, in any phase."""
-        return any(phase._registry.all_links() for phase in self._phases.values())
+        return self._heard.is_connected if self._heard.at == self.changes else self._ask_again().is_connected
 
     @property
     def is_awaited(self) -> bool:
         """Whether a receiver for any sender, in any phase, is async."""
-        return any(link.is_async for phase in self._phases.values() for link in phase._registry.all_links())
+        return any(link.is_async for phase in self._phases.values() for link in phase._registry.all_subscribers())
 
-    def is_heard(self, sender: object, *phases: Phase) -> bool:
-        """Whether an event of this sender would reach anybody in one of these phases, with muting applied."""
-        return any(self.registry(phase).plan_for(sender) for phase in phases)
+    def hears(self, model: type) -> bool:
+        """Whether anybody is connected for a model, in any phase, muted or not; asked once for each."""
+        heard = self._heard if self._heard.at == self.changes else self._ask_again()
+        known = heard.models.get(model)
+        if known is None:
+            known = heard.models[model] = heard.is_connected and self.has_listeners(model)
+        return known
+
+    def _ask_again(self) -> _Heard:
+        at = self.changes
+        is_connected = any(phase._registry.all_subscribers() for phase in self._phases.values())
+        self._heard = _Heard(at, is_connected, WeakKeyDictionary())
+        return self._heard
 
     # -- connecting ------------------------------------------------------------------------------------------------
 
@@ -94,18 +119,17 @@ class ModelSignal(Signal[..., Any]):
     @overload
     def connect(
         self,
-        receiver: None = None,
-        sender: object = None,
-        weak: bool = True,  # noqa: FBT001, FBT002  Django's order of parameters
-        dispatch_uid: Hashable | None = None,
         *,
+        sender: object = None,
+        weak: bool = True,
+        dispatch_uid: Hashable | None = None,
         on: Phase = "flush",
         **options: Unpack[ConnectOptions],
     ) -> Callable[[F], F]: ...
 
     def connect(  # noqa: PLR0913  what Signal.connect takes, and the phase
         self,
-        receiver: Receiver | None = None,
+        receiver: Receiver = _MISSING,
         sender: object = None,
         weak: bool = True,  # noqa: FBT001, FBT002  Django's order of parameters
         dispatch_uid: Hashable | None = None,
@@ -113,9 +137,10 @@ class ModelSignal(Signal[..., Any]):
         on: Phase = "flush",
         priority: float = 0,
         subclasses: bool = True,
-        in_thread: bool = False,
+        in_thread: bool | CapacityLimiter = False,
         timeout: float | None = None,
         once: bool = False,
+        replace: bool = False,
     ) -> Any:
         """Have a receiver called; as `Signal.connect`, with these differences.
 
@@ -136,6 +161,7 @@ class ModelSignal(Signal[..., Any]):
             in_thread: As for `Signal.connect`; the session waits meanwhile. Nothing can be loaded from a thread.
             timeout: As for `Signal.connect`.
             once: As for `Signal.connect`.
+            replace: As for `Signal.connect`.
 
         Raises:
             TypeError: as `Signal.connect`; the sender is neither a class nor a name.
@@ -151,8 +177,9 @@ class ModelSignal(Signal[..., Any]):
             "in_thread": in_thread,
             "timeout": timeout,
             "once": once,
+            "replace": replace,
         }
-        if receiver is None:
+        if receiver is _MISSING:
             return lambda receiver: self._connect(self._callable(receiver), sender, on, options)
         return self._connect(receiver, sender, on, options)
 
@@ -252,7 +279,7 @@ class ModelSignal(Signal[..., Any]):
     @property
     def connections(self) -> tuple[Connection, ...]:
         """The live connections of all phases, those of the flush first."""
-        links = [link for registry in self._registries().values() for link in registry.all_links()]
+        links = [link for registry in self._registries().values() for link in registry.all_subscribers()]
         return tuple(link for link in links if isinstance(link, Connection))
 
     def _registries(self) -> dict[str, Registry]:
@@ -314,4 +341,4 @@ class SessionSignal(Signal[..., Any]):
         return self._registry
 
 
-_NOBODY = Registry(lambda *_, **__: None)
+_NOBODY = Registry(lambda: None, None)

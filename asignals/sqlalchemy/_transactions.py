@@ -21,8 +21,7 @@ from sqlalchemy.orm import SessionTransaction
 from sqlalchemy.orm.session import SessionTransactionState
 from sqlalchemy.util.concurrency import in_greenlet
 
-from asignals._receivers import is_coroutine_function
-from asignals._refs import describe
+from asignals._core import describe, is_coroutine_function
 from asignals.sqlalchemy._after import Callback, Kept, announce, transaction_committed
 from asignals.sqlalchemy._errors import FlushInProgressError
 from asignals.sqlalchemy._places import outermost, own_places
