@@ -123,8 +123,19 @@ class Page(Base):
     body: Mapped[str | None]
     revision: Mapped[int] = mapped_column()
     touched: Mapped[datetime | None] = mapped_column(onupdate=func.now())
+    words: Mapped[list["Word"]] = relationship(cascade="all, delete-orphan")
 
     __mapper_args__ = {"version_id_col": revision}  # noqa: RUF012  as SQLAlchemy documents it
+
+
+class Word(Base):
+    """A part of a page."""
+
+    __tablename__ = "words"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    page_id: Mapped[int | None] = mapped_column(ForeignKey("pages.id"))
+    text: Mapped[str]
 
 
 class Pair(Base):

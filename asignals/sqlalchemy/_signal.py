@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from contextlib import ExitStack, contextmanager
-from typing import TYPE_CHECKING, Any, TypeVar, Unpack, cast, overload
-from weakref import ref
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, Unpack, cast, overload
+from weakref import WeakKeyDictionary, ref
 
 from sqlalchemy import event
 from sqlalchemy.orm import Mapper
 
 from asignals import Connection, Signal
-from asignals._core import Options
-from asignals._core import Registry
+from asignals._core import Options, Registry
 from asignals.sqlalchemy._deliver import PHASES, Phase
 from asignals.sqlalchemy._of import OfModel
 from asignals.sqlalchemy._senders import Awaited, find_model, goes_by, hold
@@ -19,11 +18,22 @@ from asignals.sqlalchemy._senders import Awaited, find_model, goes_by, hold
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Hashable, Iterable
 
-    from asignals._core import Receiver
-    from asignals._core import ConnectOptions
+    from anyio import CapacityLimiter
+
+    from asignals._core import ConnectOptions, Receiver
 
 F = TypeVar("F", bound="Callable[..., Any]")
 M = TypeVar("M")
+
+_MISSING: Any = object()
+
+
+class _Heard(NamedTuple):
+    """What is known of who listens, until that changes."""
+
+    at: tuple[int, ...]
+    is_connected: bool
+    models: WeakKeyDictionary[type, bool]
 
 
 class ModelSignal(Signal[..., Any]):
@@ -42,13 +52,12 @@ class ModelSignal(Signal[..., Any]):
         *,
         name: str,
         doc: str,
-        listen: Callable[[Any], None],
         phases: tuple[Phase, ...] = PHASES,
     ) -> None:
         super().__init__(arguments, name=f"asignals.sqlalchemy.{name}", doc=doc)
-        self._listen = listen
         self._awaited: list[Awaited] = []
         self._is_waiting = False
+        self._heard = _Heard((), is_connected=False, models=WeakKeyDictionary())
         self._phases: dict[Phase, ModelSignal] = {"flush": self}
         self._phases |= {phase: self._in_phase() for phase in phases if phase != "flush"}
 
@@ -67,13 +76,33 @@ class ModelSignal(Signal[..., Any]):
         return self._phases[phase]._registry if phase in self._phases else _NOBODY
 
     @property
+    def changes(self) -> tuple[int, ...]:
+        """Is another whenever somebody was connected or disconnected."""
+        return tuple(phase._registry.changes for phase in self._phases.values())
+
+    @property
     def is_connected(self) -> bool:
         """Whether anybody is connected for any sender, in any phase."""
-        return any(phase._registry.all_subscribers() for phase in self._phases.values())
+        return self._heard.is_connected if self._heard.at == self.changes else self._ask_again().is_connected
 
-    def is_heard(self, sender: object, *phases: Phase) -> bool:
-        """Whether an event of this sender would reach anybody in one of these phases, muting minded."""
-        return any(self.registry(phase).plan_for(sender).subscribers for phase in phases)
+    @property
+    def is_awaited(self) -> bool:
+        """Whether a receiver for any sender, in any phase, is async."""
+        return any(link.is_async for phase in self._phases.values() for link in phase._registry.all_subscribers())
+
+    def hears(self, model: type) -> bool:
+        """Whether anybody is connected for a model, in any phase, muted or not; asked once for each."""
+        heard = self._heard if self._heard.at == self.changes else self._ask_again()
+        known = heard.models.get(model)
+        if known is None:
+            known = heard.models[model] = heard.is_connected and self.has_listeners(model)
+        return known
+
+    def _ask_again(self) -> _Heard:
+        at = self.changes
+        is_connected = any(phase._registry.all_subscribers() for phase in self._phases.values())
+        self._heard = _Heard(at, is_connected, WeakKeyDictionary())
+        return self._heard
 
     # -- connecting ------------------------------------------------------------------------------------------------
 
@@ -92,18 +121,17 @@ class ModelSignal(Signal[..., Any]):
     @overload
     def connect(
         self,
-        receiver: None = None,
-        sender: object = None,
-        weak: bool = True,  # noqa: FBT001, FBT002  Django's order of parameters
-        dispatch_uid: Hashable | None = None,
         *,
+        sender: object = None,
+        weak: bool = True,
+        dispatch_uid: Hashable | None = None,
         on: Phase = "flush",
         **options: Unpack[ConnectOptions],
     ) -> Callable[[F], F]: ...
 
     def connect(  # noqa: PLR0913  what Signal.connect takes, and the phase
         self,
-        receiver: Receiver | None = None,
+        receiver: Receiver = _MISSING,
         sender: object = None,
         weak: bool = True,  # noqa: FBT001, FBT002  Django's order of parameters
         dispatch_uid: Hashable | None = None,
@@ -111,9 +139,10 @@ class ModelSignal(Signal[..., Any]):
         on: Phase = "flush",
         priority: float = 0,
         subclasses: bool = True,
-        in_thread: bool = False,
+        in_thread: bool | CapacityLimiter = False,
         timeout: float | None = None,
         once: bool = False,
+        replace: bool = False,
     ) -> Any:
         """Have a receiver called; as `Signal.connect`, with these differences.
 
@@ -134,6 +163,7 @@ class ModelSignal(Signal[..., Any]):
             in_thread: As for `Signal.connect`; the session waits meanwhile. Nothing can be loaded from a thread.
             timeout: As for `Signal.connect`.
             once: As for `Signal.connect`.
+            replace: As for `Signal.connect`.
 
         Raises:
             TypeError: as `Signal.connect`; the sender is neither a class nor a name.
@@ -149,8 +179,9 @@ class ModelSignal(Signal[..., Any]):
             "in_thread": in_thread,
             "timeout": timeout,
             "once": once,
+            "replace": replace,
         }
-        if receiver is None:
+        if receiver is _MISSING:
             return lambda receiver: self._connect(self._callable(receiver), sender, on, options)
         return self._connect(receiver, sender, on, options)
 
@@ -161,8 +192,11 @@ class ModelSignal(Signal[..., Any]):
             self._await(receiver, resolved, on, options)
             return receiver
         Signal.connect(target, receiver, resolved, **self._fitting(resolved, options))
-        self._listen(resolved)
+        self._on_connected()
         return receiver
+
+    def _on_connected(self) -> None:
+        """For signals whose events need hooks."""
 
     def _phase(self, on: Phase) -> ModelSignal:
         if on not in self._phases:
