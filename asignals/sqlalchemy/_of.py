@@ -73,13 +73,13 @@ class OfModel(Generic[M]):
         once: bool = False,
     ) -> Callable[[InstanceReceiver[M, X]], Callable[..., X]]: ...
 
-    def connect(self, receiver: Any = None, **options: Any) -> Any:
+    def connect(self, *receiver: Any, **options: Any) -> Any:
         """Connect a receiver with the model as the sender; otherwise as `ModelSignal.connect`.
 
         Type checkers hold the types of what the receiver names to what the signal sends: `instance` is one of the
         model. Types cannot say "names some of these", so to them it takes `**named: Any` beside what it names.
         """
-        return self.signal.connect(receiver, self.model, **options)
+        return self.signal.connect(*receiver, sender=self.model, **options)
 
     def disconnect(
         self,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import ExitStack, contextmanager
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, Unpack, cast, overload
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast, overload
 from weakref import WeakKeyDictionary, ref
 
 from sqlalchemy import event
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from anyio import CapacityLimiter
 
-    from asignals._core import ConnectOptions, Receiver
+    from asignals._core import Receiver
 
 F = TypeVar("F", bound="Callable[..., Any]")
 M = TypeVar("M")
@@ -36,7 +36,35 @@ class _Heard(NamedTuple):
     models: WeakKeyDictionary[type, bool]
 
 
-class ModelSignal(Signal[..., Any]):
+class Captured(Signal[..., Any]):
+    """A signal that is sent for somebody only; a capture of a test is somebody, though it is no receiver."""
+
+    _captures = 0
+
+    @property
+    def is_captured(self) -> bool:
+        """Whether events are reported to monitors in each phase, whoever is connected."""
+        return self._captures > 0
+
+    def is_wanted(self, sender: object) -> bool:
+        """Whether events of a sender are for anybody: a receiver, a stream or a capture."""
+        return self.is_captured or self.has_listeners(sender)
+
+    @contextmanager
+    def capturing(self) -> Generator[None]:
+        """Report all events to monitors for the length of a block, once in each phase, whoever is connected."""
+        self._captures += 1
+        self._on_connected()
+        try:
+            yield
+        finally:
+            self._captures -= 1
+
+    def _on_connected(self) -> None:
+        """For signals whose events need hooks."""
+
+
+class ModelSignal(Captured):
     """A signal that sessions send; a `Signal` in all else, `connect` excepted.
 
     Senders are mapped classes (or bases and mixins of them, mapped or not), whose subclasses are heard too unless
@@ -77,12 +105,12 @@ class ModelSignal(Signal[..., Any]):
 
     @property
     def changes(self) -> tuple[int, ...]:
-        """Is another whenever somebody was connected or disconnected."""
-        return tuple(phase._registry.changes for phase in self._phases.values())
+        """Is another whenever somebody was connected or disconnected, or a capture began or ended."""
+        return (self._captures, *(phase._registry.changes for phase in self._phases.values()))
 
     @property
     def is_connected(self) -> bool:
-        """Whether anybody is connected for any sender, in any phase."""
+        """Whether anybody is connected for any sender, in any phase, or captures what is sent."""
         return self._heard.is_connected if self._heard.at == self.changes else self._ask_again().is_connected
 
     @property
@@ -91,18 +119,35 @@ class ModelSignal(Signal[..., Any]):
         return any(link.is_async for phase in self._phases.values() for link in phase._registry.all_subscribers())
 
     def hears(self, model: type) -> bool:
-        """Whether anybody is connected for a model, in any phase, muted or not; asked once for each."""
+        """Whether events of a model are for anybody, in any phase, muted or not; asked once for each."""
         heard = self._heard if self._heard.at == self.changes else self._ask_again()
         known = heard.models.get(model)
         if known is None:
-            known = heard.models[model] = heard.is_connected and self.has_listeners(model)
+            known = heard.models[model] = heard.is_connected and self.is_wanted(model)
         return known
 
     def _ask_again(self) -> _Heard:
         at = self.changes
-        is_connected = any(phase._registry.all_subscribers() for phase in self._phases.values())
+        is_connected = self.is_captured or any(phase._registry.all_subscribers() for phase in self._phases.values())
         self._heard = _Heard(at, is_connected, WeakKeyDictionary())
         return self._heard
+
+    def would_hear(self, listened: object, sender: object) -> bool:
+        """Whether a connection made for `listened`, a class or a name, hears the events of `sender`.
+
+        Raises `LookupError` for a name that no mapped class has.
+        """
+        above, below = self._known(listened), self._known(sender)
+        if isinstance(above, type) and isinstance(below, type):
+            return issubclass(below, above)
+        return above is None or above is below
+
+    def _known(self, sender: object) -> object:
+        resolved = self._resolve(sender)
+        if isinstance(resolved, str):
+            msg = f"signal {self.name!r}: no model goes by the name {resolved!r} yet"
+            raise LookupError(msg)  # noqa: TRY004  a name is a good sender
+        return resolved
 
     # -- connecting ------------------------------------------------------------------------------------------------
 
@@ -115,7 +160,12 @@ class ModelSignal(Signal[..., Any]):
         dispatch_uid: Hashable | None = None,
         *,
         on: Phase = "flush",
-        **options: Unpack[ConnectOptions],
+        priority: float = 0,
+        subclasses: bool = True,
+        in_thread: bool | CapacityLimiter = False,
+        timeout: float | None = None,
+        once: bool = False,
+        replace: bool = False,
     ) -> F: ...
 
     @overload
@@ -126,7 +176,12 @@ class ModelSignal(Signal[..., Any]):
         weak: bool = True,
         dispatch_uid: Hashable | None = None,
         on: Phase = "flush",
-        **options: Unpack[ConnectOptions],
+        priority: float = 0,
+        subclasses: bool = True,
+        in_thread: bool | CapacityLimiter = False,
+        timeout: float | None = None,
+        once: bool = False,
+        replace: bool = False,
     ) -> Callable[[F], F]: ...
 
     def connect(  # noqa: PLR0913  what Signal.connect takes, and the phase
@@ -194,9 +249,6 @@ class ModelSignal(Signal[..., Any]):
         Signal.connect(target, receiver, resolved, **self._fitting(resolved, options))
         self._on_connected()
         return receiver
-
-    def _on_connected(self) -> None:
-        """For signals whose events need hooks."""
 
     def _phase(self, on: Phase) -> ModelSignal:
         if on not in self._phases:
@@ -296,7 +348,7 @@ class ModelSignal(Signal[..., Any]):
         return [found for phase in self._phases.values() for found in Signal.receivers_for(phase, sender)]
 
     @contextmanager
-    def connected(
+    def connected(  # noqa: PLR0913  as for connect
         self,
         receiver: F,
         sender: object = None,
@@ -304,18 +356,30 @@ class ModelSignal(Signal[..., Any]):
         dispatch_uid: Hashable | None = None,
         *,
         on: Phase = "flush",
-        **options: Any,
+        priority: float = 0,
+        subclasses: bool = True,
+        in_thread: bool | CapacityLimiter = False,
+        timeout: float | None = None,
+        once: bool = False,
+        replace: bool = False,
     ) -> Generator[F]:
         """Connect for the length of a `with` block; as `Signal.connected`, for one phase.
 
         Raises `LookupError` for a name that no mapped class has.
         """
-        resolved = self._resolve(sender)
-        if isinstance(resolved, str):
-            msg = f"signal {self.name!r}: no model goes by the name {resolved!r} yet"
-            raise LookupError(msg)  # noqa: TRY004  a name is a good sender
+        resolved = self._known(sender)
         target = self._phase(on)
-        chosen = self._fitting(resolved, {"subclasses": True, **options})
+        chosen = self._fitting(
+            resolved,
+            {
+                "priority": priority,
+                "subclasses": subclasses,
+                "in_thread": in_thread,
+                "timeout": timeout,
+                "once": once,
+                "replace": replace,
+            },
+        )
         with Signal.connected(target, receiver, resolved, weak, dispatch_uid, **chosen) as given:
             yield given
 
@@ -331,7 +395,7 @@ class ModelSignal(Signal[..., Any]):
             yield
 
     def of(self, model: type[M]) -> OfModel[M]:
-        """This signal for one model, for receivers whose types are checked: `@post_save.of(User).connect`.
+        """The signal for one model, for receivers whose types are checked: `@post_save.of(User).connect`.
 
         Raises:
             TypeError: `model` is not a class.
@@ -342,7 +406,7 @@ class ModelSignal(Signal[..., Any]):
         return OfModel(self, model)
 
 
-class SessionSignal(Signal[..., Any]):
+class SessionSignal(Captured):
     """A signal whose sender is a session; a plain `Signal` in all else."""
 
     def __init__(self, arguments: Iterable[str], *, name: str, doc: str) -> None:

@@ -406,6 +406,7 @@ def capture(
     Raises:
         TypeError: what is given is not a signal (a sender is given by name), or `where` is not a sync function.
         ValueError: none of the signals is sent in this phase.
+        LookupError: no mapped class has the name that is given as the sender of a model signal.
     """
     given: list[Any] = []
     for each in signals:
@@ -422,6 +423,8 @@ def capture(
     chosen = checked("capture", tuple(given))
     if phase is not None:
         check_phase(phase, chosen)
+    for signal in chosen:
+        hears(signal, sender, None)  # raises for a sender that the signal cannot have
     return Capture(chosen, sender, where=where, phase=phase, everywhere=everywhere)
 
 
@@ -461,10 +464,10 @@ def hears(signal: AnySignal, listened: object, sender: object) -> bool:
 
 
 def _event_of(send: Any) -> Event:
-    phase = getattr(send, "phase", None)
-    if phase is None:
+    if not phases_of(send.signal):
         return Event(send.signal, send.sender, send.arguments)
-    return ModelEvent(send.signal, send.sender, send.arguments, phase)
+    # What is sent by hand reaches the receivers of the flush.
+    return ModelEvent(send.signal, send.sender, send.arguments, getattr(send, "phase", "flush"))
 
 
 def _has(event: Event, name: str, value: object) -> bool:
