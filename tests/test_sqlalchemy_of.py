@@ -28,7 +28,7 @@ def test_receivers_are_connected_for_the_model():
     @post_save.of(User).connect(on="commit", priority=2, subclasses=False, weak=False)
     async def mail(instance: User, **named): ...
 
-    found = [(each.receiver, each.sender, each.priority, each.subclasses) for each in post_save.connections]
+    found = [(each.receiver, each.sender, each.priority, each.options.subclasses) for each in post_save.connections]
     assert found == [(index, User, 0, True), (mail, User, 2, False)]
     assert post_save.receivers_for(Admin) == [index]
 

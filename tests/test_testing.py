@@ -803,7 +803,7 @@ async def test_replaced_keeps_the_place_and_the_options():
         await paid.send(Mill, amount=1)
         assert called == ["loud", "first", "mock", "last"]
         (connection,) = (each for each in paid.connections if each.receiver is mock)
-        assert (connection.sender, connection.dispatch_uid, connection.subclasses) == (Shop, "ship", True)
+        assert (connection.sender, connection.dispatch_uid, connection.options.subclasses) == (Shop, "ship", True)
         assert len(paid.connections) == 4
     called.clear()
     await paid.send(Mill, amount=1)
@@ -922,7 +922,7 @@ def test_model_signals_are_restored_in_all_their_phases():
     def log(instance): ...
 
     def phases():
-        return {phase: post_save.registry(phase).all_subscribers() for phase in ("flush", "commit", "rollback")}
+        return {phase: post_save.registry(phase).all_connections() for phase in ("flush", "commit", "rollback")}
 
     with restored(post_save):
         post_save.connect(ship, sender=Order)

@@ -19,7 +19,8 @@ from weakref import ref
 import anyio
 import anyio.lowlevel
 
-from asignals._core.connection import DEFAULTS, Subscriber
+from asignals._core.connection import DEFAULTS, Connection
+from asignals._core.signatures import Shape
 from asignals._core.errors import BufferFull
 from asignals._core.loops import Loop, Waker
 
@@ -59,15 +60,12 @@ class Event:
 Where: TypeAlias = "Callable[[Event], object]"
 
 
-class Listener(Subscriber):
+class Listener(Connection):
     """The end of a stream that is connected to one signal."""
 
     __slots__ = ()
 
-    if not TYPE_CHECKING:
-
-        def __call__(self) -> Listener:
-            return self
+    is_receiver = False
 
     def target(self) -> Stream | None:
         """The stream."""
@@ -140,14 +138,8 @@ class Stream:
         self._state = "open"
         self._loop = Loop()
         for signal in self._signals:
-            listener = Listener(self, signal._registry._on_death)
-            listener.options, listener.style, listener.choose, listener.key = (
-                DEFAULTS,
-                None,
-                None,
-                ("stream", id(listener)),
-            )
-            listener.is_live = True
+            listener = Listener(self, signal._registry.on_death, DEFAULTS, Shape(True, None), (_PLACE, 0))
+            listener.key = ("stream", id(listener))
             self._listeners.append(signal._registry.add(listener, self._sender))
         return self
 
@@ -291,3 +283,6 @@ def stream(
         msg = "stream() takes one or more signals"
         raise TypeError(msg)
     return Stream(signals, sender, where, buffer, overflow)
+
+
+_PLACE = stream.__code__

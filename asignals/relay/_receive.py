@@ -36,7 +36,6 @@ from asignals.relay._transport import Release
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from asignals._core import Subscriber
     from asignals.relay._inbox import Inbox
     from asignals.relay._subscription import Subscription, Target
     from asignals.relay._transport import Delivery
@@ -91,7 +90,7 @@ class _Outcome:
     `succeeded` are the connections that have: two receivers of one name are told apart by them, in this process.
     """
 
-    succeeded: set[Subscriber] = field(default_factory=set)
+    succeeded: set[Connection] = field(default_factory=set)
     done: set[str] = field(default_factory=set)
     failed: set[str] = field(default_factory=set)
     error: BaseException | None = None
@@ -361,7 +360,7 @@ class Inbound:
         """Call each receiver that is not to be skipped, the others too when one fails."""
         token = handling.set(envelope)
         outcome = _Outcome()
-        done_here: frozenset[Subscriber] = self._done_here.get(event_id, frozenset())
+        done_here: frozenset[Connection] = self._done_here.get(event_id, frozenset())
         try:
             with following(envelope.traceparent) if envelope.traceparent else nullcontext():
                 sender = subscription.load(envelope.sender)
@@ -444,7 +443,7 @@ async def _respond(send: Send, target: Target, outcome: _Outcome) -> None:
             raise
         answer = cancelled  # the receiver raised it by itself: an error like another
     else:
-        if pair is None and isinstance(subscriber, Connection):
+        if pair is None and subscriber.is_receiver:
             return  # it has left meanwhile
         answer = None if pair is None else pair[1]
     outcome.is_called = outcome.is_heard = True

@@ -8,7 +8,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from asignals._core import Connection, registry_of
+from asignals._core import registry_of
 from asignals.relay._connection_state import jittered
 from asignals.relay._export import ExportUid
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from asignals import Signal
-    from asignals._core import Subscriber
+    from asignals._core import Connection
     from asignals.relay._codec import Codec
 
 logger = logging.getLogger("asignals.relay")
@@ -27,7 +27,7 @@ _MAX_NAME: Final = 255  # what the inbox's table takes
 class Target(NamedTuple):
     """One that is to be called; `name` is `None` for a stream, which nobody remembers."""
 
-    subscriber: Subscriber
+    subscriber: Connection
     name: str | None
 
 
@@ -59,10 +59,10 @@ class Subscription:
 
     def targets(self, sender: object) -> Targets:
         """Whom to call for a sender; exporting receivers are left out."""
-        plan = registry_of(self.signal).plan_for(sender).subscribers
+        plan = registry_of(self.signal).plan_for(sender).connections
         if plan is not self._plan:
             here = [Target(each, _name_of(each)) for each in plan if not is_exporter(each)]
-            reached = sum(isinstance(each, Connection) for each in plan)
+            reached = sum(each.is_receiver for each in plan)
             muted = max(0, len(self.signal.receivers_for(sender)) - reached)
             self._warn_of_namesakes([target.name for target in here if target.name is not None])
             self._targets, self._plan = Targets(here, muted), plan
@@ -97,17 +97,17 @@ def receiver_names(signal: Signal[..., Any]) -> list[str]:
 
 def names_for(signal: Signal[..., Any], sender: object) -> tuple[str, ...]:
     """Name the receivers that a send from this sender calls, without exporting ones and streams."""
-    plan = registry_of(signal).plan_for(sender).subscribers
+    plan = registry_of(signal).plan_for(sender).connections
     return tuple(sorted({name for each in plan if not is_exporter(each) and (name := _name_of(each)) is not None}))
 
 
-def is_exporter(subscriber: Subscriber) -> bool:
+def is_exporter(subscriber: Connection) -> bool:
     """Whether a connection is one that `Relay.export` made."""
-    return isinstance(subscriber, Connection) and isinstance(subscriber.dispatch_uid, ExportUid)
+    return subscriber.is_receiver and isinstance(subscriber.dispatch_uid, ExportUid)
 
 
-def _name_of(subscriber: Subscriber) -> str | None:
-    return _receiver_name(subscriber) if isinstance(subscriber, Connection) else None
+def _name_of(subscriber: Connection) -> str | None:
+    return _receiver_name(subscriber) if subscriber.is_receiver else None
 
 
 def _receiver_name(connection: Connection) -> str:

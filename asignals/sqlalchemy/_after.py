@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy.orm import InstanceState, Session
 
-    from asignals._core import Send, Subscriber
+    from asignals._core import Send, Connection
     from asignals.sqlalchemy._deliver import Phase
     from asignals.sqlalchemy._places import Place
     from asignals.sqlalchemy._transactions import SignalTransaction, Waiting
@@ -258,7 +258,7 @@ class _Telling:
             for link in links:
                 self._call(send, link)
 
-    def _call(self, send: Send, link: Subscriber) -> None:
+    def _call(self, send: Send, link: Connection) -> None:
         session = self._session
         if self._kept is not None:
             self._kept.put_back()
@@ -277,7 +277,7 @@ class _Telling:
             except Exception as error:  # noqa: BLE001  it is the receiver's work that fails
                 log_failure(error, link, send.signal, send.sender)
 
-    def _start(self, send: Send, link: Subscriber) -> None:
+    def _start(self, send: Send, link: Connection) -> None:
         if is_awaited(link) and in_greenlet():
             await_only(send.to(link))
         elif is_awaited(link) and not link.options.in_thread:

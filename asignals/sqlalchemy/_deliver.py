@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy.orm import Session
 
-    from asignals._core import Signal, Subscriber, Subscribers
+    from asignals._core import Signal, Connection, Connections
     from asignals.sqlalchemy._signal import ModelSignal, SessionSignal
 
 Phase: TypeAlias = Literal["flush", "commit", "rollback"]
@@ -55,9 +55,9 @@ class Event:
         self.arguments = arguments
         self.named_only = named_only
 
-    def plan(self, phase: Phase) -> Subscribers:
+    def plan(self, phase: Phase) -> Connections:
         """Who is to be called for it in a phase, with muting applied."""
-        plan = self.signal.registry(phase).plan_for(self.sender).subscribers
+        plan = self.signal.registry(phase).plan_for(self.sender).connections
         return tuple(link for link in plan if link.source is not EVERYONE) if self.named_only else plan
 
     @property
@@ -92,7 +92,7 @@ class Call:
 
     __slots__ = ("_event", "_send", "is_awaited", "links")
 
-    def __init__(self, event: Event, links: Subscribers, send: Send | None = None) -> None:
+    def __init__(self, event: Event, links: Connections, send: Send | None = None) -> None:
         self._event = event
         self._send = send
         self.links = links
@@ -114,7 +114,7 @@ class Call:
         return " or ".join(link.describe() for link in self.links)
 
 
-def is_awaited(link: Subscriber) -> bool:
+def is_awaited(link: Connection) -> bool:
     """Whether the task is to await a receiver; any other is awaited too, if it turns out to suspend."""
     return link.is_async or bool(link.options.in_thread)
 
@@ -244,6 +244,6 @@ def refuse_async(sender: object, *signals: ModelSignal) -> None:
     """Raise `AsyncReceiverError` if events of this sender would reach a receiver that has to be awaited."""
     for signal in signals:
         for phase in PHASES:
-            for link in signal.registry(phase).plan_for(sender).subscribers:
+            for link in signal.registry(phase).plan_for(sender).connections:
                 if link.is_async:
                     raise AsyncReceiverError(signal, link.describe())

@@ -116,7 +116,7 @@ class ModelSignal(Captured):
     @property
     def is_awaited(self) -> bool:
         """Whether a receiver for any sender, in any phase, is async."""
-        return any(link.is_async for phase in self._phases.values() for link in phase._registry.all_subscribers())
+        return any(link.is_async for phase in self._phases.values() for link in phase._registry.all_connections())
 
     def hears(self, model: type) -> bool:
         """Whether events of a model are for anybody, in any phase, muted or not; asked once for each."""
@@ -128,7 +128,7 @@ class ModelSignal(Captured):
 
     def _ask_again(self) -> _Heard:
         at = self.changes
-        is_connected = self.is_captured or any(phase._registry.all_subscribers() for phase in self._phases.values())
+        is_connected = self.is_captured or any(phase._registry.all_connections() for phase in self._phases.values())
         self._heard = _Heard(at, is_connected, WeakKeyDictionary())
         return self._heard
 
@@ -333,8 +333,8 @@ class ModelSignal(Captured):
     @property
     def connections(self) -> tuple[Connection, ...]:
         """The live connections of all phases, those of the flush first."""
-        links = [link for registry in self._registries().values() for link in registry.all_subscribers()]
-        return tuple(link for link in links if isinstance(link, Connection))
+        links = [link for registry in self._registries().values() for link in registry.all_connections()]
+        return tuple(link for link in links if link.is_receiver)
 
     def _registries(self) -> dict[str, Registry]:
         return {name: phase._registry for name, phase in self._phases.items()}

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 from unittest.mock import AsyncMock, Mock
 from weakref import WeakKeyDictionary
 
-from asignals import Connection
 from asignals._core import Registry, Snapshot, identify, name_of
 from asignals.testing._block import Block
 from asignals.testing._capture import AnySignal, checked
@@ -15,6 +14,8 @@ from asignals.testing._capture import AnySignal, checked
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from contextlib import AbstractContextManager
+
+    from asignals import Connection
 
 
 def muted(*signals: AnySignal, everywhere: bool = False) -> Block[None]:
@@ -161,10 +162,10 @@ def _move(registry: Registry, connection: Connection | None, order: int) -> None
 
 def _connect_like(signal: AnySignal, phase: str, connection: Connection, mock: Any) -> None:
     """Connect a mock with the sender and the options of a connection."""
-    options = {name: getattr(connection, name) for name in ("priority", "in_thread", "timeout", "once", "subclasses")}
+    options = {**connection.options._asdict(), "weak": False}
     if phase:
         options["on"] = phase
-    signal.connect(mock, connection.sender, weak=False, dispatch_uid=connection.dispatch_uid, **options)
+    signal.connect(mock, connection.sender, dispatch_uid=connection.dispatch_uid, **options)
 
 
 def restored(*signals: AnySignal) -> Block[None]:
@@ -241,4 +242,4 @@ class _Connected:
 
 
 def _connections(registry: Registry) -> list[Connection]:
-    return [each for each in registry.all_subscribers() if isinstance(each, Connection)]
+    return [each for each in registry.all_connections() if each.is_receiver]
