@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from typing import Any
 
-    from asignals._background import Background as Background
-    from asignals._background import BackgroundStatistics as BackgroundStatistics
+    from asignals._core.background import Background as Background
+    from asignals._core.background import BackgroundStatistics as BackgroundStatistics
     from asignals._blame import raise_errors as raise_errors
     from asignals._connection import Connection as Connection
     from asignals._exceptions import BufferFull as BufferFull
@@ -19,9 +19,9 @@ if TYPE_CHECKING:
     from asignals._signal import Signal as Signal
     from asignals._signal import receiver as receiver
     from asignals._signal import signal as signal
-    from asignals._stream import Event as Event
-    from asignals._stream import Stream as Stream
-    from asignals._stream import stream as stream
+    from asignals._core.stream import Event as Event
+    from asignals._core.stream import Stream as Stream
+    from asignals._core.stream import stream as stream
 
 __all__ = [
     "Background",
@@ -45,23 +45,23 @@ __all__ = [
 
 # Names are loaded when they are first used (PEP 562), as anyio does it: a program pays for what it has.
 _HOMES = {
-    "Background": "_background",
-    "BackgroundStatistics": "_background",
+    "Background": "_core.background",
+    "BackgroundStatistics": "_core.background",
     "BufferFull": "_exceptions",
     "Connection": "_connection",
     "DeclarationError": "_exceptions",
-    "Event": "_stream",
+    "Event": "_core.stream",
     "InvalidReceiverError": "_exceptions",
     "ReceiverLostWarning": "_exceptions",
     "Report": "_monitor",
     "Signal": "_signal",
-    "Stream": "_stream",
+    "Stream": "_core.stream",
     "monitor": "_monitor",
     "raise_errors": "_blame",
     "receiver": "_signal",
     "signal": "_signal",
     "signals": "_live",
-    "stream": "_stream",
+    "stream": "_core.stream",
 }
 
 

@@ -12,7 +12,7 @@ import anyio
 
 from asignals._receivers import Mismatch, Shape
 from asignals._refs import EVERYONE, describe, is_a, locate
-from asignals._thread import in_thread
+from asignals._core.loops import in_thread
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Hashable

@@ -39,7 +39,7 @@ import anyio.lowlevel
 
 from asignals._connection import Connection
 from asignals._monitor import is_surrounded
-from asignals._waker import cancellation
+from asignals._core.loops import cancellation
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine

@@ -19,6 +19,7 @@ Invariants:
 
 from __future__ import annotations
 
+import functools
 import itertools
 import threading
 from collections import deque
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
     from asignals._receivers import Receiver, Shape
     from asignals._scoped import Mute
     from asignals._signal import Signal
-    from asignals._stream import Listener, Stream
+    from asignals._core.stream import Stream, StreamConnection
 
 
 class Link(Protocol):
@@ -203,10 +204,10 @@ class Registry:
             if known is not was.connection:
                 self.add(was.connection, was.sender, was.connection.order)
 
-    def listen(self, kind: type[Listener], stream: Stream, sender: object) -> Listener:
+    def listen(self, kind: type[StreamConnection], stream: Stream, sender: object) -> StreamConnection:
         """Link a stream, by a link of its own that refers to it weakly."""
-        link = kind(stream, self._bury)
-        link.live = link.reached = True
+        link: Any = _stream_link(kind)(stream, self._bury)
+        link.is_live = link.reached = True
         link.key = ("stream", id(link))
         self.add(link, sender)
         return link
@@ -428,6 +429,26 @@ class Registry:
             kept.remove(mute)
             self.filters = tuple(kept)
             self._everyone.made_at = None
+
+
+@functools.cache
+def _stream_link(kind: type[StreamConnection]) -> Any:
+    """What a stream's connection needs to be a `Link`, too."""
+
+    class StreamLink(kind):  # type: ignore[misc, valid-type]
+        __slots__ = ("reached",)
+        is_coroutine = is_function = is_method = is_choosy = False
+        is_async = True
+        function = None
+
+        @property
+        def live(self) -> bool:
+            return bool(self.is_live)
+
+        def __call__(self) -> Any:
+            return self
+
+    return StreamLink
 
 
 def _in_order(links: Iterable[Link]) -> Plan:

@@ -21,7 +21,7 @@ from asignals._receivers import Mismatch, Receiver, Shape, examine
 from asignals._refs import describe, is_a
 from asignals._registry import Registry, Run
 from asignals._scoped import connected, muted
-from asignals._stream import Event, Overflow, Stream, Where
+from asignals._core.stream import Event, Overflow, Stream, Where
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Hashable
@@ -224,6 +224,9 @@ class Signal(Generic[P, R]):
 
     def __deepcopy__(self, memo: object) -> Self:
         return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _find, (self.name,)
 
     def _copy(self) -> Self:
         copy = object.__new__(type(self))
@@ -463,6 +466,19 @@ class Signal(Generic[P, R]):
         view = "" if self._origin is None else " (a view)"
         count = len(self.connections)
         return f"<asignals.Signal {self.name!r}{arguments}{view}, {count} receiver{'' if count == 1 else 's'}>"
+
+
+def _find(name: str) -> Any:
+    """The signal that was pickled under a name."""
+    parts = name.split(".")
+    for count in range(len(parts) - 1, 0, -1):
+        found: Any = sys.modules.get(".".join(parts[:count]))
+        for part in parts[count:]:
+            found = getattr(found, part, None)
+        if isinstance(found, Signal):
+            return found
+    msg = f"there is no signal {name!r}"
+    raise LookupError(msg)
 
 
 def _check_mode(task_group: object, limit: object) -> None:

@@ -22,7 +22,7 @@ import anyio
 from asignals import Connection, Event, Signal, monitor
 from asignals._refs import sender_key
 from asignals._show import Shower
-from asignals._waker import Waker
+from asignals._core.loops import Waker
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping

@@ -14,8 +14,8 @@ import anyio.lowlevel
 import anyio.to_thread
 import pytest
 
-from asignals import Background, Signal, _background
-from asignals._waker import Waker, cancellation
+from asignals import Background, Signal
+from asignals._core.loops import cancellation
 
 pytestmark = pytest.mark.anyio
 

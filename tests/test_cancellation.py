@@ -11,7 +11,7 @@ import pytest
 from stepping import HOWS, cancel_everywhere, on_trio
 
 from asignals import Background, Signal, monitor, stream
-from asignals._thread import _Work
+from asignals._core.loops import _ThreadCall as _Work
 
 pytestmark = pytest.mark.anyio
 
@@ -410,7 +410,7 @@ async def test_a_thread_s_call_that_was_cancelled_before_a_thread_was_free():
 async def test_a_thread_that_comes_too_late_makes_no_call():
     """Once a call has been withdrawn, it is not made."""
     called = []
-    work = _Work(lambda: called.append(1))
+    work = _Work(lambda: called.append(1), ())
     with anyio.fail_after(5):
         await work.end()
         await anyio.to_thread.run_sync(work.run)

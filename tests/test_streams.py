@@ -9,8 +9,9 @@ import anyio
 import anyio.to_thread
 import pytest
 
-from asignals import BufferFull, Event, Signal, _stream, stream
-from asignals._waker import Waker
+from asignals import BufferFull, Event, Signal, stream
+from asignals._core import stream as _stream
+from asignals._core.loops import Waker
 
 pytestmark = pytest.mark.anyio
 
