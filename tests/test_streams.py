@@ -466,25 +466,3 @@ async def test_a_finalizer_that_sends_as_a_reader_begins_to_wait(signal, monkeyp
         async with signal.stream() as events:
             monkeypatch.setattr(_stream, "Waker", Finalizing)
             assert (await anext(events)).x == 1
-
-
-async def test_what_is_given_back_may_exceed_the_buffer(signal, anyio_backend):
-    """A sender that waits is let in only when there is room again, and not by the reading of what was one too many."""
-    if anyio_backend[0] == "trio":
-        pytest.skip("on trio, what has been woken is not cancelled")
-    with anyio.fail_after(5):
-        async with signal.stream(buffer=1) as events:
-            reader = asyncio.ensure_future(anext(events))
-            await anyio.wait_all_tasks_blocked()
-            await signal.send(None, x=1)
-            reader.cancel()
-            await signal.send(None, x=2)
-            sender = asyncio.ensure_future(signal.send(None, x=3))
-            await asyncio.wait([reader])
-            await anyio.wait_all_tasks_blocked()
-            assert [event.x for event in events._events] == [1, 2]
-            assert (await anext(events)).x == 1
-            await anyio.wait_all_tasks_blocked()
-            assert not sender.done()
-            assert [(await anext(events)).x for _ in range(2)] == [2, 3]
-            await sender

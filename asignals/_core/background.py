@@ -61,16 +61,21 @@ class BackgroundStatistics(NamedTuple):
 class _Job:
     """One send to be done, in a copy of the current context."""
 
-    __slots__ = ("_unmute", "arguments", "background", "context", "is_running", "number", "sender", "signal")
+    __slots__ = ("_unmute", "arguments", "background", "context", "is_nested", "is_running", "number", "sender", "signal")
 
     def __init__(self, background: Background, signal: Signal[..., Any], sender: object, arguments: Any) -> None:
         self.background = background
         self.signal = signal
         self.sender = sender
-        self.arguments: dict[str, Any] = arguments
+        self.arguments: Any = arguments
         self.number = -1  # until it is accepted
         self.is_running = True
-        self.context: Context | None = contextvars.copy_context()
+        callers = _inside.get()
+        if callers:
+            callers = tuple(job for job in callers if job.is_running)
+        self.is_nested = bool(callers) and any(job.background is background for job in callers)
+        self.context: Any = contextvars.copy_context()
+        self.context.run(_inside.set, (*callers, self))
         self._unmute = stay_muted(signal._registry, self.context) if signal._registry.filters else None
 
     def end(self) -> None:
@@ -84,10 +89,18 @@ class _Job:
 
 @dataclass(eq=False, slots=True)
 class _Drain:
+    """A task that waits until the first `end` jobs are done, of which `left` are not."""
+
     end: int
-    """The number of the first job that is not waited for."""
     left: int
     waker: Waker
+
+    def count(self, done: _Job) -> None:
+        """Take notice of a job that is done."""
+        if done.number < self.end:
+            self.left -= 1
+            if not self.left:
+                self.waker.wake()
 
 
 class Background:
@@ -266,12 +279,11 @@ class Background:
     # -- with the lock held ----------------------------------------------------------------------------------------
 
     def _try_accept(self, job: _Job) -> bool:
-        is_inside = bool(_inside.get()) and self._is_inside()
-        if self._state != "open" and not (self._state == "draining" and is_inside):
+        if self._state != "open" and not (self._state == "draining" and job.is_nested):
             raise _closed()
         if not self._loop.is_current():
             self._prepare_foreign(job)
-        if not is_inside and not self._has_capacity():
+        if not job.is_nested and not self._has_capacity():
             return False
         if self._workers < self._limit:
             self._start_worker()
@@ -326,7 +338,7 @@ class Background:
             if done is not None:
                 self._done += 1
                 for drain in self._drains:
-                    self._count_down(drain, done)
+                    drain.count(done)
                 while self._senders and self._has_capacity():
                     waker, job = self._senders.popleft()
                     self._accept(job)
@@ -339,8 +351,6 @@ class Background:
     async def _deliver(self, job: _Job, task: Any) -> None:
         """Send, and report each error."""
         errors: list[BaseException] = []
-        callers = job.context.get(_inside, ())
-        job.context.run(_inside.set, (*(each for each in callers if each.is_running), job))
         try:
             results = await in_context(job.context, job.signal.send_robust(job.sender, **job.arguments))
             errors = [response for _, response in results if isinstance(response, BaseException)]

@@ -100,8 +100,11 @@ class Waker:
 
     def wake(self) -> None:
         """Wake the task. Does nothing if it is awake or was cancelled, or if its loop has ended."""
-        with suppress(RuntimeError):
-            self.loop.call(self._wake)
+        if self.loop.is_current():
+            self._wake()
+        else:
+            with suppress(RuntimeError):
+                self.loop.call(self._wake)
 
     def _wake(self) -> None:
         if not self.loop.is_asyncio:

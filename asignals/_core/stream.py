@@ -51,7 +51,7 @@ class Arguments(Mapping[str, Any]):
     __slots__ = ("_values",)
 
     def __init__(self, values: Mapping[str, Any]) -> None:
-        self._values = dict(values)
+        self._values = values
 
     def __getitem__(self, name: str) -> Any:
         return self._values[name]
@@ -69,7 +69,10 @@ class Arguments(Mapping[str, Any]):
         return repr(self._values)
 
 
-@dataclass(frozen=True, slots=True)
+_set = object.__setattr__  # frozen dataclasses have no other
+
+
+@dataclass(frozen=True, slots=True, init=False)
 class Event:
     """One send, as a stream gives it: the signal, the sender, and the arguments by name.
 
@@ -81,8 +84,10 @@ class Event:
     sender: object
     arguments: Mapping[str, Any]
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "arguments", Arguments(self.arguments))
+    def __init__(self, signal: Signal[..., Any], sender: object, arguments: Mapping[str, Any]) -> None:
+        _set(self, "signal", signal)
+        _set(self, "sender", sender)
+        _set(self, "arguments", Arguments(arguments))
 
     def __getitem__(self, name: str) -> Any:
         return self.arguments[name]
@@ -162,7 +167,7 @@ class StreamConnection(ref["Stream"]):
         if waiting is None:
             return
         try:
-            await waiting.waker.wait()
+            await waiting[0].wait()
         except BaseException:
             stream = self.target()
             if stream is not None:
@@ -170,11 +175,8 @@ class StreamConnection(ref["Stream"]):
             raise
 
 
-@dataclass(eq=False, slots=True)
-class _WaitingSender:
-    waker: Waker
-    event: Event
-    since: float
+_Waiting: TypeAlias = tuple[Waker, Event, float]
+"""A sender that waits, its event, and since when it waits."""
 
 
 # -- the stream --------------------------------------------------------------------------------------------------------
@@ -207,7 +209,7 @@ class Stream:
         buffer: int,
         overflow: Overflow,
     ) -> None:
-        self._senders: deque[_WaitingSender] = deque()
+        self._senders: deque[_Waiting] = deque()
         _check(where, buffer, overflow)
         self.dropped: int = 0
         origins = [signal if signal._origin is None else signal._origin for signal in signals]
@@ -248,7 +250,7 @@ class Stream:
         with self._lock:
             self._state = "closed"
             self._events.clear()
-            wakers = [*(sender.waker for sender in self._senders), *self._readers]
+            wakers = [*(waker for waker, _, _ in self._senders), *self._readers]
             self._senders.clear()
             self._readers.clear()
             connections, self._connections = self._connections, []
@@ -268,8 +270,8 @@ class Stream:
             connection.end()
 
     def __del__(self) -> None:
-        for sender in self._senders:
-            sender.waker.wake()
+        for waker, _, _ in self._senders:
+            waker.wake()
 
     def __repr__(self) -> str:
         names = ", ".join(repr(signal.name) for signal in self._signals)
@@ -290,7 +292,10 @@ class Stream:
                 if self._state == "closed":
                     raise StopAsyncIteration
                 if self._events:
-                    return self._take()
+                    event = self._events.popleft()
+                    if self._senders:
+                        self._admit_sender()
+                    return event
                 reader = Waker(self._loop)
                 self._readers.append(reader)
                 if self._events:  # a finalizer has sent meanwhile
@@ -305,14 +310,11 @@ class Stream:
                         self._wake_reader()
                 raise
 
-    def _take(self) -> Event:
-        event = self._events.popleft()
-        if self._senders:
-            sender = self._senders.popleft()
-            self._events.append(sender.event)
-            sender.waker.wake()
-            self._wake_reader()
-        return event
+    def _admit_sender(self) -> None:
+        waker, event, _ = self._senders.popleft()
+        self._events.append(event)
+        waker.wake()
+        self._wake_reader()
 
     def _wake_reader(self) -> None:
         if self._readers:
@@ -320,7 +322,7 @@ class Stream:
 
     # -- writing ---------------------------------------------------------------------------------------------------
 
-    def put(self, event: Event) -> _WaitingSender | None:
+    def put(self, event: Event) -> _Waiting | None:
         """Take an event; returns what its sender has to wait for, if anything. Raises `BufferFull`."""
         if self._where is not None and not self._where(event):
             return None
@@ -329,7 +331,8 @@ class Stream:
                 return None
             if len(self._events) < self._size and not self._senders:
                 self._events.append(event)
-                self._wake_reader()
+                if self._readers:
+                    self._wake_reader()
                 return None
             if self._overflow == "error":
                 raise BufferFull(event.signal, self._size)
@@ -339,16 +342,15 @@ class Stream:
                     self._events.popleft()
                     self._events.append(event)
                 return None
-            waiting = _WaitingSender(Waker(self._loop), event, time.monotonic())
+            waiting = waker, _, now = Waker(self._loop), event, time.monotonic()
             self._senders.append(waiting)
-        loop = waiting.waker.loop
-        if loop is not self._loop and self._has_ended():
+        if waker.loop is not self._loop and self._has_ended():
             self._close()
-        elif waiting.since >= self._next_check:
-            self._check_later(loop)
+        elif now >= self._next_check:
+            self._check_later(waker.loop)
         return waiting
 
-    def withdraw(self, waiting: _WaitingSender) -> None:
+    def withdraw(self, waiting: _Waiting) -> None:
         """Let a sender go that does not wait any more."""
         with self._lock, suppress(ValueError):
             self._senders.remove(waiting)
@@ -367,18 +369,18 @@ class Stream:
         with self._lock:
             if not self._senders:
                 return False
-            count, first = len(self._senders), self._senders[0]
+            count, (_, event, since) = len(self._senders), self._senders[0]
         if self._has_ended():
             self._close()
             return False
         self._check_later(loop)
         now = time.monotonic()
-        waited = now - first.since
+        waited = now - since
         if waited >= STALLED_AFTER and not self._has_warned:
             self._has_warned = True
             text = "the reader of the stream opened at %s does not read: %d senders wait, that of signal %r for %.3g s"
-            _logger.warning(text, self._opened_at, count, first.event.signal.name, waited)
-        return waited >= STALLED_AFTER / 2 and first.since > Stream._collected_at
+            _logger.warning(text, self._opened_at, count, event.signal.name, waited)
+        return waited >= STALLED_AFTER / 2 and since > Stream._collected_at
 
 
 def _check_stream(stream: ref[Stream], loop: Loop) -> None:
