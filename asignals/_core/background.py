@@ -24,7 +24,7 @@ import anyio.lowlevel
 
 from asignals._core.loops import Loop, Waker, cancellation, in_context, is_cancelled, new_lock, open_in_process
 from asignals._core.stream import Event, check_count
-from asignals._refs import describe, is_a
+from asignals._refs import describe
 from asignals._scoped import stay_muted
 from asignals._signal import Signal
 
@@ -63,11 +63,15 @@ class _Job:
 
     __slots__ = ("_unmute", "arguments", "background", "context", "is_nested", "is_running", "number", "sender", "signal")
 
-    def __init__(self, background: Background, signal: Signal[..., Any], sender: object, arguments: Any) -> None:
+    def __init__(self, background: Background, signal: Signal[..., Any], args: Any, kwargs: Any) -> None:
+        if not issubclass(type(signal), Signal):
+            msg = f"a Background sends signals, not {describe(signal)}"
+            raise TypeError(msg)
+        self.sender: Any
+        self.arguments: Any
+        self.sender, self.arguments = signal._bind(*args, **kwargs)
         self.background = background
         self.signal = signal
-        self.sender = sender
-        self.arguments: Any = arguments
         self.number = -1  # until it is accepted
         self.is_running = True
         callers = _inside.get()
@@ -145,6 +149,7 @@ class Background:
             raise TypeError(msg)
         self._limit = limit
         self._buffer = buffer
+        self._capacity = limit + buffer
         self._on_error = on_error
         self._lock = new_lock()
         self._queue: deque[_Job] = deque()  # accepted and not begun
@@ -225,7 +230,7 @@ class Background:
             TypeError: it is no signal, or the arguments are not those that it declares.
             anyio.ClosedResourceError: the block has been left, or not been entered.
         """
-        job = self._make_job(signal, *args, **kwargs)
+        job = _Job(self, signal, args, kwargs)
         try:
             with self._lock:
                 if self._try_accept(job):
@@ -245,7 +250,7 @@ class Background:
             anyio.WouldBlock: there is no capacity.
             anyio.ClosedResourceError: the block has been left, or not been entered.
         """
-        job = self._make_job(signal, *args, **kwargs)
+        job = _Job(self, signal, args, kwargs)
         try:
             with self._lock:
                 if self._try_accept(job):
@@ -255,12 +260,6 @@ class Background:
         finally:
             if job.number < 0:
                 job.end()
-
-    def _make_job(self, signal: Signal[P, Any], /, *args: P.args, **kwargs: P.kwargs) -> _Job:
-        if not is_a(signal, Signal):
-            msg = f"a Background sends signals, not {describe(signal)}"
-            raise TypeError(msg)
-        return _Job(self, signal, *signal._bind(*args, **kwargs))
 
     async def _wait_for_capacity(self, waiting: tuple[Waker, _Job]) -> None:
         waker, job = waiting
@@ -283,15 +282,12 @@ class Background:
             raise _closed()
         if not self._loop.is_current():
             self._prepare_foreign(job)
-        if not job.is_nested and not self._has_capacity():
+        if not job.is_nested and self._accepted - self._done >= self._capacity:
             return False
         if self._workers < self._limit:
             self._start_worker()
         self._accept(job)
         return True
-
-    def _has_capacity(self) -> bool:
-        return self._accepted - self._done < self._limit + self._buffer
 
     def _accept(self, job: _Job) -> None:
         job.number = self._accepted
@@ -324,7 +320,7 @@ class Background:
         job = self._next_job(None)
         while job is not None:
             try:
-                await self._deliver(job, task)
+                await self._run(job, task)
             except BaseException:
                 self._interrupted.append(job)
                 raise
@@ -339,7 +335,7 @@ class Background:
                 self._done += 1
                 for drain in self._drains:
                     drain.count(done)
-                while self._senders and self._has_capacity():
+                while self._senders and self._accepted - self._done < self._capacity:
                     waker, job = self._senders.popleft()
                     self._accept(job)
                     waker.wake()
@@ -348,41 +344,48 @@ class Background:
             self._workers -= 1
             return None
 
-    async def _deliver(self, job: _Job, task: Any) -> None:
+    async def _run(self, job: _Job, task: Any) -> None:
         """Send, and report each error."""
-        errors: list[BaseException] = []
         try:
-            results = await in_context(job.context, job.signal.send_robust(job.sender, **job.arguments))
-            errors = [response for _, response in results if isinstance(response, BaseException)]
-            del results  # here and below: an error's frames lead back to this one
+            # No variable holds the results: the errors in them refer to this frame.
+            send = job.signal.send_robust(job.sender, **job.arguments)
+            errors = [error for _, error in await in_context(job.context, send) if isinstance(error, BaseException)]
             if task is not None and task.cancelling():
                 await anyio.lowlevel.checkpoint()  # where the cancellation arrives, if it has not yet
-        except Exception as error:
-            _logger.exception("a background send of signal %r failed", job.signal.name)
-            errors.append(error)
-        except cancellation() as error:
-            if is_cancelled():
-                raise
-            # Left alone, it would end the worker, and the group would cancel all others.
-            msg = f"a receiver of signal {job.signal.name!r} raised {type(error).__name__} though nothing cancelled it"
-            _logger.exception(msg)
-            errors.append(RuntimeError(msg))
-            while task.cancelling():
-                task.uncancel()
-        self._errors += len(errors)
-        while errors and self._on_error is not None:
-            await in_context(job.context, self._report(errors.pop(0), self._on_error))
-        errors.clear()
+        except (Exception, *cancellation()) as error:
+            errors = [self._explain(error, job, task)]
+        if errors:
+            self._errors += len(errors)
+            await in_context(job.context, self._report(errors))
 
-    async def _report(self, error: BaseException, on_error: Callable[[Any], object]) -> None:
-        try:
-            outcome = on_error(error)
-            if isawaitable(outcome):
-                await outcome
-        except (Exception, *cancellation()):
-            if is_cancelled():
-                raise
-            _logger.exception("on_error of a Background failed")
+    def _explain(self, error: BaseException, job: _Job, task: Any) -> BaseException:
+        """Log an error of the send itself; raises the cancellation of the background."""
+        if isinstance(error, Exception):
+            _logger.exception("a background send of signal %r failed", job.signal.name)
+            return error
+        if is_cancelled():
+            raise error
+        # Raised, it would end the worker, and the group would cancel the others.
+        while task.cancelling():
+            task.uncancel()
+        msg = f"a receiver of signal {job.signal.name!r} raised {type(error).__name__} though nothing cancelled it"
+        _logger.exception(msg)
+        return RuntimeError(msg)
+
+    async def _report(self, errors: list[BaseException]) -> None:
+        on_error: Any = self._on_error
+        while errors:
+            error = errors.pop(0)
+            try:
+                outcome = None if on_error is None else on_error(error)
+                if isawaitable(outcome):
+                    await outcome
+            except (Exception, *cancellation()):
+                if is_cancelled():
+                    raise
+                _logger.exception("on_error of a Background failed")
+            finally:
+                del error
 
     # -- looking ---------------------------------------------------------------------------------------------------
 
