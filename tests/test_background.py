@@ -1,12 +1,19 @@
 """Sends that run in the background: bounded, drained, and never lost silently."""
 
 import asyncio
+import contextlib
 import functools
 import gc
 import logging
+import multiprocessing
+import os
+import signal as signals
 import sys
 import threading
 import tracemalloc
+import weakref
+from concurrent.futures import ProcessPoolExecutor
+from contextvars import copy_context
 
 import anyio
 import anyio.from_thread
@@ -919,3 +926,218 @@ async def test_the_limits_that_nobody_gave():
     with anyio.fail_after(5):
         async with Background() as background:
             assert background.statistics() == (0, 0, 0, 0, 0, 0, 100, 1000)
+
+
+# -- inside and outside --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("how", ["task", "thread"])
+async def test_what_outlives_the_receiver_s_call_is_outside(signal, how):
+    """A task or thread that a receiver leaves behind has to wait for capacity, may drain, and is refused at the end."""
+    ended, release, outcomes = anyio.Event(), anyio.Event(), []
+
+    def send_until_full():
+        with contextlib.suppress(anyio.WouldBlock):
+            for number in range(100):
+                background.send_nowait(signal, None, x=number)
+                outcomes.append(number)
+
+    async def detached():
+        await ended.wait()
+        if how == "task":
+            send_until_full()
+        else:
+            # A free-threaded build gives a new thread its starter's context; others have to be told to.
+            thread = threading.Thread(target=copy_context().run, args=(send_until_full,))
+            thread.start()
+            await anyio.to_thread.run_sync(thread.join)
+        release.set()
+        outcomes.append(await background.drain())
+        await left.wait()
+        with pytest.raises(anyio.ClosedResourceError):
+            background.send_nowait(signal, None, x=1)
+        outcomes.append("refused")
+
+    async def receives(x, **named):
+        if x is None:
+            outer.start_soon(detached)
+        else:
+            await release.wait()
+
+    signal.connect(receives)
+    left = anyio.Event()
+    with anyio.fail_after(5):
+        async with anyio.create_task_group() as outer:
+            async with Background(limit=2, buffer=5) as background:
+                await background.send(signal, None, x=None)
+                await background.drain()
+                ended.set()
+                await release.wait()
+            left.set()
+    assert outcomes == [*range(7), 0, "refused"]
+
+
+async def test_tasks_of_a_receiver_are_inside_while_it_runs(signal):
+    """A receiver's own tasks and threads exceed the buffer, at any depth, and cannot drain."""
+    refused = []
+
+    async def receives(x, **named):
+        if x:
+            async with anyio.create_task_group() as group:
+                for _ in range(5):
+                    group.start_soon(functools.partial(background.send, signal, None, x=0))
+                await anyio.to_thread.run_sync(lambda: background.send_nowait(signal, None, x=0))
+                with pytest.raises(RuntimeError, match="wait for itself"):
+                    await background.drain()
+                refused.append(x)
+
+    signal.connect(receives)
+    with anyio.fail_after(5):
+        async with Background(limit=1, buffer=0) as background:
+            await background.send(signal, None, x=1)
+    assert refused == [1]
+    assert background.statistics().done == 7
+
+
+async def test_a_send_that_is_done_keeps_nothing(signal, seen):
+    """A task that outlives it refers neither to its sender nor to its arguments."""
+
+    class Sender:
+        pass
+
+    async def stays():
+        await release.wait()
+
+    async def receives(sender, **named):
+        group.start_soon(stays)
+
+    release, gone = anyio.Event(), []
+    signal.connect(receives)
+    with anyio.fail_after(5):
+        async with anyio.create_task_group() as group:
+            async with Background() as background:
+                sender = Sender()
+                weakref.finalize(sender, gone.append, True)
+                await background.send(signal, sender, x=1)
+                del sender
+            gc.collect()
+            assert gone == [True]
+            release.set()
+
+
+async def waits_forever(**named):
+    await anyio.sleep_forever()
+
+
+@pytest.mark.filterwarnings("ignore:coroutine 'Background._work' was never awaited")
+def test_sends_to_a_busy_background_whose_loop_has_ended_are_refused(signal):
+    """They would be accepted and never done."""
+    backgrounds = []
+
+    async def enters():
+        backgrounds.append(await Background(limit=1).__aenter__())
+        await backgrounds[0].send(signal, None, x=0)
+
+    signal.connect(waits_forever)
+    loop = asyncio.new_event_loop()
+    loop.run_until_complete(enters())
+    tasks = asyncio.all_tasks(loop)
+    loop.close()
+    with pytest.raises(anyio.ClosedResourceError):
+        backgrounds[0].send_nowait(signal, None, x=1)
+    with pytest.raises(anyio.ClosedResourceError):
+        anyio.run(functools.partial(backgrounds[0].send, signal, None, x=1))
+    assert backgrounds[0].statistics().accepted == 1
+    backgrounds[0]._group.cancel_scope._host_task = None
+    for task in tasks:
+        task._log_destroy_pending = False
+
+
+# -- forks ---------------------------------------------------------------------------------------------------------
+
+forks = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+no_fork_warnings = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+declared = Signal(["x"], name="declared")
+of_parent = []
+
+
+def send_in_child():
+    """How many of 70 sends to the parent's background are refused."""
+    refused = 0
+
+    async def sends():
+        nonlocal refused
+        for number in range(35):
+            with contextlib.suppress(anyio.ClosedResourceError):
+                of_parent[0].send_nowait(declared, None, x=number)
+                continue
+            with contextlib.suppress(anyio.ClosedResourceError):
+                await of_parent[0].send(declared, None, x=number)
+                continue
+            refused += 2
+        assert await of_parent[0].drain() == 0
+
+    asyncio.run(asyncio.wait_for(sends(), 10))
+    return refused
+
+
+@forks
+@no_fork_warnings
+async def test_a_process_pool_s_sends_to_the_parent_s_background_are_refused(anyio_backend):
+    """A forked worker accepts nothing that it would never do, and has nothing to drain."""
+    if anyio_backend[0] == "trio":
+        pytest.skip("the child's loop matters, not the parent's")
+    release, seen = anyio.Event(), []
+
+    async def receives(x):
+        await release.wait()
+        seen.append(x)
+
+    declared.connect(receives)
+    try:
+        with anyio.fail_after(30):
+            async with Background(limit=1) as background:
+                of_parent.append(background)
+                for number in range(3):
+                    await background.send(declared, None, x=number)
+                await anyio.wait_all_tasks_blocked()
+                with ProcessPoolExecutor(1, multiprocessing.get_context("fork")) as pool:
+                    assert await anyio.to_thread.run_sync(lambda: pool.submit(send_in_child).result(20)) == 70
+                release.set()
+    finally:
+        of_parent.clear()
+    assert seen == [0, 1, 2]
+
+
+@forks
+@no_fork_warnings
+async def test_a_forked_child_does_not_have_the_background_s_lock(signal, seen):
+    """One that another thread holds as the process forks is not held in the child."""
+    with anyio.fail_after(10):
+        async with Background() as background:
+            held, release = threading.Event(), threading.Event()
+
+            def hold():
+                with background._lock:
+                    held.set()
+                    release.wait(5)
+
+            thread = threading.Thread(target=hold)
+            thread.start()
+            held.wait(5)
+            child = os.fork()
+            if child == 0:
+                try:
+                    signals.alarm(10)
+                    with contextlib.suppress(anyio.ClosedResourceError):
+                        background.send_nowait(signal, None, x=1)
+                        os._exit(2)
+                    assert background.statistics()[:4] == (0, 0, 0, 0)
+                    os._exit(0)
+                finally:
+                    os._exit(1)
+            release.set()
+            thread.join()
+            assert os.waitpid(child, 0)[1] == 0
+            await background.send(signal, None, x=2)
+    assert seen == [2]

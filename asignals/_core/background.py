@@ -61,7 +61,17 @@ class BackgroundStatistics(NamedTuple):
 class _Job:
     """One send to be done, in a copy of the current context."""
 
-    __slots__ = ("_unmute", "arguments", "background", "context", "is_nested", "is_running", "number", "sender", "signal")
+    __slots__ = (
+        "_unmute",
+        "arguments",
+        "background",
+        "context",
+        "is_nested",
+        "is_running",
+        "number",
+        "sender",
+        "signal",
+    )
 
     def __init__(self, background: Background, signal: Signal[..., Any], args: Any, kwargs: Any) -> None:
         if not issubclass(type(signal), Signal):
