@@ -59,12 +59,12 @@ def test_a_loop_that_has_ended(backend):
 
 
 async def test_calling_later():
-    """A function is called in the loop once the time is over."""
-    called = anyio.Event()
+    """A function is called once the time is over."""
+    waker = Waker()
     with anyio.fail_after(5):
         start = time.monotonic()
-        Loop().call_later(0.02, called.set)
-        await called.wait()
+        Loop().call_later(0.02, waker.wake)
+        await waker.wait()
         assert time.monotonic() - start > 0.015
 
 

@@ -65,22 +65,22 @@ class Loop:
             self._call_soon(function, *arguments)
 
     def call_later(self, seconds: float, function: Callable[[], object]) -> None:
-        """Call a function in the loop after some seconds. To be used inside the loop."""
+        """Call a function after some seconds: in the loop, or for trio in a thread, because it has only tasks for this.
+
+        To be used inside the loop. The function must not raise.
+        """
         if self.is_asyncio:
             self._native.call_later(seconds, function)
         else:
-            sys.modules["trio"].lowlevel.spawn_system_task(_call_after, seconds, function)
+            timer = threading.Timer(seconds, function)
+            timer.daemon = True
+            timer.start()
 
 
 def _get_trio_token() -> object:
     lowlevel = sys.modules["trio"].lowlevel
     lowlevel.current_task()  # if trio is the guest of another loop, this raises while that loop runs
     return lowlevel.current_trio_token()
-
-
-async def _call_after(seconds: float, function: Callable[[], object]) -> None:
-    await anyio.sleep(seconds)
-    function()
 
 
 class Waker:
