@@ -35,10 +35,10 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
     from types import CodeType
 
+    from asignals._core.stream import Stream, StreamConnection
     from asignals._receivers import Receiver, Shape
     from asignals._scoped import Mute
     from asignals._signal import Signal
-    from asignals._core.stream import Stream, StreamConnection
 
 
 class Link(Protocol):
@@ -206,7 +206,7 @@ class Registry:
 
     def listen(self, kind: type[StreamConnection], stream: Stream, sender: object) -> StreamConnection:
         """Link a stream, by a link of its own that refers to it weakly."""
-        link: Any = _stream_link(kind)(stream, self._bury)
+        link: Any = _stream_link(kind)(stream, self._bury)  # type: ignore[arg-type]
         link.is_live = link.reached = True
         link.key = ("stream", id(link))
         self.add(link, sender)

@@ -12,6 +12,7 @@ from weakref import ref
 
 from asignals._compile import check_names, choose, send_for, send_robust_for
 from asignals._connection import Connection, Options
+from asignals._core.stream import Event, Overflow, Stream, Where
 from asignals._declare import class_for_names, class_for_stub, read_stub
 from asignals._exceptions import InvalidReceiverError
 from asignals._live import remember
@@ -21,7 +22,6 @@ from asignals._receivers import Mismatch, Receiver, Shape, examine
 from asignals._refs import describe, is_a
 from asignals._registry import Registry, Run
 from asignals._scoped import connected, muted
-from asignals._core.stream import Event, Overflow, Stream, Where
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Hashable

@@ -209,8 +209,7 @@ class Background:
             left = sorted([*self._interrupted, *self._queue], key=lambda job: job.number)
             self.undelivered = tuple(Event(job.signal, job.sender, job.arguments) for job in left)
             wakers = [*(waker for waker, _ in self._senders), *(drain.waker for drain in self._drains)]
-            for waiting in (self._interrupted, self._queue, self._senders, self._drains):
-                waiting.clear()
+            self._clear()
         open_in_process.discard(self)
         for job in left:
             job.end()
@@ -226,6 +225,9 @@ class Background:
         self._lock = new_lock()
         self._state = "closed"
         self._accepted = self._done
+        self._clear()
+
+    def _clear(self) -> None:
         for waiting in (self._interrupted, self._queue, self._senders, self._drains):
             waiting.clear()
 
@@ -245,9 +247,15 @@ class Background:
             with self._lock:
                 if self._try_accept(job):
                     return
-                waiting = Waker(self._loop), job
+                waiting = waker, _ = Waker(self._loop), job
                 self._senders.append(waiting)
-            await self._wait_for_capacity(waiting)
+            try:
+                await waker.wait()
+            finally:
+                with self._lock, suppress(ValueError):
+                    self._senders.remove(waiting)
+            if job.number < 0:
+                raise _closed()
         finally:
             if job.number < 0:
                 job.end()
@@ -270,16 +278,6 @@ class Background:
         finally:
             if job.number < 0:
                 job.end()
-
-    async def _wait_for_capacity(self, waiting: tuple[Waker, _Job]) -> None:
-        waker, job = waiting
-        try:
-            await waker.wait()
-        finally:
-            with self._lock, suppress(ValueError):
-                self._senders.remove(waiting)
-        if job.number < 0:
-            raise _closed()
 
     def _is_inside(self) -> bool:
         """Whether a receiver that runs here makes this call."""
@@ -362,16 +360,18 @@ class Background:
             errors = [error for _, error in await in_context(job.context, send) if isinstance(error, BaseException)]
             if task is not None and task.cancelling():
                 await anyio.lowlevel.checkpoint()  # where the cancellation arrives, if it has not yet
-        except (Exception, *cancellation()) as error:
+        except (Exception, *cancellation()) as error:  # type: ignore[misc]
             errors = [self._explain(error, job, task)]
         if errors:
             self._errors += len(errors)
-            await in_context(job.context, self._report(errors))
+            if self._on_error is not None:
+                await in_context(job.context, self._report(errors, self._on_error))
+            errors.clear()
 
     def _explain(self, error: BaseException, job: _Job, task: Any) -> BaseException:
         """Log an error of the send itself; raises the cancellation of the background."""
         if isinstance(error, Exception):
-            _logger.exception("a background send of signal %r failed", job.signal.name)
+            _logger.error("a background send of signal %r failed", job.signal.name, exc_info=error)
             return error
         if is_cancelled():
             raise error
@@ -379,23 +379,19 @@ class Background:
         while task.cancelling():
             task.uncancel()
         msg = f"a receiver of signal {job.signal.name!r} raised {type(error).__name__} though nothing cancelled it"
-        _logger.exception(msg)
+        _logger.error(msg, exc_info=error)
         return RuntimeError(msg)
 
-    async def _report(self, errors: list[BaseException]) -> None:
-        on_error: Any = self._on_error
-        while errors:
-            error = errors.pop(0)
+    async def _report(self, errors: list[BaseException], on_error: Callable[[Any], object]) -> None:
+        for error in errors:
             try:
-                outcome = None if on_error is None else on_error(error)
+                outcome = on_error(error)
                 if isawaitable(outcome):
                     await outcome
-            except (Exception, *cancellation()):
+            except (Exception, *cancellation()):  # type: ignore[misc]
                 if is_cancelled():
                     raise
                 _logger.exception("on_error of a Background failed")
-            finally:
-                del error
 
     # -- looking ---------------------------------------------------------------------------------------------------
 
@@ -433,16 +429,8 @@ class Background:
         with self._lock:
             left = self._accepted - self._done - len(self.undelivered)
             running = min(left, self._limit)
-            return BackgroundStatistics(
-                running=running,
-                waiting=left - running,
-                blocked=len(self._senders),
-                accepted=self._accepted,
-                done=self._done,
-                errors=self._errors,
-                limit=self._limit,
-                buffer=self._buffer,
-            )
+            counts = running, left - running, len(self._senders), self._accepted, self._done, self._errors
+            return BackgroundStatistics(*counts, self._limit, self._buffer)
 
     def __repr__(self) -> str:
         left = self._accepted - self._done - len(self.undelivered)

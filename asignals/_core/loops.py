@@ -228,14 +228,14 @@ class _ThreadCall:
 # -- locks and forks ---------------------------------------------------------------------------------------------------
 
 
-class InterruptSafeLock(_thread.RLock):
+class InterruptSafeLock(_thread.RLock):  # type: ignore[misc]
     """A re-entrant lock for CPython 3.14, where a signal handler that raises may leave others locked (gh-148874).
 
     There, `with` runs signal handlers between locking and entering the block. It does not if `__enter__` is a Python
     function, and that runs none after unpacking, as it would after a call. `__exit__` stays the built-in one.
     """
 
-    def __enter__(self) -> bool:
+    def __enter__(self) -> bool:  # type: ignore[override]
         (is_locked,) = map(self.acquire, (True,))
         return is_locked
 

@@ -119,7 +119,8 @@ def _plain(value: Any) -> Any:
         return {str(_plain(key)): _plain(each) for key, each in value.items()}
     if isinstance(value, list | tuple | set | frozenset):
         return [_plain(each) for each in value]
-    has_text = type(value).__str__ is not object.__str__ or type(value).__repr__ is not object.__repr__
+    kind: Any = type(value)
+    has_text = kind.__str__ is not object.__str__ or kind.__repr__ is not object.__repr__
     return str(value) if has_text and not callable(value) else name_of(value)
 
 
@@ -255,7 +256,7 @@ class Stream:
             self._readers.clear()
             connections, self._connections = self._connections, []
         for signal, connection in connections:
-            signal._registry.remove(connection)
+            signal._registry.remove(connection)  # type: ignore[arg-type]
         for waker in wakers:
             waker.wake()
         open_in_process.discard(self)
@@ -362,37 +363,30 @@ class Stream:
 
     def _check_later(self, loop: Loop) -> None:
         self._next_check = time.monotonic() + STALLED_AFTER / 2
-        loop.call_later(STALLED_AFTER / 2 + 0.01, partial(_check_stream, ref(self), loop))
-
-    def _check_senders(self, loop: Loop) -> bool:
-        """Deal with senders that wait for long; returns whether the stream may be garbage."""
-        with self._lock:
-            if not self._senders:
-                return False
-            count, (_, event, since) = len(self._senders), self._senders[0]
-        if self._has_ended():
-            self._close()
-            return False
-        self._check_later(loop)
-        now = time.monotonic()
-        waited = now - since
-        if waited >= STALLED_AFTER and not self._has_warned:
-            self._has_warned = True
-            text = "the reader of the stream opened at %s does not read: %d senders wait, that of signal %r for %.3g s"
-            _logger.warning(text, self._opened_at, count, event.signal.name, waited)
-        return waited >= STALLED_AFTER / 2 and since > Stream._collected_at
+        loop.call_later(STALLED_AFTER / 2 + 0.01, partial(_check_senders, ref(self), loop))
 
 
-def _check_stream(stream: ref[Stream], loop: Loop) -> None:
-    """Called in a sender's loop while senders wait."""
-    found = stream()
-    if found is None or not found._check_senders(loop):
+def _check_senders(reference: ref[Stream], loop: Loop) -> None:
+    """Free senders that wait for nobody, and report a reader that does not read; again while senders wait."""
+    stream = reference()
+    if stream is None or not (waiting := tuple(stream._senders)):
         return
-    del found
-    # An async generator that was left inside the block may be part of a reference cycle. One collection serves all
-    # streams that were stalled before it.
+    if stream._has_ended():
+        stream._close()
+        return
+    _, event, since = waiting[0]
     now = time.monotonic()
-    if now - Stream._collected_at >= 2 * STALLED_AFTER:
+    waited = now - since
+    if waited >= STALLED_AFTER and not stream._has_warned:
+        stream._has_warned = True
+        text = "the reader of the stream opened at %s does not read: %d senders wait, that of signal %r for %.3g s"
+        _logger.warning(text, stream._opened_at, len(waiting), event.signal.name, waited)
+    stream._check_later(loop)
+    del stream
+    # The stream may be garbage in a reference cycle: of an async generator that was left inside the block, say. One
+    # collection serves all streams that have been stalled for so long.
+    is_due = since > Stream._collected_at and now - Stream._collected_at >= 2 * STALLED_AFTER
+    if is_due and waited >= STALLED_AFTER / 2:
         Stream._collected_at = now
         gc.collect()
 
