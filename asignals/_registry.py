@@ -210,7 +210,8 @@ class Registry:
         link.is_live = link.reached = True
         link.key = ("stream", id(link))
         self.add(link, sender)
-        return link
+        connection: StreamConnection = link
+        return connection
 
     def add(self, link: Link, sender: object, order: int | None = None) -> None:
         """Put a new link at the end of its sender's order, or at a place it had before."""

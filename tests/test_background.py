@@ -753,46 +753,6 @@ async def test_an_error_of_the_send_itself_is_reported(signal, caplog, monkeypat
     assert background.statistics().done == 2
 
 
-class ReachedLock:
-    """A lock that tells when the event loop's thread comes to it."""
-
-    def __init__(self, lock):
-        self._lock = lock
-        self._home = threading.get_ident()
-        self.reached = threading.Event()
-
-    def __enter__(self):
-        if threading.get_ident() == self._home:
-            self.reached.set()
-        self._lock.acquire()
-
-    def __exit__(self, *error):
-        self._lock.release()
-
-
-async def test_a_worker_that_begins_before_its_job_is_there(signal, seen):
-    """The new worker of a send from another thread waits at the lock until that send has been accepted."""
-    with anyio.fail_after(5):
-        async with Background(limit=1) as background:
-            background._lock = lock = ReachedLock(background._lock)
-            accept = background._accept
-            reached = []
-
-            def accept_late(job):
-                reached.append(lock.reached.wait(5))
-                accept(job)
-
-            def sends():
-                lock.reached.clear()
-                background.send_nowait(signal, None, x=1)
-
-            background._accept = accept_late
-            await anyio.to_thread.run_sync(sends)
-            await background.drain()
-    assert reached == [True]
-    assert seen == [1]
-
-
 async def test_a_sender_in_another_thread_is_refused_when_the_background_is_cancelled(signal):
     """One that waits for room then is not accepted, and is told so."""
     outcomes = []

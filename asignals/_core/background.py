@@ -66,7 +66,6 @@ class _Job:
         "arguments",
         "background",
         "context",
-        "is_nested",
         "is_running",
         "number",
         "sender",
@@ -87,7 +86,6 @@ class _Job:
         callers = _inside.get()
         if callers:
             callers = tuple(job for job in callers if job.is_running)
-        self.is_nested = bool(callers) and any(job.background is background for job in callers)
         self.context: Any = contextvars.copy_context()
         self.context.run(_inside.set, (*callers, self))
         self._unmute = stay_muted(signal._registry, self.context) if signal._registry.filters else None
@@ -242,23 +240,22 @@ class Background:
             TypeError: it is no signal, or the arguments are not those that it declares.
             anyio.ClosedResourceError: the block has been left, or not been entered.
         """
-        job = _Job(self, signal, args, kwargs)
+        with self._lock:
+            job, has_capacity = self._make_job(signal, args, kwargs)
+            if has_capacity:
+                self._accept(job)
+                return
+            waiting = waker, _ = Waker(self._loop), job
+            self._senders.append(waiting)
         try:
-            with self._lock:
-                if self._try_accept(job):
-                    return
-                waiting = waker, _ = Waker(self._loop), job
-                self._senders.append(waiting)
-            try:
-                await waker.wait()
-            finally:
-                with self._lock, suppress(ValueError):
-                    self._senders.remove(waiting)
-            if job.number < 0:
-                raise _closed()
+            await waker.wait()
         finally:
+            with self._lock, suppress(ValueError):
+                self._senders.remove(waiting)
             if job.number < 0:
                 job.end()
+        if job.number < 0:
+            raise _closed()
 
     def send_nowait(self, signal: Signal[P, Any], /, *args: P.args, **kwargs: P.kwargs) -> None:
         """Accept a send at once. May be called in any thread.
@@ -268,16 +265,14 @@ class Background:
             anyio.WouldBlock: there is no capacity.
             anyio.ClosedResourceError: the block has been left, or not been entered.
         """
-        job = _Job(self, signal, args, kwargs)
-        try:
-            with self._lock:
-                if self._try_accept(job):
-                    return
-            msg = f"a Background runs {self._limit} sends and keeps {self._buffer} more, and has no room"
-            raise anyio.WouldBlock(msg)
-        finally:
-            if job.number < 0:
-                job.end()
+        with self._lock:
+            job, has_capacity = self._make_job(signal, args, kwargs)
+            if has_capacity:
+                self._accept(job)
+                return
+        job.end()
+        msg = f"a Background runs {self._limit} sends and keeps {self._buffer} more, and has no room"
+        raise anyio.WouldBlock(msg)
 
     def _is_inside(self) -> bool:
         """Whether a receiver that runs here makes this call."""
@@ -285,38 +280,31 @@ class Background:
 
     # -- with the lock held ----------------------------------------------------------------------------------------
 
-    def _try_accept(self, job: _Job) -> bool:
-        if self._state != "open" and not (self._state == "draining" and job.is_nested):
+    def _make_job(self, signal: Signal[..., Any], args: Any, kwargs: Any) -> tuple[_Job, bool]:
+        """A send that may be accepted, and whether it may be now. Raises `ClosedResourceError` and `TypeError`."""
+        is_inside = bool(_inside.get()) and self._is_inside()
+        if self._state != "open" and not (self._state == "draining" and is_inside):
             raise _closed()
-        if not self._loop.is_current():
-            self._prepare_foreign(job)
-        if not job.is_nested and self._accepted - self._done >= self._capacity:
-            return False
-        if self._workers < self._limit:
-            self._start_worker()
-        self._accept(job)
-        return True
+        is_foreign = not self._loop.is_current()
+        if is_foreign and self._loop.has_ended():
+            raise _closed()
+        job = _Job(self, signal, args, kwargs)
+        sniffio = sys.modules.get("sniffio")
+        if is_foreign and sniffio is not None:  # the contexts may name another kind of loop
+            for context in (job.context, self._context):
+                context.run(sniffio.current_async_library_cvar.set, "asyncio" if self._loop.is_asyncio else "trio")
+        return job, is_inside or self._accepted - self._done < self._capacity
 
     def _accept(self, job: _Job) -> None:
+        if self._workers < self._limit:
+            # A worker outlives the send that it is started for, so it does not run in the context of that.
+            self._loop.call(self._context.copy().run, self._start_worker)
+            self._workers += 1
         job.number = self._accepted
         self._accepted += 1
         self._queue.append(job)
 
-    def _prepare_foreign(self, job: _Job) -> None:
-        """Make the context of a send from outside of the loop fit the loop."""
-        if self._loop.has_ended():
-            raise _closed()
-        sniffio = sys.modules.get("sniffio")
-        if sniffio is not None:  # the context may name another kind of loop
-            for context in (job.context, self._context):
-                context.run(sniffio.current_async_library_cvar.set, "asyncio" if self._loop.is_asyncio else "trio")
-
     def _start_worker(self) -> None:
-        self._workers += 1
-        # A worker outlives the send that it is started for, so it does not run in the context of that.
-        self._loop.call(self._context.copy().run, self._start_task)
-
-    def _start_task(self) -> None:
         with suppress(RuntimeError):  # the group has ended meanwhile, and its other workers took the job
             self._group.start_soon(self._work, name="asignals.Background worker")
 
@@ -388,7 +376,7 @@ class Background:
                 outcome = on_error(error)
                 if isawaitable(outcome):
                     await outcome
-            except (Exception, *cancellation()):  # type: ignore[misc]
+            except (Exception, *cancellation()):  # type: ignore[misc]  # noqa: BLE001
                 if is_cancelled():
                     raise
                 _logger.exception("on_error of a Background failed")
