@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING, Any, Final, Self
 
 from asignals import Signal, monitor
 from asignals._extra import needs
-from asignals._refs import locate
+from asignals._core import locate
 from asignals._show import name_of
 
 with needs("opentelemetry"):
@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from opentelemetry.metrics import Counter, Histogram, MeterProvider
     from opentelemetry.trace import Span, TracerProvider
 
-    from asignals._dispatch import Send
+    from asignals._core import Send
 
 __all__ = ["Instrumentation", "instrument", "uninstrument"]
 

@@ -23,10 +23,9 @@ import anyio
 import anyio.lowlevel
 
 from asignals._core.loops import Loop, Waker, cancellation, in_context, is_cancelled, new_lock, open_in_process
+from asignals._core.references import describe
+from asignals._core.signal import Signal
 from asignals._core.stream import Event, check_count
-from asignals._refs import describe
-from asignals._scoped import stay_muted
-from asignals._signal import Signal
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -88,7 +87,7 @@ class _Job:
             callers = tuple(job for job in callers if job.is_running)
         self.context: Any = contextvars.copy_context()
         self.context.run(_inside.set, (*callers, self))
-        self._unmute = stay_muted(signal._registry, self.context) if signal._registry.filters else None
+        self._unmute = signal._registry.keep_muted(self.context) if signal._registry.mutes else None
 
     def end(self) -> None:
         """Release what the job refers to, done or not; tasks that outlive it may keep the job itself."""
@@ -344,7 +343,7 @@ class Background:
         """Send, and report each error."""
         try:
             # No variable holds the results: the errors in them refer to this frame.
-            send = job.signal.send_robust(job.sender, **job.arguments)
+            send = job.context.run(job.signal.send_robust, job.sender, **job.arguments)
             errors = [error for _, error in await in_context(job.context, send) if isinstance(error, BaseException)]
             if task is not None and task.cancelling():
                 await anyio.lowlevel.checkpoint()  # where the cancellation arrives, if it has not yet

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import gc
 import logging
-import sys
 import time
 from collections import deque
 from collections.abc import Mapping
@@ -23,16 +22,15 @@ from weakref import ref
 
 import anyio.lowlevel
 
-from asignals._connection import PLAIN, Options
+from asignals._core.connection import DEFAULTS, Subscriber
+from asignals._core.errors import BufferFull
 from asignals._core.loops import Loop, Waker, new_lock, open_in_process
-from asignals._exceptions import BufferFull
-from asignals._refs import name_of
+from asignals._core.references import calling_frame, name_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable, Iterator
+    from collections.abc import Callable, Iterator
 
-    from asignals._refs import HeldSender, WeakSender
-    from asignals._signal import Signal
+    from asignals._core.signal import Signal
 
 Overflow: TypeAlias = Literal["wait", "drop_oldest", "drop_newest", "error"]
 Where: TypeAlias = "Callable[[Event], object]"
@@ -127,24 +125,19 @@ def _plain(value: Any) -> Any:
 # -- the connection ----------------------------------------------------------------------------------------------------
 
 
-class StreamConnection(ref["Stream"]):
+class StreamConnection(Subscriber):
     """Connects a stream to one signal: a send awaits `respond` instead of calling a receiver.
 
     It is the weak reference to the stream, so a stream that nobody reads any more can be collected.
     """
 
-    __slots__ = ("is_live", "key", "order", "source")
+    __slots__ = ()
 
-    if not TYPE_CHECKING:  # an identity, unlike other weak references
-        __eq__ = object.__eq__
-        __hash__ = object.__hash__
-
-    style = None
-    options: Options = PLAIN
-    is_live: bool
-    order: int
-    key: Hashable
-    source: WeakSender | HeldSender
+    def __init__(self, stream: Stream, on_death: Callable[[Any], object]) -> None:
+        super().__init__(stream, on_death)
+        self.options = DEFAULTS
+        self.style = self.choose = None
+        self.key = "stream", id(self)
 
     def target(self) -> Stream | None:
         """The stream, while it exists."""
@@ -153,10 +146,6 @@ class StreamConnection(ref["Stream"]):
     def describe(self) -> str:
         """The stream, for messages."""
         return "a stream"
-
-    def end(self) -> None:
-        """Keep no more events."""
-        self.is_live = False
 
     async def respond(self, signal: Signal[..., Any], sender: object, arguments: Mapping[str, Any]) -> None:
         """Give the stream an event; waits for capacity if the stream is full and its `overflow` is "wait"."""
@@ -225,7 +214,8 @@ class Stream:
         self._connections: list[tuple[Signal[..., Any], StreamConnection]] = []
         self._loop: Loop | None = None
         self._state: Literal["new", "open", "closed"] = "new"
-        self._opened_at = _locate_caller()
+        frame = calling_frame(type(self))
+        self._opened_at = f"{frame.f_code.co_filename}:{frame.f_lineno}"
         self._next_check = 0.0
         self._has_warned = False
 
@@ -237,7 +227,8 @@ class Stream:
         self._loop = Loop()
         open_in_process.add(self)
         for signal in self._signals:
-            self._connections.append((signal, signal._registry.listen(StreamConnection, self, self._sender)))
+            connection = StreamConnection(self, signal._registry._on_death)
+            self._connections.append((signal, signal._registry.add(connection, self._sender)))
         return self
 
     async def __aexit__(self, *error: object) -> None:
@@ -256,7 +247,7 @@ class Stream:
             self._readers.clear()
             connections, self._connections = self._connections, []
         for signal, connection in connections:
-            signal._registry.remove(connection)  # type: ignore[arg-type]
+            signal._registry.remove(connection)
         for waker in wakers:
             waker.wake()
         open_in_process.discard(self)
@@ -389,14 +380,6 @@ def _check_senders(reference: ref[Stream], loop: Loop) -> None:
     if is_due and waited >= STALLED_AFTER / 2:
         Stream._collected_at = now
         gc.collect()
-
-
-def _locate_caller() -> str:
-    """The line outside of this package that is being run, as `file:line`."""
-    frame = sys._getframe(1)
-    while frame.f_globals.get("__name__", "").partition(".")[0] == "asignals" and frame.f_back is not None:
-        frame = frame.f_back
-    return f"{frame.f_code.co_filename}:{frame.f_lineno}"
 
 
 def check_count(name: str, value: object, least: int, unit: str) -> None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import quote
 
 from asignals import monitor
-from asignals._refs import locate
+from asignals._core import locate
 from asignals._show import Shower, name_of, short_path
 
 if TYPE_CHECKING:

@@ -18,7 +18,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from asignals import Signal
-from asignals._refs import is_a
+from asignals._core import is_a
 from asignals._show import short_path
 from asignals.overview.discovery import (
     Discovery,
