@@ -978,11 +978,11 @@ async def test_a_send_that_is_done_keeps_nothing(signal, seen):
         async with anyio.create_task_group() as group:
             async with Background() as background:
                 sender = Sender()
-                weakref.finalize(sender, gone.append, True)
+                weakref.finalize(sender, gone.append, "gone")
                 await background.send(signal, sender, x=1)
                 del sender
             gc.collect()
-            assert gone == [True]
+            assert gone == ["gone"]
             release.set()
 
 
@@ -1099,6 +1099,6 @@ async def test_a_forked_child_does_not_have_the_background_s_lock(signal, seen):
                     os._exit(1)
             release.set()
             thread.join()
-            assert os.waitpid(child, 0)[1] == 0
+            assert (await anyio.to_thread.run_sync(os.waitpid, child, 0))[1] == 0
             await background.send(signal, None, x=2)
     assert seen == [2]

@@ -103,6 +103,22 @@ def test_500_sync_callers_do_not_wait_for_each_other(backend):
     assert results == [[(receives, [(receives_inner, 2)])]] * 500
 
 
+async def test_a_connection_may_have_a_limiter_of_its_own():
+    """`in_thread=` takes one, which the calls of this receiver wait for."""
+    made, limiter = Signal(["x"]), anyio.CapacityLimiter(1)
+    seen = []
+
+    def receives(x):
+        seen.append(limiter.borrowed_tokens)
+
+    made.connect(receives, in_thread=limiter)
+    with anyio.fail_after(5):
+        async with anyio.create_task_group() as group:
+            for _ in range(3):
+                group.start_soon(lambda: made.send(None, x=1))
+    assert seen == [1, 1, 1]
+
+
 @pytest.mark.parametrize("depth", [1, 3])
 async def test_sync_endpoints_in_the_default_threads_do_not_starve_receivers(depth):
     """All of anyio's own threads send at once, and each receiver sends again from its thread."""
@@ -195,7 +211,7 @@ async def test_an_awaitable_response_is_awaited_in_the_loop():
 # -- locks ---------------------------------------------------------------------------------------------------------
 
 
-class Interrupt(Exception):
+class Interrupt(Exception):  # noqa: N818  no error
     pass
 
 

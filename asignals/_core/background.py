@@ -347,7 +347,7 @@ class Background:
             errors = [error for _, error in await in_context(job.context, send) if isinstance(error, BaseException)]
             if task is not None and task.cancelling():
                 await anyio.lowlevel.checkpoint()  # where the cancellation arrives, if it has not yet
-        except (Exception, *cancellation()) as error:  # type: ignore[misc]
+        except (Exception, *cancellation()) as error:  # type: ignore[misc]  # noqa: BLE001  logged
             errors = [self._explain(error, job, task)]
         if errors:
             self._errors += len(errors)
@@ -375,7 +375,7 @@ class Background:
                 outcome = on_error(error)
                 if isawaitable(outcome):
                     await outcome
-            except (Exception, *cancellation()):  # type: ignore[misc]  # noqa: BLE001
+            except (Exception, *cancellation()):  # type: ignore[misc]
                 if is_cancelled():
                     raise
                 _logger.exception("on_error of a Background failed")

@@ -134,7 +134,7 @@ class StreamConnection(Subscriber):
     __slots__ = ()
 
     def __init__(self, stream: Stream, on_death: Callable[[Any], object]) -> None:
-        super().__init__(stream, on_death)
+        super().__init__(stream, on_death)  # type: ignore[call-arg]  # typeshed has no __init__ for `ref`
         self.options = DEFAULTS
         self.style = self.choose = None
         self.key = "stream", id(self)
