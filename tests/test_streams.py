@@ -701,13 +701,11 @@ async def test_a_stream_abandoned_in_a_reference_cycle_makes_nobody_wait(signal,
             if holder == "generator":
                 response.body = gives()
                 async with anyio.create_task_group() as group:
-                    body = response.body
-                    group.start_soon(lambda: anext(body))
+                    group.start_soon(lambda body=response.body: anext(body))
                     await anyio.wait_all_tasks_blocked()
                     await signal.send(None, x=0)
             else:
                 response.body = await signal.stream(buffer=1).__aenter__()
-                    del body
             del response
             await signal.send(None, x=1)
             await signal.send(None, x=2)
