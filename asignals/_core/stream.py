@@ -22,10 +22,11 @@ from weakref import ref
 
 import anyio.lowlevel
 
-from asignals._core.connection import DEFAULTS, Subscriber
+from asignals._core.connection import DEFAULTS, Connection
 from asignals._core.errors import BufferFull
 from asignals._core.loops import Loop, Waker, new_lock, open_in_process
 from asignals._core.references import calling_frame, name_of
+from asignals._core.signatures import Shape
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -125,19 +126,14 @@ def _plain(value: Any) -> Any:
 # -- the connection ----------------------------------------------------------------------------------------------------
 
 
-class StreamConnection(Subscriber):
+class StreamConnection(Connection):
     """Connects a stream to one signal: a send awaits `respond` instead of calling a receiver.
 
     It is the weak reference to the stream, so a stream that nobody reads any more can be collected.
     """
 
     __slots__ = ()
-
-    def __init__(self, stream: Stream, on_death: Callable[[Any], object]) -> None:
-        super().__init__(stream, on_death)  # type: ignore[call-arg]  # typeshed has no __init__ for `ref`
-        self.options = DEFAULTS
-        self.style = self.choose = None
-        self.key = "stream", id(self)
+    is_receiver = False
 
     def target(self) -> Stream | None:
         """The stream, while it exists."""
@@ -215,6 +211,7 @@ class Stream:
         self._loop: Loop | None = None
         self._state: Literal["new", "open", "closed"] = "new"
         frame = calling_frame(type(self))
+        self._place = frame.f_code, frame.f_lasti
         self._opened_at = f"{frame.f_code.co_filename}:{frame.f_lineno}"
         self._next_check = 0.0
         self._has_warned = False
@@ -227,7 +224,9 @@ class Stream:
         self._loop = Loop()
         open_in_process.add(self)
         for signal in self._signals:
-            connection = StreamConnection(self, signal._registry._on_death)
+            shape = Shape(is_async=True, wanted=None)
+            connection = StreamConnection(self, signal._registry.on_death, DEFAULTS, shape, self._place)
+            connection.key = "stream", id(connection)
             self._connections.append((signal, signal._registry.add(connection, self._sender)))
         return self
 
