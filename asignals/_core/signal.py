@@ -465,8 +465,8 @@ class Signal(Generic[P, R]):
     # -- listening -------------------------------------------------------------------------------------------------
 
     def stream(
-        self, sender: object = None, *, where: Where | None = None, buffer: int = 64, overflow: Overflow = "wait"
-    ) -> Stream:
+        self, sender: object = None, *, where: Where[P] | None = None, buffer: int = 64, overflow: Overflow = "wait"
+    ) -> Stream[P]:
         """The sends that begin in an `async with` block, as an async iterator of `Event`s.
 
         ```python
@@ -492,7 +492,7 @@ class Signal(Generic[P, R]):
         """
         return Stream((self,), sender, where, buffer, overflow)
 
-    async def wait(self, sender: object = None, *, where: Where | None = None) -> Event:
+    async def wait(self, sender: object = None, *, where: Where[P] | None = None) -> Event[P]:
         """Wait for the next send, of `sender` or of all, for which `where` is true; returns it as an `Event`.
 
         Put `anyio.fail_after` around it for a time limit. Cancelling it stops listening.

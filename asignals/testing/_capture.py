@@ -48,11 +48,20 @@ _open_here: Final[contextvars.ContextVar[frozenset[int]]] = contextvars.ContextV
 )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, init=False)
 class ModelEvent(Event):
     """One send of a model signal, and its phase: `"flush"`, `"commit"` or `"rollback"`."""
 
     phase: str
+
+    def __init__(self, signal: AnySignal, sender: object, arguments: Mapping[str, Any], phase: str) -> None:
+        """Make an event as the capture does."""
+        Event.__init__(self, signal, sender, arguments)
+        object.__setattr__(self, "phase", phase)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data for JSON, as of any event, and the phase."""
+        return {**Event.as_dict(self), "phase": self.phase}
 
 
 @dataclass(frozen=True, slots=True)

@@ -168,9 +168,15 @@ async def uses() -> None:
         await background.send(paid, shop, amount="3")  # E: not a number
     async with paid.stream(where=lambda event: event["amount"] > 1, overflow="error") as events:  # ok
         first: Event = await anext(events)  # ok
+        number: int = await (await anext(events)).pass_to(ship)  # ok
+        (await anext(events)).pass_to(checks_name)  # E: the signal has no such argument
+        (await anext(events)).pass_to(checks_type)  # E: another type
+        (await paid.wait(where=lambda event: event.amount > 1)).pass_to(takes_the_rest)  # ok
+        (await shipped.wait()).pass_to(ship)  # E: the arguments of another signal
     paid.stream(overflow="eror")  # E: misspelt
     async with stream(paid, shipped, buffer=3) as merged:  # ok
-        print(first, merged)
+        await first.pass_to(ship)  # ok
+        print(first, merged, number)
 
 
 with replaced(paid, ship) as mock, restored(paid), swap_receivers(paid, book):  # ok
