@@ -936,3 +936,12 @@ def test_model_signals_are_restored_in_all_their_phases():
             assert [each.receiver for each in post_save.connections] == [log]
         assert phases() == before
     assert not {ship, book, log} & {each.receiver for each in post_save.connections}
+
+
+def test_connections_to_models_that_are_still_to_come_are_undone():
+    """By the name of a model that is mapped after the block."""
+    post_save = pytest.importorskip("asignals.sqlalchemy").post_save
+    with restored(post_save):
+        post_save.connect(print, sender="NeverMapped", weak=False)
+        assert post_save.awaited == ("NeverMapped",)
+    assert post_save.awaited == ()

@@ -277,6 +277,15 @@ class ModelSignal(Captured):
         """The names given as senders that no mapped class has had yet."""
         return tuple(dict.fromkeys(entry.name for entry in self._awaited if entry.receiver() is not None))
 
+    def keep_awaited(self) -> Callable[[], None]:
+        """Remember what is to be connected once a model is there; the result puts that back."""
+        before = list(self._awaited)
+
+        def put_back() -> None:
+            self._awaited[:] = before
+
+        return put_back
+
     def _await(self, receiver: Receiver, name: str, on: Phase, options: dict[str, Any]) -> None:
         core = Options(**{key: value for key, value in options.items() if key in Options._fields})
         self._examine(receiver, object, options["dispatch_uid"], core)

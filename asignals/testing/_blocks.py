@@ -194,8 +194,11 @@ class Restorer:
     @contextlib.contextmanager
     def block(self, signals: tuple[AnySignal, ...]) -> Iterator[None]:
         """Restore these signals at the end of a block."""
-        kept = []
+        kept, put_back = [], []
         for signal in signals:
+            keep_awaited: Any = getattr(signal, "keep_awaited", None)  # of model signals: senders to come
+            if keep_awaited is not None:
+                put_back.append(keep_awaited())
             for registry in signal._registries().values():
                 known = self._look(registry)
                 kept.append((registry, known, known.hold()))  # the block may drop the last reference to them
@@ -205,6 +208,8 @@ class Restorer:
             for registry, known, (_, senders) in kept:
                 if registry.changes != known.changes:
                     known.restore(registry, senders)
+            for each in put_back:
+                each()
 
     def _look(self, registry: Registry) -> _Connected:
         known = self._known.get(registry)
