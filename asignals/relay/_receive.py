@@ -88,7 +88,7 @@ class Counts:
 class _Outcome:
     """What came of calling an event's receivers: their names, what is wrong, and whether anybody has handled it.
 
-    `succeeded` are the connections that have succeeded: two receivers of one name are told apart by them, in this process.
+    `succeeded` are the connections that have: two receivers of one name are told apart by them, in this process.
     """
 
     succeeded: set[Subscriber] = field(default_factory=set)

@@ -46,6 +46,11 @@ PG_NOW: Final = "extract(epoch from clock_timestamp())::double precision"
 # server that loses its power forgets it, as taking and acknowledging are.
 PG_NO_WAIT: Final = "set_config('synchronous_commit', 'off', true) AS no_wait"
 
+IDLE: Final = 12.0  # seconds
+# Beside a lock that a transaction takes: when we are silent for so long in it, as we are cut off, the server ends it.
+# Else it would hold its locks for hours, until the server finds out by itself.
+PG_IDLE: Final = f"set_config('idle_in_transaction_session_timeout', '{int(IDLE * 1000)}', true)"
+
 
 class Stored:
     """What is kept in tables: the engine, made here or given, and the tables.

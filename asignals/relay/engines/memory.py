@@ -37,7 +37,7 @@ class _Service:
     def __init__(self) -> None:
         self.waiting: dict[str, deque[_Item]] = {}
         self.open = 0
-        self.arrived: set[asyncio.Event] = set()
+        self.arrived: deque[asyncio.Event] = deque()
 
     def offer(self, item: _Item) -> None:
         if item.topic in self.waiting:
@@ -51,6 +51,7 @@ class _Service:
         self.wake()
 
     def wake(self) -> None:
+        self.arrived.rotate()  # so that what one instance gives back comes to another one
         for event in self.arrived:
             event.set()
 
@@ -112,7 +113,7 @@ class Memory:
             item.place = next(self._places)
             loop.call_later(delay_of(outcome), shared.offer, item)
 
-        shared.arrived.add(arrived)
+        shared.arrived.append(arrived)
         try:
             pool = Pool(work, limit)
             async with pool:
@@ -127,7 +128,7 @@ class Memory:
                     held[item] = None
                     pool.put(item)
         finally:
-            shared.arrived.discard(arrived)
+            shared.arrived.remove(arrived)
             shared.give_back(reversed(held))
 
     async def add_service(self, service: str, topics: Collection[str]) -> None:
