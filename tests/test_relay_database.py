@@ -72,8 +72,8 @@ class Draining:
             await self._task
 
 
-async def init(engine: AsyncEngine) -> None:
-    """Create the tables of the outbox and of the transport."""
+async def make_tables(engine: AsyncEngine) -> None:
+    """Make those of an outbox and of the engine."""
     for part in (SQLAlchemyOutbox(engine), Database(engine)):
         await part.init()
 
@@ -84,13 +84,13 @@ async def database(name: str, directory: Path) -> AsyncIterator[AsyncEngine]:
     if name == "sqlite":
         engine, _ = as_engine(f"sqlite+aiosqlite:///{directory}/app.db")
         try:
-            await init(engine)
+            await make_tables(engine)
             yield engine
         finally:
             await engine.dispose()
         return
     async with postgres_schema() as (engine, schema):
-        await init(engine)
+        await make_tables(engine)
         if name == "asyncpg":
             yield engine
             return
@@ -224,14 +224,14 @@ async def test_a_consumer_with_nothing_to_do_takes_no_lock(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("url", "argument", "seconds"),
     [
-        ("postgresql+asyncpg://nobody@127.0.0.1/none", "timeout", "5"),
+        ("postgresql+asyncpg://nobody@127.0.0.1/none", "timeout", "10"),
         ("postgresql+asyncpg://nobody@127.0.0.1/none?timeout=3", "timeout", "3"),
-        ("postgresql+psycopg://nobody@127.0.0.1/none", "connect_timeout", "5"),
+        ("postgresql+psycopg://nobody@127.0.0.1/none", "connect_timeout", "10"),
         ("postgresql+psycopg://nobody@127.0.0.1/none?connect_timeout=3", "connect_timeout", "3"),
     ],
 )
 async def test_connecting_has_a_limit_of_time(url: str, argument: str, seconds: str) -> None:
-    """Five seconds in engines that are made here, unless the URL says another."""
+    """Ten seconds in engines that are made here, unless the URL says another."""
     given: dict[str, Any] = {}
 
     def asked(_dialect: object, _record: object, _arguments: object, options: dict[str, Any]) -> None:
