@@ -103,6 +103,12 @@ async def world(name: str, tmp_path: Path) -> AsyncIterator[World]:
             await made.close()
 
 
+async def init(transport: Any) -> None:
+    """Create the tables of a database, those of its inbox too."""
+    await transport.init()
+    await transport.inbox().init()
+
+
 @asynccontextmanager
 async def _memory(_path: Path) -> AsyncIterator[World]:
     from asignals.relay import Memory
@@ -116,7 +122,7 @@ async def _sqlite(path: Path) -> AsyncIterator[World]:
     from asignals.relay import Database
 
     made = World("sqlite", lambda: Database(f"sqlite+aiosqlite:///{path}/relay.db", lease=LEASE))
-    await made.open().init()
+    await init(made.open())
     yield made
 
 
@@ -126,7 +132,7 @@ async def _postgres(_path: Path) -> AsyncIterator[World]:
 
     async with postgres_schema() as (engine, schema):
         made = World("postgres", lambda: Database(engine, schema=schema, lease=LEASE))
-        await made.open().init()
+        await init(made.open())
         yield made
 
 
@@ -137,7 +143,7 @@ async def _psycopg(_path: Path) -> AsyncIterator[World]:
     url = require("postgres").replace("+asyncpg", "+psycopg")
     async with postgres_schema() as (_, schema):
         made = World("psycopg", lambda: Database(url, schema=schema, lease=LEASE))
-        await made.open().init()
+        await init(made.open())
         try:
             yield made
         finally:

@@ -72,19 +72,25 @@ class Draining:
             await self._task
 
 
+async def make_tables(engine: AsyncEngine) -> None:
+    """Make those of an outbox and of the engine."""
+    for part in (SQLAlchemyOutbox(engine), Database(engine)):
+        await part.init()
+
+
 @asynccontextmanager
 async def database(name: str, directory: Path) -> AsyncIterator[AsyncEngine]:
     """A database with the tables: a file, or a schema of its own by one of the two drivers."""
     if name == "sqlite":
         engine, _ = as_engine(f"sqlite+aiosqlite:///{directory}/app.db")
         try:
-            await SQLAlchemyOutbox(engine).init()
+            await make_tables(engine)
             yield engine
         finally:
             await engine.dispose()
         return
     async with postgres_schema() as (engine, schema):
-        await SQLAlchemyOutbox(engine).init()
+        await make_tables(engine)
         if name == "asyncpg":
             yield engine
             return

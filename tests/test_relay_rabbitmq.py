@@ -49,7 +49,7 @@ class Slowly:
 
 @asynccontextmanager
 async def consuming(transport: Any, handle: Any) -> AsyncIterator[None]:
-    task = asyncio.create_task(transport.consume("billing", "one", handle, limit=10))
+    task = asyncio.create_task(transport.consume("billing", "one", ["numbers"], handle, limit=10))
     try:
         yield
     finally:
@@ -62,7 +62,7 @@ async def consuming(transport: Any, handle: Any) -> AsyncIterator[None]:
 async def test_an_event_that_outlasts_its_connection_is_handled_once_and_acknowledged(engine: World, ends: str) -> None:
     """What is being handled when the connection is lost is neither handled again nor left with the broker."""
     transport, handle = engine.open(), Slowly()
-    await transport.add_service("billing")
+    await transport.add_service("billing", ["numbers"])
     async with consuming(transport, handle):
         await engine.open().publish_many([Envelope("numbers", b"1")])
         await until(lambda: handle.begun)
@@ -81,11 +81,11 @@ async def test_an_event_that_outlasts_its_connection_is_handled_once_and_acknowl
 async def test_messages_without_an_id_are_not_taken_for_each_other() -> None:
     """Numbers of deliveries begin again with each connection: the same one then is another message."""
     taken: list[str] = []
-    consumer = _Consumer(SimpleNamespace(), "billing", Slowly(), 10)  # type: ignore[arg-type]  # it asks no broker
+    consumer = _Consumer(SimpleNamespace(), "billing", ["numbers"], Slowly(), 10)  # type: ignore[arg-type]  # it asks no broker
     for body in (b"before", b"after"):
         message: Any = SimpleNamespace(message_id=None, delivery_tag=2, headers={}, body=body)
         channel: Any = object()
-        await consumer._take(message, channel, SimpleNamespace(put=taken.append))  # type: ignore[arg-type]
+        await consumer._take("numbers", message, channel, SimpleNamespace(put=taken.append))  # type: ignore[arg-type]
     assert [consumer.held[id_].message.body for id_ in taken] == [b"before", b"after"]
 
 
@@ -96,7 +96,7 @@ async def test_what_could_not_be_acknowledged_is_remembered_within_bounds(monkey
         raise ConnectionError
 
     monkeypatch.setattr(rabbitmq, "_REMEMBERED", 2)
-    consumer = _Consumer(SimpleNamespace(), "billing", Slowly(), 10)  # type: ignore[arg-type]  # it asks no broker
+    consumer = _Consumer(SimpleNamespace(), "billing", ["numbers"], Slowly(), 10)  # type: ignore[arg-type]  # it asks no broker
     for id_ in ("a", "b", "c"):
         await consumer._acknowledge(id_, SimpleNamespace(ack=fails))  # type: ignore[arg-type]
     assert list(consumer.done) == ["b", "c"]
@@ -115,7 +115,7 @@ async def test_a_server_that_does_not_answer_is_waited_for_once(engine: World, m
             async with asyncio.timeout(timeout):
                 await asyncio.Event().wait()
 
-    await transport.add_service("billing")
+    await transport.add_service("billing", ["numbers"])
     line = transport._line
     transport._line = rabbitmq._Line(line.connection, line.channel, Silent())  # type: ignore[arg-type]  # all it needs
     events = [Envelope("numbers", str(number).encode()) for number in range(400)]

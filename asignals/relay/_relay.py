@@ -417,7 +417,9 @@ class Relay:
 
     async def _check_parts(self) -> None:
         """Raise `SchemaError` when tables are missing; a database that does not answer is no reason not to start."""
-        parts: tuple[object, ...] = (self.transport, self.outbox, self._inbox)
+        parts: list[object] = [self.transport, self.outbox]
+        if self._inbound.subscriptions:
+            parts.append(self._inbox)
         checks = [limited(part.check(), _CHECK) for part in parts if isinstance(part, Checked)]
         for outcome in await asyncio.gather(*checks, return_exceptions=True):
             if isinstance(outcome, SchemaError):

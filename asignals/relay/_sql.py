@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 LIMIT: Final = 8.0  # seconds that a transaction of a few statements may take; then its connection is thrown away
-_CONNECT: Final = 5  # seconds that connecting may take; the drivers' own limits are a minute or none
+_CONNECT: Final = 10  # seconds that connecting may take at most in a driver; `LIMIT` ends the wait for it before that
 _CLOSE: Final = 2.0  # seconds that closing may take
 _INIT: Final = 60.0  # seconds that creating tables may take, with other processes that do the same
 _CONNECT_ARGUMENTS: Final = {"asyncpg": "timeout", "psycopg": "connect_timeout"}
@@ -45,6 +45,11 @@ PG_NOW: Final = "extract(epoch from clock_timestamp())::double precision"
 # In the FROM of a statement: its transaction commits without waiting for the disk. For what is only done again when a
 # server that loses its power forgets it, as taking and acknowledging are.
 PG_NO_WAIT: Final = "set_config('synchronous_commit', 'off', true) AS no_wait"
+
+IDLE: Final = 12.0  # seconds
+# Beside a lock that a transaction takes: when we are silent for so long in it, as we are cut off, the server ends it.
+# Else it would hold its locks for hours, until the server finds out by itself.
+PG_IDLE: Final = f"set_config('idle_in_transaction_session_timeout', '{int(IDLE * 1000)}', true)"
 
 
 class Stored:

@@ -34,6 +34,7 @@ from asignals.relay._envelope import DeadLetter, Envelope
 from asignals.relay._redact import redacted, said
 from asignals.relay._sql import (
     LIMIT,
+    PG_IDLE,
     PG_NO_WAIT,
     Stored,
     announce,
@@ -65,7 +66,7 @@ logger = logging.getLogger("asignals.relay")
 T = TypeVar("T")
 
 _LOOK: Final = 10.0  # seconds after which refused events are counted again: another process may replay them
-_TRIP: Final = 20.0  # seconds that one publishing of a batch may take
+_TRIP: Final = 10.0  # seconds that one publishing of a batch may take; less than `IDLE`
 _POLL: Final = 1.0  # seconds after which the table is looked at even if nobody said that there is something
 
 
@@ -337,8 +338,9 @@ def _statements(engine: AsyncEngine, tables: Tables, channel: str) -> tuple[Any,
         notify = text(f"WITH row AS ({put.text}) SELECT pg_notify('{channel}', '')")
         types = bindparam("key", type_=outbox.c.key.type), bindparam("data", type_=postgresql.BYTEA)
         take = text(
-            f"WITH turn AS MATERIALIZED (SELECT pg_try_advisory_xact_lock({lock_of(name)}) AS keyed)"  # noqa: S608
-            f" DELETE FROM {name} USING {PG_NO_WAIT} WHERE id = ANY(ARRAY("
+            f"WITH turn AS MATERIALIZED "  # noqa: S608  names are quoted, values bound
+            f"(SELECT pg_try_advisory_xact_lock({lock_of(name)}) AS keyed, {PG_IDLE} AS idle)"
+            f" DELETE FROM {name} USING {PG_NO_WAIT}, {PG_IDLE} AS idle WHERE id = ANY(ARRAY("
             f"SELECT id FROM {name} WHERE error IS NULL AND (key IS NULL OR (SELECT keyed FROM turn))"
             f" ORDER BY id LIMIT :count FOR UPDATE SKIP LOCKED)) RETURNING id, key, data"
         )

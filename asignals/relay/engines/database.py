@@ -25,6 +25,7 @@ from asignals.relay._connection_state import Attempts, ConnectionState
 from asignals.relay._envelope import DeadLetter, check_name
 from asignals.relay._pool import Pool
 from asignals.relay._sql import (
+    PG_IDLE,
     PG_NO_WAIT,
     PG_NOW,
     Stored,
@@ -68,7 +69,7 @@ class Database(Stored):
     """
 
     def __init__(self, database: str | AsyncEngine, *, schema: str | None = None, lease: float = 30.0) -> None:
-        super().__init__(database, schema, ("engine",))
+        super().__init__(database, schema, ("engine", "inbox"))  # it is its own inbox, too
         self.lease = lease
         self.connection_state: ConnectionState = ConnectionState(
             f"{self.engine.dialect.name} ({self.engine.url.database})"
@@ -361,7 +362,7 @@ class _Postgres:
         await announce((await connection.get_raw_connection()), self.channel)
 
     async def register(self, connection: AsyncConnection, service: str, topic: str) -> None:
-        await connection.execute(text(f"SELECT pg_advisory_xact_lock({self._lock})"))
+        await connection.execute(text(f"SELECT {PG_IDLE}, pg_advisory_xact_lock({self._lock})"))
         await connection.execute(self._register, {"service": service, "topic": topic})
 
     async def claim(
@@ -385,7 +386,7 @@ class _Postgres:
     async def _keep_subscriptions(self, connection: AsyncConnection) -> None:
         # A service that registers now must see what we do to events, or we must see the service: registering takes the
         # lock alone. It is its own statement, as the next one sees only what was committed before it began.
-        await connection.execute(text(f"SELECT pg_advisory_xact_lock_shared({self._lock})"))
+        await connection.execute(text(f"SELECT {PG_IDLE}, pg_advisory_xact_lock_shared({self._lock})"))
 
     async def until_due(self, connection: AsyncConnection, subscriptions: list[int]) -> float | None:
         seconds: float | None = (await connection.execute(self._due, {"subscriptions": subscriptions})).scalar()
