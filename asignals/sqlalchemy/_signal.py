@@ -39,7 +39,7 @@ class _Heard(NamedTuple):
 class Captured(Signal[..., Any]):
     """A signal that is sent for somebody only; a capture of a test is somebody, though it is no receiver."""
 
-    _captures = 0
+    _captures: int = 0
 
     @property
     def is_captured(self) -> bool:
