@@ -476,7 +476,7 @@ def _on_death(registry: ref[Registry], thing: Connection | WeakSender) -> None:
         return
     home._dead.append(thing)
     home.plan = None
-    frame: FrameType | None = sys._getframe(1)
+    frame = sys._getframe().f_back  # None where a thread ends
     while frame is not None and frame.f_globals.get("__name__") in {"weakref", "asignals._core.connection"}:
         frame = frame.f_back  # between a WeakMethod and here
     if frame is not None and thing.place is not None and is_running(frame, *thing.place) and home.is_unsent(thing):
