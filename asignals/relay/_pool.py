@@ -26,8 +26,8 @@ class Pool(Generic[T]):
     """Calls `work(item)` for every item put, for at most `limit` items at once, in the order of the puts.
 
     Use it as an async context manager: leaving cancels the workers and waits for them, and what is put after that is
-    not worked on. `on_park` is called when an item is parked. `work` must not raise; if it does, or is cancelled by nobody, the block is cancelled, and raises an
-    `ExceptionGroup`.
+    not worked on. `on_park` is called when an item is parked. `work` must not raise; if it does, or is cancelled by
+    nobody, the block is cancelled, and raises an `ExceptionGroup`.
     """
 
     def __init__(
