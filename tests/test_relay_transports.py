@@ -253,6 +253,51 @@ async def test_one_that_hangs_does_not_stop_the_rest(engine: World) -> None:
         await until(lambda: len(passed) == 999, 20)
 
 
+async def test_however_many_wait_for_their_retry_the_others_pass(engine: World) -> None:
+    """Twelve hundred events that failed, and wait for long, stop neither the consumer nor those that come after."""
+    await known(engine, "billing")
+    failed, heard = set(), set()
+
+    async def handle(delivery: Delivery) -> float | None:
+        number = int(Envelope.decode(delivery.data).body)
+        if number < 1_200:
+            failed.add(number)
+            return 300.0
+        heard.add(number)
+        return None
+
+    transport = engine.open()
+    async with consuming(engine.open(), "billing", handle, limit=20):
+        await transport.publish_many(events(1_200))
+        await until(lambda: len(failed) == 1_200)
+        await transport.publish_many([Envelope("numbers", b"2000")])
+        await until(lambda: 2_000 in heard, 5)
+
+
+async def test_events_that_wait_for_others_of_their_key_take_no_place(engine: World) -> None:
+    """Twelve hundred events of one busy key are parked; one of no key, far behind them, passes."""
+    await known(engine, "billing")
+    passed = asyncio.Event()
+    parked = 0
+
+    async def handle(delivery: Delivery) -> float | None:
+        nonlocal parked
+        if int(Envelope.decode(delivery.data).body) == 2_000:
+            passed.set()
+            return None
+        parked += 1
+        with delivery.park():
+            await passed.wait()
+        return None
+
+    transport = engine.open()
+    async with consuming(engine.open(), "billing", handle, limit=10):
+        await transport.publish_many([*events(1_200), Envelope("numbers", b"2000")])
+        async with asyncio.timeout(20):
+            await passed.wait()
+        await _until_backlog(transport, 0)
+
+
 async def test_at_most_limit_events_are_handled_at_once(engine: World) -> None:
     """`limit` bounds how many handlers run together."""
     await known(engine, "billing")
@@ -391,6 +436,31 @@ async def test_a_service_that_is_gone_is_forgotten(engine: World) -> None:
     await _until_backlog(transport, 0)
     await _until_backlog(transport, 25, "shipping")
     await transport.forget_service("never-heard-of")
+
+
+async def test_hundreds_of_dead_letters_are_counted_read_and_removed_in_batches(engine: World) -> None:
+    """Without holding more than a batch of them here; a scan that is left early takes none."""
+    transport = engine.open()
+    assert isinstance(transport, DeadLetters)
+    letters = [DeadLetter(b"%d" % number, "billing", "ValueError: no", 5, time=float(number)) for number in range(300)]
+    for start in range(0, 300, 50):
+        await asyncio.gather(*(transport.put_dead_letter("dlq.billing", one) for one in letters[start : start + 50]))
+    assert await transport.count_dead_letters("dlq.billing") == 300
+    async with aclosing(transport.scan_dead_letters("dlq.billing", batch=70)) as batches:
+        assert len(await anext(batches)) == 70
+    kept = 0
+    async with aclosing(transport.scan_dead_letters("dlq.billing", batch=70)) as batches:
+        async for some in batches:
+            assert len(some) <= 70
+            even = [letter for letter in some if int(letter.raw) % 2 == 0]
+            await transport.delete_dead_letters("dlq.billing", even)
+            kept += len(some) - len(even)
+    assert kept == 150
+    async with asyncio.timeout(10):
+        while await transport.count_dead_letters("dlq.billing") != 150:  # noqa: ASYNC110  the engine tells nobody
+            await asyncio.sleep(0.02)
+    rest = await letters_of(transport, "dlq.billing")
+    assert {int(letter.raw) for letter in rest} == set(range(1, 300, 2))
 
 
 async def test_publishing_nothing_is_fine(engine: World) -> None:

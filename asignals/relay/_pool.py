@@ -26,11 +26,13 @@ class Pool(Generic[T]):
     """Calls `work(item)` for every item put, for at most `limit` items at once, in the order of the puts.
 
     Use it as an async context manager: leaving cancels the workers and waits for them, and what is put after that is
-    not worked on. `work` must not raise; if it does, or is cancelled by nobody, the block is cancelled, and raises an
-    `ExceptionGroup`.
+    not worked on. `on_park` is called when an item is parked. `work` must not raise; if it does, or is cancelled by
+    nobody, the block is cancelled, and raises an `ExceptionGroup`.
     """
 
-    def __init__(self, work: Callable[[T], Awaitable[None]], limit: int) -> None:
+    def __init__(
+        self, work: Callable[[T], Awaitable[None]], limit: int, *, on_park: Callable[[], object] | None = None
+    ) -> None:
         self._work = work
         self._limit = limit
         self._items: deque[T] = deque()
@@ -40,6 +42,7 @@ class Pool(Generic[T]):
         self._others: set[asyncio.Task[None]] = set()
         self._busy = 0
         self.parked: int = 0
+        self._on_park = on_park
         self._changed = asyncio.Event()
         self._is_leaving = False
 
@@ -75,6 +78,8 @@ class Pool(Generic[T]):
         self._changed.set()
         if self._items and not self._idle:
             self._add_worker()
+        if self._on_park is not None:
+            self._on_park()
         try:
             yield
         finally:

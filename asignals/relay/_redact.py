@@ -10,7 +10,7 @@ HIDDEN: Final = "***"
 # Where a URL has no password, the part before "@" may be a token (NATS), so all of it is hidden. A password may hold
 # "/" and "@" that nobody has escaped: it goes up to the last "@" before white space or the next URL.
 _USER_INFO: Final = re.compile(
-    r"(?P<scheme>\b[A-Za-z][A-Za-z0-9+.-]*://)(?P<user>[^\s/?#@:]*)(?P<rest>:(?:(?!://)[^\s\"'])*)?@"
+    r"(?P<scheme>(?:\b[A-Za-z][A-Za-z0-9+.-]*)?://)(?P<user>[^\s/?#@:]*)(?P<rest>:(?:(?!://)[^\s\"'])*)?@"
 )
 _NAMES: Final = r"password|passwd|pwd|passphrase|secret|token|api[_-]?key|apikey|credentials|jwt|nkeys?_seed|seed"
 _SETTING: Final = re.compile(

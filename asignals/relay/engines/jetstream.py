@@ -49,6 +49,7 @@ logger: logging.Logger = logging.getLogger("asignals.relay")
 
 _SCHEMES: Final = ("nats://", "tls://", "ws://", "wss://")
 _CONNECT: Final = 5.0  # seconds for connecting and for each request
+_PING: Final = 3  # seconds between two looks at whether the server still answers
 _FAREWELL: Final = 2.0  # seconds that closing may take
 _PULL: Final = 20.0  # seconds for which the server keeps a request for events
 _AT_ONCE: Final = 1_000  # events under way to the server
@@ -220,7 +221,7 @@ class JetStream:
 
     async def _connect(self) -> Client:
         # Three seconds twice without an answer, and a connection that is half open is known as lost.
-        waits = {"reconnect_time_wait": 0.25, "ping_interval": 3, "max_outstanding_pings": 2, "connect_timeout": 2}
+        waits = {"reconnect_time_wait": 0.25, "ping_interval": _PING, "max_outstanding_pings": 2, "connect_timeout": 2}
         connecting = nats.connect(
             self._servers,
             allow_reconnect=True,
@@ -497,7 +498,7 @@ class _Consumer:
                     answers.add((item.reply, _answer(None if outcome is None else delay_of(outcome))))
                     self.changed.set()
 
-                pool = Pool(work, self.limit)
+                pool = Pool(work, self.limit, on_park=self.changed.set)
                 try:
                     async with pool:
                         pool.start(self._keep(answers))

@@ -19,6 +19,7 @@ from contextlib import AsyncExitStack, aclosing, asynccontextmanager, contextman
 from dataclasses import dataclass, field
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import urlsplit, urlunsplit
 
 from aio_pika import DeliveryMode, ExchangeType, Message, connect
 from aio_pika.exceptions import ChannelNotFoundEntity, ChannelPreconditionFailed, DeliveryError
@@ -57,6 +58,8 @@ if TYPE_CHECKING:
 logger: logging.Logger = logging.getLogger("asignals.relay")
 
 _TRIP: Final = 5.0  # seconds that an answer may take
+# Seconds; after twice that without a word the broker gives what a consumer holds to others, be it dead or cut off.
+_HEARTBEAT: Final = 6
 _FAREWELL: Final = 2.0  # seconds that closing may take
 _AT_ONCE: Final = 500
 _UNDER_WAY: Final = 64  # more that begin at once would stall the event loop for what they take together
@@ -111,7 +114,7 @@ class RabbitMQ:
             raise ValueError(msg)
         self.name: str = check_name("name", name)
         self.connection_state: ConnectionState = ConnectionState(f"RabbitMQ ({url}, {name})")
-        self._url = url
+        self._url = _with_heartbeat(url)
         self._options = options
         self._lock = asyncio.Lock()
         self._line: _Line | None = None
@@ -194,10 +197,9 @@ class RabbitMQ:
         try:
             yield
         except TimeoutError as error:
-            if not str(error):
-                error = TimeoutError(f"{self.connection_state.name} gave no answer within {_TRIP:g} s")
-            self._lose(line.connection, error)
-            raise error from None
+            silent = TimeoutError(f"{self.connection_state.name} gave no answer within {_TRIP:g} s")
+            self._lose(line.connection, silent)
+            raise silent from error
         except ChannelPreconditionFailed as error:
             msg = (
                 f"{self.connection_state.name} has a queue or exchange of other settings:"
@@ -469,6 +471,13 @@ class RabbitMQ:
                 await limited(message.ack(), _TRIP)
                 positions = positions - {position}
         return positions
+
+
+def _with_heartbeat(url: str) -> str:
+    parts = urlsplit(url)
+    if "heartbeat=" in parts.query:
+        return url
+    return urlunsplit(parts._replace(query=f"{parts.query}&heartbeat={_HEARTBEAT}".lstrip("&")))
 
 
 async def _close(what: AbstractChannel | AbstractConnection) -> None:

@@ -141,6 +141,7 @@ class RedisStreams:
         client, self._made = self._made, None  # the next event loop may be another
         if client is not None:
             await client.aclose()
+            await asyncio.sleep(0)  # the sockets are closed in the loop's next turn
 
     async def _ask(self, command: Any, seconds: float = _TRIP) -> Any:
         """Await a command; one that is not answered in time takes with it the connections that wait in the pool.
