@@ -209,7 +209,7 @@ class Stream(Generic[P]):
         self,
         signals: tuple[Signal[..., Any], ...],
         sender: object,
-        where: Where | None,
+        where: Where[P] | None,
         buffer: int,
         overflow: Overflow,
     ) -> None:
