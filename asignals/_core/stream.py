@@ -331,7 +331,7 @@ class Stream(Generic[P]):
 
     # -- writing ---------------------------------------------------------------------------------------------------
 
-    def put(self, event: Event) -> _Waiting | None:
+    def put(self, event: Event[Any]) -> _Waiting | None:
         """Take an event; returns what its sender has to wait for, if anything. Raises `BufferFull`."""
         if self._where is not None and not self._where(event):
             return None
