@@ -173,6 +173,13 @@ def test_what_is_no_signal_is_refused(block):
         pytest.fail("the block must not be entered")
 
 
+@pytest.mark.parametrize("block", [capture, muted, restored])
+def test_blocks_without_signals_are_refused(block):
+    """They would do nothing."""
+    with pytest.raises(TypeError, match=rf"{block.__name__}\(\) needs a signal"):
+        block()
+
+
 async def test_only_says_what_was_sent_instead():
     """The message names the signal and lists the sends with sender and arguments."""
     paid = make()

@@ -1,6 +1,7 @@
 """`muted`, `swap_receivers`, `restored` and `connected` as decorators: they work, or say why they don't."""
 
 import asyncio
+import contextlib
 import functools
 import sys
 import unittest
@@ -183,10 +184,30 @@ def test_what_would_run_after_the_block_is_refused(heard):
 
     loop = asyncio.new_event_loop()
     partial = functools.partial(coroutine)
-    for late in (lambda: partial(), lambda: iter(each for each in "ab"), loop.create_future):  # noqa: PLW0108  plain
+    manager = contextlib.contextmanager(lambda: iter([]))
+    for late in (
+        manager,
+        contextlib.asynccontextmanager(manager),
+        lambda: partial(),
+        lambda: iter(each for each in "ab"),
+        loop.create_future,
+    ):  # noqa: PLW0108  plain
         with pytest.raises(TypeError, match=r"muted\(\) decorates .*would run after the block"):
             muted(paid)(late)()
     loop.close()
+
+
+@pytest.mark.parametrize("name", ["muted", "connected"])
+def test_blocks_of_signals_are_refused_as_decorators(heard, name):
+    """Where they stand, those of model signals too: `asignals.testing` has what decorates."""
+    model_signals = pytest.importorskip("asignals.sqlalchemy")
+    for each in (heard[0], model_signals.post_save, model_signals.transaction_committed):
+        block = getattr(each, name)(*[print] * (name == "connected"))
+
+        async def test(): ...
+
+        with pytest.raises(TypeError, match=r"no decorator: write the `with` block inside of .*test"):
+            block(test)
 
 
 @pytest.mark.parametrize(

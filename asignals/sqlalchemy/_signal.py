@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast, overload
 from weakref import WeakKeyDictionary, ref
 
@@ -17,6 +17,7 @@ from asignals.sqlalchemy._senders import Awaited, find_model, goes_by, hold
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Hashable, Iterable
+    from types import TracebackType
 
     from anyio import CapacityLimiter
 
@@ -356,7 +357,6 @@ class ModelSignal(Captured):
         """The receivers that an event of this sender would reach in any phase, muted or not."""
         return [found for phase in self._phases.values() for found in Signal.receivers_for(phase, sender)]
 
-    @contextmanager
     def connected(  # noqa: PLR0913  as for connect
         self,
         receiver: F,
@@ -371,8 +371,8 @@ class ModelSignal(Captured):
         timeout: float | None = None,
         once: bool = False,
         replace: bool = False,
-    ) -> Generator[F]:
-        """Connect for the length of a `with` block; as `Signal.connected`, for one phase.
+    ) -> AbstractContextManager[F]:
+        """Connect for the length of a `with` block; as `Signal.connected`, for one phase. Not a decorator.
 
         Raises `LookupError` for a name that no mapped class has.
         """
@@ -389,19 +389,14 @@ class ModelSignal(Captured):
                 "replace": replace,
             },
         )
-        with Signal.connected(target, receiver, resolved, weak, dispatch_uid, **chosen) as given:
-            yield given
+        return Signal.connected(target, receiver, resolved, weak, dispatch_uid, **chosen)
 
-    @contextmanager
-    def muted(self, *receivers: Receiver, everywhere: bool = False) -> Generator[None]:
-        """Mute for the length of a `with` block; as `Signal.muted`, for all phases.
+    def muted(self, *receivers: Receiver, everywhere: bool = False) -> AbstractContextManager[None]:
+        """Mute for the length of a `with` block; as `Signal.muted`, for all phases. Not a decorator.
 
         What is flushed inside of the block is not delivered after the commit either.
         """
-        with ExitStack() as stack:
-            for phase in self._phases.values():
-                stack.enter_context(Signal.muted(phase, *receivers, everywhere=everywhere))
-            yield
+        return _All([Signal.muted(phase, *receivers, everywhere=everywhere) for phase in self._phases.values()])
 
     def of(self, model: type[M]) -> OfModel[M]:
         """The signal for one model, for receivers whose types are checked: `@post_save.of(User).connect`.
@@ -413,6 +408,28 @@ class ModelSignal(Captured):
             msg = f"signal {self.name!r}: of() takes a mapped class, or a base of some, not {model!r:.80}"
             raise TypeError(msg)
         return OfModel(self, model)
+
+
+class _All(AbstractContextManager[None]):
+    """Several blocks at once; no decorator, which on an `async def` would end before the body runs."""
+
+    def __init__(self, blocks: list[AbstractContextManager[None]]) -> None:
+        self._blocks = blocks
+        self._stack = ExitStack()
+
+    def __enter__(self) -> None:
+        for block in self._blocks:
+            self._stack.enter_context(block)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._stack.__exit__(kind, error, traceback)
+
+    def __call__(self, function: object) -> None:
+        name = getattr(function, "__qualname__", repr(function))
+        msg = f"this is no decorator: write the `with` block inside of {name}, or decorate with asignals.testing.muted"
+        raise TypeError(msg)
 
 
 class SessionSignal(Captured):

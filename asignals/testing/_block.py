@@ -21,7 +21,12 @@ T = TypeVar("T")
 D = TypeVar("D", bound="Callable[..., Any]")
 
 _BLOCKS: Final = "__asignals_blocks__"
-_GENERATORS: Final = (types.GeneratorType, types.AsyncGeneratorType)
+_LATE: Final = (  # what runs when it is used, and not when it is made
+    types.GeneratorType,
+    types.AsyncGeneratorType,
+    contextlib._GeneratorContextManager,
+    contextlib._AsyncGeneratorContextManager,
+)
 
 
 class Block(Generic[T]):
@@ -163,7 +168,7 @@ def _around_function(
     def wrapper(*args: Any, **kwargs: Any) -> Any:
         with make():
             result = function(*args, **kwargs)
-            if inspect.isawaitable(result) or isinstance(result, _GENERATORS):
+            if inspect.isawaitable(result) or isinstance(result, _LATE):
                 _refuse_late(function, name, result)
             return result
 

@@ -9,7 +9,7 @@ from weakref import WeakKeyDictionary
 
 from asignals._core import Registry, Snapshot, identify, name_of
 from asignals.testing._block import Block
-from asignals.testing._capture import AnySignal, checked
+from asignals.testing._capture import AnySignal, checked, some
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -24,7 +24,7 @@ def muted(*signals: AnySignal, everywhere: bool = False) -> Block[None]:
     As there, only the current context is muted unless `everywhere` is true. A capture sees muted sends. Decorates
     functions, fixtures and test classes, too: see `Block`. `TypeError` for what is not a signal.
     """
-    signals = checked("muted", signals)
+    signals = some("muted", signals)
     return Block("muted", lambda: _muted(signals, everywhere), lambda: _muted(signals, True))  # noqa: FBT003
 
 
@@ -176,7 +176,7 @@ def restored(*signals: AnySignal) -> Block[None]:
     Seen by everyone. Decorates functions, fixtures and test classes, too: see `Block`. `TypeError` for what is not a
     signal.
     """
-    signals = checked("restored", signals)
+    signals = some("restored", signals)
     return Block("restored", lambda: _restored(signals))
 
 

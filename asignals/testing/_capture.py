@@ -423,13 +423,10 @@ def capture(
             given.extend(each)
         else:
             given.append(each)
-    if not given:
-        msg = "capture() needs a signal"
-        raise TypeError(msg)
     if where is not None and (not callable(where) or inspect.iscoroutinefunction(where)):
         msg = f"where must be a sync function of an Event, not {_show(where)}"
         raise TypeError(msg)
-    chosen = checked("capture", tuple(given))
+    chosen = some("capture", tuple(given))
     if phase is not None:
         check_phase(phase, chosen)
     for signal in chosen:
@@ -445,6 +442,14 @@ def checked(what: str, signals: tuple[AnySignal, ...]) -> tuple[AnySignal, ...]:
             msg = f"{what}() takes signals, not {_show(each)}{hint}"
             raise TypeError(msg)
     return tuple(map(origin_of, signals))
+
+
+def some(what: str, signals: tuple[AnySignal, ...]) -> tuple[AnySignal, ...]:
+    """The same; raises `TypeError` for none, too, as a block without any would do nothing."""
+    if not signals:
+        msg = f"{what}() needs a signal"
+        raise TypeError(msg)
+    return checked(what, signals)
 
 
 def phases_of(signal: AnySignal) -> tuple[str, ...]:
