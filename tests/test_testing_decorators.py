@@ -184,14 +184,9 @@ def test_what_would_run_after_the_block_is_refused(heard):
 
     loop = asyncio.new_event_loop()
     partial = functools.partial(coroutine)
-    manager = contextlib.contextmanager(lambda: iter([]))
-    for late in (
-        manager,
-        contextlib.asynccontextmanager(manager),
-        lambda: partial(),
-        lambda: iter(each for each in "ab"),
-        loop.create_future,
-    ):  # noqa: PLW0108  plain
+    make_future = loop.create_future
+    managers = contextlib.contextmanager(lambda: iter([])), contextlib.asynccontextmanager(lambda: iter([]))
+    for late in (*managers, lambda: partial(), lambda: iter(each for each in "ab"), make_future):  # noqa: PLW0108  plain
         with pytest.raises(TypeError, match=r"muted\(\) decorates .*would run after the block"):
             muted(paid)(late)()
     loop.close()
