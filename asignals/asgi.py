@@ -257,9 +257,7 @@ class SignalMiddleware:
 class _Ending:
     """A block around the application, after which the last signals are sent: once, and whatever happens meanwhile."""
 
-    def __init__(
-        self, sender: ASGIApp, grace: float, scope: Scope, last: Signal[..., object], finish: _Finish
-    ) -> None:
+    def __init__(self, sender: ASGIApp, grace: float, scope: Scope, last: Signal[..., object], finish: _Finish) -> None:
         self.sender = sender
         self.grace = grace
         self.scope = scope
@@ -280,7 +278,9 @@ class _Ending:
         self.due = False
         error = exception if isinstance(exception, Exception) and self.scope["type"] != "lifespan" else None
         sending = self.send(exception, error)
-        if self.last.has_listeners(self.sender) or (error is not None and got_request_exception.has_listeners(self.sender)):
+        if self.last.has_listeners(self.sender) or (
+            error is not None and got_request_exception.has_listeners(self.sender)
+        ):
             await _protect(sending, exception, self.grace, self.last)
         else:
             await sending  # monitors hear of it; with no receiver there is nothing to protect

@@ -23,11 +23,11 @@ is called and has the `registry` add a `connection`.
 `asignals.testing`, ...). What it exports beside the public names of `asignals` is for them:
 
 - `registry_of(signal)`: its `Registry`. `plan_for(sender).connections` are whom a send calls, muting applied;
-  `connections_for(sender)` and `all_connections()` are for looking only; `snapshot` and `restore` put back connections;
-  `changes` grows with every change. `origin_of(signal)`: the signal of a view.
+  `connections_for(sender)` and `all_connections()` are for looking only; `snapshot` and `restore` put back
+  connections; `changes` grows with every change. `origin_of(signal)`: the signal of a view.
 - `bind(signal, sender, **arguments)`: checks arguments as a send does and fills in defaults.
-- `Send`: one send under way; `await send.to(connection)` calls one connection and gives its `(receiver, response)` pair,
-  or `None`; `send.watched()` reports the send as a whole. `is_watched()`: whether a monitor watches.
+- `Send`: one send under way; `await send.to(connection)` calls one connection and gives its `(receiver, response)`
+  pair, or `None`; `send.watched()` reports the send as a whole. `is_watched()`: whether a monitor watches.
 - `annotate`, `log_failure`, `is_receivers_error`: what a send does with a receiver's exception.
 - `describe`, `name_of`, `locate`, `identify`, `sender_key`, `is_a`, `is_coroutine_function`: users' objects.
 - `Loop`, `Waker`, `cancellation`, `is_cancelled`: waiting for what another thread may bring.

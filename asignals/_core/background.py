@@ -25,6 +25,7 @@ import anyio.lowlevel
 from asignals._core.loops import Loop, Waker, cancellation, in_context, is_cancelled, new_lock, open_in_process
 from asignals._core.references import describe
 from asignals._core.signal import Signal
+from asignals._core.signatures import FORWARDS
 from asignals._core.stream import Event, check_count
 
 if TYPE_CHECKING:
@@ -422,6 +423,11 @@ class Background:
     def __repr__(self) -> str:
         left = self._accepted - self._done - len(self.undelivered)
         return f"<asignals.Background, {self._state}, {left} sends to do>"
+
+
+# As receivers, they pass an event on to the signal that a partial gives them.
+Background.send.__dict__[FORWARDS] = True
+Background.send_nowait.__dict__[FORWARDS] = False  # nothing to await
 
 
 def _closed() -> anyio.ClosedResourceError:

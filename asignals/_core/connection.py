@@ -7,16 +7,16 @@ from collections.abc import Awaitable, Callable, Hashable
 from enum import Enum
 from functools import partial
 from inspect import CO_ITERABLE_COROUTINE
-from types import CodeType, FunctionType, GeneratorType, MethodType
-from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict
+from types import CodeType, FunctionType, GeneratorType
+from typing import TYPE_CHECKING, Any, NamedTuple, Self, TypedDict
 from weakref import WeakMethod, ref
 
 import anyio
 
+from asignals._core import references
 from asignals._core.loops import in_thread
-from asignals._core.references import EVERYONE, HeldSender, WeakSender, describe, is_a, is_easily_lost
-from asignals._core.references import line_of, locate, method_of, name_of
-from asignals._core.signatures import Mismatch, Receiver, Shape
+from asignals._core.references import EVERYONE, HeldSender, WeakSender, describe, is_a, line_of, locate, name_of
+from asignals._core.signatures import Receiver, Shape
 
 if TYPE_CHECKING:
     from asignals._core.signal import Signal
@@ -124,7 +124,7 @@ class Connection(ref[Any]):
     key: Hashable
     order: int
 
-    def __new__(cls, target: object, on_death: Callable[[Any], object], *_: object) -> Connection:
+    def __new__(cls, target: object, on_death: Callable[[Any], object], *_: object) -> Self:
         """Refer to the target weakly."""
         return super().__new__(cls, target, on_death)
 
@@ -145,7 +145,8 @@ class Connection(ref[Any]):
     @property
     def receiver(self) -> Receiver | None:
         """The connected callable, or `None` once it has died."""
-        return self.target()
+        found: Receiver | None = self.target()
+        return found
 
     @property
     def sender(self) -> object:
@@ -291,7 +292,7 @@ def make_connection(
     on_death: Callable[[Connection], object],
 ) -> Connection:
     """Connect a receiver that the options allow to be referred to."""
-    method, holder = method_of(receiver) is receiver, None
+    method, holder = references.method_of(receiver) is receiver, None
     try:
         weak_method = WeakMethod(receiver) if method else None
         connection = Connection(receiver.__self__ if method else receiver, on_death, options, shape, place)  # type: ignore[attr-defined]
@@ -300,7 +301,7 @@ def make_connection(
         connection = Connection(holder, on_death, options, shape, place)
     connection._held = holder
     connection._name = name_of(receiver)
-    connection.is_easily_lost = is_easily_lost(receiver)
+    connection.is_easily_lost = references.is_easily_lost(receiver)
     connection.method = weak_method
     connection.function = None if weak_method is None else _function_of_class(receiver)
     if weak_method is not None and connection.function is None:  # the function may die before the object

@@ -176,7 +176,7 @@ async def _in_task_group(send: Send, plan: Connections, factory: TaskGroupFactor
         elif plan:
             run.pairs[0] = await send.to(plan[0])
         if run.failure is not None:  # a group lets a cancellation pass that a receiver raised by itself
-            raise run.failure
+            raise run.failure  # noqa: TRY301  it becomes a group below
         return [pair for pair in run.pairs if pair is not None]
     except GeneratorExit:
         raise

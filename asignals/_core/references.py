@@ -46,7 +46,8 @@ def method_of(receiver: object) -> MethodType | None:
 def identify(receiver: Callable[..., Any]) -> Hashable:
     """The identity of a receiver: equal for two accesses to one method of one object, and for nothing else.
 
-    Bound methods of Python and C, those that wrapt wraps, and `functools.partialmethod`s are new objects at each access.
+    Bound methods of Python and C, those that wrapt wraps, and those of `functools.partialmethod` are new objects at
+    each access.
     """
     method = method_of(receiver)
     if method is not None:

@@ -24,14 +24,14 @@ from collections.abc import Callable, Hashable, Iterable
 from contextlib import AbstractContextManager
 from contextvars import Context, ContextVar
 from functools import partial
-from types import CodeType, FrameType
-from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
+from types import CodeType
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar, cast
 from weakref import ref
 
+from asignals._core import references
 from asignals._core.connection import Connection, Connections, Kind, Options, make_connection, style_of
 from asignals._core.loops import new_lock
-from asignals._core.references import EVERYONE, HeldSender, WeakSender, describe, identify, is_a, is_running
-from asignals._core.references import refer_to_sender, sender_key, warn_lost
+from asignals._core.references import EVERYONE, HeldSender, WeakSender, describe, identify, is_a, sender_key
 from asignals._core.signatures import Names, Receiver, Shape
 from asignals._core.written import Loop, write_choose, write_loop
 
@@ -159,7 +159,7 @@ class Registry:
                 order = next(self._orders)
                 self._next_order = order + 1
             connection.order = order
-            kept: Any = entry.connections.setdefault(connection.key, connection)
+            kept = cast("C", entry.connections.setdefault(connection.key, connection))
             if kept is connection:
                 if entry is not self._everyone:  # a finalizer may have emptied and dropped it meanwhile
                     self._senders[entry.source.key] = entry
@@ -208,7 +208,7 @@ class Registry:
     def _entry_for(self, sender: object, connection: Connection | None) -> _Sender:
         entry = self._existing(sender)
         if entry is None:
-            source = refer_to_sender(sender, self.on_death, None if connection is None else connection.place)
+            source = references.refer_to_sender(sender, self.on_death, None if connection is None else connection.place)
             entry = self._senders[source.key] = _Sender(source)
         return entry
 
@@ -275,7 +275,7 @@ class Registry:
             what = f"receiver {thing.describe()}"
         text = f"{what} of signal {signal.name!r} {how}: nothing else refers to it."
         del signal  # a warning filter may raise, and its traceback would keep the signal
-        warn_lost(text, *thing.place)
+        references.warn_lost(text, *thing.place)
 
     # -- plans -----------------------------------------------------------------------------------------------------
 
@@ -479,5 +479,6 @@ def _on_death(registry: ref[Registry], thing: Connection | WeakSender) -> None:
     frame = sys._getframe().f_back  # None where a thread ends
     while frame is not None and frame.f_globals.get("__name__") in {"weakref", "asignals._core.connection"}:
         frame = frame.f_back  # between a WeakMethod and here
-    if frame is not None and thing.place is not None and is_running(frame, *thing.place) and home.is_unsent(thing):
+    is_in_statement = frame is not None and thing.place is not None and references.is_running(frame, *thing.place)
+    if is_in_statement and home.is_unsent(thing):
         home.warn_lost(thing, "died in the statement that connects it")

@@ -27,7 +27,7 @@ from asignals._core.stream import Event, Overflow, Stream, Where
 from asignals._core.written import class_for_names, class_for_stub, loop_for_keywords, mark_as_send
 
 P = ParamSpec("P")
-R = TypeVar("R", covariant=True)
+R_co = TypeVar("R_co", covariant=True)
 X = TypeVar("X")
 F = TypeVar("F", bound=Receiver)
 
@@ -47,7 +47,7 @@ _NO_PLAN = _NoPlan()
 _MISSING: Any = _Missing()
 
 
-class Signal(Generic[P, R]):
+class Signal(Generic[P, R_co]):
     """Something that happens, which receivers hear of.
 
     `Signal()` sends any keyword arguments, `Signal(["toppings", "size"])` exactly these. For types, defaults and a
@@ -137,9 +137,9 @@ class Signal(Generic[P, R]):
 
     if TYPE_CHECKING:
 
-        async def send(self, *args: P.args, **kwargs: P.kwargs) -> list[tuple[Receiver, R]]: ...
+        async def send(self, *args: P.args, **kwargs: P.kwargs) -> list[tuple[Receiver, R_co]]: ...
 
-        async def send_robust(self, *args: P.args, **kwargs: P.kwargs) -> list[tuple[Receiver, R | Exception]]: ...
+        async def send_robust(self, *args: P.args, **kwargs: P.kwargs) -> list[tuple[Receiver, R_co | Exception]]: ...
 
     else:
         # The types are above: here a sender is just an object. A signal with declared arguments has written methods.
@@ -456,7 +456,7 @@ class Signal(Generic[P, R]):
         when it runs later. Sends under way go on. Blocks may nest and overlap in any order.
 
         Raises:
-            TypeError: used as a decorator (see `asignals.testing.muted` for one), or one of the receivers is not callable.
+            TypeError: one of the receivers is not callable; or used as a decorator (`asignals.testing.muted` is one).
         """
         for receiver in receivers:
             self._callable(receiver)
@@ -533,11 +533,11 @@ def _check_mode(task_group: object, limit: object) -> None:
 
 
 @overload
-def signal(stub: Callable[P, Coroutine[Any, Any, R]]) -> Signal[P, R]: ...
+def signal(stub: Callable[P, Coroutine[Any, Any, R_co]]) -> Signal[P, R_co]: ...
 
 
 @overload
-def signal(stub: Callable[P, R]) -> Signal[P, R]: ...
+def signal(stub: Callable[P, R_co]) -> Signal[P, R_co]: ...
 
 
 @overload
@@ -592,9 +592,9 @@ class _SignalMaker(Protocol):
     """What `@signal(...)` with options returns."""
 
     @overload
-    def __call__(self, stub: Callable[P, Coroutine[Any, Any, R]], /) -> Signal[P, R]: ...
+    def __call__(self, stub: Callable[P, Coroutine[Any, Any, R_co]], /) -> Signal[P, R_co]: ...
     @overload
-    def __call__(self, stub: Callable[P, R], /) -> Signal[P, R]: ...
+    def __call__(self, stub: Callable[P, R_co], /) -> Signal[P, R_co]: ...
 
 
 def receiver(  # noqa: PLR0913  the options of connect

@@ -23,7 +23,7 @@ import textwrap
 from collections.abc import Callable, Collection, Coroutine
 from inspect import Signature
 from types import FunctionType, MethodType
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any, TypeAlias
 
 from asignals._core.connection import PLAIN_TYPES, Kind, Style, is_awaitable, style_of
 from asignals._core.dispatch import deliver
@@ -34,8 +34,6 @@ from asignals._core.signatures import FORWARDS, Names, Stub, check_names
 if sys.version_info < (3, 12):
     from asyncio import coroutines
 
-if TYPE_CHECKING:
-    from asignals._core.signal import Signal
 
 Loop: TypeAlias = Callable[..., Coroutine[Any, Any, list[tuple[Any, Any]]]]
 
@@ -293,7 +291,7 @@ def mark_as_send(function: Any) -> None:
 
 
 @functools.lru_cache(maxsize=4096)
-def class_for_names(base: type[Signal[..., Any]], root: type[Signal[..., Any]], names: Names) -> type[Any]:
+def class_for_names(base: type[Any], root: type[Any], names: Names) -> type[Any]:
     """`base` with methods written for `names`, below whatever `base` overrides itself."""
     specialised = _specialised(root, names, None)
     if base is root:
@@ -301,7 +299,7 @@ def class_for_names(base: type[Signal[..., Any]], root: type[Signal[..., Any]], 
     return type(base.__name__, (_silent(root), base, specialised), _namespace(base))
 
 
-def class_for_stub(root: type[Signal[..., Any]], stub: Stub) -> type[Any]:
+def class_for_stub(root: type[Any], stub: Stub) -> type[Any]:
     """`root` with methods written for a stub, with its types and defaults."""
     return _specialised(root, stub.names, stub)
 
@@ -311,7 +309,6 @@ def _specialised(root: type[Any], names: Names, stub: Stub | None) -> type[Any]:
     return type(root.__name__, (root,), {**_namespace(root), **methods})
 
 
-@functools.cache
 def _silent(root: type[Any]) -> type[Any]:
     """Keeps a user's `__init_subclass__` from being called for classes that the user did not write."""
     hook = classmethod(lambda cls: None)  # noqa: ARG005  the hook's parameter
