@@ -277,12 +277,15 @@ class _Telling:
                 log_failure(error, link, send.signal, send.sender)
 
     def _start(self, send: Send, link: Subscriber) -> None:
-        if is_awaited(link) and in_greenlet():
+        def refuse() -> AsyncReceiverError:
+            return AsyncReceiverError(send.signal, link.describe())
+
+        if not is_awaited(link):
+            run_here(send.to(link), refuse)
+        elif in_greenlet():
             await_only(send.to(link))
-        elif is_awaited(link) and not link.options.in_thread:
-            raise AsyncReceiverError(send.signal, link.describe())
         else:
-            run_here(send.to(link), send.signal, link.describe)
+            raise refuse()
 
 
 def _call_back(session: Session, callback: Callable[[], object]) -> None:

@@ -55,8 +55,11 @@ def forecast(
     is_saved: Callable[[type], bool],
     is_deleted: Callable[[type], bool],
     seen: Collection[Any],
-) -> list[Fate]:
-    """What a flush would do to the instances of models that somebody listens to, without those seen already."""
+) -> tuple[list[Fate], bool]:
+    """What a flush would do to the instances of models that somebody listens to, without those seen already.
+
+    And whether all of these are what they look like.
+    """
     chosen = {inspect(instance) for instance in instances} if instances else None
     rows = [row for row in chain(session._new, session._dirty_states) if chosen is None or row in chosen]
     deleted = [row for row in session._deleted if chosen is None or row in chosen]
@@ -68,9 +71,17 @@ def forecast(
         row.manager in near and _is_involved(row, traits[row.manager]) for row in rows
     ):
         fates = _sorted_out(session, instances)
-        return [fate for fate in fates if (is_deleted if fate.deleted else is_saved)(fate.row.manager.class_)]
+        return [fate for fate in fates if (is_deleted if fate.deleted else is_saved)(fate.row.manager.class_)], False
     heard = {manager for manager in near if is_saved(manager.class_)}
-    return list(_taken_as_they_are([row for row in rows if row.manager in heard and (row, False) not in seen], traits))
+    rows = [row for row in rows if row.manager in heard and (row, False) not in seen]
+    return list(_taken_as_they_are(rows, traits)), True
+
+
+def extent(session: Session) -> tuple[int, ...]:
+    """Grows when an instance is added, deleted, or changed in another attribute."""
+    rows = session._dirty_states
+    changed = sum([len(row.committed_state) for row in chain(session._new, rows)])
+    return len(session._new), len(session._deleted), len(rows), changed
 
 
 def _is_involved(row: InstanceState[Any], traits: Traits) -> bool:

@@ -11,6 +11,7 @@ from sqlalchemy.orm.base import LoaderCallableStatus
 from asignals import InvalidReceiverError
 from asignals._core import Send, describe
 from asignals.sqlalchemy._deliver import run_here
+from asignals.sqlalchemy._errors import AsyncReceiverError
 from asignals.sqlalchemy._senders import mappers
 from asignals.sqlalchemy._signal import ModelSignal
 from asignals.sqlalchemy._state import announced
@@ -40,7 +41,7 @@ class InitSignal(ModelSignal):
         """Call the receivers on the spot."""
         send = Send(self, sender, arguments, robust=False)
         for link in self.registry("flush").plan_for(sender).subscribers:
-            run_here(send.to(link), self, link.describe)
+            run_here(send.to(link), lambda link=link: AsyncReceiverError(self, link.describe()))  # type: ignore[misc]
 
 
 pre_init: InitSignal = InitSignal(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import ExitStack, contextmanager
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, Unpack, cast, overload
+from typing import TYPE_CHECKING, Any, TypeVar, Unpack, cast, overload
 from weakref import WeakKeyDictionary, ref
 
 from sqlalchemy import event
@@ -26,12 +26,22 @@ F = TypeVar("F", bound="Callable[..., Any]")
 _MISSING: Any = object()
 
 
-class _Heard(NamedTuple):
-    """What is known of who listens, until that changes."""
+class Hearing:
+    """Which models somebody listens to, muted or not; asked once for each, until anything changes."""
 
-    at: tuple[int, ...]
-    is_connected: bool
-    models: WeakKeyDictionary[type, bool]
+    def __init__(self, signal: ModelSignal, at: tuple[int, ...], *, is_connected: bool) -> None:
+        self.at = at
+        self.is_connected = is_connected
+        self._signal = signal
+        self._models: WeakKeyDictionary[type, bool] = WeakKeyDictionary()
+
+    def __call__(self, model: type) -> bool:
+        if not self.is_connected:
+            return False
+        known = self._models.get(model)
+        if known is None:
+            known = self._models[model] = self._signal.has_listeners(model)
+        return known
 
 
 class ModelSignal(Signal[..., Any]):
@@ -52,10 +62,11 @@ class ModelSignal(Signal[..., Any]):
         doc: str,
         phases: tuple[Phase, ...] = PHASES,
     ) -> None:
-        super().__init__(arguments, name=f"asignals.sqlalchemy.{name}", doc=doc)
+        self.names = tuple(arguments)
+        super().__init__(self.names, name=f"asignals.sqlalchemy.{name}", doc=doc)
         self._awaited: list[Awaited] = []
         self._is_waiting = False
-        self._heard = _Heard((), is_connected=False, models=WeakKeyDictionary())
+        self._hearing = Hearing(self, (), is_connected=False)
         self._phases: dict[Phase, ModelSignal] = {"flush": self}
         self._phases |= {phase: self._in_phase() for phase in phases if phase != "flush"}
 
@@ -73,34 +84,23 @@ class ModelSignal(Signal[..., Any]):
         """Who is connected for a phase."""
         return self._phases[phase]._registry if phase in self._phases else _NOBODY
 
-    @property
-    def changes(self) -> tuple[int, ...]:
-        """Is another whenever somebody was connected or disconnected."""
-        return tuple(phase._registry.changes for phase in self._phases.values())
+    def hearing(self) -> Hearing:
+        """Who listens now, in any phase."""
+        at = tuple([phase._registry.changes for phase in self._phases.values()])
+        if self._hearing.at != at:
+            is_connected = any(phase._registry.all_subscribers() for phase in self._phases.values())
+            self._hearing = Hearing(self, at, is_connected=is_connected)
+        return self._hearing
 
     @property
     def is_connected(self) -> bool:
         """Whether anybody is connected for any sender, in any phase."""
-        return self._heard.is_connected if self._heard.at == self.changes else self._ask_again().is_connected
+        return self.hearing().is_connected
 
     @property
     def is_awaited(self) -> bool:
         """Whether a receiver for any sender, in any phase, is async."""
         return any(link.is_async for phase in self._phases.values() for link in phase._registry.all_subscribers())
-
-    def hears(self, model: type) -> bool:
-        """Whether anybody is connected for a model, in any phase, muted or not; asked once for each."""
-        heard = self._heard if self._heard.at == self.changes else self._ask_again()
-        known = heard.models.get(model)
-        if known is None:
-            known = heard.models[model] = heard.is_connected and self.has_listeners(model)
-        return known
-
-    def _ask_again(self) -> _Heard:
-        at = self.changes
-        is_connected = any(phase._registry.all_subscribers() for phase in self._phases.values())
-        self._heard = _Heard(at, is_connected, WeakKeyDictionary())
-        return self._heard
 
     # -- connecting ------------------------------------------------------------------------------------------------
 
@@ -333,7 +333,8 @@ class SessionSignal(Signal[..., Any]):
     """A signal whose sender is a session; a plain `Signal` in all else."""
 
     def __init__(self, arguments: Iterable[str], *, name: str, doc: str) -> None:
-        super().__init__(arguments, name=f"asignals.sqlalchemy.{name}", doc=doc)
+        self.names = tuple(arguments)
+        super().__init__(self.names, name=f"asignals.sqlalchemy.{name}", doc=doc)
 
     def registry(self, phase: Phase) -> Registry:
         """Who is connected: there is one phase only."""
