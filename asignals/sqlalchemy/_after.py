@@ -126,7 +126,7 @@ def _related(row: InstanceState[Any]) -> Iterator[InstanceState[Any]]:
                 yield inspect(member)
 
 
-def _members(value: object) -> object:
+def _members(value: Any) -> Any:
     """The members of a collection, which can't be used any more once it has expired; any other value as it is."""
     adapter = getattr(value, "_sa_adapter", None)
     return value if adapter is None else list(collection_adapter(value))

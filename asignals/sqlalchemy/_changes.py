@@ -6,15 +6,15 @@ from typing import TYPE_CHECKING, Any, TypeAlias, cast
 from weakref import ref
 
 from sqlalchemy import Column, event
-from sqlalchemy.orm import Mapper, RelationshipDirection
-from sqlalchemy.orm.attributes import NO_VALUE
-from sqlalchemy.orm.base import LoaderCallableStatus
+from sqlalchemy.orm import LoaderCallableStatus, Mapper, RelationshipDirection
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
     from sqlalchemy import ColumnElement
     from sqlalchemy.orm import InstanceState
+
+NO_VALUE = LoaderCallableStatus.NO_VALUE
 
 Changes: TypeAlias = "dict[str, tuple[Any, Any]]"
 

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from sqlalchemy import inspect
 from sqlalchemy.orm import InstanceState, PassiveFlag, RelationshipDirection, RelationshipProperty, UOWTransaction
-from sqlalchemy.orm.attributes import NO_VALUE
 from sqlalchemy.orm.exc import UnmappedColumnError
 
 from asignals.sqlalchemy._changes import (
+    NO_VALUE,
     attribute_of,
     changes_to,
     first_values,
@@ -79,9 +79,8 @@ def forecast(
 
 def extent(session: Session) -> tuple[int, ...]:
     """Grows when an instance is added, deleted, or changed in another attribute."""
-    rows = session._dirty_states
-    changed = sum([len(row.committed_state) for row in chain(session._new, rows)])
-    return len(session._new), len(session._deleted), len(rows), changed
+    rows = [*session._new, *session._dirty_states]
+    return len(session._deleted), len(rows), sum([len(row.committed_state) for row in rows])
 
 
 def _is_involved(row: InstanceState[Any], traits: Traits) -> bool:
@@ -119,7 +118,7 @@ def _sorted_out(session: Session, instances: Sequence[Any] | None) -> Iterator[F
     _register(session, unit, instances)
     unit._generate_actions()  # type: ignore[no-untyped-call]  # private, but it is all that decides
     states = {row: deleted for row, (deleted, only_listed) in unit.states.items() if not only_listed}
-    taken_over = {old for row in states if (old := predecessor(session, row, unit.states))}
+    taken_over = {predecessor(session, row, unit.states) for row in states}
     keys = _foreign_keys(unit, states)
     for row, deleted in states.items():
         if deleted:
@@ -131,7 +130,9 @@ def _sorted_out(session: Session, instances: Sequence[Any] | None) -> Iterator[F
         if row.key is None and predecessor(session, row, unit.states) is None:
             changes = first_values(row, traits)
             yield Fate(row, changes={**changes, **{key: (NO_VALUE, value) for key, value in new.items()}})
-        elif (old := {**net_changes(row, traits), **{key: stored_value(row, key) for key in new}}) or row.key is None:
+            continue
+        old = {**net_changes(row, traits), **{key: stored_value(row, key) for key in new}}
+        if old or row.key is None:
             fate = _updated(row, traits, old)
             changes = {**(fate.changes or {}), **{key: (stored_value(row, key), value) for key, value in new.items()}}
             yield fate._replace(changes=changes)

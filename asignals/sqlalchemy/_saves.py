@@ -9,9 +9,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import inspect
-from sqlalchemy.orm.attributes import NO_VALUE
 
 from asignals.sqlalchemy._changes import (
+    NO_VALUE,
     changes_to,
     first_values,
     last_values,
@@ -141,7 +141,9 @@ def written_rows(session: Session, unit: UOWTransaction, before: dict[Row, dict[
     is_deleted = _heard(states, post_delete.hearing())
     if not is_saved and not is_deleted:
         return []
-    new, changed, gone = [], [], []
+    new: list[Row] = []
+    changed: list[Row] = []
+    gone: list[Row] = []
     for row, (is_gone, only_listed) in states.items():
         if only_listed:
             continue

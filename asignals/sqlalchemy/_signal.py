@@ -10,7 +10,7 @@ from sqlalchemy import event
 from sqlalchemy.orm import Mapper
 
 from asignals import Connection, Signal
-from asignals._core import Options, Registry
+from asignals._core import Options, Registry, registry_of
 from asignals.sqlalchemy._deliver import PHASES, Phase
 from asignals.sqlalchemy._senders import Awaited, find_model, goes_by, hold
 
@@ -342,4 +342,4 @@ class SessionSignal(Signal[..., Any]):
         return self._registry
 
 
-_NOBODY = Registry(lambda: None, None)
+_NOBODY = registry_of(Signal())  # of a phase that a signal does not have
