@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy.orm import InstanceState, Session
 
-    from asignals._core import Send, Connection
+    from asignals._core import Connection, Send
     from asignals.sqlalchemy._deliver import Phase
     from asignals.sqlalchemy._places import Place
     from asignals.sqlalchemy._transactions import SignalTransaction, Waiting
@@ -126,7 +126,7 @@ def _related(row: InstanceState[Any]) -> Iterator[InstanceState[Any]]:
                 yield inspect(member)
 
 
-def _members(value: object) -> object:
+def _members(value: Any) -> Any:
     """The members of a collection, which can't be used any more once it has expired; any other value as it is."""
     adapter = getattr(value, "_sa_adapter", None)
     return value if adapter is None else list(collection_adapter(value))
@@ -278,12 +278,15 @@ class _Telling:
                 log_failure(error, link, send.signal, send.sender)
 
     def _start(self, send: Send, link: Connection) -> None:
-        if is_awaited(link) and in_greenlet():
+        def refuse() -> AsyncReceiverError:
+            return AsyncReceiverError(send.signal, link.describe())
+
+        if not is_awaited(link):
+            run_here(send.to(link), refuse)
+        elif in_greenlet():
             await_only(send.to(link))
-        elif is_awaited(link) and not link.options.in_thread:
-            raise AsyncReceiverError(send.signal, link.describe())
         else:
-            run_here(send.to(link), send.signal, link.describe)
+            raise refuse()
 
 
 def _call_back(session: Session, callback: Callable[[], object]) -> None:

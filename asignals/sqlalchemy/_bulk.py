@@ -79,7 +79,7 @@ def _announce(execution: ORMExecuteState) -> Result[Any] | None:
     if kind is None or mapper is None:
         return None
     model = mapper.class_
-    if not (pre_bulk.hears(model) or post_bulk.hears(model)):
+    if not (pre_bulk.hearing()(model) or post_bulk.hearing()(model)):
         return None
     if not in_greenlet():
         refuse_async(model, pre_bulk, post_bulk)

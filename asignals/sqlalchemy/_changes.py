@@ -6,15 +6,15 @@ from typing import TYPE_CHECKING, Any, TypeAlias, cast
 from weakref import ref
 
 from sqlalchemy import Column, event
-from sqlalchemy.orm import Mapper, RelationshipDirection
-from sqlalchemy.orm.attributes import NO_VALUE
-from sqlalchemy.orm.base import LoaderCallableStatus
+from sqlalchemy.orm import LoaderCallableStatus, Mapper, RelationshipDirection
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
     from sqlalchemy import ColumnElement
     from sqlalchemy.orm import InstanceState
+
+NO_VALUE = LoaderCallableStatus.NO_VALUE
 
 Changes: TypeAlias = "dict[str, tuple[Any, Any]]"
 
@@ -51,7 +51,6 @@ class Traits:
         written |= self.version
         tables = frozenset[Any]().union(*(self.tables.get(key, ()) for key in written))
         return written.union(key for key, of in self.onupdate.items() if of & tables)
-
 
     @property
     def reach(self) -> tuple[type, ...]:
@@ -123,7 +122,8 @@ def _known(value: object) -> object:
 
 def current_value(row: InstanceState[Any], key: str) -> object:
     """The value of an attribute, `None` if it was deleted, `NO_VALUE` if it is not loaded."""
-    return _known(row.dict.get(key, NO_VALUE if key in row.expired_attributes else None))
+    values = row.dict
+    return values[key] if key in values else NO_VALUE if key in row.expired_attributes else None
 
 
 def stored_value(row: InstanceState[Any], key: str) -> object:
@@ -134,10 +134,10 @@ def stored_value(row: InstanceState[Any], key: str) -> object:
 def net_changes(row: InstanceState[Any], traits: Traits) -> dict[str, object]:
     """The old values of the attributes with a net change, as far as the instance itself knows; runs no SQL."""
     changed = {}
-    values, manager = row.dict, row.manager
+    values, manager, writable = row.dict, row.manager, traits.writable
     for key, old in row.committed_state.items():
-        if key in traits.writable and manager[key].impl.is_equal(values.get(key, NO_VALUE), old) is not True:
-            changed[key] = _known(old)
+        if key in writable and manager[key].impl.is_equal(values.get(key, NO_VALUE), old) is not True:
+            changed[key] = NO_VALUE if type(old) is LoaderCallableStatus else old
     return changed
 
 
@@ -155,13 +155,15 @@ def last_values(row: InstanceState[Any], traits: Traits) -> Changes:
 
 def values_before(row: InstanceState[Any], traits: Traits) -> dict[str, object]:
     """The old values of what the flush replaces without a history: counters, `onupdate` columns, SQL expressions."""
-    before = {key: stored_value(row, key) for key in traits.replaced}
+    before = {key: stored_value(row, key) for key in traits.replaced} if traits.replaced else {}
+    values = row.dict
     for key in row.committed_state:
-        if key in traits.writable and hasattr(row.dict.get(key), "__clause_element__"):
+        if hasattr(values.get(key), "__clause_element__") and key in traits.writable:
             before[key] = stored_value(row, key)
     return before
 
 
 def changes_to(row: InstanceState[Any], old: Mapping[str, object]) -> Changes:
     """Old values, and the new ones as they are now."""
-    return {key: (value, current_value(row, key)) for key, value in old.items()}
+    values = row.dict
+    return {key: (value, values[key] if key in values else current_value(row, key)) for key, value in old.items()}

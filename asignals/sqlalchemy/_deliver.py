@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 
     from sqlalchemy.orm import Session
 
-    from asignals._core import Signal, Connection, Connections
+    from asignals._core import Connection, Connections, Signal
+    from asignals._core.registry import Plan
     from asignals.sqlalchemy._signal import ModelSignal, SessionSignal
 
 Phase: TypeAlias = Literal["flush", "commit", "rollback"]
@@ -57,7 +58,10 @@ class Event:
 
     def plan(self, phase: Phase) -> Connections:
         """Who is to be called for it in a phase, with muting applied."""
-        plan = self.signal.registry(phase).plan_for(self.sender).connections
+        return self.among(self.signal.registry(phase).plan_for(self.sender).connections)
+
+    def among(self, plan: Connections) -> Connections:
+        """Those subscribers of its sender's plan who are to be called for it."""
         return tuple(link for link in plan if link.source is not EVERYONE) if self.named_only else plan
 
     @property
@@ -90,19 +94,25 @@ class PhaseSend(Send):
 class Call:
     """One receiver to be called for one event, or all of them where they are called in one way."""
 
-    __slots__ = ("_event", "_send", "is_awaited", "links")
+    __slots__ = ("_event", "_plan", "_send", "is_awaited", "links")
 
-    def __init__(self, event: Event, links: Connections, send: Send | None = None) -> None:
+    def __init__(self, event: Event, links: Connections, plan: Plan | None, send: Send | None = None) -> None:
         self._event = event
+        self._plan = plan
         self._send = send
         self.links = links
         self.is_awaited = is_awaited(links[0])
 
     def start(self) -> Coroutine[Any, Any, object]:
         """What calls the receivers when it is awaited."""
-        if self._send is None:
-            return self._event.signal.send(self._event.sender, **self._event.arguments)
-        return self._send.to(self.links[0])
+        event = self._event
+        if self._send is not None:
+            return self._send.to(self.links[0])
+        if self._plan is None:
+            return event.signal.send(event.sender, **event.arguments)
+        loop = self._plan.loop or self._plan.write_loop(robust=False)  # what send() comes to, once it has asked for the plan
+        arguments = event.arguments
+        return loop(self.links, event.signal, event.sender, *[arguments[name] for name in event.signal.names])
 
     @property
     def signal(self) -> Signal[..., Any]:
@@ -127,6 +137,7 @@ class Delivery:
         self._session = session
         self._state = state_of(session)
         self._latest: Call | None = None
+        self._planned: tuple[tuple[object, int, int], Plan] | None = None
 
     def run(self) -> None:
         """Call everybody, one after the other; what a receiver raises ends it."""
@@ -135,11 +146,12 @@ class Delivery:
             try:
                 call = next(calls, None)
                 while call is not None:
-                    if call.is_awaited and in_greenlet():
-                        call = await_only(self._await(call, calls))
+                    if not call.is_awaited:
+                        call = run_here(self._run(call, calls), self._refuse_async)
+                    elif in_greenlet():
+                        call = await_only(self._run(call, calls))
                     else:
-                        self._call_here(call)
-                        call = next(calls, None)
+                        raise self._refuse_async()
             except BaseException as error:
                 _explain(error)
                 if isinstance(error, Exception):
@@ -152,36 +164,45 @@ class Delivery:
 
     def _calls(self) -> Generator[Call]:
         for event in self._events:
-            links = event.plan("flush")
+            plan = self._plan(event)
+            links = event.among(plan.connections)
             if not links:
                 event.report("flush")
                 continue
             self._state.heard = True
             if not event.named_only and (len(links) == 1 or len(set(map(is_awaited, links))) == 1):
-                self._latest = Call(event, links)
+                self._latest = Call(event, links, None if is_watched() else plan)
                 yield self._latest
                 continue
             send = PhaseSend(event, "flush")
             with watching(send):
                 for link in links:
-                    self._latest = Call(event, (link,), send)
+                    self._latest = Call(event, (link,), None, send)
                     yield self._latest
 
-    async def _await(self, call: Call | None, calls: Generator[Call]) -> Call | None:
-        """Await a run of neighbours; returns the first call that is not to be awaited."""
-        state = self._state
-        while call is not None and call.is_awaited:
+    def _plan(self, event: Event) -> Plan:
+        """The plan of an event: that of the one before, if nothing has changed."""
+        registry = event.signal.registry("flush")
+        at = (event.signal, id(event.sender), registry.changes)  # relationships compare in SQL
+        if self._planned is None or self._planned[0] != at:
+            self._planned = at, registry.plan_for(event.sender)
+        return self._planned[1]
+
+    async def _run(self, call: Call | None, calls: Generator[Call]) -> Call | None:
+        """Call neighbours that are called in one way; returns the first call of the other way."""
+        state, is_awaited, is_here = self._state, call is not None and call.is_awaited, in_greenlet()
+        while call is not None and call.is_awaited is is_awaited:
             await call.start()
             if state.torn:
                 self._check()
             call = next(calls, None)
+            if in_greenlet() is not is_here:  # a sync receiver has suspended, and the task has gone on with this
+                break
         return call
 
-    def _call_here(self, call: Call) -> None:
-        if call.is_awaited and not call.links[0].options.in_thread:
-            raise AsyncReceiverError(call.signal, call.describe())
-        run_here(call.start(), call.signal, call.describe)
-        self._check()
+    def _refuse_async(self) -> AsyncReceiverError:
+        assert self._latest is not None
+        return AsyncReceiverError(self._latest.signal, self._latest.describe())
 
     def _check(self, cause: Exception | None = None) -> None:
         """Fail if a receiver has tried to close the session, whatever it did with the error."""
@@ -207,7 +228,7 @@ def _end_with(error: BaseException, calls: Generator[Call]) -> None:
     error.__traceback__ = traceback
 
 
-def run_here(work: Coroutine[Any, Any, Any], signal: Signal[..., Any], describe: Callable[[], str]) -> Any:
+def run_here(work: Coroutine[Any, Any, Any], refuse: Callable[[], AsyncReceiverError]) -> Any:
     """Run a coroutine that is not expected to suspend where we are, so that what it calls is in the greenlet."""
     try:
         yielded = work.send(None)
@@ -216,7 +237,7 @@ def run_here(work: Coroutine[Any, Any, Any], signal: Signal[..., Any], describe:
     if in_greenlet():
         return await_only(_resume(work, yielded))
     work.close()
-    raise AsyncReceiverError(signal, describe())
+    raise refuse()
 
 
 @types.coroutine

@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from sqlalchemy import inspect
 from sqlalchemy.orm import Session
+from sqlalchemy.orm.attributes import instance_state
 from sqlalchemy.util.concurrency import in_greenlet
 
 from asignals.sqlalchemy._after import Kept, Snapshot
 from asignals.sqlalchemy._deliver import Delivery, Event, refuse_async
 from asignals.sqlalchemy._errors import EndlessFlushError
-from asignals.sqlalchemy._forecast import forecast
+from asignals.sqlalchemy._forecast import extent, forecast
 from asignals.sqlalchemy._links import link_events, m2m_changed
 from asignals.sqlalchemy._places import Places
 from asignals.sqlalchemy._saves import (
@@ -56,23 +57,32 @@ def _announce(session: Session, instances: Sequence[Any] | None) -> None:
     with _noting_autoflush():
         seen: _Seen = set()
         for _ in range(_ROUNDS):
-            events = _announcements(session, instances, seen)
+            events, is_simple = _announcements(session, instances, seen)
             if not events:
                 return
+            before = extent(session)
             due = (told for told in events if _is_due(session, told))  # asked when it is their turn
             Delivery(due, session).run()
+            if is_simple and extent(session) == before:
+                return
         raise EndlessFlushError(_ROUNDS)
 
 
-def _announcements(session: Session, instances: Sequence[Any] | None, seen: _Seen) -> list[Event]:
+def _announcements(session: Session, instances: Sequence[Any] | None, seen: _Seen) -> tuple[list[Event], bool]:
+    """What is new to be announced, and whether it depends on nothing but columns."""
     events: list[Event] = []
     key: Hashable
+    is_simple = not m2m_changed.is_connected
     if pre_save.is_connected or pre_delete.is_connected:
-        for fate in forecast(session, instances, is_saved=pre_save.hears, is_deleted=pre_delete.hears, seen=seen):
+        heard = {"is_saved": pre_save.hearing(), "is_deleted": pre_delete.hearing()}
+        fates, as_they_look = forecast(session, instances, **heard, seen=seen)
+        is_simple = is_simple and as_they_look
+        public = announced(session)
+        for fate in fates:
             key = (fate.row, fate.deleted)
             if key not in seen:
                 seen.add(key)
-                events.append(_foretold(session, fate))
+                events.append(_foretold(public, fate))
     for told in link_events(session, "pre"):
         arguments = told.arguments
         others = tuple(map(inspect, arguments["objects"]))
@@ -80,19 +90,18 @@ def _announcements(session: Session, instances: Sequence[Any] | None, seen: _See
         if key not in seen:
             seen.add(key)
             events.append(told)
-    return events
+    return events, is_simple
 
 
 def _is_due(session: Session, told: Event) -> bool:
     """Whether receivers called before have left the instance to its fate."""
-    row = inspect(told.arguments["instance"])
-    return row.session is session and (told.signal is not pre_save or row not in session._deleted)
+    row = instance_state(told.arguments["instance"])
+    return row.session_id == session.hash_key and (told.signal is not pre_save or row not in session._deleted)
 
 
-def _foretold(session: Session, fate: Fate) -> Event:
+def _foretold(public: object, fate: Fate) -> Event:
     instance = fate.row.obj()
     sender = type(instance)
-    public = announced(session)
     if fate.deleted:
         return Event(pre_delete, sender, {"instance": instance, "session": public})
     arguments = {
@@ -127,8 +136,12 @@ def after_flush_postexec(session: Session, unit: UOWTransaction) -> None:
     places = Places(session)
     transaction = outermost_of(session)
     snapshot = Snapshot()
+    waits: dict[tuple[object, int], bool] = {}
     for told in events:
-        if told.waits:
+        kind = (told.signal, id(told.sender))  # relationships compare in SQL
+        if kind not in waits:
+            waits[kind] = told.waits
+        if waits[kind]:
             instance = told.arguments["instance"]
             place = places.of(inspect(instance).mapper, instance)
             keep(session, Kept(told, place, transaction, snapshot.of(told)))
@@ -172,9 +185,9 @@ def _refuse_async_receivers(session: Session, instances: Sequence[Any] | None) -
         refuse_async(type(instance), *saves)
     for instance in session.deleted:
         refuse_async(type(instance), *deletes)
-    for fate in forecast(session, instances, is_saved=is_saved, is_deleted=is_deleted, seen=()):
+    for fate in forecast(session, instances, is_saved=is_saved, is_deleted=is_deleted, seen=())[0]:
         refuse_async(fate.row.mapper.class_, *(deletes if fate.deleted else saves))
 
 
 def _any_of(*signals: Any) -> Callable[[type], bool]:
-    return lambda model: any(signal.hears(model) for signal in signals)
+    return lambda model: any(signal.hearing()(model) for signal in signals)

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from sqlalchemy import inspect
 from sqlalchemy.orm import InstanceState, PassiveFlag, RelationshipDirection, RelationshipProperty, UOWTransaction
-from sqlalchemy.orm.attributes import NO_VALUE
 from sqlalchemy.orm.exc import UnmappedColumnError
 
 from asignals.sqlalchemy._changes import (
+    NO_VALUE,
     attribute_of,
     changes_to,
     first_values,
@@ -55,8 +55,11 @@ def forecast(
     is_saved: Callable[[type], bool],
     is_deleted: Callable[[type], bool],
     seen: Collection[Any],
-) -> list[Fate]:
-    """What a flush would do to the instances of models that somebody listens to, without those seen already."""
+) -> tuple[list[Fate], bool]:
+    """What a flush would do to the instances of models that somebody listens to, without those seen already.
+
+    And whether all of these are what they look like.
+    """
     chosen = {inspect(instance) for instance in instances} if instances else None
     rows = [row for row in chain(session._new, session._dirty_states) if chosen is None or row in chosen]
     deleted = [row for row in session._deleted if chosen is None or row in chosen]
@@ -68,9 +71,16 @@ def forecast(
         row.manager in near and _is_involved(row, traits[row.manager]) for row in rows
     ):
         fates = _sorted_out(session, instances)
-        return [fate for fate in fates if (is_deleted if fate.deleted else is_saved)(fate.row.manager.class_)]
+        return [fate for fate in fates if (is_deleted if fate.deleted else is_saved)(fate.row.manager.class_)], False
     heard = {manager for manager in near if is_saved(manager.class_)}
-    return list(_taken_as_they_are([row for row in rows if row.manager in heard and (row, False) not in seen], traits))
+    rows = [row for row in rows if row.manager in heard and (row, False) not in seen]
+    return list(_taken_as_they_are(rows, traits)), True
+
+
+def extent(session: Session) -> tuple[int, ...]:
+    """Grows when an instance is added, deleted, or changed in another attribute."""
+    rows = [*session._new, *session._dirty_states]
+    return len(session._deleted), len(rows), sum([len(row.committed_state) for row in rows])
 
 
 def _is_involved(row: InstanceState[Any], traits: Traits) -> bool:
@@ -108,7 +118,7 @@ def _sorted_out(session: Session, instances: Sequence[Any] | None) -> Iterator[F
     _register(session, unit, instances)
     unit._generate_actions()  # type: ignore[no-untyped-call]  # private, but it is all that decides
     states = {row: deleted for row, (deleted, only_listed) in unit.states.items() if not only_listed}
-    taken_over = {old for row in states if (old := predecessor(session, row, unit.states))}
+    taken_over = {predecessor(session, row, unit.states) for row in states}
     keys = _foreign_keys(unit, states)
     for row, deleted in states.items():
         if deleted:
@@ -120,7 +130,9 @@ def _sorted_out(session: Session, instances: Sequence[Any] | None) -> Iterator[F
         if row.key is None and predecessor(session, row, unit.states) is None:
             changes = first_values(row, traits)
             yield Fate(row, changes={**changes, **{key: (NO_VALUE, value) for key, value in new.items()}})
-        elif (old := {**net_changes(row, traits), **{key: stored_value(row, key) for key in new}}) or row.key is None:
+            continue
+        old = {**net_changes(row, traits), **{key: stored_value(row, key) for key in new}}
+        if old or row.key is None:
             fate = _updated(row, traits, old)
             changes = {**(fate.changes or {}), **{key: (stored_value(row, key), value) for key, value in new.items()}}
             yield fate._replace(changes=changes)

@@ -11,6 +11,7 @@ from sqlalchemy.orm.base import LoaderCallableStatus
 from asignals import InvalidReceiverError
 from asignals._core import describe
 from asignals.sqlalchemy._deliver import Event, PhaseSend, run_here, watching
+from asignals.sqlalchemy._errors import AsyncReceiverError
 from asignals.sqlalchemy._senders import mappers
 from asignals.sqlalchemy._signal import ModelSignal
 from asignals.sqlalchemy._state import announced
@@ -46,7 +47,7 @@ class InitSignal(ModelSignal):
         send = PhaseSend(event, "flush")
         with watching(send):
             for link in links:
-                run_here(send.to(link), self, link.describe)
+                run_here(send.to(link), lambda link=link: AsyncReceiverError(self, link.describe()))  # type: ignore[misc]
 
 
 pre_init: InitSignal = InitSignal(

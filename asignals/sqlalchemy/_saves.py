@@ -9,9 +9,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import inspect
-from sqlalchemy.orm.attributes import NO_VALUE
 
 from asignals.sqlalchemy._changes import (
+    NO_VALUE,
     changes_to,
     first_values,
     last_values,
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from sqlalchemy.orm import InstanceState, Session, UOWTransaction
 
     from asignals.sqlalchemy._changes import Changes, Traits
+    from asignals.sqlalchemy._signal import Hearing
 
     Row = InstanceState[Any]
 
@@ -112,10 +113,11 @@ class Written:
 
 def note_values(session: Session) -> dict[Row, dict[str, object]]:
     """Before the flush: what it will replace without a history, of rows that somebody listens to."""
-    if not post_save.is_connected:
+    is_heard = post_save.hearing()
+    if not is_heard.is_connected:
         return {}
     rows = session._dirty_states
-    heard = _heard(rows, post_save)
+    heard = _heard(rows, is_heard)
     found = {}
     for row in rows:
         traits = heard.get(row.manager)
@@ -124,20 +126,24 @@ def note_values(session: Session) -> dict[Row, dict[str, object]]:
     return found
 
 
-def _heard(rows: Iterable[Row], signal: ModelSignal) -> dict[Any, Traits]:
+def _heard(rows: Iterable[Row], is_heard: Hearing) -> dict[Any, Traits]:
     """The classes of these rows that somebody listens to."""
+    if not is_heard.is_connected:
+        return {}
     managers = {row.manager for row in rows}
-    return {manager: traits_of(manager.mapper) for manager in managers if signal.hears(manager.class_)}
+    return {manager: traits_of(manager.mapper) for manager in managers if is_heard(manager.class_)}
 
 
 def written_rows(session: Session, unit: UOWTransaction, before: dict[Row, dict[str, object]]) -> list[Written]:
     """After the flush, while histories are there: what it has inserted, in the order added, updated and deleted."""
     states = unit.states
-    is_saved = _heard(states, post_save) if post_save.is_connected else {}
-    is_deleted = _heard(states, post_delete) if post_delete.is_connected else {}
+    is_saved = _heard(states, post_save.hearing())
+    is_deleted = _heard(states, post_delete.hearing())
     if not is_saved and not is_deleted:
         return []
-    new, changed, gone = [], [], []
+    new: list[Row] = []
+    changed: list[Row] = []
+    gone: list[Row] = []
     for row, (is_gone, only_listed) in states.items():
         if only_listed:
             continue

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast, overload
+from typing import TYPE_CHECKING, Any, TypeVar, cast, overload
 from weakref import WeakKeyDictionary, ref
 
 from sqlalchemy import event
 from sqlalchemy.orm import Mapper
 
 from asignals import Connection, Signal
-from asignals._core import Options, Registry
+from asignals._core import Options, Registry, registry_of
 from asignals.sqlalchemy._deliver import PHASES, Phase
 from asignals.sqlalchemy._of import OfModel
 from asignals.sqlalchemy._senders import Awaited, find_model, goes_by, hold
@@ -29,12 +29,22 @@ M = TypeVar("M")
 _MISSING: Any = object()
 
 
-class _Heard(NamedTuple):
-    """What is known of who listens, until that changes."""
+class Hearing:
+    """Which models somebody listens to, muted or not; asked once for each, until anything changes."""
 
-    at: tuple[int, ...]
-    is_connected: bool
-    models: WeakKeyDictionary[type, bool]
+    def __init__(self, signal: ModelSignal, at: tuple[int, ...], *, is_connected: bool) -> None:
+        self.at = at
+        self.is_connected = is_connected
+        self._signal = signal
+        self._models: WeakKeyDictionary[type, bool] = WeakKeyDictionary()
+
+    def __call__(self, model: type) -> bool:
+        if not self.is_connected:
+            return False
+        known = self._models.get(model)
+        if known is None:
+            known = self._models[model] = self._signal.is_wanted(model)
+        return known
 
 
 class Captured(Signal[..., Any]):
@@ -83,10 +93,11 @@ class ModelSignal(Captured):
         doc: str,
         phases: tuple[Phase, ...] = PHASES,
     ) -> None:
-        super().__init__(arguments, name=f"asignals.sqlalchemy.{name}", doc=doc)
+        self.names = tuple(arguments)
+        super().__init__(self.names, name=f"asignals.sqlalchemy.{name}", doc=doc)
         self._awaited: list[Awaited] = []
         self._is_waiting = False
-        self._heard = _Heard((), is_connected=False, models=WeakKeyDictionary())
+        self._hearing = Hearing(self, (), is_connected=False)
         self._phases: dict[Phase, ModelSignal] = {"flush": self}
         self._phases |= {phase: self._in_phase() for phase in phases if phase != "flush"}
 
@@ -104,34 +115,23 @@ class ModelSignal(Captured):
         """Who is connected for a phase."""
         return self._phases[phase]._registry if phase in self._phases else _NOBODY
 
-    @property
-    def changes(self) -> tuple[int, ...]:
-        """Is another whenever somebody was connected or disconnected, or a capture began or ended."""
-        return (self._captures, *(phase._registry.changes for phase in self._phases.values()))
+    def hearing(self) -> Hearing:
+        """Who listens now, in any phase."""
+        at = (self._captures, *[phase._registry.changes for phase in self._phases.values()])
+        if self._hearing.at != at:
+            is_connected = self.is_captured or any(phase._registry.all_connections() for phase in self._phases.values())
+            self._hearing = Hearing(self, at, is_connected=is_connected)
+        return self._hearing
 
     @property
     def is_connected(self) -> bool:
         """Whether anybody is connected for any sender, in any phase, or captures what is sent."""
-        return self._heard.is_connected if self._heard.at == self.changes else self._ask_again().is_connected
+        return self.hearing().is_connected
 
     @property
     def is_awaited(self) -> bool:
         """Whether a receiver for any sender, in any phase, is async."""
         return any(link.is_async for phase in self._phases.values() for link in phase._registry.all_connections())
-
-    def hears(self, model: type) -> bool:
-        """Whether events of a model are for anybody, in any phase, muted or not; asked once for each."""
-        heard = self._heard if self._heard.at == self.changes else self._ask_again()
-        known = heard.models.get(model)
-        if known is None:
-            known = heard.models[model] = heard.is_connected and self.is_wanted(model)
-        return known
-
-    def _ask_again(self) -> _Heard:
-        at = self.changes
-        is_connected = self.is_captured or any(phase._registry.all_connections() for phase in self._phases.values())
-        self._heard = _Heard(at, is_connected, WeakKeyDictionary())
-        return self._heard
 
     def would_hear(self, listened: object, sender: object) -> bool:
         """Whether a connection made for `listened`, a class or a name, hears the events of `sender`.
@@ -436,7 +436,8 @@ class SessionSignal(Captured):
     """A signal whose sender is a session; a plain `Signal` in all else."""
 
     def __init__(self, arguments: Iterable[str], *, name: str, doc: str) -> None:
-        super().__init__(arguments, name=f"asignals.sqlalchemy.{name}", doc=doc)
+        self.names = tuple(arguments)
+        super().__init__(self.names, name=f"asignals.sqlalchemy.{name}", doc=doc)
 
     def registry(self, phase: Phase) -> Registry:
         """Who is connected: there is one phase only."""
@@ -444,4 +445,4 @@ class SessionSignal(Captured):
         return self._registry
 
 
-_NOBODY = Registry(lambda: None, None)
+_NOBODY = registry_of(Signal())  # of a phase that a signal does not have

@@ -125,6 +125,9 @@ class SignalTransaction(SessionTransaction):
         if not state.may_end(self):
             state.torn = True
             raise FlushInProgressError(operation="close")
+        if self._is_of_flush():
+            super().close(invalidate)
+            return
         with _last_of(self.session):
             try:
                 _guard(state, partial(super().close, invalidate), needed=state.heard)
