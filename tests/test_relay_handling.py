@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+import time
 from datetime import datetime  # noqa: TC003  the stubs' types are read when they are exported
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +27,7 @@ from asignals.relay import (
     Release,
     _codec,
     _receive,
+    _watchdog,
 )
 from asignals.relay._export import handling
 from asignals.relay.worker import check_receivers
@@ -482,6 +484,26 @@ async def test_an_instance_that_stops_leaves_no_crash_behind(memory: Memory) -> 
         task.cancel()
         await asyncio.wait([task])
     assert (await inbox.recall("a", "billing")).begun == 0
+
+
+async def test_a_receiver_that_blocks_the_loop_is_named(memory: Memory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its events would be redelivered without anybody knowing why; health and the log say who it is."""
+    monkeypatch.setattr(_watchdog, "_LEAST", 0.05)
+    monkeypatch.setattr(memory, "lease", 0.1, raising=False)
+    into = declared()
+    relay = receiving(memory, into)
+
+    def blocks(**_: Any) -> None:
+        end = time.monotonic() + 5
+        while "the event loop" not in relay.health().problems and time.monotonic() < end:
+            time.sleep(0.01)
+
+    with into.connected(blocks):
+        async with relay:
+            await memory.publish_many([event()])
+            await until(done(relay))
+    assert "blocks" in relay.health().problems["the event loop"]
+    assert "in_thread=True" in relay.health().problems["the event loop"]
 
 
 # -- busy keys --------------------------------------------------------------------------------------------------------

@@ -32,6 +32,7 @@ from asignals.relay._lanes import Lanes
 from asignals.relay._redact import said
 from asignals.relay._trace import following
 from asignals.relay._transport import Release
+from asignals.relay._watchdog import Watchdog
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Collection
@@ -116,7 +117,7 @@ class _Recent(OrderedDict[str, Any]):
 class Inbound:
     """Handles deliveries for one service."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  parts of one relay
         self,
         service: str,
         origin: str,
@@ -124,8 +125,10 @@ class Inbound:
         put_dead_letter: Callable[[str, DeadLetter], Awaitable[None]],
         *,
         always_remember: bool,
+        lease: float,
     ) -> None:
         self.service = service
+        self.watchdog = Watchdog(lease, self._blocked)
         self.subscriptions: dict[str, Subscription] = {}
         self.counts = Counts()
         self.inbox_state: ConnectionState = ConnectionState("the inbox")
@@ -237,6 +240,12 @@ class Inbound:
         self.counts.released += 1
         self._note(f"waiting events of {envelope.topic!r}", f"{reason}; they wait for an instance that does")
         return Release(jittered(_ELSEWHERE))
+
+    def _blocked(self, receiver: str | None, seconds: float) -> None:
+        """Say who blocks the event loop; called from another thread."""
+        who = receiver or "something that is no receiver of the relay"
+        text = f"{who} has blocked it for {seconds:.1f} s; events are redelivered, and handled twice, when that lasts"
+        self._note("the event loop", f"{text}: await, or connect it with in_thread=True")
 
     def _note(self, what: str, text: str) -> None:
         """Show it in health for a while; log it when it is new."""
@@ -392,10 +401,12 @@ class Inbound:
                         if target.name in skipped or target.subscriber in done_here:
                             outcome.is_heard = True
                         else:
+                            self.watchdog.calling(target.subscriber)
                             await _respond(send, target, outcome)
         except Exception as error:  # noqa: BLE001  the sender could not be loaded: as if a receiver had failed
             outcome.error = error
         finally:
+            self.watchdog.calling(None)
             handling.reset(token)
         outcome.done -= outcome.failed
         if outcome.succeeded and (outcome.error is not None or self._always_remember):

@@ -196,7 +196,12 @@ class Relay:
         self._publish_soon = Coalescer(self._publish_all)
         self._inbox = inbox or (transport.inbox() if isinstance(transport, OwnInbox) else MemoryInbox())
         self._inbound = Inbound(
-            self.service, self.origin, self._inbox, self._put_dead_letter, always_remember=inbox is not None
+            self.service,
+            self.origin,
+            self._inbox,
+            self._put_dead_letter,
+            always_remember=inbox is not None,
+            lease=_lease_of(transport),
         )
         self._letters = Letters(transport, outbox, self._publish)
 
@@ -411,6 +416,7 @@ class Relay:
             self._start(self.outbox.drain_for_ever(self._publish))
         if self._inbound.subscriptions:
             self._start(self._consume_for_ever())
+            self._start(self._inbound.watchdog.run())
         for signal, topic in self.unheard:
             logger.warning("signal %r has no receiver yet: events of %r wait until one is connected", signal, topic)
         return self
@@ -687,6 +693,12 @@ class Relay:
         exported = ", ".join(uid.topic for _, uid in self._exported) or "nothing"
         received = ", ".join(self._inbound.subscriptions) or "nothing"
         return f"<asignals.relay.Relay {self.service!r} exports {exported}, receives {received}>"
+
+
+def _lease_of(transport: object) -> float:
+    """Seconds that the engine waits for a word about an event; a guess where it goes by the connection."""
+    found = getattr(transport, "lease", None) or getattr(transport, "ack_wait", None)
+    return float(found) if isinstance(found, (int, float)) else 30.0
 
 
 def _as_it_is(sender: str | None) -> str | None:
