@@ -668,6 +668,21 @@ def test_types_without_a_library_are_refused(memory: Memory, monkeypatch: pytest
     relay.export(Signal(["amount"]), "plain")
 
 
+@pytest.mark.parametrize("way", ["bind", "own_transaction"])
+def test_a_session_is_not_bound_by_a_decorator(memory: Memory, way: str) -> None:
+    """An async function would run when the block is over."""
+    relay = Relay(memory, "shop")
+    block = relay.bind(object()) if way == "bind" else relay.own_transaction()
+    with block, block:
+        pass
+
+    async def pay() -> None:
+        """Would send."""
+
+    with pytest.raises(TypeError, match=r"inside of .*pay"):
+        block(pay)  # type: ignore[operator]
+
+
 async def test_a_topic_cannot_be_added_while_the_relay_runs(memory: Memory) -> None:
     """Its events would come to nobody."""
     relay = receiving(memory, declared(), allow_no_receivers=True)
