@@ -36,7 +36,7 @@ OWN_TRANSACTION: Final = object()
 
 
 class Bound:
-    """A block whose sends use one session; what `Relay.bind` and `Relay.own_transaction` give. It may be entered anew."""
+    """A block whose sends use one session: what `Relay.bind` and `Relay.own_transaction` give."""
 
     def __init__(self, variable: ContextVar[Any], session: Any) -> None:
         self._variable = variable
