@@ -4,6 +4,13 @@ asyncio only. The engines and the outbox are imported when they are first asked 
 `asignals[nats]` (`JetStream`), `asignals[redis]` (`RedisStreams`), `asignals[rabbitmq]` (`RabbitMQ`), `asignals[kafka]`
 (`Kafka`), `asignals[sqlalchemy]` (`Database`, `SQLAlchemyOutbox`, `SQLAlchemyInbox`,
 `table_metadata`). `Memory` needs none.
+
+Whom a relay trusts: whoever may write to the outbox's tables, or publish a topic on the engine, may have that topic's
+receivers called, with arguments of their declared types, and nothing else. An event is handled as the topic that the
+engine says it came by, never as the one that it names itself. A body is data: nothing is imported or unpickled. What
+cannot be read, or says what cannot be, is a dead letter, shown without control characters. Who may publish is the
+engine's business: give each service an account that may publish its own topics only. Passwords of URLs are in no log,
+error, health or `repr`. Dead letters and the outbox hold arguments as they were sent.
 """
 
 from importlib import import_module
