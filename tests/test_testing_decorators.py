@@ -462,6 +462,74 @@ def test_fixtures_are_surrounded_until_their_teardown(project, runner, maybe):
     project(ini=ini, test_it=test, conftest=conftest).assert_outcomes(passed=2)
 
 
+def test_unittest_classes_are_surrounded_under_pytest(project):
+    """By unittest's own means, with and without pytest's plugin; skipped tests too are none of the block's business."""
+    tests = """
+    import unittest, shop
+
+    @shop.muted(shop.paid)
+    class Test(unittest.IsolatedAsyncioTestCase):
+        def setUp(self):
+            shop.send("setup")
+
+        async def asyncSetUp(self):
+            await shop.paid.send("shop", amount="async setup")
+
+        async def test_it(self):
+            await shop.paid.send("shop", amount=1)
+            for number in range(2):
+                with self.subTest(number):
+                    shop.send(number)
+
+        @unittest.skip("not now")
+        def test_skipped(self): ...
+
+        @unittest.expectedFailure
+        def test_that_fails(self):
+            assert False
+
+    def test_nobody_heard():
+        assert shop.calls == []
+    """
+    project(test_it=tests).assert_outcomes(passed=2, skipped=1, xfailed=1)
+
+
+def test_every_block_decorates_classes(project):
+    """What replaces, swaps and restores receivers does so for each test of a class."""
+    project(
+        test_it="""
+        import pytest, shop
+        from asignals.testing import replaced
+
+        @shop.swap_receivers(shop.paid, shop.fake)
+        class TestSwapped:
+            @pytest.mark.parametrize("number", [1, 2])
+            def test_it(self, number):
+                shop.send(number)
+                assert shop.calls == ["fake"] * number
+
+        @replaced(shop.paid, "ship", shop.fake)
+        class TestReplaced:
+            def setup_method(self):
+                shop.calls.clear()
+
+            def test_it(self):
+                shop.send(1)
+                assert shop.calls == ["fake"]
+
+        @shop.restored(shop.paid)
+        class TestRestored:
+            @pytest.mark.parametrize("number", [1, 2])
+            def test_it(self, number):
+                shop.paid.disconnect(shop.ship)
+                assert shop.paid.connections == ()
+
+        def test_afterwards():
+            assert [each.receiver for each in shop.paid.connections] == [shop.ship]
+        """
+    ).assert_outcomes(passed=6)
+
+
 @pytest.mark.parametrize("order", ["above", "below"])
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])
 def test_hypothesis_tests_are_surrounded_in_either_order(project, backend, order):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 from typing import TYPE_CHECKING, Any
-from unittest.mock import AsyncMock, Mock
 from weakref import WeakKeyDictionary
 
 from asignals._core import Registry, Snapshot, identify, name_of
@@ -91,6 +90,8 @@ def replaced(signal: AnySignal, receiver: Callable[..., Any] | str, mock: Any = 
 def _replaced(signal: AnySignal, receiver: Callable[..., Any] | str, mock: Any) -> Iterator[Any]:
     found = _find(signal, receiver)
     if mock is None:
+        from unittest.mock import AsyncMock, Mock  # noqa: PLC0415  which load all of asyncio
+
         mock = AsyncMock(return_value=None) if found[0][1].is_async else Mock(return_value=None)
     with contextlib.ExitStack() as stack:
         for phase, connection in found:
