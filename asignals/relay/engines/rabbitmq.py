@@ -491,14 +491,26 @@ async def _close_now(what: AbstractChannel | AbstractConnection) -> None:
             await what.close()
 
 
-async def _until_closed(channel: AbstractChannel, seconds: float) -> None:
-    """Wait so long; raise `ConnectionError` as soon as the channel is closed."""
-    closed = asyncio.ensure_future(channel.closed())
-    await asyncio.wait([closed], timeout=seconds)
-    if closed.done():
-        msg = "RabbitMQ closed the channel that events come by"
-        raise ConnectionError(msg)
-    closed.cancel()
+class _Closing:
+    """Notices that a channel is closed, and why: aio-pika's own way to wait for it closes it when cancelled."""
+
+    def __init__(self, channel: AbstractChannel) -> None:
+        self._closed = asyncio.Event()
+        self._reason: BaseException | None = None
+        channel.close_callbacks.add(self._note)
+
+    def _note(self, _channel: object, reason: BaseException | None) -> None:
+        self._reason = reason
+        self._closed.set()
+
+    async def wait(self, seconds: float) -> None:
+        """Wait so long; raise `ConnectionError` as soon as the channel is closed."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._closed.wait()
+        if self._closed.is_set():
+            msg = f"RabbitMQ closed the channel that events come by ({said(self._reason or ConnectionError())})"
+            raise ConnectionError(msg) from self._reason
 
 
 @dataclass(slots=True)
@@ -571,12 +583,13 @@ class _Consumer:
         with self.engine._giving_up(line):
             channel = await limited(line.connection.channel(publisher_confirms=False), _TRIP)
             channels.push_async_callback(_close, channel)
+            closing = _Closing(channel)
             holds = max(self.limit * 4, _LEAST)
             tags = await limited(self._subscribe(channel, holds, pool), _TRIP)
             attempts.succeeded()
             looked = time.monotonic()
             while True:
-                await _until_closed(channel, _GROW)
+                await closing.wait(_GROW)
                 if pool.parked > holds - max(self.limit * 2, _LEAST // 2) and holds < _MOST:
                     # Events that wait for others of their key leave no room: hold more.
                     holds = min(_MOST, pool.parked + max(self.limit * 8, _LEAST * 2))
