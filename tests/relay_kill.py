@@ -41,7 +41,7 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 
 from asignals import Signal
-from asignals.relay import Relay, SQLAlchemyInbox, SQLAlchemyOutbox, metadata
+from asignals.relay import Relay, SQLAlchemyInbox, SQLAlchemyOutbox, once, table_metadata
 from asignals.relay.worker import run_worker
 
 if TYPE_CHECKING:
@@ -104,7 +104,7 @@ async def run_consumer(config: dict[str, Any], service: str) -> None:
     write = text("INSERT INTO heard (service, number) VALUES (:service, :number)")
 
     async def book(number: int, **_: Any) -> None:
-        async with engine.begin() as connection:
+        async with engine.begin() as connection, once(connection):
             await connection.execute(write, {"service": service, "number": number})
 
     heard.connect(book, weak=False, dispatch_uid="book")
@@ -318,7 +318,7 @@ async def run_of(engine: str, directory: Path, seed: int, *, own: bool) -> Async
     async with AsyncExitStack() as stack:
         database, schema = await stack.enter_async_context(postgres_schema())
         async with database.begin() as connection:
-            await connection.run_sync(metadata().create_all)
+            await connection.run_sync(table_metadata().create_all)
             await connection.execute(text("CREATE TABLE orders (number INTEGER PRIMARY KEY)"))
             await connection.execute(text("CREATE TABLE heard (service TEXT, number INTEGER)"))
         broker = None
@@ -344,7 +344,7 @@ async def run_of(engine: str, directory: Path, seed: int, *, own: bool) -> Async
             await transport.init()
         if hasattr(transport, "add_service"):
             for service in SERVICES:
-                await transport.add_service(service)
+                await transport.add_service(service, ["order.paid"])
         if hasattr(transport, "aclose"):
             await transport.aclose()
         if engine == "postgres":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+import time
 from datetime import datetime  # noqa: TC003  the stubs' types are read when they are exported
 from typing import TYPE_CHECKING, Any
 
@@ -26,8 +27,9 @@ from asignals.relay import (
     Release,
     _codec,
     _receive,
+    _watchdog,
+    current_event,
 )
-from asignals.relay._export import handling
 from asignals.relay.worker import check_receivers
 
 if TYPE_CHECKING:
@@ -409,13 +411,13 @@ class Process:
         self.into.connect(self.on_paid)
 
     async def on_paid(self, **_: Any) -> None:
-        envelope = handling.get()
-        assert envelope is not None
+        found = current_event()
+        assert found is not None
         await asyncio.sleep(0.001)
-        if envelope.id == "poison":
+        if found.id == "poison":
             self.crashed.set()
             await asyncio.Event().wait()
-        self.handled.add(envelope.id)
+        self.handled.add(found.id)
 
     async def deliver(self, envelope: Envelope, *, is_repeat: bool) -> None:
         while (pause := await self.relay._inbound.handle(delivery(envelope, is_repeat=is_repeat))) is not None:
@@ -482,6 +484,26 @@ async def test_an_instance_that_stops_leaves_no_crash_behind(memory: Memory) -> 
         task.cancel()
         await asyncio.wait([task])
     assert (await inbox.recall("a", "billing")).begun == 0
+
+
+async def test_a_receiver_that_blocks_the_loop_is_named(memory: Memory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its events would be redelivered without anybody knowing why; health and the log say who it is."""
+    monkeypatch.setattr(_watchdog, "_LEAST", 0.05)
+    monkeypatch.setattr(memory, "lease", 0.1, raising=False)
+    into = declared()
+    relay = receiving(memory, into)
+
+    def blocks(**_: Any) -> None:
+        end = time.monotonic() + 5
+        while "the event loop" not in relay.health().problems and time.monotonic() < end:
+            time.sleep(0.01)
+
+    with into.connected(blocks):
+        async with relay:
+            await memory.publish_many([event()])
+            await until(done(relay))
+    assert "blocks" in relay.health().problems["the event loop"]
+    assert "in_thread=True" in relay.health().problems["the event loop"]
 
 
 # -- busy keys --------------------------------------------------------------------------------------------------------
@@ -644,6 +666,21 @@ def test_types_without_a_library_are_refused(memory: Memory, monkeypatch: pytest
         relay.receive(declared(), TOPIC)
     relay.export(declared(), TOPIC, codec=JSONCodec())
     relay.export(Signal(["amount"]), "plain")
+
+
+@pytest.mark.parametrize("way", ["bind", "own_transaction"])
+def test_a_session_is_not_bound_by_a_decorator(memory: Memory, way: str) -> None:
+    """An async function would run when the block is over."""
+    relay = Relay(memory, "shop")
+    block = relay.bind(object()) if way == "bind" else relay.own_transaction()
+    with block, block:
+        pass
+
+    async def pay() -> None:
+        """Would send."""
+
+    with pytest.raises(TypeError, match=r"inside of .*pay"):
+        block(pay)  # type: ignore[operator]
 
 
 async def test_a_topic_cannot_be_added_while_the_relay_runs(memory: Memory) -> None:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from contextvars import ContextVar
+from contextvars import ContextVar, Token
 from numbers import Integral
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, NoReturn, TypeAlias
 from uuid import UUID
 
 from asignals.relay._codec import BodyError
@@ -33,6 +33,27 @@ class ExportUid(NamedTuple):
 
 OWN_TRANSACTION: Final = object()
 """What `Relay.own_transaction` binds instead of a session."""
+
+
+class Bound:
+    """A block whose sends use one session: what `Relay.bind` and `Relay.own_transaction` give."""
+
+    def __init__(self, variable: ContextVar[Any], session: Any) -> None:
+        self._variable = variable
+        self._session = session
+        self._tokens: list[Token[Any]] = []
+
+    def __enter__(self) -> None:
+        self._tokens.append(self._variable.set(self._session))
+
+    def __exit__(self, *_: object) -> None:
+        self._variable.reset(self._tokens.pop())
+
+    def __call__(self, function: object) -> NoReturn:
+        """Refuse to be a decorator: an async function would leave the block before its body runs."""
+        name = getattr(function, "__qualname__", function)
+        msg = f"this is no decorator: write the `with` block inside of {name!r}"
+        raise TypeError(msg)
 
 
 class HopLimitError(RuntimeError):

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
-
     from asignals.relay._transport import Delivery
 
 MOST_PARKED: Final = 5_000  # events that may wait here for the one before them
@@ -31,26 +28,30 @@ class Lanes:
         """Whether an event of this key had to wait, and too many wait already."""
         return key is not None and key in self._keys and self._parked >= MOST_PARKED
 
-    @asynccontextmanager
-    async def place(self, delivery: Delivery, key: str | None) -> AsyncIterator[None]:
-        """Wait for the events of the same key that came before, and for a place, and hold it."""
+    async def take_place(self, delivery: Delivery, key: str | None) -> None:
+        """Wait for the events of the same key that came before, and for a place, and take it."""
         if key is None:
-            async with self._places:
-                yield
+            await self._places.acquire()
             return
         lock = self._keys.setdefault(key, asyncio.Lock())
         self._queued[key] += 1
         try:
             await self._wait(lock, delivery, is_first=self._queued[key] == 1)
-            try:
-                yield
-            finally:
-                self._places.release()
-                lock.release()
-        finally:
-            self._queued[key] -= 1
-            if not self._queued[key]:
-                del self._queued[key], self._keys[key]
+        except BaseException:
+            self._leave(key)
+            raise
+
+    def give_place(self, key: str | None) -> None:
+        """Give it back, and let the next event of the key come."""
+        self._places.release()
+        if key is not None:
+            self._keys[key].release()
+            self._leave(key)
+
+    def _leave(self, key: str) -> None:
+        self._queued[key] -= 1
+        if not self._queued[key]:
+            del self._queued[key], self._keys[key]
 
     async def _wait(self, lock: asyncio.Lock, delivery: Delivery, *, is_first: bool) -> None:
         if is_first and not self._places.locked():

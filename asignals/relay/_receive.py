@@ -22,9 +22,10 @@ from typing import TYPE_CHECKING, Any, Final
 
 import anyio
 
-from asignals._core import Connection, Send, bind
+from asignals._core import Connection, Send, bind, log_failure
 from asignals.relay._cancel import heeding, limited, times_cancelled
 from asignals.relay._connection_state import ConnectionState, jittered
+from asignals.relay._current import AlreadyHandledError, Call, calling
 from asignals.relay._envelope import MAX_KEPT, DeadLetter, Envelope, EnvelopeError
 from asignals.relay._export import handling
 from asignals.relay._inbox import Memo
@@ -32,9 +33,10 @@ from asignals.relay._lanes import Lanes
 from asignals.relay._redact import said
 from asignals.relay._trace import following
 from asignals.relay._transport import Release
+from asignals.relay._watchdog import Watchdog
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Collection
 
     from asignals._core import Subscriber
     from asignals.relay._inbox import Inbox
@@ -49,6 +51,11 @@ _PARKED: Final = 2.0  # seconds after which an event comes again for which too m
 _SUSPECT: Final = 1.0  # seconds after which a suspect comes again while another one is tried
 _NOTED: Final = 60.0  # seconds for which a note stays in health after it was last true
 _KNOWN: Final = 100_000  # events of which is known here what no inbox has
+
+
+_NOBODY: Final[frozenset[str]] = frozenset()
+_NOTHING: Final = Memo()
+_PLAIN: Final = nullcontext()
 
 
 class NotHandledError(RuntimeError):
@@ -111,7 +118,7 @@ class _Recent(OrderedDict[str, Any]):
 class Inbound:
     """Handles deliveries for one service."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  parts of one relay
         self,
         service: str,
         origin: str,
@@ -119,13 +126,16 @@ class Inbound:
         put_dead_letter: Callable[[str, DeadLetter], Awaitable[None]],
         *,
         always_remember: bool,
+        lease: float,
     ) -> None:
         self.service = service
+        self.watchdog = Watchdog(lease, self._blocked)
         self.subscriptions: dict[str, Subscription] = {}
         self.counts = Counts()
         self.inbox_state: ConnectionState = ConnectionState("the inbox")
         self.dead_letter = f"dlq.{service}"
         self._origin = origin
+        self._own = f"{service}/"
         self._inbox = inbox
         self._put_dead_letter = put_dead_letter
         self._always_remember = always_remember
@@ -159,17 +169,21 @@ class Inbound:
             return await self._give_up(self.dead_letter, delivery, error, 1)
         if self._lanes.is_full(envelope.key):
             return jittered(_PARKED)
-        async with self._lanes.place(delivery, envelope.key):
+        lanes, counts = self._lanes, self.counts
+        await lanes.take_place(delivery, envelope.key)
+        try:
             if self.stopping:
                 await asyncio.Event().wait()  # until cancelled: the engine then gives it to another instance
-            self.counts.in_flight += 1
+            counts.in_flight += 1
             self.idle.clear()
             try:
                 return await self._handle(delivery, envelope)
             finally:
-                self.counts.in_flight -= 1
-                if not self.counts.in_flight:
+                counts.in_flight -= 1
+                if not counts.in_flight:
                     self.idle.set()
+        finally:
+            lanes.give_place(envelope.key)
 
     async def _handle(self, delivery: Delivery, envelope: Envelope) -> float | Release | None:
         if delivery.topic != envelope.topic:
@@ -194,10 +208,7 @@ class Inbound:
             return envelope.target == self.service
         if envelope.origin == self._origin and envelope.done:
             return False  # its receivers in this process were called by `send` itself
-        return subscription.include_own_service or not self._is_own(envelope)
-
-    def _is_own(self, envelope: Envelope) -> bool:
-        return envelope.origin.partition("/")[0] == self.service
+        return subscription.include_own_service or not envelope.origin.startswith(self._own)
 
     def _read(self, envelope: Envelope, subscription: Subscription) -> dict[str, Any]:
         """Read the arguments; raises `GivenUp` when no repetition will make them readable."""
@@ -231,6 +242,12 @@ class Inbound:
         self._note(f"waiting events of {envelope.topic!r}", f"{reason}; they wait for an instance that does")
         return Release(jittered(_ELSEWHERE))
 
+    def _blocked(self, receiver: str | None, seconds: float) -> None:
+        """Say who blocks the event loop; called from another thread."""
+        who = receiver or "something that is no receiver of the relay"
+        text = f"{who} has blocked it for {seconds:.1f} s; events are redelivered, and handled twice, when that lasts"
+        self._note("the event loop", f"{text}: await, or connect it with in_thread=True")
+
     def _note(self, what: str, text: str) -> None:
         """Show it in health for a while; log it when it is new."""
         noted, _ = self._notes.get(what, (float("-inf"), ""))
@@ -244,7 +261,10 @@ class Inbound:
         self, delivery: Delivery, envelope: Envelope, subscription: Subscription, arguments: dict[str, Any]
     ) -> float | Release | None:
         try:
-            memo = await self._recall(envelope.repeats or envelope.id, envelope, delivery)
+            is_new = not delivery.is_repeat and delivery.attempt == 1 and envelope.repeats is None
+            if is_new and not self._always_remember:  # only failures are remembered, and it has had none
+                return await self._attempt(delivery, envelope, subscription, arguments, _NOTHING)
+            memo: Memo = await self._ask(self._inbox.recall(envelope.repeats or envelope.id, self.service))
             if not delivery.is_repeat:
                 return await self._attempt(delivery, envelope, subscription, arguments, memo)
             if not memo.begun:
@@ -309,9 +329,13 @@ class Inbound:
         """Call the receivers that are not done, and remember what came of it."""
         event_id = envelope.repeats or envelope.id
         by_sender = self._called_by_sender(envelope)
-        outcome = await self._call(envelope, subscription, arguments, memo.done | by_sender, event_id)
-        change = Memo(outcome.done, (memo.failed | outcome.failed) - outcome.done - memo.done)
-        error = outcome.error or self._what_is_missing(subscription, change.failed, outcome)
+        skipped = memo.done | by_sender if memo.done or by_sender else _NOBODY
+        outcome = await self._call(envelope, subscription, arguments, skipped, memo.failures + 1)
+        failed = (memo.failed | outcome.failed) - outcome.done - memo.done if memo.failed else outcome.failed
+        error = outcome.error
+        if error is None and (failed or not outcome.is_heard):
+            error = self._what_is_missing(subscription, failed, outcome)
+        change = Memo(outcome.done, failed)
         if error is None:
             if memo.begun:  # it has come to an end, should it be delivered once more
                 change.begun_at = time.time()
@@ -335,10 +359,11 @@ class Inbound:
             return Release(pause)  # an instance that has the receivers may be there
         return pause
 
-    def _called_by_sender(self, envelope: Envelope) -> set[str]:
+    def _called_by_sender(self, envelope: Envelope) -> frozenset[str]:
         """Name the receivers that need not be called: in a replay, and of events of this very service."""
-        is_ours = envelope.target == self.service or self._is_own(envelope)
-        return set(envelope.done) if is_ours else set()
+        if envelope.done and (envelope.target == self.service or envelope.origin.startswith(self._own)):
+            return frozenset(envelope.done)
+        return _NOBODY
 
     @staticmethod
     def _what_is_missing(subscription: Subscription, failed: set[str], outcome: _Outcome) -> NotHandledError | None:
@@ -355,15 +380,16 @@ class Inbound:
         envelope: Envelope,
         subscription: Subscription,
         arguments: dict[str, Any],
-        skipped: set[str],
-        event_id: str,
+        skipped: Collection[str],
+        attempt: int,
     ) -> _Outcome:
         """Call each receiver that is not to be skipped, the others too when one fails."""
-        token = handling.set(envelope)
+        event_id = envelope.repeats or envelope.id
+        token, inner = handling.set(envelope), calling.set(None)
         outcome = _Outcome()
         done_here: frozenset[Subscriber] = self._done_here.get(event_id, frozenset())
         try:
-            with following(envelope.traceparent) if envelope.traceparent else nullcontext():
+            with following(envelope.traceparent) if envelope.traceparent else _PLAIN:
                 sender = subscription.load(envelope.sender)
                 if isawaitable(sender):
                     sender = await heeding(sender)
@@ -371,16 +397,21 @@ class Inbound:
                 if muted:
                     reason = f"{muted} receivers of signal {subscription.signal.name!r} are muted"
                     outcome.error = NotHandledError(subscription.topic, reason)
-                send = Send(subscription.signal, sender, arguments, robust=True)
-                with send.watched() if send.is_watched else nullcontext():
+                send = Send(subscription.signal, sender, arguments, robust=False)
+                with send.watched() if send.is_watched else _PLAIN:
                     for target in targets:
                         if target.name in skipped or target.subscriber in done_here:
                             outcome.is_heard = True
                         else:
+                            self.watchdog.calling(target.subscriber)
+                            name = target.name if target.is_unique else None
+                            calling.set(Call(envelope, self.service, attempt, self._inbox, name))
                             await _respond(send, target, outcome)
         except Exception as error:  # noqa: BLE001  the sender could not be loaded: as if a receiver had failed
             outcome.error = error
         finally:
+            self.watchdog.calling(None)
+            calling.reset(inner)
             handling.reset(token)
         outcome.done -= outcome.failed
         if outcome.succeeded and (outcome.error is not None or self._always_remember):
@@ -388,13 +419,6 @@ class Inbound:
         return outcome
 
     # -- the inbox and the dead letters ------------------------------------------------------------------------------
-
-    async def _recall(self, event_id: str, envelope: Envelope, delivery: Delivery) -> Memo:
-        is_new = not delivery.is_repeat and delivery.attempt == 1 and envelope.repeats is None
-        if is_new and not self._always_remember:
-            return Memo()  # only failures are remembered, and this event has had none
-        memo: Memo = await self._ask(self._inbox.recall(event_id, self.service))
-        return memo
 
     async def _remember(self, event_id: str, change: Memo) -> None:
         await self._ask(self._inbox.remember(event_id, self.service, change))
@@ -435,21 +459,21 @@ class _InboxLostError(Exception):
 
 async def _respond(send: Send, target: Target, outcome: _Outcome) -> None:
     """Call one receiver, and note what came of it."""
-    subscriber, name = target
-    answer: Any = None
+    subscriber, name, _ = target
+    failure: BaseException | None = None
     try:
         pair = await send.to(subscriber)
-    except asyncio.CancelledError as cancelled:
-        if times_cancelled():
-            raise
-        answer = cancelled  # the receiver raised it by itself: an error like another
-    else:
         if pair is None and isinstance(subscriber, Connection):
             return  # it has left meanwhile
-        answer = None if pair is None else pair[1]
+    except AlreadyHandledError:
+        pass  # and its effects are committed
+    except (Exception, asyncio.CancelledError) as error:
+        if isinstance(error, asyncio.CancelledError) and times_cancelled():
+            raise
+        failure = log_failure(error, subscriber, send.signal, send.sender)[1]
     outcome.is_called = outcome.is_heard = True
-    if isinstance(answer, (Exception, asyncio.CancelledError)):
-        outcome.error = outcome.error or answer
+    if failure is not None:
+        outcome.error = outcome.error or failure
         if name is not None:
             outcome.failed.add(name)
         return

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import os
 import socket
-from contextlib import AsyncExitStack, contextmanager, suppress
+from contextlib import AsyncExitStack, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Self
@@ -18,7 +18,7 @@ from asignals.relay._codec import UpcastingCodec, check_codec, codec_for
 from asignals.relay._connection_state import Attempts, ConnectionState
 from asignals.relay._dead_letters import REFUSED, KeepsRefused, Letters, which
 from asignals.relay._envelope import Envelope, check_name, new_id
-from asignals.relay._export import OWN_TRANSACTION, Exporter, ExportUid, dump_sender, key_function
+from asignals.relay._export import OWN_TRANSACTION, Bound, Exporter, ExportUid, dump_sender, key_function
 from asignals.relay._inbox import MemoryInbox
 from asignals.relay._receive import Inbound
 from asignals.relay._redact import redacted, said
@@ -45,7 +45,8 @@ from asignals.relay._transport import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Coroutine, Iterator, Mapping, Sequence
+    from collections.abc import Collection, Coroutine, Mapping, Sequence
+    from contextlib import AbstractContextManager
     from types import TracebackType
 
     from asignals import Signal
@@ -196,7 +197,12 @@ class Relay:
         self._publish_soon = Coalescer(self._publish_all)
         self._inbox = inbox or (transport.inbox() if isinstance(transport, OwnInbox) else MemoryInbox())
         self._inbound = Inbound(
-            self.service, self.origin, self._inbox, self._put_dead_letter, always_remember=inbox is not None
+            self.service,
+            self.origin,
+            self._inbox,
+            self._put_dead_letter,
+            always_remember=inbox is not None,
+            lease=_lease_of(transport),
         )
         self._letters = Letters(transport, outbox, self._publish)
 
@@ -360,23 +366,16 @@ class Relay:
             allow_no_receivers=allow_no_receivers,
         )
 
-    @contextmanager
-    def bind(self, session: Any) -> Iterator[None]:
+    def bind(self, session: Any) -> AbstractContextManager[None]:
         """Have sends inside the `with` block, in this context, write to the outbox in the session's transaction."""
-        token = self._session.set(session)
-        try:
-            yield
-        finally:
-            self._session.reset(token)
+        return Bound(self._session, session)
 
-    @contextmanager
-    def own_transaction(self) -> Iterator[None]:
+    def own_transaction(self) -> AbstractContextManager[None]:
         """Have sends inside the `with` block, in this context, write to the outbox in a transaction of their own.
 
         Their events stay even though whatever else is done there is rolled back. A send with `session=` uses that.
         """
-        with self.bind(OWN_TRANSACTION):
-            yield
+        return Bound(self._session, OWN_TRANSACTION)
 
     @property
     def unheard(self) -> list[tuple[str, str]]:
@@ -411,13 +410,16 @@ class Relay:
             self._start(self.outbox.drain_for_ever(self._publish))
         if self._inbound.subscriptions:
             self._start(self._consume_for_ever())
+            self._start(self._inbound.watchdog.run())
         for signal, topic in self.unheard:
             logger.warning("signal %r has no receiver yet: events of %r wait until one is connected", signal, topic)
         return self
 
     async def _check_parts(self) -> None:
         """Raise `SchemaError` when tables are missing; a database that does not answer is no reason not to start."""
-        parts: tuple[object, ...] = (self.transport, self.outbox, self._inbox)
+        parts: list[object] = [self.transport, self.outbox]
+        if self._inbound.subscriptions:
+            parts.append(self._inbox)
         checks = [limited(part.check(), _CHECK) for part in parts if isinstance(part, Checked)]
         for outcome in await asyncio.gather(*checks, return_exceptions=True):
             if isinstance(outcome, SchemaError):
@@ -685,6 +687,12 @@ class Relay:
         exported = ", ".join(uid.topic for _, uid in self._exported) or "nothing"
         received = ", ".join(self._inbound.subscriptions) or "nothing"
         return f"<asignals.relay.Relay {self.service!r} exports {exported}, receives {received}>"
+
+
+def _lease_of(transport: object) -> float:
+    """Seconds that the engine waits for a word about an event; a guess where it goes by the connection."""
+    found = getattr(transport, "lease", None) or getattr(transport, "ack_wait", None)
+    return float(found) if isinstance(found, (int, float)) else 30.0
 
 
 def _as_it_is(sender: str | None) -> str | None:

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 LIMIT: Final = 8.0  # seconds that a transaction of a few statements may take; then its connection is thrown away
-_CONNECT: Final = 5  # seconds that connecting may take; the drivers' own limits are a minute or none
+_CONNECT: Final = 10  # seconds that connecting may take at most in a driver; `LIMIT` ends the wait for it before that
 _CLOSE: Final = 2.0  # seconds that closing may take
 _INIT: Final = 60.0  # seconds that creating tables may take, with other processes that do the same
 _CONNECT_ARGUMENTS: Final = {"asyncpg": "timeout", "psycopg": "connect_timeout"}

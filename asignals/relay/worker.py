@@ -133,10 +133,10 @@ async def run_worker(
     `health_port` serves `GET /` with the relay's health as JSON: 200 when it is well, 503 when it is not. Port 0
     takes a free one, and the log says which. Must run in the main thread.
 
-    Raises `NoReceiversError` when the relay receives nothing, or a signal that has no receiver, unless
-    `allow_no_receivers`.
+    Raises `NoReceiversError` when the relay receives a signal that has no receiver, or nothing at all and has no outbox
+    that it could publish from, unless `allow_no_receivers`.
     """
-    if not allow_no_receivers:
+    if not allow_no_receivers and (relay.topics or relay.outbox is None):
         check_receivers(relay)
     task = asyncio.current_task()
     stop = asyncio.Event()

@@ -69,7 +69,7 @@ class Database(Stored):
     """
 
     def __init__(self, database: str | AsyncEngine, *, schema: str | None = None, lease: float = 30.0) -> None:
-        super().__init__(database, schema, ("engine",))
+        super().__init__(database, schema, ("engine", "inbox"))  # it is its own inbox, too
         self.lease = lease
         self.connection_state: ConnectionState = ConnectionState(
             f"{self.engine.dialect.name} ({self.engine.url.database})"
