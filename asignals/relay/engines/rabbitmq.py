@@ -53,7 +53,7 @@ if TYPE_CHECKING:
     )
 
     from asignals.relay._envelope import Envelope
-    from asignals.relay._transport import Handle
+    from asignals.relay._transport import Handle, Hear
 
 logger: logging.Logger = logging.getLogger("asignals.relay")
 
@@ -252,6 +252,29 @@ class RabbitMQ:
         check_name("instance", instance)
         names = [check_name("topic", topic) for topic in topics]
         await _Consumer(self, check_name("service", service), names, handle, limit).run()
+
+    async def listen(self, topics: Collection[str], hear: Hear, begun: Callable[[], object]) -> None:
+        """Hear each event of these topics by a queue of this connection's own, which goes with it.
+
+        An event that somebody listens to counts as received: it is not kept for the first service that receives it.
+        """
+        names = [check_name("topic", topic) for topic in topics]
+        attempts = Attempts(self.connection_state)
+        while True:
+            async with attempts, self._channel(confirms=False) as channel:
+                closing = _Closing(channel)
+                async with asyncio.timeout(_TRIP):
+                    queue = await channel.declare_queue(
+                        exclusive=True, auto_delete=True, arguments={"x-max-length": _MOST, "x-overflow": "drop-head"}
+                    )
+                    for topic in names:
+                        await queue.bind(self.name, topic)
+                    await queue.consume(_hearer(hear), no_ack=True)
+                attempts.succeeded()
+                begun()
+                while True:
+                    await closing.wait(_WATCH)
+                    await limited(channel.declare_queue(queue.name, passive=True), _TRIP)
 
     def _queue(self, service: str, topic: str) -> str:
         name = f"{self.name}.{check_name('service', service)}/{check_name('topic', topic)}"
@@ -471,6 +494,13 @@ class RabbitMQ:
                 await limited(message.ack(), _TRIP)
                 positions = positions - {position}
         return positions
+
+
+def _hearer(hear: Hear) -> Callable[[AbstractIncomingMessage], Awaitable[None]]:
+    async def arrived(message: AbstractIncomingMessage) -> None:
+        hear(Delivery(message.routing_key or "", message.body))
+
+    return arrived
 
 
 def _with_heartbeat(url: str) -> str:
