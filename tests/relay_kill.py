@@ -41,7 +41,7 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 
 from asignals import Signal
-from asignals.relay import Relay, SQLAlchemyInbox, SQLAlchemyOutbox, table_metadata
+from asignals.relay import Relay, SQLAlchemyInbox, SQLAlchemyOutbox, once, table_metadata
 from asignals.relay.worker import run_worker
 
 if TYPE_CHECKING:
@@ -104,7 +104,7 @@ async def run_consumer(config: dict[str, Any], service: str) -> None:
     write = text("INSERT INTO heard (service, number) VALUES (:service, :number)")
 
     async def book(number: int, **_: Any) -> None:
-        async with engine.begin() as connection:
+        async with engine.begin() as connection, once(connection):
             await connection.execute(write, {"service": service, "number": number})
 
     heard.connect(book, weak=False, dispatch_uid="book")

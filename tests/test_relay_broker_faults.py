@@ -161,3 +161,31 @@ async def test_a_broker_that_is_not_there_is_told_of_when_it_is_asked_for(broker
         await far.init()
     assert str(caught.value)
     await far.aclose()
+
+
+@pytest.mark.parametrize("fault", ["silence", "cut"])
+async def test_a_listener_hears_on_when_the_broker_is_back_and_knows_of_the_gap(
+    broker: tuple[Any, Any, Proxy], fault: str
+) -> None:
+    """What was published meanwhile may be missed, never in silence: that it listens again is told."""
+    far, direct, proxy = broker
+    heard: list[bytes] = []
+    begun: list[int] = []
+    task = asyncio.create_task(
+        far.listen(["numbers"], lambda one: heard.append(Envelope.decode(one.data).body), lambda: begun.append(1))
+    )
+    await until(lambda: begun, 10)
+    await direct.publish_many([Envelope("numbers", b"1")])
+    await until(lambda: heard == [b"1"], 10)
+    if fault == "silence":
+        proxy.silence()
+    else:
+        await proxy.cut()
+    await until(lambda: not far.connection_state.is_up, SEEN_WITHIN)
+    await proxy.restore()
+    await until(lambda: len(begun) == 2, BACK_WITHIN)
+    await direct.publish_many([Envelope("numbers", b"2")])
+    await until(lambda: heard[-1] == b"2", 10)
+    task.cancel()
+    await asyncio.wait([task])
+    await far.aclose()

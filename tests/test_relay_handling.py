@@ -28,8 +28,8 @@ from asignals.relay import (
     _codec,
     _receive,
     _watchdog,
+    current_event,
 )
-from asignals.relay._export import handling
 from asignals.relay.worker import check_receivers
 
 if TYPE_CHECKING:
@@ -411,13 +411,13 @@ class Process:
         self.into.connect(self.on_paid)
 
     async def on_paid(self, **_: Any) -> None:
-        envelope = handling.get()
-        assert envelope is not None
+        found = current_event()
+        assert found is not None
         await asyncio.sleep(0.001)
-        if envelope.id == "poison":
+        if found.id == "poison":
             self.crashed.set()
             await asyncio.Event().wait()
-        self.handled.add(envelope.id)
+        self.handled.add(found.id)
 
     async def deliver(self, envelope: Envelope, *, is_repeat: bool) -> None:
         while (pause := await self.relay._inbound.handle(delivery(envelope, is_repeat=is_repeat))) is not None:

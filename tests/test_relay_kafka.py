@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from contextlib import aclosing, suppress
 from typing import TYPE_CHECKING, Any
 
@@ -188,12 +189,14 @@ async def _hand_over() -> tuple[list[Delivery], list[int], bool]:
 
     def hand_over() -> None:
         nonlocal handed_over
+        while not begun:
+            time.sleep(0.001)  # in the client's thread
         client.revoke()
         handed_over = True
 
     client.on_look = [lambda: client.assign(0), lambda: [Message(7), Message(8)], hand_over]
     running = asyncio.create_task(consumer(client, handle).run())
-    await until(lambda: not client.on_look)
+    await until(lambda: not client.on_look and begun)
     was_too_soon = handed_over
     go_on.set()
     await until(lambda: handed_over)

@@ -13,6 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from asignals import Signal, signal
 from asignals.relay import (
+    Delivery,
     Envelope,
     Memo,
     Memory,
@@ -21,6 +22,8 @@ from asignals.relay import (
     Relay,
     SQLAlchemyInbox,
     SQLAlchemyOutbox,
+    current_event,
+    once,
     table_metadata,
 )
 from asignals.relay._sql import as_engine
@@ -349,6 +352,108 @@ async def test_the_inbox_forgets_what_is_old(engine: AsyncEngine) -> None:
     for n in range(5, 7):
         await inbox.remember(f"e{n}", "billing", Memo({"a"}))
     assert [(await inbox.recall(f"e{n}", "billing")).done for n in range(7)] == [set()] * 6 + [{"a"}]
+
+
+async def test_a_receivers_changes_are_made_exactly_once(engine: AsyncEngine) -> None:
+    """Though the process ends between commit and acknowledgement, and the event comes again, twice at once."""
+    gate, calls = asyncio.Event(), []
+
+    def instance() -> tuple[Relay, Any]:
+        paid = Signal(["number"])
+        relay = Relay(Memory(), "billing", inbox=SQLAlchemyInbox(engine))
+        relay.receive(paid, "order.paid", retries=0)
+
+        async def book(number: int, **_: Any) -> None:
+            found = current_event()
+            assert found is not None
+            calls.append((found.id, found.topic, found.attempt, found.origin))
+            async with AsyncSession(engine) as session, session.begin(), once(session):
+                await session.execute(text("INSERT INTO orders VALUES (:number)"), {"number": number})
+            await gate.wait()
+
+        paid.connect(book, weak=False, dispatch_uid="book")
+        return relay, paid
+
+    data = Envelope("order.paid", b'{"number": 5}', id="e5", origin="shop/one").encode()
+    first, one = instance()
+    task = asyncio.create_task(first._inbound.handle(Delivery("order.paid", data)))  # type: ignore[arg-type]
+    await until(lambda: calls)
+    await until_booked(engine)
+    task.cancel()  # killed between the commit and the acknowledgement: nothing was remembered but by the transaction
+    await asyncio.wait([task])
+    second, other = instance()
+    third, another = instance()
+    gate.set()
+    repeats = [Delivery("order.paid", data, 2, is_repeat=True), Delivery("order.paid", data)]
+    outcomes = [await relay._inbound.handle(one) for relay, one in zip((second, third), repeats, strict=True)]
+    assert one and other and another  # noqa: PT018
+    assert outcomes == [None, None]
+    assert second.health().dead == third.health().dead == 0
+    assert calls == [("e5", "order.paid", 1, "shop/one")]
+
+
+async def until_booked(engine: AsyncEngine) -> None:
+    """Wait for the row."""
+    async with asyncio.timeout(10):
+        while True:
+            async with engine.connect() as connection:
+                if (await connection.execute(text("SELECT count(*) FROM orders"))).scalar():
+                    return
+            await asyncio.sleep(0.005)
+
+
+async def test_two_that_handle_one_event_at_once_change_things_once(engine: AsyncEngine) -> None:
+    """The later one waits for the earlier one's transaction, changes nothing, and counts as success."""
+    relays, keep = [], []
+    for _ in range(2):
+        paid = Signal(["number"])
+        relay = Relay(Memory(), "billing", inbox=SQLAlchemyInbox(engine))
+        relay.receive(paid, "order.paid", retries=0)
+
+        async def book(number: int, **_: Any) -> None:
+            async with AsyncSession(engine) as session, session.begin(), once(session):
+                await session.execute(text("INSERT INTO orders VALUES (:number)"), {"number": number})
+                await asyncio.sleep(0.05)
+
+        paid.connect(book, weak=False, dispatch_uid="book")
+        keep.append(paid)
+        relays.append(relay)
+    data = Envelope("order.paid", b'{"number": 5}', id="e5", origin="shop/one").encode()
+    outcomes = await asyncio.gather(*(relay._inbound.handle(Delivery("order.paid", data)) for relay in relays))
+    assert outcomes == [None, None]
+    assert [relay.health().dead for relay in relays] == [0, 0]
+
+
+async def test_once_says_what_it_needs(engine: AsyncEngine) -> None:
+    """An inbox in the database, and a receiver that can be told from others; a local send just runs."""
+    paid, errors = Signal(["number"]), []
+
+    async def book(**_: Any) -> None:
+        try:
+            async with engine.begin() as connection, once(connection):
+                errors.append("ran")
+        except RuntimeError as error:
+            errors.append(str(error))
+
+    paid.connect(book, dispatch_uid="a")
+    await paid.send("shop", number=1)
+    data = Envelope("order.paid", b'{"number": 5}', origin="shop/one").encode()
+    relay = Relay(Memory(), "billing")
+    relay.receive(paid, "order.paid", retries=0)
+    await relay._inbound.handle(Delivery("order.paid", data))
+    paid.disconnect(book, dispatch_uid="a")
+    paid.connect(book)
+    paid.connect(book, sender="shop")
+    relay = Relay(Memory(), "billing", inbox=SQLAlchemyInbox(engine))
+    relay.receive(paid, "order.paid", retries=0)
+    data = Envelope("order.paid", b'{"number": 5}', sender="shop", origin="shop/one").encode()
+    await relay._inbound.handle(Delivery("order.paid", data))
+    assert [error.partition(",")[0] for error in errors] == [
+        "ran",
+        "once(session) needs Relay(inbox=SQLAlchemyInbox(…))",
+        *["once(session) needs a receiver with a name of its own: connect it with a dispatch_uid"] * 2,
+    ]
+    assert current_event() is None
 
 
 async def test_init_creates_the_tables_and_may_be_repeated(tmp_path: Path) -> None:

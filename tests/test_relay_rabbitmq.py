@@ -125,3 +125,53 @@ async def test_a_server_that_does_not_answer_is_waited_for_once(engine: World, m
     monkeypatch.undo()
     await transport.publish_many(events)
     assert await transport.backlog("billing") == 400
+
+
+async def test_what_no_service_receives_is_kept_for_the_first_that_does(engine: World) -> None:
+    """An event that is published before any service receives its topic is not lost, and stops no other event."""
+    transport, bodies = engine.open(), []
+    await transport.publish_many([Envelope("letters", b"early"), Envelope("numbers", b"1")])
+
+    async def handle(delivery: Delivery) -> None:
+        bodies.append((delivery.topic, Envelope.decode(delivery.data).body))
+
+    running = asyncio.create_task(transport.consume("billing", "one", ["letters"], handle))
+    await until(lambda: bodies)
+    running.cancel()
+    with suppress(asyncio.CancelledError):
+        await running
+    assert bodies == [("letters", b"early")]
+    assert await transport._count(f"{transport.name}.unrouted") == 1
+
+
+async def test_a_queue_of_other_settings_is_named(engine: World) -> None:
+    """What cannot be changed is an error that says what to do, not a channel that was closed."""
+    transport = engine.open()
+    async with transport._channel() as channel:
+        await channel.declare_queue(f"{transport.name}.billing/numbers", durable=True)
+    with pytest.raises(RuntimeError, match=r"has a queue or exchange of other settings: delete it .*inequivalent arg"):
+        await transport.add_service("billing", ["numbers"])
+
+
+async def test_a_retry_outlives_the_process_and_its_attempts_are_counted(engine: World) -> None:
+    """It waits with the broker, and whoever gets it knows how often it was tried."""
+    transport, attempts = engine.open(), []
+
+    async def handle(delivery: Delivery) -> float | None:
+        attempts.append(delivery.attempt)
+        return 1.0 if len(attempts) == 1 else None
+
+    await transport.add_service("billing", ["numbers"])
+    await transport.publish_many([Envelope("numbers", b"1")])
+    for _ in range(2):
+        async with consuming(engine.open(), handle):
+            before = len(attempts)
+            await until(lambda before=before: len(attempts) > before)
+            await until_backlog(transport, 2 - len(attempts))
+    assert attempts == [1, 2]
+
+
+async def until_backlog(transport: Any, count: int) -> None:
+    async with asyncio.timeout(10):
+        while await transport.backlog("billing") != count:  # noqa: ASYNC110  the broker tells nobody
+            await asyncio.sleep(0.02)

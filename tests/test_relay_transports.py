@@ -12,11 +12,13 @@ from relay_support import ENGINES, World, until, world
 
 from asignals import Signal
 from asignals.relay import Backlog, DeadLetter, DeadLetters, Delivery, Envelope, Relay, Release, Transport
-from asignals.relay._transport import KnowsServices
+from asignals.relay._transport import Broadcasts, KnowsServices
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
     from pathlib import Path
+
+    from asignals.relay._transport import Hear
 
 pytestmark = pytest.mark.anyio
 
@@ -461,6 +463,52 @@ async def test_hundreds_of_dead_letters_are_counted_read_and_removed_in_batches(
             await asyncio.sleep(0.02)
     rest = await letters_of(transport, "dlq.billing")
     assert {int(letter.raw) for letter in rest} == set(range(1, 300, 2))
+
+
+@asynccontextmanager
+async def listening(transport: Broadcasts, hear: Hear, *topics: str) -> AsyncIterator[None]:
+    """Listen for the length of a block."""
+    begun = asyncio.Event()
+    task = asyncio.create_task(transport.listen(topics, hear, begun.set))
+    try:
+        async with asyncio.timeout(20):
+            await begun.wait()
+        yield
+    finally:
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
+
+
+async def test_every_listener_hears_every_event_beside_what_services_share(engine: World) -> None:
+    """Of its topics, from when it began; it takes nothing from a service, and one that has left hears no more."""
+    await known(engine, "billing")
+    transport, shared = engine.open(), Heard()
+    assert isinstance(transport, Broadcasts)
+    heard: list[list[Delivery]] = [[], [], []]
+    await transport.publish_many(events(5, key="one"))
+    with_others = engine.open()
+    async with (
+        listening(engine.open(), heard[0].append, "numbers"),
+        listening(engine.open(), heard[1].append, "numbers", "letters"),
+    ):
+        async with listening(with_others, heard[2].append, "letters"):
+            await transport.publish_many([Envelope("letters", b"a")])
+            await until(lambda: heard[1] and heard[2])
+        batch = [Envelope("numbers", str(100 + number).encode(), key="one") for number in range(200)]
+        for start in range(0, 200, 20):
+            await transport.publish_many(batch[start : start + 20])
+        await transport.publish_many([Envelope("letters", b"b")])
+        await until(lambda: len(heard[0]) == 200 and len(heard[1]) == 202)
+        async with consuming(engine.open(), "billing", shared):
+            await until(lambda: len(set(shared.numbers)) == 205)
+    numbers = [int(Envelope.decode(delivery.data).body) for delivery in heard[0]]
+    assert sorted(numbers) == list(range(100, 300))
+    if engine.name != "kafka":
+        assert numbers == sorted(numbers)
+    assert [Envelope.decode(delivery.data).body for delivery in heard[2]] == [b"a"]
+    assert {delivery.topic for delivery in heard[1]} == {"numbers", "letters"}
+    await _until_backlog(transport, 0)
 
 
 async def test_publishing_nothing_is_fine(engine: World) -> None:

@@ -3,7 +3,7 @@
 asyncio only. The engines and the outbox are imported when they are first asked for, so each needs its own extra only:
 `asignals[nats]` (`JetStream`), `asignals[redis]` (`RedisStreams`), `asignals[rabbitmq]` (`RabbitMQ`), `asignals[kafka]`
 (`Kafka`), `asignals[sqlalchemy]` (`Database`, `SQLAlchemyOutbox`, `SQLAlchemyInbox`,
-`table_metadata`). `Memory` needs none.
+`once`, `table_metadata`). `Memory` needs none.
 
 Whom a relay trusts: whoever may write to the outbox's tables, or publish a topic on the engine, may have that topic's
 receivers called, with arguments of their declared types, and nothing else. An event is handled as the topic that the
@@ -23,6 +23,9 @@ from asignals.relay._codec import JSONCodec as JSONCodec
 from asignals.relay._codec import MsgspecCodec as MsgspecCodec
 from asignals.relay._codec import PydanticCodec as PydanticCodec
 from asignals.relay._codec import Upcaster as Upcaster
+from asignals.relay._current import AlreadyHandledError as AlreadyHandledError
+from asignals.relay._current import ReceivedEvent as ReceivedEvent
+from asignals.relay._current import current_event as current_event
 from asignals.relay._envelope import DeadLetter as DeadLetter
 from asignals.relay._envelope import Envelope as Envelope
 from asignals.relay._envelope import EnvelopeError as EnvelopeError
@@ -57,16 +60,19 @@ if TYPE_CHECKING:
     from asignals.relay.engines.rabbitmq import RabbitMQ as RabbitMQ
     from asignals.relay.engines.redis import RedisStreams as RedisStreams
     from asignals.relay.inbox import SQLAlchemyInbox as SQLAlchemyInbox
+    from asignals.relay.inbox import once as once
     from asignals.relay.outbox import SQLAlchemyOutbox as SQLAlchemyOutbox
 
 _LATE = {  # module, extra
     **{name: (engine.module, engine.extra) for name, engine in _ENGINES.items()},
     "SQLAlchemyInbox": ("asignals.relay.inbox", "sqlalchemy"),
     "SQLAlchemyOutbox": ("asignals.relay.outbox", "sqlalchemy"),
+    "once": ("asignals.relay.inbox", "sqlalchemy"),
     "table_metadata": ("asignals.relay._tables", "sqlalchemy"),
 }
 
 __all__ = [
+    "AlreadyHandledError",
     "Backlog",
     "BodyError",
     "Codec",
@@ -94,6 +100,7 @@ __all__ = [
     "PublishRefusedError",
     "PydanticCodec",
     "RabbitMQ",
+    "ReceivedEvent",
     "RedisStreams",
     "Relay",
     "Release",
@@ -103,7 +110,9 @@ __all__ = [
     "Status",
     "Transport",
     "Upcaster",
+    "current_event",
     "engine_from_url",
+    "once",
     "table_metadata",
 ]
 

@@ -22,9 +22,10 @@ from typing import TYPE_CHECKING, Any, Final
 
 import anyio
 
-from asignals._core import Connection, Send, bind
+from asignals._core import Connection, Send, bind, log_failure
 from asignals.relay._cancel import heeding, limited, times_cancelled
 from asignals.relay._connection_state import ConnectionState, jittered
+from asignals.relay._current import AlreadyHandledError, Call, calling
 from asignals.relay._envelope import MAX_KEPT, DeadLetter, Envelope, EnvelopeError
 from asignals.relay._export import handling
 from asignals.relay._inbox import Memo
@@ -328,7 +329,7 @@ class Inbound:
         event_id = envelope.repeats or envelope.id
         by_sender = self._called_by_sender(envelope)
         skipped = memo.done | by_sender if memo.done or by_sender else _NOBODY
-        outcome = await self._call(envelope, subscription, arguments, skipped, event_id)
+        outcome = await self._call(envelope, subscription, arguments, skipped, memo.failures + 1)
         failed = (memo.failed | outcome.failed) - outcome.done - memo.done if memo.failed else outcome.failed
         error = outcome.error
         if error is None and (failed or not outcome.is_heard):
@@ -379,10 +380,11 @@ class Inbound:
         subscription: Subscription,
         arguments: dict[str, Any],
         skipped: Collection[str],
-        event_id: str,
+        attempt: int,
     ) -> _Outcome:
         """Call each receiver that is not to be skipped, the others too when one fails."""
-        token = handling.set(envelope)
+        event_id = envelope.repeats or envelope.id
+        token, inner = handling.set(envelope), calling.set(None)
         outcome = _Outcome()
         done_here: frozenset[Connection] = self._done_here.get(event_id, frozenset())
         try:
@@ -394,18 +396,21 @@ class Inbound:
                 if muted:
                     reason = f"{muted} receivers of signal {subscription.signal.name!r} are muted"
                     outcome.error = NotHandledError(subscription.topic, reason)
-                send = Send(subscription.signal, sender, arguments, robust=True)
+                send = Send(subscription.signal, sender, arguments, robust=False)
                 with send.watched() if send.is_watched else _PLAIN:
                     for target in targets:
                         if target.name in skipped or target.subscriber in done_here:
                             outcome.is_heard = True
                         else:
                             self.watchdog.calling(target.subscriber)
+                            name = target.name if target.is_unique else None
+                            calling.set(Call(envelope, self.service, attempt, self._inbox, name))
                             await _respond(send, target, outcome)
         except Exception as error:  # noqa: BLE001  the sender could not be loaded: as if a receiver had failed
             outcome.error = error
         finally:
             self.watchdog.calling(None)
+            calling.reset(inner)
             handling.reset(token)
         outcome.done -= outcome.failed
         if outcome.succeeded and (outcome.error is not None or self._always_remember):
@@ -453,21 +458,21 @@ class _InboxLostError(Exception):
 
 async def _respond(send: Send, target: Target, outcome: _Outcome) -> None:
     """Call one receiver, and note what came of it."""
-    subscriber, name = target
-    answer: Any = None
+    subscriber, name, _ = target
+    failure: BaseException | None = None
     try:
         pair = await send.to(subscriber)
-    except asyncio.CancelledError as cancelled:
-        if times_cancelled():
-            raise
-        answer = cancelled  # the receiver raised it by itself: an error like another
-    else:
         if pair is None and subscriber.is_receiver:
             return  # it has left meanwhile
-        answer = None if pair is None else pair[1]
+    except AlreadyHandledError:
+        pass  # and its effects are committed
+    except (Exception, asyncio.CancelledError) as error:
+        if isinstance(error, asyncio.CancelledError) and times_cancelled():
+            raise
+        failure = log_failure(error, subscriber, send.signal, send.sender)[1]
     outcome.is_called = outcome.is_heard = True
-    if isinstance(answer, (Exception, asyncio.CancelledError)):
-        outcome.error = outcome.error or answer
+    if failure is not None:
+        outcome.error = outcome.error or failure
         if name is not None:
             outcome.failed.add(name)
         return

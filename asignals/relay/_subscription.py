@@ -25,10 +25,14 @@ _MAX_NAME: Final = 255  # what the inbox's table takes
 
 
 class Target(NamedTuple):
-    """One that is to be called; `name` is `None` for a stream, which nobody remembers."""
+    """One that is to be called; `name` is `None` for a stream, which nobody remembers.
+
+    `is_unique` says whether no other receiver of the signal has the name.
+    """
 
     subscriber: Connection
     name: str | None
+    is_unique: bool
 
 
 class Targets(NamedTuple):
@@ -61,10 +65,12 @@ class Subscription:
         """Whom to call for a sender; exporting receivers are left out."""
         plan = registry_of(self.signal).plan_for(sender).connections
         if plan is not self._plan:
-            here = [Target(each, _name_of(each)) for each in plan if not is_exporter(each)]
+            named = [(each, _name_of(each)) for each in plan if not is_exporter(each)]
+            counts = Counter(name for _, name in named)
+            here = [Target(each, name, counts[name] == 1) for each, name in named]
             reached = sum(each.is_receiver for each in plan)
             muted = max(0, len(self.signal.receivers_for(sender)) - reached)
-            self._warn_of_namesakes([target.name for target in here if target.name is not None])
+            self._warn_of_namesakes(counts)
             self._targets, self._plan = Targets(here, muted), plan
         return self._targets
 
@@ -77,9 +83,9 @@ class Subscription:
         first, most = self.backoff
         return min(most, first * 2.0 ** min(failures - 1, 60))
 
-    def _warn_of_namesakes(self, names: list[str]) -> None:
-        for name, count in Counter(names).items():
-            if count > 1 and name not in self._warned:
+    def _warn_of_namesakes(self, counts: Counter[str | None]) -> None:
+        for name, count in counts.items():
+            if count > 1 and name is not None and name not in self._warned:
                 self._warned.add(name)
                 logger.warning(
                     "signal %r has %d receivers named %r, which a retry in another process cannot tell apart: when one "

@@ -89,6 +89,24 @@ class Transport(Protocol):
         ...
 
 
+Hear: TypeAlias = "Callable[[Delivery], object]"
+"""Takes one event of a broadcast; called in the event loop, it must not wait."""
+
+
+@runtime_checkable
+class Broadcasts(Protocol):
+    """A transport that can give every event of a topic to every running instance, beside what services share."""
+
+    async def listen(self, topics: Collection[str], hear: Hear, begun: Callable[[], object]) -> None:
+        """Call `hear` for each event of these topics that is published from now on, until cancelled.
+
+        `begun` is called when the events that are published next will be heard, and again after each loss of the
+        connection: whatever was published in between may have been missed. Nothing is acknowledged, kept or repeated,
+        and nothing is left with the engine, also when this process is killed. Now and then an event is heard twice.
+        """
+        ...
+
+
 @runtime_checkable
 class DeadLetters(Protocol):
     """A transport that keeps dead letters in queues of their own, where no trimming reaches them."""
@@ -177,7 +195,7 @@ class SchemaError(RuntimeError):
             f"run `asignals relay init package.module:relay`, or add asignals.relay.table_metadata() to Alembic"
         )
         self.database = database
-        self.tables = tuple(tables)
+        self.tables: tuple[str, ...] = tuple(tables)
 
 
 @runtime_checkable

@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 import time
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Final
 
 from sqlalchemy import delete, select
 from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.ext.asyncio import AsyncSession
 
 from asignals.relay._batch import Coalescer
+from asignals.relay._current import AlreadyHandledError, calling
 from asignals.relay._inbox import Memo
-from asignals.relay._sql import Stored, begun, is_postgres
+from asignals.relay._sql import Stored, answered, begun, is_missing_table, is_postgres, name_of
+from asignals.relay._transport import SchemaError
 
 if TYPE_CHECKING:
-    from sqlalchemy.ext.asyncio import AsyncEngine
+    from collections.abc import AsyncIterator
+
+    from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+
+    from asignals.relay._current import Call
 
 _SWEEP: Final = 600.0  # seconds between two times that old rows are removed
 _SWEPT: Final = 1_000  # rows that are removed at once: a large removal would keep others waiting
@@ -94,3 +103,50 @@ class SQLAlchemyInbox(Stored):
             if found:
                 await connection.execute(delete(inbox).where(inbox.c.event_id.in_(set(found)), inbox.c.time < before))
         return len(found)
+
+
+@asynccontextmanager
+async def once(session: AsyncSession | AsyncConnection) -> AsyncIterator[None]:
+    """Give a receiver's changes their effect exactly once, in the transaction that they are made in.
+
+    `async with session.begin(), once(session): …` notes in that transaction that this receiver has handled this event.
+    The note and the changes are committed together, or neither is, so that a process that is killed between them and
+    the acknowledgement repeats nothing. Where the event comes again although it was handled, `AlreadyHandledError` is
+    raised before the block runs; leave it to the relay, which takes it for success. Two that handle one event at the
+    same time wait for each other here.
+
+    The relay needs `inbox=SQLAlchemyInbox(…)` in the database of the session. Where the signal was sent in this
+    process, the block just runs.
+
+    Raises:
+        AlreadyHandledError: this receiver has handled this event.
+        RuntimeError: the relay has another inbox, or the receiver no name of its own: connect it with a dispatch_uid.
+        SchemaError: the table of the inbox is missing in the session's database.
+        TimeoutError: the database did not answer.
+    """
+    call = calling.get()
+    if call is not None:
+        await _note(session, call)
+    yield
+
+
+async def _note(session: AsyncSession | AsyncConnection, call: Call) -> None:
+    if not isinstance(call.inbox, SQLAlchemyInbox):
+        msg = f"once(session) needs Relay(inbox=SQLAlchemyInbox(…)), not {type(call.inbox).__name__}"
+        raise RuntimeError(msg)  # noqa: TRY004  how the relay is made, not what was passed
+    if call.receiver is None:
+        msg = "once(session) needs a receiver with a name of its own: connect it with a dispatch_uid"
+        raise RuntimeError(msg)
+    connection = await session.connection() if isinstance(session, AsyncSession) else session
+    event_id = call.envelope.repeats or call.envelope.id
+    dialect = postgresql if connection.dialect.name == "postgresql" else sqlite
+    row = {"event_id": event_id, "service": call.service, "receiver": call.receiver, "time": time.time()}
+    write = dialect.insert(call.inbox.tables.inbox).values(row).on_conflict_do_nothing()
+    try:
+        written = await answered(call.inbox.engine, connection.execute(write))
+    except DBAPIError as error:
+        if is_missing_table(error):
+            raise SchemaError(name_of(call.inbox.engine), [call.inbox.tables.inbox.name]) from error
+        raise
+    if written.rowcount == 0:
+        raise AlreadyHandledError(event_id, call.receiver)

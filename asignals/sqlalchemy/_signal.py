@@ -93,7 +93,7 @@ class ModelSignal(Captured):
         doc: str,
         phases: tuple[Phase, ...] = PHASES,
     ) -> None:
-        self.names = tuple(arguments)
+        self.names: tuple[str, ...] = tuple(arguments)
         super().__init__(self.names, name=f"asignals.sqlalchemy.{name}", doc=doc)
         self._awaited: list[Awaited] = []
         self._is_waiting = False
@@ -436,7 +436,7 @@ class SessionSignal(Captured):
     """A signal whose sender is a session; a plain `Signal` in all else."""
 
     def __init__(self, arguments: Iterable[str], *, name: str, doc: str) -> None:
-        self.names = tuple(arguments)
+        self.names: tuple[str, ...] = tuple(arguments)
         super().__init__(self.names, name=f"asignals.sqlalchemy.{name}", doc=doc)
 
     def registry(self, phase: Phase) -> Registry:

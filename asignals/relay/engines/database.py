@@ -10,6 +10,7 @@ counter.
 from __future__ import annotations
 
 import asyncio
+import time
 from contextlib import suppress
 from dataclasses import dataclass, field
 from operator import attrgetter
@@ -43,17 +44,18 @@ from asignals.relay._transport import Delivery, delay_of
 from asignals.relay.inbox import SQLAlchemyInbox
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Collection, Sequence
+    from collections.abc import AsyncGenerator, Callable, Collection, Sequence
 
     from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
     from asignals.relay._envelope import Envelope
     from asignals.relay._tables import Tables
-    from asignals.relay._transport import Handle
+    from asignals.relay._transport import Handle, Hear
 
 _KEPT: Final = 120.0  # seconds for which an event is remembered at least, so that a repetition is recognised
 _SWEEP: Final = 1_000  # events that are forgotten at once
 _AT_ONCE: Final = 500  # dead letters that one statement removes
+_LOOK_BACK: Final = 2_000  # numbers of events that a listener looks back, for those that were committed late
 _POLL: Final = 1.0  # seconds after which a consumer looks by itself, should a notification have been lost
 _TRIP: Final = 20.0  # seconds that claiming may take
 
@@ -96,6 +98,32 @@ class Database(Stored):
         check_name("instance", instance)
         await self.add_service(service, topics)
         await _Consumer(self, service, tuple(topics), handle, limit).run()
+
+    async def listen(self, topics: Collection[str], hear: Hear, begun: Callable[[], object]) -> None:
+        """Hear each event of these topics by reading the table of events, of which nothing is claimed.
+
+        On PostgreSQL an event whose transaction is committed after that of a later one is heard up to a second later.
+        """
+        names = [check_name("topic", topic) for topic in topics]
+        wake = asyncio.Event()
+        attempts = Attempts(self.connection_state)
+        heard = _Heard(self, names, hear)
+        is_heard = False
+        async with listening(self.engine, self._sql.channel, wake.set, self.connection_state):
+            while True:
+                async with attempts:
+                    if not is_heard:
+                        await heard.begin()
+                        attempts.succeeded()
+                        begun()
+                    wake.clear()
+                    is_heard = False  # until it is read
+                    await heard.read()
+                    is_heard = True
+                    attempts.succeeded()
+                    with suppress(TimeoutError):
+                        async with asyncio.timeout(_POLL):
+                            await wake.wait()
 
     async def add_service(self, service: str, topics: Collection[str]) -> None:
         """Keep events of these topics for a service, beginning with those that are still there."""
@@ -185,6 +213,53 @@ class Database(Stored):
     def inbox(self) -> SQLAlchemyInbox:
         """Give an inbox in the same database."""
         return SQLAlchemyInbox(self.engine, schema=self.tables.metadata.schema)
+
+
+class _Heard:
+    """What a listener has read of the table of events."""
+
+    def __init__(self, database: Database, topics: list[str], hear: Hear) -> None:
+        self._database = database
+        self._topics = topics
+        self._hear = hear
+        self._last: int | None = None
+        self._recent: dict[int, None] = {}
+        self._looked_back = 0.0
+
+    async def begin(self) -> None:
+        """Pass over all that is there, the first time."""
+        if self._last is not None:
+            return
+        event = self._database.tables.event
+        async with connected(self._database.engine) as connection:
+            self._last = (await connection.execute(select(func.max(event.c.seq)))).scalar() or 0
+            before = select(event.c.seq).where(event.c.seq > self._last - _LOOK_BACK)
+            self._recent = dict.fromkeys((await connection.execute(before)).scalars())
+
+    async def read(self) -> None:
+        """Hear what is new; now and then also what has a lower number, as its transaction took longer."""
+        event = self._database.tables.event
+        last, is_look_back = self._last or 0, time.monotonic() - self._looked_back > _POLL
+        if is_look_back and is_postgres(self._database.engine):
+            self._looked_back = time.monotonic()
+            last -= _LOOK_BACK
+        while True:
+            query = select(event.c.seq).where(event.c.seq > last, event.c.topic.in_(self._topics))
+            async with connected(self._database.engine) as connection:
+                seqs = (await connection.execute(query.order_by(event.c.seq).limit(_LOOK_BACK))).scalars().all()
+                fresh = [seq for seq in seqs if seq not in self._recent]
+                for start in range(0, len(fresh), _AT_ONCE):
+                    which = event.c.seq.in_(fresh[start : start + _AT_ONCE])
+                    rows = select(event.c.seq, event.c.topic, event.c.data).where(which).order_by(event.c.seq)
+                    for seq, topic, data in await connection.execute(rows):
+                        self._recent[seq] = None
+                        self._last = max(self._last or 0, seq)
+                        self._hear(Delivery(topic, bytes(data)))
+            while len(self._recent) > 2 * _LOOK_BACK:
+                del self._recent[next(iter(self._recent))]
+            if len(seqs) < _LOOK_BACK:
+                return
+            last = seqs[-1]
 
 
 _Key: TypeAlias = tuple[int, int]  # where a delivery is: the number of its event, and of its subscription

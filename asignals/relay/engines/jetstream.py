@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from nats.js.kv import KeyValue
 
     from asignals.relay._envelope import Envelope
-    from asignals.relay._transport import Handle
+    from asignals.relay._transport import Handle, Hear
 
 T = TypeVar("T")
 logger: logging.Logger = logging.getLogger("asignals.relay")
@@ -331,6 +331,45 @@ class JetStream:
         check_name("instance", instance)
         names = [check_name("topic", topic) for topic in topics]
         await _Consumer(self, check_name("service", service), names, handle, limit).run()
+
+    async def listen(self, topics: Collection[str], hear: Hear, begun: Callable[[], object]) -> None:
+        """Hear each event of these topics by a subscription of core NATS, which nothing is kept for."""
+        subjects = [f"{self.stream}.{check_name('topic', topic)}" for topic in topics]
+        attempts = Attempts(self.connection_state)
+        changed = asyncio.Event()
+        self._changed.add(changed)
+        try:
+            while True:
+                async with attempts:
+                    client = await heeding(self._connected())
+                    subscriptions: list[Subscription] = []
+                    try:
+                        for subject in subjects:
+                            subscribing = client.subscribe(subject, cb=self._hearer(hear))
+                            subscriptions.append(await heeding(subscribing))  # noqa: PERF401  those made are ended
+                        await self._ask(client, client.flush(int(_CONNECT) or 1))
+                        attempts.succeeded()
+                        begun()
+                        await self._until_lost(client, changed)
+                    finally:
+                        for subscription in subscriptions:
+                            await to_the_end(_unsubscribe(subscription))
+        finally:
+            self._changed.discard(changed)
+
+    def _hearer(self, hear: Hear) -> Callable[[Msg], Awaitable[None]]:
+        async def arrived(message: Msg) -> None:
+            hear(Delivery(message.subject.removeprefix(f"{self.stream}."), message.data))
+
+        return arrived
+
+    async def _until_lost(self, client: Client, changed: asyncio.Event) -> None:
+        reconnects = client.stats["reconnects"]
+        while client is self._client and client.stats["reconnects"] == reconnects:
+            changed.clear()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(1.0):
+                    await changed.wait()
 
     async def add_service(self, service: str, topics: Collection[str]) -> None:
         """Create the service's consumer of each topic, from the first event that is there, where it is missing."""

@@ -26,7 +26,7 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, Topi
 from confluent_kafka.admin import AdminClient
 
 from asignals._to_the_end import to_the_end
-from asignals.relay._connection_state import ConnectionState
+from asignals.relay._connection_state import Attempts, ConnectionState
 from asignals.relay._envelope import DeadLetter, check_name
 from asignals.relay._pool import Pool
 from asignals.relay._redact import redacted
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from confluent_kafka import Message
 
     from asignals.relay._envelope import Envelope
-    from asignals.relay._transport import Handle
+    from asignals.relay._transport import Handle, Hear
 
 T = TypeVar("T")
 _Place: TypeAlias = tuple[str, int]  # a topic and the number of a partition
@@ -281,6 +281,30 @@ class Kafka:
         consumer = self.consumer(f"{self.name}.{check_name('service', service)}")
         await _Consumer(self, consumer, names, handle, limit).run()
 
+    async def listen(self, topics: Collection[str], hear: Hear, begun: Callable[[], object]) -> None:
+        """Hear each event of these topics by a consumer that joins no group and commits nothing."""
+        names = {self._topic(topic): topic for topic in topics}
+        attempts = Attempts(self.connection_state)
+        thread = ThreadPoolExecutor(1, "asignals-kafka")
+        consumer = self.consumer(f"{self.name}.listen.{secrets.token_hex(4)}")
+        try:
+            positions: list[TopicPartition] = []
+            while not positions:
+                async with attempts:
+                    positions = await _in_thread(lambda: _ends(consumer, names), thread)
+            await _in_thread(lambda: consumer.assign(positions), thread)
+            begun()
+            while True:
+                for message in await _in_thread(lambda: _some(consumer), thread):
+                    if message.error():
+                        self.connection_state.lost(KafkaException(message.error()))
+                        continue
+                    self.connection_state.restored()
+                    hear(Delivery(names[message.topic() or ""], message.value() or b""))
+        finally:
+            await _in_thread(consumer.close, thread)
+            thread.shutdown(wait=False)
+
     async def add_service(self, service: str, topics: Collection[str]) -> None:
         """Commit for the service where each topic begins, so that it counts as one that receives it."""
         names = [self._topic(topic) for topic in topics]
@@ -407,6 +431,20 @@ def _starts(consumer: Consumer, committed: list[TopicPartition]) -> list[TopicPa
             low, _ = consumer.get_watermark_offsets(place, timeout=_TRIP)
             starts.append(TopicPartition(place.topic, place.partition, low))
     return starts
+
+
+def _ends(consumer: Consumer, topics: Collection[str]) -> list[TopicPartition]:
+    """Give where the partitions of topics end now."""
+    found = [place for topic in topics for place in _partitions(consumer, topic)]
+    for place in found:
+        place.offset = consumer.get_watermark_offsets(place, timeout=_TRIP)[1]
+    return found
+
+
+def _some(consumer: Consumer) -> list[Message]:
+    """Give what has come, as soon as there is something; `consume` alone waits for as many as it may take."""
+    first = consumer.poll(_POLL)
+    return [] if first is None else [first, *consumer.consume(500, 0)]
 
 
 def _delete_group(admin: AdminClient, group: str) -> None:

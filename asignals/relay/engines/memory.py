@@ -13,10 +13,10 @@ from asignals.relay._pool import Pool
 from asignals.relay._transport import Delivery, delay_of
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Collection, Iterable, Sequence
+    from collections.abc import AsyncGenerator, Callable, Collection, Iterable, Sequence
 
     from asignals.relay._envelope import DeadLetter, Envelope
-    from asignals.relay._transport import Handle
+    from asignals.relay._transport import Handle, Hear
 
 _KEPT = 10_000
 
@@ -70,6 +70,7 @@ class Memory:
     def __init__(self) -> None:
         self._kept: deque[tuple[int, str, bytes]] = deque(maxlen=_KEPT)
         self._places = count()
+        self._listeners: dict[object, tuple[Collection[str], Hear]] = {}
         self._ids: dict[str, None] = {}
         self._services: dict[str, _Service] = {}
         self._dead: dict[str, list[DeadLetter]] = {}
@@ -90,6 +91,9 @@ class Memory:
                 if envelope.topic in service.waiting:
                     service.open += 1
                     service.offer(_Item(*kept))
+            for topics, hear in list(self._listeners.values()):
+                if envelope.topic in topics:
+                    hear(Delivery(envelope.topic, kept[2]))
 
     # -- consuming -------------------------------------------------------------------------------------------------
 
@@ -130,6 +134,16 @@ class Memory:
         finally:
             shared.arrived.remove(arrived)
             shared.give_back(reversed(held))
+
+    async def listen(self, topics: Collection[str], hear: Hear, begun: Callable[[], object]) -> None:
+        """Hear each event of these topics, as it is published."""
+        key = object()
+        self._listeners[key] = topics, hear
+        try:
+            begun()
+            await asyncio.Event().wait()  # until cancelled
+        finally:
+            del self._listeners[key]
 
     async def add_service(self, service: str, topics: Collection[str]) -> None:
         """Keep events of these topics for a service, beginning with those that are still there."""

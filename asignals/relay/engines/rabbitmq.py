@@ -53,7 +53,7 @@ if TYPE_CHECKING:
     )
 
     from asignals.relay._envelope import Envelope
-    from asignals.relay._transport import Handle
+    from asignals.relay._transport import Handle, Hear
 
 logger: logging.Logger = logging.getLogger("asignals.relay")
 
@@ -252,6 +252,29 @@ class RabbitMQ:
         check_name("instance", instance)
         names = [check_name("topic", topic) for topic in topics]
         await _Consumer(self, check_name("service", service), names, handle, limit).run()
+
+    async def listen(self, topics: Collection[str], hear: Hear, begun: Callable[[], object]) -> None:
+        """Hear each event of these topics by a queue of this connection's own, which goes with it.
+
+        An event that somebody listens to counts as received: it is not kept for the first service that receives it.
+        """
+        names = [check_name("topic", topic) for topic in topics]
+        attempts = Attempts(self.connection_state)
+        while True:
+            async with attempts, self._channel(confirms=False) as channel:
+                closing = _Closing(channel)
+                async with asyncio.timeout(_TRIP):
+                    queue = await channel.declare_queue(
+                        exclusive=True, auto_delete=True, arguments={"x-max-length": _MOST, "x-overflow": "drop-head"}
+                    )
+                    for topic in names:
+                        await queue.bind(self.name, topic)
+                    await queue.consume(_hearer(hear), no_ack=True)
+                attempts.succeeded()
+                begun()
+                while True:
+                    await closing.wait(_WATCH)
+                    await limited(channel.declare_queue(queue.name, passive=True), _TRIP)
 
     def _queue(self, service: str, topic: str) -> str:
         name = f"{self.name}.{check_name('service', service)}/{check_name('topic', topic)}"
@@ -473,6 +496,13 @@ class RabbitMQ:
         return positions
 
 
+def _hearer(hear: Hear) -> Callable[[AbstractIncomingMessage], Awaitable[None]]:
+    async def arrived(message: AbstractIncomingMessage) -> None:
+        hear(Delivery(message.routing_key or "", message.body))
+
+    return arrived
+
+
 def _with_heartbeat(url: str) -> str:
     parts = urlsplit(url)
     if "heartbeat=" in parts.query:
@@ -491,14 +521,26 @@ async def _close_now(what: AbstractChannel | AbstractConnection) -> None:
             await what.close()
 
 
-async def _until_closed(channel: AbstractChannel, seconds: float) -> None:
-    """Wait so long; raise `ConnectionError` as soon as the channel is closed."""
-    closed = asyncio.ensure_future(channel.closed())
-    await asyncio.wait([closed], timeout=seconds)
-    if closed.done():
-        msg = "RabbitMQ closed the channel that events come by"
-        raise ConnectionError(msg)
-    closed.cancel()
+class _Closing:
+    """Notices that a channel is closed, and why: aio-pika's own way to wait for it closes it when cancelled."""
+
+    def __init__(self, channel: AbstractChannel) -> None:
+        self._closed = asyncio.Event()
+        self._reason: BaseException | None = None
+        channel.close_callbacks.add(self._note)
+
+    def _note(self, _channel: object, reason: BaseException | None) -> None:
+        self._reason = reason
+        self._closed.set()
+
+    async def wait(self, seconds: float) -> None:
+        """Wait so long; raise `ConnectionError` as soon as the channel is closed."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._closed.wait()
+        if self._closed.is_set():
+            msg = f"RabbitMQ closed the channel that events come by ({said(self._reason or ConnectionError())})"
+            raise ConnectionError(msg) from self._reason
 
 
 @dataclass(slots=True)
@@ -571,12 +613,13 @@ class _Consumer:
         with self.engine._giving_up(line):
             channel = await limited(line.connection.channel(publisher_confirms=False), _TRIP)
             channels.push_async_callback(_close, channel)
+            closing = _Closing(channel)
             holds = max(self.limit * 4, _LEAST)
             tags = await limited(self._subscribe(channel, holds, pool), _TRIP)
             attempts.succeeded()
             looked = time.monotonic()
             while True:
-                await _until_closed(channel, _GROW)
+                await closing.wait(_GROW)
                 if pool.parked > holds - max(self.limit * 2, _LEAST // 2) and holds < _MOST:
                     # Events that wait for others of their key leave no room: hold more.
                     holds = min(_MOST, pool.parked + max(self.limit * 8, _LEAST * 2))

@@ -33,10 +33,10 @@ from asignals.relay._redact import redacted
 from asignals.relay._transport import Delivery, Release
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Collection, Sequence
+    from collections.abc import AsyncGenerator, Callable, Collection, Sequence
 
     from asignals.relay._envelope import Envelope
-    from asignals.relay._transport import Handle
+    from asignals.relay._transport import Handle, Hear
 
 logger: logging.Logger = logging.getLogger("asignals.relay")
 
@@ -191,6 +191,37 @@ class RedisStreams:
         check_name("instance", instance)
         streams = {self._stream(topic).encode(): topic for topic in topics}
         await _Consumer(self, check_name("service", service), instance, streams, handle, limit).run()
+
+    async def listen(self, topics: Collection[str], hear: Hear, begun: Callable[[], object]) -> None:
+        """Hear each event of these topics by reading the streams, without a group."""
+        streams = {self._stream(topic).encode(): topic for topic in topics}
+        attempts = Attempts(self.connection_state)
+        positions: dict[bytes, bytes] = {}
+        is_heard = False
+        while True:
+            async with attempts:
+                if not is_heard:
+                    positions = positions or {stream: await self._last(stream) for stream in streams}
+                    attempts.succeeded()
+                    is_heard = True
+                    begun()
+                is_heard = False  # until it is read
+                since: Any = dict(positions)
+                reading = self._client().xread(since, _AT_ONCE, int(_BLOCK * 1000))
+                for stream, entries in await self._ask(reading, _BLOCK + _TRIP) or []:
+                    for id_, fields in entries:
+                        positions[stream] = id_
+                        hear(Delivery(streams[stream], fields.get(b"d", b"")))
+                is_heard = True
+
+    async def _last(self, stream: bytes) -> bytes:
+        """Give the id of the last event that a stream has had."""
+        try:
+            info: dict[str, Any] = await self._ask(self._client().xinfo_stream(stream))
+        except ResponseError:  # no such key
+            return b"0-0"
+        last: bytes = info["last-generated-id"]
+        return last
 
     def _stream(self, topic: str) -> str:
         return f"{self._events}{check_name('topic', topic)}"
