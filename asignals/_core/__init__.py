@@ -39,7 +39,6 @@ from asignals._core.background import Background as Background
 from asignals._core.background import BackgroundStatistics as BackgroundStatistics
 from asignals._core.connection import Connection as Connection
 from asignals._core.connection import Connections as Connections
-from asignals._core.connection import ConnectOptions as ConnectOptions
 from asignals._core.connection import Options as Options
 from asignals._core.dispatch import Send as Send
 from asignals._core.errors import BufferFull as BufferFull
