@@ -237,7 +237,11 @@ class _Connected:
     def restore(self, registry: Registry, senders: list[object]) -> None:
         """Make it so again, where receiver and sender were alive."""
         with registry.lock:
-            for connection in _connections(registry):
+            found = _connections(registry)
+            if self._is(found):  # a mute counts as a change, too, and so does a stream
+                self.changes = registry.changes
+                return
+            for connection in found:
                 if connection not in self.connections:
                     registry.remove(connection)
             for (connection, (state, is_for_all)), sender in zip(self.connections.items(), senders, strict=True):
@@ -245,6 +249,13 @@ class _Connected:
                 if receiver is not None and (is_for_all or sender is not None):
                     registry.restore(Snapshot(connection.key, sender, connection, receiver, state))
             self.changes = registry.changes
+
+    def _is(self, found: list[Connection]) -> bool:
+        """Whether these are the same connections, with the same options."""
+        known = self.connections
+        return len(found) == len(known) and all(
+            each in known and known[each][0] == (each.options, each.shape) for each in found
+        )
 
 
 def _connections(registry: Registry) -> list[Connection]:
