@@ -12,7 +12,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn
 
-from asignals._extra import advice
+from asignals.overview.extras import advice
 
 
 @contextmanager

@@ -30,9 +30,9 @@ from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any, Final, Self
 
 from asignals import Signal, monitor
-from asignals._extra import needs
+from asignals.overview.extras import needs
 from asignals._refs import locate
-from asignals._show import name_of
+from asignals.overview.values import name_of
 
 with needs("opentelemetry"):
     from opentelemetry import context, metrics, trace

@@ -21,7 +21,7 @@ import anyio
 
 from asignals import Connection, Event, Signal, monitor
 from asignals._refs import sender_key
-from asignals._show import Shower
+from asignals.overview.values import Shower
 from asignals._waker import Waker
 
 if TYPE_CHECKING:

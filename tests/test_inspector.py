@@ -20,7 +20,7 @@ from starlette.routing import Mount
 
 from asignals import Signal
 from asignals._monitor import watchers
-from asignals._show import Shower
+from asignals.overview.values import Shower
 from asignals.inspector import Inspector, _app, _recorder, loopback_only
 from asignals.inspector._recorder import Recorder, editor_link
 

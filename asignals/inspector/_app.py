@@ -17,7 +17,7 @@ from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
 from asignals import signals as live_signals
-from asignals._show import SECRETS, Shower, shorten
+from asignals.overview.values import SECRETS, Shower, shorten
 from asignals.overview.discovery import (
     connections_of,
     describe_connection,

@@ -13,7 +13,7 @@ from urllib.parse import quote
 
 from asignals import monitor
 from asignals._refs import locate
-from asignals._show import Shower, name_of, short_path
+from asignals.overview.values import Shower, name_of, short_path
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence

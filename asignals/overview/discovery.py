@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from asignals import Connection, Signal
 from asignals._refs import is_a
-from asignals._show import Shower, name_of, short_path
+from asignals.overview.values import Shower, name_of, short_path
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping

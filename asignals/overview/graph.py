@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 from asignals import Signal
 from asignals._refs import is_a
-from asignals._show import short_path
+from asignals.overview.values import short_path
 from asignals.overview.discovery import (
     Discovery,
     Found,

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from html import escape
 from typing import TYPE_CHECKING, Final
 
-from asignals._show import shorten
+from asignals.overview.values import shorten
 
 if TYPE_CHECKING:
     from asignals.overview.graph import Edge, Graph, Kind, Node

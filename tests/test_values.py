@@ -5,8 +5,8 @@ import os
 
 import pytest
 
-from asignals import _show
-from asignals._show import MASK, Shower, name_of, short_path, shorten
+from asignals.overview import values as _show
+from asignals.overview.values import MASK, Shower, name_of, short_path, shorten
 
 
 @dataclasses.dataclass
