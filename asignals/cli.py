@@ -110,6 +110,32 @@ def list_(
 
 
 @app.command()
+def check(
+    entries: Annotated[
+        list[str],
+        typer.Argument(metavar="ENTRY…", help="What a server is given: shop.main:app, shop.relay:relay, or a module."),
+    ],
+    *,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    factory: Annotated[bool, typer.Option("--factory", help="ENTRY is a function that makes the application.")] = False,
+    ignore: Annotated[
+        list[str] | None,
+        typer.Option(metavar="PATTERN", help="Leave out findings of this kind, signal or file: shop.audit.*"),
+    ] = None,
+    tracebacks: Tracebacks = False,
+) -> None:
+    """Find receivers that are not loaded, sends that nobody hears, and other things that are missing.
+
+    Each program is loaded by its entry point alone, as a server does it, in a process of its own. A module that one of
+    several entry points loads is not missing. The exit status is 1 if something was found, 2 if a program does not load.
+    """
+    from asignals.overview.check_command import check_programs  # noqa: PLC0415  loads what only this command needs
+
+    status = check_programs(entries, to_json=as_json, factory=factory, ignore=ignore or [], tracebacks=tracebacks)
+    raise typer.Exit(status)
+
+
+@app.command()
 def graph(
     targets: Targets,
     *,

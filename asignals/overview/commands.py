@@ -7,8 +7,9 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from asignals.overview.discovery import Discovery, TargetError, describe, discover
+from asignals.overview.discovery import Discovery, describe, discover
 from asignals.overview.graph import as_json, build, dot, mermaid
+from asignals.overview.program import TargetError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

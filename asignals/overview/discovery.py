@@ -1,19 +1,16 @@
-"""Find the signals of modules and packages, for `asignals list` and `asignals graph`."""
+"""Find the signals of programs, for `asignals list` and `asignals graph`."""
 
 from __future__ import annotations
 
-import contextlib
-import importlib
 import inspect
-import pkgutil
 import re
 import sys
-import traceback
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
-from asignals import Connection, Signal
+from asignals import Connection, Signal, signals
 from asignals._refs import is_a
+from asignals.overview.program import NotLoaded, Program, TargetError, load, load_everything
 from asignals.overview.values import Shower, name_of, short_path
 
 if TYPE_CHECKING:
@@ -26,32 +23,6 @@ _show: Final = Shower(limit=80)
 # Of any class, whatever its metaclass makes of these attributes.
 _namespace: Final[Callable[[type], Mapping[str, Any]]] = type.__dict__["__dict__"].__get__
 _qualname: Final[Callable[[type], str]] = type.__dict__["__qualname__"].__get__
-
-
-class TargetError(Exception):
-    """A target could not be imported; `str` says why in a few lines, `traceback` is the whole of it."""
-
-    def __init__(self, target: str, module: str, error: BaseException | None, reason: str = "") -> None:
-        """Keep which `target` failed, in which `module` of it, and the error or another reason."""
-        super().__init__(target, module, error, reason)
-        self.target = target
-        self.module = module
-        self.error = error
-        self.reason = reason
-
-    @property
-    def traceback(self) -> str:
-        """The traceback of the failed import, without the frames of the import system and of this module."""
-        return "" if self.error is None else "".join(traceback.format_exception(self.error))
-
-    def __str__(self) -> str:
-        """Name the module, the error, and the line of the target's own code that raised it."""
-        inside = "" if self.module == self.target else f" (in {self.target!r})"
-        if self.error is None:
-            return f"cannot import {self.module!r}{inside}: {self.reason}"
-        line = f"{type(self.error).__name__}: {self.error}".rstrip(": ")
-        where = _raised_at(self.error)
-        return f"cannot import {self.module!r}{inside}: {line}" + (f"\n  at {where}" if where else "")
 
 
 @dataclass
@@ -70,32 +41,40 @@ class Found:
 
 @dataclass
 class Discovery:
-    """What the targets hold: their modules, and the signals in them."""
+    """What the targets hold: their modules, the signals in them, and what is not loaded but would connect receivers."""
 
     modules: list[ModuleType] = field(default_factory=list)
     signals: list[Found] = field(default_factory=list)
     broken: list[TargetError] = field(default_factory=list)
+    programs: list[Program] = field(default_factory=list)
+    not_loaded: list[NotLoaded] = field(default_factory=list)
 
 
-def discover(targets: Iterable[str], *, skip_broken: bool = False) -> Discovery:
-    """Import modules and packages (with everything in them, save `__main__`) and find their signals.
+def discover(targets: Iterable[str], *, everything: bool = False, skip_broken: bool = False) -> Discovery:
+    """Load programs by their entry points and find their signals, and those of libraries that they connect to.
 
-    A target is a dotted name, or `module:attribute` for one signal or class. What the modules print while they are
-    imported goes to stderr. `TargetError` for one that does not import; with `skip_broken` a broken module inside a
-    package is listed in `broken` and left out instead.
+    A target is what a server is given (`shop.main:app`, `shop.relay:relay`), a module or package, or `module:attribute`
+    for one signal or class. With `everything` each module of its packages is imported, too, save `__main__`, programs
+    of their own, and tests; `TargetError` for one that does not import, or with `skip_broken` an entry in `broken`.
     """
     result = Discovery()
     only: list[Any] = []
     for target in targets:
-        name, _, attribute = target.partition(":")
-        for module in _modules(target, name, result.broken if skip_broken else None):
-            if module not in result.modules:
-                result.modules.append(module)
-        if attribute:
-            only.append(_attribute(target, sys.modules[name], attribute))
+        program = load(target)
+        if everything:
+            program = load_everything(program, result.broken if skip_broken else None)
+        result.programs.append(program)
+        result.modules += [module for module in program.modules if module not in result.modules]
+        if is_a(program.thing, Signal) or (is_a(program.thing, type) and any(_class_members("", program.thing))):
+            only.append(program.thing)
     result.signals = _signals(result.modules)
     if only:
         result.signals = [found for found in result.signals if any(_is_in(found.signal, thing) for thing in only)]
+    else:
+        result.signals += _of_libraries(result.signals)
+    loaded = {module.__name__ for module in result.modules}
+    missing = {each.source.name: each for program in result.programs for each in program.not_loaded()}
+    result.not_loaded = [missing[name] for name in sorted(missing) if name not in loaded]
     return result
 
 
@@ -195,46 +174,15 @@ def first_line(signal: AnySignal) -> str:
     return "" if not doc or doc == type(signal).__doc__ else inspect.cleandoc(doc).partition("\n")[0]
 
 
-def _modules(target: str, name: str, broken: list[TargetError] | None) -> Iterator[ModuleType]:
-    module = _import(target, name)
-    yield module
-    for inner in sorted(info.name for info in pkgutil.iter_modules(getattr(module, "__path__", []), f"{name}.")):
-        # Importing __main__ would run the program.
-        if inner.rpartition(".")[2] == "__main__":
-            continue
-        try:
-            yield from _modules(target, inner, broken)
-        except TargetError as error:
-            if broken is None:
-                raise
-            broken.append(error)
-
-
-def _import(target: str, name: str) -> ModuleType:
-    if not all(part.isidentifier() for part in name.split(".")):
-        reason = "a target is a dotted module name such as shop.signals"
-        if name.endswith(".py") or "/" in name:
-            dotted = name.removesuffix(".py").strip("./").replace("/", ".")
-            reason = f"that is a path; did you mean {dotted!r}?"
-        raise TargetError(target, name, None, reason)
-    try:
-        with contextlib.redirect_stdout(sys.stderr):
-            return importlib.import_module(name)
-    except KeyboardInterrupt:
-        raise
-    except BaseException as error:  # a script that calls sys.exit() when imported is a target that does not import
-        raise TargetError(target, name, error) from error
-
-
-def _attribute(target: str, module: ModuleType, attribute: str) -> object:
-    thing: object = module
-    for part in attribute.split("."):
-        try:
-            thing = inspect.getattr_static(thing, part)
-        except AttributeError:
-            reason = f"{name_of(thing) if thing is not module else module.__name__} has no attribute {part!r}"
-            raise TargetError(target, target, None, reason) from None
-    return thing
+def _of_libraries(known: list[Found]) -> list[Found]:
+    """The signals that no module of the program holds, and to which something is connected."""
+    ids = {id(found.signal) for found in known}
+    found = []
+    for signal in signals():
+        module, _, attribute = str(signal.name).rpartition(".")
+        if id(signal) not in ids and module in sys.modules and signal.connections:
+            found.append(Found(signal, f"{module}:{attribute}", str(signal.name)))
+    return found
 
 
 def _is_in(signal: AnySignal, thing: object) -> bool:
@@ -251,7 +199,16 @@ def _signals(modules: list[ModuleType]) -> list[Found]:
             if known is None or (_is_home(found) and not _is_home(known)):
                 best[id(signal)] = found
     order = {module.__name__: number for number, module in enumerate(modules)}
-    return sorted(best.values(), key=lambda found: order[found.module])
+    for found in best.values():
+        _send_home(found)
+    return sorted(best.values(), key=lambda found: order.get(found.module, len(order)))
+
+
+def _send_home(found: Found) -> None:
+    """Give the path in the module that declares a signal, where that is a library's."""
+    module, _, attribute = str(found.signal.name).rpartition(".")
+    if not _is_home(found) and vars(sys.modules.get(module, object)).get(attribute) is found.signal:
+        found.path = f"{module}:{attribute}"
 
 
 def _members(module: ModuleType) -> Iterator[tuple[str, AnySignal]]:
@@ -310,14 +267,3 @@ def _argument_text(argument: dict[str, Any]) -> str:
     if argument["default"] is None:
         return typed
     return f"{typed} = {argument['default']}" if argument["type"] else f"{typed}={argument['default']}"
-
-
-def _raised_at(error: BaseException) -> str:
-    if isinstance(error, SyntaxError) and error.filename:
-        return f"{short_path(error.filename)}:{error.lineno}"
-    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not _is_machinery(frame.filename)]
-    return f"{short_path(frames[-1].filename)}:{frames[-1].lineno}" if frames else ""
-
-
-def _is_machinery(filename: str) -> bool:
-    return filename.startswith("<frozen importlib") or filename in (__file__, importlib.__file__)

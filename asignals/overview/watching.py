@@ -1,0 +1,114 @@
+"""Notes what leaves no trace once a program is loaded: receivers that are lost, and those that are not added."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final, Self
+
+from asignals import Connection, ReceiverLostWarning, Signal
+from asignals._refs import is_a, sender_key
+from asignals.overview.values import name_of, short_path
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+
+@dataclass(frozen=True)
+class Lost:
+    """A `ReceiverLostWarning`, and where it points."""
+
+    message: str
+    file: str
+    line: int
+
+
+@dataclass(frozen=True)
+class Connecting:
+    """A call of `connect`."""
+
+    signal: Signal[..., Any]
+    receiver: str
+    sender: object
+    file: str
+    line: int
+    taken_by: Connection | None = None
+    """Who has its `dispatch_uid`, so that this receiver was not added."""
+    uid: object = None
+
+
+class Watch:
+    """While it is entered, the warnings about lost receivers and the calls of `connect` are noted.
+
+    It replaces `warnings.warn_explicit` and `Signal.connect`, so it is for a process that does nothing else.
+    """
+
+    def __init__(self) -> None:
+        self.lost: list[Lost] = []
+        self.connecting: list[Connecting] = []
+        self._warn = warnings.warn_explicit
+        self._connect: Any = Signal.connect
+
+    def __enter__(self) -> Self:
+        """Begin to watch."""
+        watch = self
+
+        def warn_explicit(message: Any, category: Any, filename: str, lineno: int, *args: Any, **kwargs: Any) -> None:
+            if category is ReceiverLostWarning or is_a(message, ReceiverLostWarning):
+                watch.lost.append(Lost(str(message), short_path(filename), lineno))
+                return
+            watch._warn(message, category, filename, lineno, *args, **kwargs)
+
+        def connect(signal: Signal[..., Any], receiver: Any = None, *args: Any, **options: Any) -> Any:
+            given = watch._connect(signal, receiver, *args, **options)
+            sender = args[0] if args else options.get("sender")
+            uid = args[2] if len(args) > 2 else options.get("dispatch_uid")  # noqa: PLR2004  Django's order of parameters
+            file, line = _caller()
+            if receiver is not None:
+                watch._note(signal, receiver, sender, uid, file, line)
+                return given
+
+            def decorator(function: Any) -> Any:
+                result = given(function)
+                watch._note(signal, function, sender, uid, file, line)
+                return result
+
+            return decorator
+
+        warnings.warn_explicit = warn_explicit  # type: ignore[assignment]  # the same call
+        Signal.connect = connect  # type: ignore[method-assign]  # the same call
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Put everything back."""
+        warnings.warn_explicit = self._warn
+        Signal.connect = self._connect  # type: ignore[method-assign]  # as above
+
+    def _note(self, signal: Signal[..., Any], receiver: Any, sender: Any, uid: Any, file: str, line: int) -> None:
+        taken_by = None
+        if uid is not None:
+            holders = [each for each in signal.connections if each.dispatch_uid == uid and sender_key(each.sender) == sender_key(sender)]
+            if holders and not any(_is_same(each.receiver, receiver) for each in holders):
+                taken_by = holders[0]
+        self.connecting.append(Connecting(signal, name_of(receiver), sender, file, line, taken_by, uid))
+
+
+def _is_same(one: Any, other: Any) -> bool:
+    if one is other:
+        return True
+    return getattr(one, "__func__", one) is getattr(other, "__func__", other) and getattr(
+        one, "__self__", None
+    ) is getattr(other, "__self__", None)
+
+
+_MACHINERY: Final = ("asignals.overview", "asignals.sqlalchemy", "asignals.relay", "asignals._")
+
+
+def _caller() -> tuple[str, int]:
+    frame = sys._getframe(2)
+    while frame.f_back is not None and str(frame.f_globals.get("__name__", "")).startswith(_MACHINERY):
+        frame = frame.f_back
+    return short_path(frame.f_code.co_filename), frame.f_lineno
