@@ -85,9 +85,10 @@ def demo(
 
 Targets = Annotated[
     list[str],
-    typer.Argument(metavar="TARGET…", help="Modules, packages, or one of a module: shop.signals, shop, shop:Order."),
+    typer.Argument(metavar="ENTRY…", help="What a server is given, a module, or a signal: shop.main:app, shop.signals."),
 ]
-SkipBroken = Annotated[bool, typer.Option("--skip-broken", help="Leave out what does not import inside a package.")]
+Everything = Annotated[bool, typer.Option("--all", help="Import every module of the program's packages.")]
+SkipBroken = Annotated[bool, typer.Option("--skip-broken", help="As --all, without what does not import.")]
 Tracebacks = Annotated[bool, typer.Option("--traceback", help="Show the traceback of what does not import.")]
 
 
@@ -96,17 +97,18 @@ def list_(
     targets: Targets,
     *,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    everything: Everything = False,
     skip_broken: SkipBroken = False,
     tracebacks: Tracebacks = False,
 ) -> None:
-    """Show the signals of modules and packages, and who hears them in which order.
+    """Show the signals of a program, and who hears them in which order.
 
-    The exit status is 2 if a target does not import.
+    The program is loaded by its entry point alone, as a server does it; what --all would add is marked. The exit status is 2 if a target does not import.
     """
     from asignals.overview.commands import list_signals  # noqa: PLC0415  loads what only this command needs
 
     with needs("demo"):
-        raise typer.Exit(list_signals(targets, to_json=as_json, skip_broken=skip_broken, tracebacks=tracebacks))
+        raise typer.Exit(list_signals(targets, to_json=as_json, everything=everything, skip_broken=skip_broken, tracebacks=tracebacks))
 
 
 @app.command()
@@ -144,16 +146,17 @@ def graph(
         typer.Option("--format", "-f", help="By default what the name of the output says, else mermaid."),
     ] = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="A file to write, instead of stdout.")] = None,
+    everything: Everything = False,
     skip_broken: SkipBroken = False,
     tracebacks: Tracebacks = False,
 ) -> None:
     """Draw who sends what to whom: Mermaid, Graphviz's DOT, JSON, or a page with the picture in it.
 
-    The exit status is 2 if a target does not import, or the output cannot be written.
+    The program is loaded by its entry point alone, as a server does it; what --all would add is marked. The exit status is 2 if a target does not import, or the output cannot be written.
     """
     from asignals.overview.commands import draw_graph  # noqa: PLC0415  loads what only this command needs
 
-    raise typer.Exit(draw_graph(targets, form=form, output=output, skip_broken=skip_broken, tracebacks=tracebacks))
+    raise typer.Exit(draw_graph(targets, form=form, output=output, everything=everything, skip_broken=skip_broken, tracebacks=tracebacks))
 
 
 @app.command(context_settings=PASS_ON)

@@ -28,29 +28,41 @@ SUFFIXES: Final = {
 }
 
 
-def list_signals(targets: Sequence[str], *, to_json: bool, skip_broken: bool, tracebacks: bool) -> int:
-    """Print the signals of the targets as a tree or as JSON; returns the exit status."""
-    found = _discover(targets, skip_broken=skip_broken, tracebacks=tracebacks)
+def list_signals(
+    targets: Sequence[str], *, to_json: bool, everything: bool, skip_broken: bool, tracebacks: bool
+) -> int:
+    """Print the signals of programs as a tree or as JSON; returns the exit status."""
+    found = _discover(targets, everything=everything, skip_broken=skip_broken, tracebacks=tracebacks)
     if found is None:
         return FAILED
     if to_json:
-        print(json.dumps([describe(each) for each in found.signals], indent=2))  # noqa: T201  a command prints
+        print(json.dumps([describe(each, found.not_loaded) for each in found.signals], indent=2))  # noqa: T201  a command prints
         return 0
     from rich.console import Console  # noqa: PLC0415  JSON and the other commands do without
 
     from asignals.overview.listing import write  # noqa: PLC0415  as above
 
-    write(Console(), found.signals)
+    write(Console(), found)
+    if not (everything or skip_broken):
+        _say_what_is_loaded(found)
     return 0
 
 
 def draw_graph(
-    targets: Sequence[str], *, form: str | None, output: Path | None, skip_broken: bool, tracebacks: bool
+    targets: Sequence[str],
+    *,
+    form: str | None,
+    output: Path | None,
+    everything: bool,
+    skip_broken: bool,
+    tracebacks: bool,
 ) -> int:
-    """Write the graph of the targets to a file or to stdout; returns the exit status."""
-    found = _discover(targets, skip_broken=skip_broken, tracebacks=tracebacks)
+    """Write the graph of programs to a file or to stdout; returns the exit status."""
+    found = _discover(targets, everything=everything, skip_broken=skip_broken, tracebacks=tracebacks)
     if found is None:
         return FAILED
+    if not (everything or skip_broken):
+        _say_what_is_loaded(found)
     text = _draw(found, form or _form_of(output), ", ".join(targets))
     if output is None:
         sys.stdout.write(text)
@@ -78,19 +90,29 @@ def _draw(found: Discovery, form: str, title: str) -> str:
     return dot(graph) if form == "dot" else mermaid(graph)
 
 
-def _discover(targets: Sequence[str], *, skip_broken: bool, tracebacks: bool) -> Discovery | None:
+def _discover(
+    targets: Sequence[str], *, everything: bool, skip_broken: bool, tracebacks: bool
+) -> Discovery | None:
     # As `python -m` does, and not as scripts do: a program is found from its own directory.
     directory = str(Path.cwd())
     if directory not in sys.path:
         sys.path.insert(0, directory)
     try:
-        found = discover(targets, skip_broken=skip_broken)
+        found = discover(targets, everything=everything or skip_broken, skip_broken=skip_broken)
     except TargetError as error:
         _explain(error, tracebacks=tracebacks)
         return None
     for broken in found.broken:
         _explain(broken, tracebacks=tracebacks)
     return found
+
+
+def _say_what_is_loaded(found: Discovery) -> None:
+    """Say on stderr, where it disturbs no output, that the entry point alone was loaded, and what it leaves out."""
+    _complain(f"loaded {', '.join(program.entry for program in found.programs)} alone, as a server does")
+    missing = [each.source.name for each in found.not_loaded if each.on_import]
+    if missing:
+        _complain(f"not loaded, --all adds: {', '.join(missing)}")
 
 
 def _explain(error: TargetError, *, tracebacks: bool) -> None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 from asignals import Connection, Signal, signals
 from asignals._refs import is_a
 from asignals.overview.program import NotLoaded, Program, TargetError, load, load_everything
+from asignals.overview.relays import export_of
 from asignals.overview.values import Shower, name_of, short_path
 
 if TYPE_CHECKING:
@@ -78,7 +79,7 @@ def discover(targets: Iterable[str], *, everything: bool = False, skip_broken: b
     return result
 
 
-def describe(found: Found) -> dict[str, Any]:
+def describe(found: Found, not_loaded: Iterable[NotLoaded] = ()) -> dict[str, Any]:
     """Everything `asignals list` knows of a signal, in the types of JSON."""
     signal = found.signal
     return {
@@ -88,7 +89,18 @@ def describe(found: Found) -> dict[str, Any]:
         "arguments": arguments_of(signal),
         "orphan": is_orphan(signal),
         "receivers": [describe_connection(connection, phase) for connection, phase in connections_of(signal)],
+        "not_loaded": receivers_not_loaded(signal, not_loaded),
     }
+
+
+def receivers_not_loaded(signal: AnySignal, not_loaded: Iterable[NotLoaded]) -> list[dict[str, str]]:
+    """The receivers that modules would connect to a signal if they were loaded: name, module and place."""
+    return [
+        {"name": f"{use.module}.{use.receiver}", "module": use.module, "location": use.location}
+        for missing in not_loaded
+        for use in missing.on_import
+        if use.kind == "connect" and use.signal is signal
+    ]
 
 
 def connections_of(signal: AnySignal) -> list[tuple[Connection, str | None]]:
@@ -104,16 +116,20 @@ def connections_of(signal: AnySignal) -> list[tuple[Connection, str | None]]:
 def describe_connection(connection: Connection, phase: str | None) -> dict[str, Any]:
     """Everything that is known of a connection, in the types of JSON."""
     sender = connection.sender
+    uid = connection.dispatch_uid
+    export = export_of(connection)
     return {
-        "name": name_of(connection.receiver),
+        "name": name_of(connection.receiver) if export is None else f"relay {export[0]} → {export[1]}",
         "location": location_of(connection),
         "on": phase,
+        "relay": None if export is None else {"service": export[0], "topic": export[1]},
         "sender": None if sender is None else _show(sender),
-        "priority": connection.priority,
+        # How a relay sees to it that it is called first is nobody's business.
+        "priority": connection.priority if export is None else None,
         "weak": connection.weak,
         "async": connection.is_async,
         "in_thread": connection.in_thread,
-        "dispatch_uid": None if connection.dispatch_uid is None else _show(connection.dispatch_uid),
+        "dispatch_uid": None if uid is None or export is not None else _show(uid),
         "subclasses": connection.options.subclasses,
         "timeout": connection.options.timeout,
         "once": connection.options.once,
@@ -133,8 +149,9 @@ def notes_of(receiver: dict[str, Any]) -> list[str]:
         notes.append(f"timeout={receiver['timeout']}")
     if receiver["dispatch_uid"] is not None:
         notes.append(f"uid={receiver['dispatch_uid']}")
-    notes.append("async" if receiver["async"] else "thread" if receiver["in_thread"] else "sync")
-    notes.append("weak" if receiver["weak"] else "strong")
+    if receiver["relay"] is None:
+        notes.append("async" if receiver["async"] else "thread" if receiver["in_thread"] else "sync")
+        notes.append("weak" if receiver["weak"] else "strong")
     if receiver["once"]:
         notes.append("once")
     return notes

@@ -19,14 +19,16 @@ from asignals.overview.discovery import (
     describe_connection,
     first_line,
     is_orphan,
+    receivers_not_loaded,
 )
+from asignals.overview.relays import live_relays, receives_of
 
-Kind = Literal["sender", "signal", "receiver"]
+Kind = Literal["sender", "signal", "receiver", "topic"]
 
 
 @dataclass
 class Node:
-    """A function that sends, a signal, or a receiver."""
+    """A function that sends, a signal, a receiver, or a topic that a relay exports to or receives."""
 
     key: str
     kind: Kind
@@ -34,6 +36,8 @@ class Node:
     location: str = ""
     note: str = ""
     orphan: bool = False
+    loaded: bool = True
+    """Whether the entry point loads it."""
 
 
 @dataclass
@@ -79,7 +83,19 @@ def build(discovery: Discovery) -> Graph:
                 graph.connect(graph.add(sender), node)
     for found in discovery.signals:
         _add_receivers(graph, signals[id(found.signal)], found)
+        for missing in receivers_not_loaded(found.signal, discovery.not_loaded):
+            key = f"receiver:{missing['name']}@{missing['location']}"
+            node = Node(key, "receiver", missing["name"], missing["location"], "not loaded", loaded=False)
+            graph.connect(signals[id(found.signal)], graph.add(node), "not loaded")
+    for relay in live_relays():
+        for signal, topic in receives_of(relay):
+            if id(signal) in signals:
+                graph.connect(_topic_node(graph, topic), signals[id(signal)], f"received by {relay.service}")
     return graph
+
+
+def _topic_node(graph: Graph, topic: str) -> Node:
+    return graph.add(Node(f"topic:{topic}", "topic", topic, note="topic"))
 
 
 def _signal_node(found: Found) -> Node:
@@ -92,10 +108,14 @@ def _signal_node(found: Found) -> Node:
 def _add_receivers(graph: Graph, signal: Node, found: Found) -> None:
     for connection, phase in connections_of(found.signal):
         known = describe_connection(connection, phase)
-        key = f"receiver:{known['name']}@{known['location']}"
-        node = graph.add(Node(key, "receiver", known["name"], known["location"]))
         label = [f"on {known['on']}"] if known["on"] else []
         label += [f"from {known['sender']}"] if known["sender"] else []
+        if known["relay"] is not None:
+            label.append(f"exported by {known['relay']['service']}")
+            graph.connect(signal, _topic_node(graph, known["relay"]["topic"]), ", ".join(label))
+            continue
+        key = f"receiver:{known['name']}@{known['location']}"
+        node = graph.add(Node(key, "receiver", known["name"], known["location"]))
         label += [f"priority {known['priority']}"] if known["priority"] else []
         label += ["in a thread"] if known["in_thread"] else []
         graph.connect(signal, node, ", ".join(label))
@@ -104,11 +124,11 @@ def _add_receivers(graph: Graph, signal: Node, found: Found) -> None:
 def mermaid(graph: Graph) -> str:
     """Write the graph as a Mermaid flowchart."""
     ids = _ids(graph)
-    shapes = {"sender": ('["', '"]'), "signal": ('(["', '"])'), "receiver": ('["', '"]')}
+    shapes = {"sender": ('["', '"]'), "signal": ('(["', '"])'), "receiver": ('["', '"]'), "topic": ('[/"', '"/]')}
     lines = ["flowchart LR"]
     for node in graph.nodes.values():
         opening, closing = shapes[node.kind]
-        kind = "orphan" if node.orphan else node.kind
+        kind = "missing" if not node.loaded else "orphan" if node.orphan else node.kind
         lines.append(f"  {ids[node.key]}{opening}{_mermaid_text(_label(node, '<br>'))}{closing}:::{kind}")
     for edge in graph.edges:
         label = f'|"{_mermaid_text(edge.label)}"|' if edge.label else ""
@@ -117,6 +137,8 @@ def mermaid(graph: Graph) -> str:
         "  classDef sender fill:#eef2ff,stroke:#6366f1,color:#1e1b4b",
         "  classDef signal fill:#fef3c7,stroke:#d97706,color:#451a03",
         "  classDef receiver fill:#dcfce7,stroke:#16a34a,color:#052e16",
+        "  classDef topic fill:#e0f2fe,stroke:#0284c7,color:#082f49",
+        "  classDef missing fill:#ffffff,stroke:#dc2626,color:#450a0a,stroke-dasharray:2 3",
         "  classDef orphan fill:#fee2e2,stroke:#dc2626,color:#450a0a,stroke-dasharray:4 3",
     ]
     return "\n".join(lines) + "\n"
@@ -125,11 +147,11 @@ def mermaid(graph: Graph) -> str:
 def dot(graph: Graph) -> str:
     """Write the graph in the DOT language of Graphviz."""
     ids = _ids(graph)
-    shapes = {"sender": "box", "signal": "oval", "receiver": "box"}
-    fills = {"sender": "#eef2ff", "signal": "#fef3c7", "receiver": "#dcfce7"}
+    shapes = {"sender": "box", "signal": "oval", "receiver": "box", "topic": "parallelogram"}
+    fills = {"sender": "#eef2ff", "signal": "#fef3c7", "receiver": "#dcfce7", "topic": "#e0f2fe"}
     lines = ["digraph signals {", "  rankdir=LR;", '  node [fontname="sans-serif", style="filled,rounded"];']
     for node in graph.nodes.values():
-        fill = "#fee2e2" if node.orphan else fills[node.kind]
+        fill = "#fee2e2" if node.orphan or not node.loaded else fills[node.kind]
         label = _dot_text(_label(node, "\n"))
         lines.append(f'  {ids[node.key]} [label="{label}", shape={shapes[node.kind]}, fillcolor="{fill}"];')
     for edge in graph.edges:
@@ -154,6 +176,8 @@ def _label(node: Node, newline: str) -> str:
     lines = [node.name, node.location or node.note]
     if node.orphan:
         lines.append("nobody hears this")
+    if not node.loaded:
+        lines.append("not loaded")
     return newline.join(line for line in lines if line)
 
 
