@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import importlib.metadata
 import json
 import secrets as random
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 import anyio
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from starlette.applications import Starlette
-from starlette.responses import HTMLResponse, PlainTextResponse, Response
+from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
@@ -27,7 +28,7 @@ from asignals.overview.discovery import (
     signature_of,
 )
 
-from ._access import Allow, Guard, loopback_only
+from ._access import Allow, Guard, Token, new_token
 from ._recorder import Recorder, editor_link
 
 if TYPE_CHECKING:
@@ -56,6 +57,7 @@ HEARTBEAT_EVERY: Final = 40  # ticks
 LIFETIME: Final = (
     40  # ticks a stream lasts; servers wait for open responses when they shut down, so it must not be long
 )
+ROOM: Final = 48_000  # bytes a stream takes before it ends; a server holds back more than 64 KiB, and then cannot end it
 LINGER: Final = 3.0  # seconds that the watch goes on for a page whose stream has reached its end and will be back
 STALLED: Final = 10.0  # seconds that a viewer may take no data
 VIEWERS: Final = 16  # streams at once
@@ -69,9 +71,13 @@ class Inspector:
     Only reads: nothing can be sent, connected or changed through it. While no page is open it watches nothing and costs
     nothing; the first page starts the watch (`asignals.monitor`) and the last one that is closed, or hidden, ends it.
 
-    - `allow`: a function, sync or async, that is given each connection (Starlette's `HTTPConnection`) and tells
-      whether it may look. The default allows this machine only (see `loopback_only`); any other choice is up to you,
-      as is to protect it.
+    - `token`: what a visitor must know. Open the page once with `?token=…` at the end of its address; the browser then
+      remembers it in a cookie. Programs send `Authorization: Bearer …`. None makes a random one: the attribute `token`
+      has it, and it is logged when somebody comes without it. Several processes (`--workers 4`) need one that is given.
+      Everybody else gets a 401. Serve the page by HTTPS where others can read what passes.
+    - `allow`: instead of a token, a function, sync or async, that is given each connection (Starlette's
+      `HTTPConnection`) and tells whether it may look: a session of your own, a client certificate. Access is then your
+      responsibility. `loopback_only` is one for development without a proxy.
     - `keep`: how many sends are remembered, for pages that are opened or come back (items; their text is bounded to 8
       MB).
     - `limit`: the length of a value shown (characters).
@@ -83,13 +89,15 @@ class Inspector:
 
     Sends of every thread are shown. At more than 100 sends a second the rest are counted and timed, but not shown, save
     20 failed ones a second. An inspector may be mounted several times, and in several apps. `ValueError` for an editor
-    that is neither known nor a link, and for a `keep` or `limit` below 1.
+    that is neither known nor a link, for a `keep` or `limit` below 1, for an empty token, and for both `token` and
+    `allow`.
     """
 
     def __init__(  # noqa: PLR0913  options, each with a default
         self,
         *,
-        allow: Allow = loopback_only,
+        token: str | None = None,
+        allow: Allow | None = None,
         keep: int = 500,
         limit: int = 200,
         secrets: Iterable[str] = SECRETS,
@@ -100,6 +108,10 @@ class Inspector:
         if keep < 1 or limit < 1:
             msg = "keep and limit must be at least 1"
             raise ValueError(msg)
+        if token is not None and allow is not None:
+            msg = "give the inspector a token or allow, not both: one of them decides who may look"
+            raise ValueError(msg)
+        self._token = None if allow is not None else Token(new_token() if token is None else token)
         self._link = editor_link(_editor(editor))
         self._shower = Shower(limit, tuple(secrets))
         self._recorder = Recorder(keep=keep, shower=self._shower, link=self._link)
@@ -110,13 +122,19 @@ class Inspector:
         routes = [
             Route("/", self._index),
             Route("/events", self._events),
+            Route("/signals", self._signals),
             Mount("/static", StaticFiles(directory=_HERE / "static")),
         ]
-        self._app = Guard(Starlette(routes=routes), allow)
+        self._app = Guard(Starlette(routes=routes), allow, self._token, logs_token=token is None)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection."""
         await self._app(scope, receive, send)
+
+    @property
+    def token(self) -> str | None:
+        """What a visitor must know; None where `allow` decides."""
+        return None if self._token is None else self._token.value
 
     @property
     def is_watching(self) -> bool:
@@ -126,7 +144,9 @@ class Inspector:
     async def _index(self, request: Request) -> Response:
         # The page's links are relative, for it does not know where it is mounted.
         if not request.scope["path"].endswith("/"):
-            return Response(status_code=307, headers={"Location": f"{request.scope['path'].rpartition('/')[2]}/"})
+            name = request.scope["path"].rpartition("/")[2]
+            query = f"?{request.url.query}" if request.url.query else ""
+            return Response(status_code=307, headers={"Location": f"{name}/{query}"})
         return HTMLResponse(self._page)
 
     async def _events(self, request: Request) -> Response:
@@ -151,19 +171,32 @@ class Inspector:
             self._recorder.stop(linger=linger)
 
     async def _frames(self, seen: int) -> AsyncGenerator[str]:
+        """Give the events of one viewer, until they fill the room of one stream; the browser opens the next at once."""
         listed = ""
+        room = ROOM
         yield f"retry: 300\n{_event('hello', json.dumps({'run': self._run}))}"
         for tick in range(LIFETIME):
+            events = []
             if tick % SIGNALS_EVERY == 0 and (signals := json.dumps(self._list())) != listed:
                 listed = signals
-                yield _event("signals", signals)
-            number, sends = self._recorder.since(seen)
+                # A long list is fetched by the page in a request of its own.
+                short = signals if len(signals) < ROOM // 2 else json.dumps({"version": _digest(signals)})
+                events.append(_event("signals", short))
+            number, sends = self._recorder.since(seen, room // 2)
             if sends:
-                yield _event("sends", f"[{','.join(sends)}]", f"{self._run}-{number}")
+                events.append(_event("sends", f"[{','.join(sends)}]", f"{self._run}-{number}"))
                 seen = number
             if tick % STATISTICS_EVERY == 0:
-                yield _event("statistics", json.dumps(self._statistics()))
+                events.append(_event("statistics", json.dumps(self._statistics())))
+            for event in events:
+                room -= len(event.encode())
+                yield event
+            if room < ROOM // 4:
+                return
             await anyio.sleep(TICK)
+
+    async def _signals(self, _: Request) -> Response:
+        return JSONResponse(self._list())
 
     def _statistics(self) -> dict[str, Any]:
         return {"signals": self._recorder.statistics(), "skipped": self._recorder.skipped}
@@ -235,6 +268,10 @@ class _EventStream(Response):
                 if time_limit.cancelled_caught:
                     return
         await send({"type": "http.response.body", "body": b""})
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def _event(kind: str, data: str, number: str = "") -> str:

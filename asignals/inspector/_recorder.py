@@ -29,6 +29,7 @@ TRACEBACKS: Final = 5  # errors of a send that are shown with their traceback
 TRACEBACK_TEXT: Final = 16_000  # characters of one traceback
 UNFINISHED: Final = 10_000  # sends under way whose receivers are remembered
 BYTES: Final = 8_000_000  # of everything kept
+SEND_BYTES: Final = 24_000  # of one send: a viewer's stream has room for two
 PER_SECOND: Final = 100  # sends shown in a second; those above are counted only
 ERRORS_PER_SECOND: Final = 20  # failed sends shown in a second beside those
 
@@ -125,11 +126,20 @@ class Recorder:
             if self._watchers == 0 and linger <= 0:
                 self._end()
 
-    def since(self, number: int) -> tuple[int, list[str]]:
-        """The sends after a number, as JSON, and the number of the last of them."""
+    def since(self, number: int, room: int | None = None) -> tuple[int, list[str]]:
+        """The sends after a number, as JSON, and the number of the last of them; one, or as many as have room."""
         with self._lock:
-            found = [text for each, text in self._sends if each > number]
-            return self._number, found
+            found: list[str] = []
+            last = number
+            for each, text in self._sends:
+                if each > number:
+                    if room is not None:
+                        room -= len(text)
+                        if room < 0 and found:
+                            break
+                    found.append(text)
+                    last = each
+            return last, found
 
     def was_sent(self, signal: AnySignal) -> bool:
         """Whether a send of the signal was seen."""
@@ -193,7 +203,7 @@ class Recorder:
     def _keep(self, shown: dict[str, Any]) -> None:
         self._number += 1
         shown["number"] = self._number
-        text = json.dumps(shown, separators=(",", ":"))
+        text = _fitting(shown)
         if len(self._sends) == self._sends.maxlen:
             self._forget_oldest()
         self._sends.append((self._number, text))
@@ -264,6 +274,21 @@ class Recorder:
             "traceback": self._shower.clean(text, TRACEBACK_TEXT),
         }
         return shown
+
+
+def _fitting(shown: dict[str, Any]) -> str:
+    """Write a send as JSON; what is too long loses the starts of tracebacks, and then receivers."""
+    text = json.dumps(shown, separators=(",", ":"))
+    for length, receivers in ((4_000, RECEIVERS), (1_000, 20), (0, 5)):
+        if len(text) <= SEND_BYTES:
+            break
+        shown["more"] += len(shown["receivers"][receivers:])
+        del shown["receivers"][receivers:]
+        for error in [shown["error"], *(each["error"] for each in shown["receivers"])]:
+            if error and len(error["traceback"]) > length:
+                error["traceback"] = f"…{error['traceback'][-length:]}" if length else ""
+        text = json.dumps(shown, separators=(",", ":"))
+    return text
 
 
 def editor_link(template: str | None) -> Callable[[str, int], str | None]:

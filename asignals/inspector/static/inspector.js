@@ -60,16 +60,26 @@ function splitName(name) {
   return [parts.length ? `${parts.join(".")}.` : "", own];
 }
 
+// The token of the first visit stays in a cookie, and out of the address, the history and what is copied from them.
+if (location.search) history.replaceState(null, "", location.pathname);
+
 // -- the stream ---------------------------------------------------------------------------------------------------
 
 function open() {
   if (source || document.hidden) return;
   source = new EventSource("events");
   source.addEventListener("hello", (event) => greet(JSON.parse(event.data)));
-  source.addEventListener("signals", (event) => {
+  source.addEventListener("signals", async (event) => {
     // Each stream begins with the list. Drawing it again would take the focus away from it.
-    if (event.data !== listed) listSignals(JSON.parse(event.data));
+    if (event.data === listed) return;
     listed = event.data;
+    const list = JSON.parse(event.data);
+    if (list.signals) {
+      listSignals(list);
+    } else {
+      const answer = await fetch("signals");
+      if (answer.ok) listSignals(await answer.json());
+    }
   });
   source.addEventListener("sends", (event) => receive(JSON.parse(event.data)));
   source.addEventListener("statistics", (event) => measure(JSON.parse(event.data)));
