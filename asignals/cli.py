@@ -85,7 +85,9 @@ def demo(
 
 Targets = Annotated[
     list[str],
-    typer.Argument(metavar="ENTRY…", help="What a server is given, a module, or a signal: shop.main:app, shop.signals."),
+    typer.Argument(
+        metavar="ENTRY…", help="What a server is given, a module, or a signal: shop.main:app, shop.signals."
+    ),
 ]
 Everything = Annotated[bool, typer.Option("--all", help="Import every module of the program's packages.")]
 SkipBroken = Annotated[bool, typer.Option("--skip-broken", help="As --all, without what does not import.")]
@@ -108,7 +110,11 @@ def list_(
     from asignals.overview.commands import list_signals  # noqa: PLC0415  loads what only this command needs
 
     with needs("demo"):
-        raise typer.Exit(list_signals(targets, to_json=as_json, everything=everything, skip_broken=skip_broken, tracebacks=tracebacks))
+        raise typer.Exit(
+            list_signals(
+                targets, to_json=as_json, everything=everything, skip_broken=skip_broken, tracebacks=tracebacks
+            )
+        )
 
 
 @app.command()
@@ -156,7 +162,11 @@ def graph(
     """
     from asignals.overview.commands import draw_graph  # noqa: PLC0415  loads what only this command needs
 
-    raise typer.Exit(draw_graph(targets, form=form, output=output, everything=everything, skip_broken=skip_broken, tracebacks=tracebacks))
+    raise typer.Exit(
+        draw_graph(
+            targets, form=form, output=output, everything=everything, skip_broken=skip_broken, tracebacks=tracebacks
+        )
+    )
 
 
 @app.command(context_settings=PASS_ON)

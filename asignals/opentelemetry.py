@@ -10,7 +10,8 @@ conventions:
 - Spans `send shop.signals.order_paid` and, inside it, `process shop.signals.order_paid`, of kind INTERNAL, since both
   ends are in this process. Attributes: `messaging.system` ("asignals"), `messaging.destination.name` (the signal),
   `messaging.operation.name` and `.type` ("send", "process"); on receivers `code.function.name`, `code.file.path`,
-  `code.line.number`; `error.type` when it failed, with the exception as an event. What is sent is not recorded.
+  `code.line.number`; `error.type` when it failed, with the exception as an event, whose
+  text is masked as the inspector masks it. What is sent is not recorded.
 - Metrics `messaging.client.sent.messages` (sends), `messaging.client.consumed.messages` (receivers' calls),
   `messaging.client.operation.duration` (seconds of a send) and `messaging.process.duration` (seconds of a receiver),
   each with `error.type` where it failed: errors are counted by it.
@@ -32,7 +33,7 @@ from typing import TYPE_CHECKING, Any, Final, Self
 from asignals import Signal, monitor
 from asignals.overview.extras import needs
 from asignals._refs import locate
-from asignals.overview.values import name_of
+from asignals.overview.values import Shower, message_of, name_of, trace_of
 
 with needs("opentelemetry"):
     from opentelemetry import context, metrics, trace
@@ -55,6 +56,9 @@ SCHEMA: Final = "https://opentelemetry.io/schemas/1.30.0"
 BUCKETS: Final = (0.0001, 0.0005, 0.001, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10)
 
 Attributes = dict[str, str | int]
+
+_show: Final = Shower()
+_TEXT: Final = 16_000  # characters of an exception's message or traceback
 
 
 class Instrumentation:
@@ -216,7 +220,13 @@ def _kind(error: BaseException) -> str:
 
 def _fail(span: Span, error: Exception) -> None:
     span.set_attribute("error.type", _kind(error))
-    span.record_exception(error)
+    # As `Span.record_exception` does it, but for the secrets that a message may hold.
+    event = {
+        "exception.type": _kind(error),
+        "exception.message": message_of(error),
+        "exception.stacktrace": trace_of(error),
+    }
+    span.add_event("exception", {name: _show.clean(text, _TEXT) for name, text in event.items()})
     span.set_status(StatusCode.ERROR, type(error).__name__)
 
 

@@ -149,7 +149,9 @@ HEARING = [
 
 def test_whoever_hears_a_send_sooner_or_later_is_seen(tmp_path):
     """A receiver that is connected at run time, a stream and `wait` hear, too."""
-    begin = "from asignals import Signal\npaid = Signal(['amount'])\nasync def pay():\n    await paid.send(1, amount=1)\n"
+    begin = (
+        "from asignals import Signal\npaid = Signal(['amount'])\nasync def pay():\n    await paid.send(1, amount=1)\n"
+    )
     modules = {f"shop/m{number}": begin + source for number, source in enumerate(HEARING)}
     write(tmp_path, {**modules, "shop/main": "\n".join(f"import {name.replace('/', '.')}" for name in modules)})
     assert check(tmp_path, "shop.main")[:2] == (0, [])
@@ -404,7 +406,14 @@ def test_a_module_that_one_of_several_programs_loads_is_not_missing(tmp_path):
 
 def test_the_report_is_for_people_and_editors(tmp_path):
     """Each finding starts with `file:line`, says what to do, and no line is wider than the terminal."""
-    write(tmp_path, {"shop/signals": SIGNALS, "shop/main": CHECKOUT, "shop/r": "from shop.signals import order_paid\norder_paid.connect(print)"})
+    write(
+        tmp_path,
+        {
+            "shop/signals": SIGNALS,
+            "shop/main": CHECKOUT,
+            "shop/r": "from shop.signals import order_paid\norder_paid.connect(print)",
+        },
+    )
     result = run("check", "shop.main", directory=tmp_path, COLUMNS="60")
     assert (result.returncode, result.stderr) == (1, "")
     lines = result.stdout.splitlines()
@@ -418,7 +427,10 @@ def test_the_report_is_for_people_and_editors(tmp_path):
 @pytest.mark.parametrize(
     ("source", "message"),
     [
-        ("1 / 0", "cannot import 'shop.main' (in 'shop.main:app'): ZeroDivisionError: division by zero\n  at shop/main.py:1"),
+        (
+            "1 / 0",
+            "cannot import 'shop.main' (in 'shop.main:app'): ZeroDivisionError: division by zero\n  at shop/main.py:1",
+        ),
         ("x = 1", "cannot import 'shop.main:app': shop.main has no attribute 'app'"),
         ("import os; os._exit(3)", "cannot load 'shop.main:app': its process ended with status 3"),
         ("import os; os.abort()", "cannot load 'shop.main:app': its process ended with signal 6"),

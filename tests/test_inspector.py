@@ -354,8 +354,8 @@ async def test_hostile_values_are_harmless():
     shown = dict(send["arguments"])
     assert shown["markup"] == "'</script><script>alert(1)</script>'"
     assert shown["long"].endswith("(10,000,000 characters)")
-    assert shown["rude"] == "<Rude, whose repr raises ValueError>"
-    assert shown["huge"].endswith("(10,000,000 characters)")
+    assert shown["rude"] == "<Rude>"
+    assert shown["huge"] == "<Huge>"
     assert shown["number"] == "<int of 33,220 bits>"
     assert shown["many"].endswith("99,992 more}")
     assert len(json.dumps(send)) < 10_000

@@ -239,7 +239,9 @@ def test_behind_nginx_the_token_is_asked_for(app_port, tmp_path, location):
     port = free_port()
     prefix = "/debug" if "/debug/" in LOCATIONS[location] else ""
     config = tmp_path / "nginx.conf"
-    temporary = "".join(f"{kind}_temp_path {tmp_path}/{kind};" for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi"))
+    temporary = "".join(
+        f"{kind}_temp_path {tmp_path}/{kind};" for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
+    )
     config.write_text(
         f"daemon off; master_process off; pid {tmp_path}/pid; error_log {tmp_path}/error.log;\nevents {{}}\n"
         f"http {{ access_log off; {temporary} server {{ listen 127.0.0.1:{port};"

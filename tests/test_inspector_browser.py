@@ -238,7 +238,7 @@ def test_hostile_values_are_harmless(visit, call):
     values = rows(page).first.locator(".values")
     expect(values).to_contain_text(evil)
     expect(values).to_contain_text("(10,000,000 characters)")
-    expect(values).to_contain_text("<Rude, whose repr raises ValueError>")
+    expect(values).to_contain_text("<Rude>")
     expect(page.locator(".signal").filter(has_text="window.pwned")).to_be_visible()
     assert page.evaluate("window.pwned") is None
     assert page.evaluate("document.scripts.length") == 1

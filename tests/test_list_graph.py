@@ -129,7 +129,7 @@ def test_what_the_entry_point_does_not_load_is_marked(shop, capsys):
     ]
     drawn = run("graph", "shop.main:app", directory=shop)
     assert drawn.stderr == said
-    assert "not loaded\"]:::missing" in drawn.stdout
+    assert 'not loaded"]:::missing' in drawn.stdout
     everything = run("list", "shop.main:app", "--all", directory=shop)
     assert "3 signals, 4 receivers, 1 orphan" in everything.stdout
     assert "not loaded" not in everything.stdout

@@ -18,7 +18,7 @@ from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
 from asignals import signals as live_signals
-from asignals.overview.values import SECRETS, Shower, shorten
+from asignals.overview.values import Shower, shorten
 from asignals.overview.discovery import (
     connections_of,
     describe_connection,
@@ -57,7 +57,9 @@ HEARTBEAT_EVERY: Final = 40  # ticks
 LIFETIME: Final = (
     40  # ticks a stream lasts; servers wait for open responses when they shut down, so it must not be long
 )
-ROOM: Final = 48_000  # bytes a stream takes before it ends; a server holds back more than 64 KiB, and then cannot end it
+ROOM: Final = (
+    48_000  # bytes a stream takes before it ends; a server holds back more than 64 KiB, and then cannot end it
+)
 LINGER: Final = 3.0  # seconds that the watch goes on for a page whose stream has reached its end and will be back
 STALLED: Final = 10.0  # seconds that a viewer may take no data
 VIEWERS: Final = 16  # streams at once
@@ -100,7 +102,7 @@ class Inspector:
         allow: Allow | None = None,
         keep: int = 500,
         limit: int = 200,
-        secrets: Iterable[str] = SECRETS,
+        secrets: Iterable[str] | None = None,
         editor: str | None = "vscode",
         title: str = "asignals",
     ) -> None:
@@ -113,7 +115,7 @@ class Inspector:
             raise ValueError(msg)
         self._token = None if allow is not None else Token(new_token() if token is None else token)
         self._link = editor_link(_editor(editor))
-        self._shower = Shower(limit, tuple(secrets))
+        self._shower = Shower(limit, secrets)
         self._recorder = Recorder(keep=keep, shower=self._shower, link=self._link)
         # Numbers of sends of another process, or of this one before a reload, mean nothing here.
         self._run = random.token_hex(4)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import threading
 import time
-import traceback
 import weakref
 from collections import deque
 from typing import TYPE_CHECKING, Any, Final
@@ -13,7 +12,7 @@ from urllib.parse import quote
 
 from asignals import monitor
 from asignals._refs import locate
-from asignals.overview.values import Shower, name_of, short_path
+from asignals.overview.values import TRACEBACK_TEXT, Shower, message_of, name_of, short_path, trace_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -26,7 +25,6 @@ DURATIONS: Final = 512  # latest durations of a signal that percentiles are take
 ARGUMENTS: Final = 30  # arguments of a send that are shown
 RECEIVERS: Final = 50  # receivers of a send that are shown
 TRACEBACKS: Final = 5  # errors of a send that are shown with their traceback
-TRACEBACK_TEXT: Final = 16_000  # characters of one traceback
 UNFINISHED: Final = 10_000  # sends under way whose receivers are remembered
 BYTES: Final = 8_000_000  # of everything kept
 SEND_BYTES: Final = 24_000  # of one send: a viewer's stream has room for two
@@ -267,10 +265,10 @@ class Recorder:
         # The error of a receiver is also that of its send: its traceback is shown once, with the receiver.
         if id(error) in known:
             return {**known[id(error)], "traceback": ""}
-        text = _traceback(error) if len(known) < TRACEBACKS else ""
+        text = trace_of(error) if len(known) < TRACEBACKS else ""
         shown = known[id(error)] = {
             "type": type(error).__qualname__,
-            "message": self._shower.clean(_message(error)),
+            "message": self._shower.clean(message_of(error)),
             "traceback": self._shower.clean(text, TRACEBACK_TEXT),
         }
         return shown
@@ -312,23 +310,3 @@ def _place(receiver: object) -> str:
 
 def _percentile(ordered: list[float], part: float) -> float:
     return ordered[min(len(ordered) - 1, int(len(ordered) * part))] if ordered else 0.0
-
-
-def _message(error: BaseException) -> str:
-    try:
-        return str(error)
-    except Exception:  # noqa: BLE001  # an error's own __str__ may be broken
-        return "(its message cannot be shown)"
-
-
-def _traceback(error: BaseException) -> str:
-    try:
-        lines = traceback.TracebackException.from_exception(error, limit=-30, compact=True, max_group_width=5)
-        text = "".join(lines.format())
-    except Exception:  # noqa: BLE001  # as above
-        return ""
-    if len(text) <= TRACEBACK_TEXT:
-        return text
-    # The end says what happened, the start where it came from.
-    half = TRACEBACK_TEXT // 2 - 50
-    return f"{text[:half]}\n\n… {len(text) - 2 * half:,} characters left out …\n\n{text[-half:]}"

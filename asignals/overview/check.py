@@ -208,7 +208,8 @@ def _unheard(program: Program) -> Iterator[Finding]:
         for source in program.sources
         if source.module is not None or source.name in later
         for use in program.reader.uses(source)
-        if use.kind in ("listen", "export", "receive") or (use.kind == "connect" and (source.module is None or not use.on_import))
+        if use.kind in ("listen", "export", "receive")
+        or (use.kind == "connect" and (source.module is None or not use.on_import))
     }
     first: dict[object, Use] = {}
     for use in program.uses(loaded=True):
@@ -220,11 +221,16 @@ def _unheard(program: Program) -> Iterator[Finding]:
         if key in heard_later or is_a(use.signal, Declared) or is_heard(use.signal):
             continue
         would = [
-            other for missing in program.not_loaded() for other in missing.uses if _key(other) == key and other.kind == "connect"
+            other
+            for missing in program.not_loaded()
+            for other in missing.uses
+            if _key(other) == key and other.kind == "connect"
         ]
         advice = "connect a receiver, or remove the send"
         if would:
-            advice = f"import {would[0].module}, which connects {would[0].receiver or 'a receiver'} ({would[0].location})"
+            advice = (
+                f"import {would[0].module}, which connects {would[0].receiver or 'a receiver'} ({would[0].location})"
+            )
         yield Finding("unheard", f"{use.signal_name} is sent by {use.function}, and nobody hears it", use.file, use.line, advice, use.signal_name)  # fmt: skip
 
 
@@ -267,7 +273,9 @@ def _not_awaited(program: Program) -> Iterator[Finding]:
 
 def _lost(watch: Watch) -> Iterator[Finding]:
     for lost in dict.fromkeys(watch.lost):
-        yield Finding("lost", lost.message, lost.file, lost.line, "connect it with weak=False, or keep a reference to it")
+        yield Finding(
+            "lost", lost.message, lost.file, lost.line, "connect it with weak=False, or keep a reference to it"
+        )
 
 
 def _uid_taken(watch: Watch) -> Iterator[Finding]:

@@ -40,7 +40,9 @@ def check_programs(
         results.append(result)
     findings = _merge(results, ignore)
     report = {
-        "entries": [{name: result[name] for name in ("entry", "modules", "signals", "receivers")} for result in results],
+        "entries": [
+            {name: result[name] for name in ("entry", "modules", "signals", "receivers")} for result in results
+        ],
         "findings": findings,
         "notes": list(dict.fromkeys(note for result in results for note in result["notes"])),
     }
@@ -76,7 +78,11 @@ def _merge(results: list[dict[str, Any]], ignore: Sequence[str]) -> list[dict[st
         for finding in result["findings"]:
             is_everywhere = all(_has(other, finding) for other in results)
             is_known = any(_is_same(finding, known) for known in findings)
-            if not is_known and (is_everywhere or finding["kind"] not in _OF_ONE_PROGRAM) and not _is_ignored(finding, ignore):
+            if (
+                not is_known
+                and (is_everywhere or finding["kind"] not in _OF_ONE_PROGRAM)
+                and not _is_ignored(finding, ignore)
+            ):
                 findings.append(finding)
     return findings
 

@@ -90,9 +90,7 @@ def _draw(found: Discovery, form: str, title: str) -> str:
     return dot(graph) if form == "dot" else mermaid(graph)
 
 
-def _discover(
-    targets: Sequence[str], *, everything: bool, skip_broken: bool, tracebacks: bool
-) -> Discovery | None:
+def _discover(targets: Sequence[str], *, everything: bool, skip_broken: bool, tracebacks: bool) -> Discovery | None:
     # As `python -m` does, and not as scripts do: a program is found from its own directory.
     directory = str(Path.cwd())
     if directory not in sys.path:

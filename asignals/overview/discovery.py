@@ -72,7 +72,7 @@ def discover(targets: Iterable[str], *, everything: bool = False, skip_broken: b
     if only:
         result.signals = [found for found in result.signals if any(_is_in(found.signal, thing) for thing in only)]
     else:
-        result.signals += _of_libraries(result.signals)
+        result.signals += _of_libraries(result.signals, result.programs)
     loaded = {module.__name__ for module in result.modules}
     missing = {each.source.name: each for program in result.programs for each in program.not_loaded()}
     result.not_loaded = [missing[name] for name in sorted(missing) if name not in loaded]
@@ -191,13 +191,15 @@ def first_line(signal: AnySignal) -> str:
     return "" if not doc or doc == type(signal).__doc__ else inspect.cleandoc(doc).partition("\n")[0]
 
 
-def _of_libraries(known: list[Found]) -> list[Found]:
-    """The signals that no module of the program holds, and to which something is connected."""
+def _of_libraries(known: list[Found], programs: list[Program]) -> list[Found]:
+    """The signals that no module of the programs holds, and to which one of their receivers is connected."""
     ids = {id(found.signal) for found in known}
+    own = {str(source.path) for program in programs for source in program.sources}
     found = []
     for signal in signals():
         module, _, attribute = str(signal.name).rpartition(".")
-        if id(signal) not in ids and module in sys.modules and signal.connections:
+        places = [str(connection.location).rpartition(":")[0] for connection in signal.connections]
+        if id(signal) not in ids and module in sys.modules and not own.isdisjoint(places):
             found.append(Found(signal, f"{module}:{attribute}", str(signal.name)))
     return found
 

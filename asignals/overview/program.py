@@ -116,7 +116,9 @@ class Program:
         if self._not_loaded is None:
             later = self.loaded_later()
             missing = [source for source in self.sources if source.module is None and source.name not in later]
-            found = [NotLoaded(source, [use for use in self.reader.uses(source) if use.kind in _DEEDS]) for source in missing]
+            found = [
+                NotLoaded(source, [use for use in self.reader.uses(source) if use.kind in _DEEDS]) for source in missing
+            ]
             self._not_loaded = [each for each in found if each.uses]
         return self._not_loaded
 
@@ -339,5 +341,3 @@ def _may_be_package(directory: Path) -> bool:
     if not name.isidentifier() or name in _NOT_SOURCE or name in _NOT_THE_PROGRAM:
         return False
     return not (directory / "pyvenv.cfg").exists()
-
-

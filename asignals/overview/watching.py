@@ -90,7 +90,11 @@ class Watch:
     def _note(self, signal: Signal[..., Any], receiver: Any, sender: Any, uid: Any, file: str, line: int) -> None:
         taken_by = None
         if uid is not None:
-            holders = [each for each in signal.connections if each.dispatch_uid == uid and sender_key(each.sender) == sender_key(sender)]
+            holders = [
+                each
+                for each in signal.connections
+                if each.dispatch_uid == uid and sender_key(each.sender) == sender_key(sender)
+            ]
             if holders and not any(_is_same(each.receiver, receiver) for each in holders):
                 taken_by = holders[0]
         self.connecting.append(Connecting(signal, name_of(receiver), sender, file, line, taken_by, uid))
