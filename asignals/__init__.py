@@ -3,25 +3,23 @@
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from typing import Any
-
-    from asignals._background import Background as Background
-    from asignals._background import BackgroundStatistics as BackgroundStatistics
-    from asignals._blame import raise_errors as raise_errors
-    from asignals._connection import Connection as Connection
-    from asignals._exceptions import BufferFull as BufferFull
-    from asignals._exceptions import DeclarationError as DeclarationError
-    from asignals._exceptions import InvalidReceiverError as InvalidReceiverError
-    from asignals._exceptions import ReceiverLostWarning as ReceiverLostWarning
-    from asignals._live import signals as signals
-    from asignals._monitor import Report as Report
-    from asignals._monitor import monitor as monitor
-    from asignals._signal import Signal as Signal
-    from asignals._signal import receiver as receiver
-    from asignals._signal import signal as signal
-    from asignals._stream import Event as Event
-    from asignals._stream import Stream as Stream
-    from asignals._stream import stream as stream
+    from asignals._core import Background as Background
+    from asignals._core import BackgroundStatistics as BackgroundStatistics
+    from asignals._core import BufferFull as BufferFull
+    from asignals._core import Connection as Connection
+    from asignals._core import DeclarationError as DeclarationError
+    from asignals._core import Event as Event
+    from asignals._core import InvalidReceiverError as InvalidReceiverError
+    from asignals._core import ReceiverLostWarning as ReceiverLostWarning
+    from asignals._core import Report as Report
+    from asignals._core import Signal as Signal
+    from asignals._core import Stream as Stream
+    from asignals._core import monitor as monitor
+    from asignals._core import raise_errors as raise_errors
+    from asignals._core import receiver as receiver
+    from asignals._core import signal as signal
+    from asignals._core import signals as signals
+    from asignals._core import stream as stream
 
 __all__ = [
     "Background",
@@ -43,36 +41,17 @@ __all__ = [
     "stream",
 ]
 
-# Names are loaded when they are first used (PEP 562), as anyio does it: a program pays for what it has.
-_HOMES = {
-    "Background": "_background",
-    "BackgroundStatistics": "_background",
-    "BufferFull": "_exceptions",
-    "Connection": "_connection",
-    "DeclarationError": "_exceptions",
-    "Event": "_stream",
-    "InvalidReceiverError": "_exceptions",
-    "ReceiverLostWarning": "_exceptions",
-    "Report": "_monitor",
-    "Signal": "_signal",
-    "Stream": "_stream",
-    "monitor": "_monitor",
-    "raise_errors": "_blame",
-    "receiver": "_signal",
-    "signal": "_signal",
-    "signals": "_live",
-    "stream": "_stream",
-}
+if not TYPE_CHECKING:
+    # Names are loaded when one is first used (PEP 562), as anyio does it; type checkers refuse a misspelt one.
 
+    def __getattr__(name):
+        if name not in __all__:
+            msg = f"module {__name__!r} has no attribute {name!r}"
+            raise AttributeError(msg)
+        from asignals import _core
 
-def __getattr__(name: str) -> "Any":
-    if name not in _HOMES:
-        msg = f"module {__name__!r} has no attribute {name!r}"
-        raise AttributeError(msg)
-    from importlib import import_module  # noqa: PLC0415  with the first name, not with the package
-
-    value = globals()[name] = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
-    return value
+        globals().update({each: getattr(_core, each) for each in __all__})
+        return globals()[name]
 
 
 def __dir__() -> list[str]:

@@ -31,8 +31,8 @@ from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any, Final, Self
 
 from asignals import Signal, monitor
+from asignals._core import locate, origin_of
 from asignals.overview.extras import needs
-from asignals._refs import locate
 from asignals.overview.values import Shower, message_of, name_of, trace_of
 
 with needs("opentelemetry"):
@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from opentelemetry.metrics import Counter, Histogram, MeterProvider
     from opentelemetry.trace import Span, TracerProvider
 
-    from asignals._dispatch import Send
+    from asignals._core import Send
 
 __all__ = ["Instrumentation", "instrument", "uninstrument"]
 
@@ -83,7 +83,7 @@ class Instrumentation:
             meter.create_counter("messaging.client.consumed.messages", "{message}", "Calls of receivers."),
             _histogram(meter, "messaging.process.duration", "Duration of a receiver's call."),
         )
-        signals = [each._origin or each for each in exclude if isinstance(each, Signal)]
+        signals = [origin_of(each) for each in exclude if isinstance(each, Signal)]
         self._excluded = {id(signal): signal for signal in signals}
         self._patterns = [name for name in exclude if isinstance(name, str)]
         self._undo: Callable[[], object] = monitor(around=self._around)

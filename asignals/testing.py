@@ -20,15 +20,15 @@ from typing import TYPE_CHECKING, Any, Final, Literal, Self
 import anyio
 
 from asignals import Connection, Event, Signal, monitor
-from asignals._refs import sender_key
+from asignals._core import sender_key
 from asignals.overview.values import Shower
-from asignals._waker import Waker
+from asignals._core import Waker
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
     from types import TracebackType
 
-    from asignals._registry import Registry, Snapshot
+    from asignals._core import Registry, Snapshot
 
 __all__ = ["ANY", "Capture", "capture", "muted", "restored", "swap_receivers"]
 
@@ -290,7 +290,7 @@ def _checked(what: str, signals: tuple[AnySignal, ...]) -> tuple[AnySignal, ...]
 
 
 def _connections(registry: Registry) -> list[Connection]:
-    return [link for link in registry.all_links() if isinstance(link, Connection)]
+    return [link for link in registry.all_subscribers() if isinstance(link, Connection)]
 
 
 def _snapshots(registry: Registry) -> list[Snapshot]:

@@ -14,8 +14,9 @@ import anyio.lowlevel
 import anyio.to_thread
 import pytest
 
-from asignals import Background, Signal, _background
-from asignals._waker import Waker, cancellation
+import asignals._core.background as _background
+from asignals import Background, Signal
+from asignals._core.loops import Waker, cancellation
 
 pytestmark = pytest.mark.anyio
 
@@ -503,7 +504,7 @@ async def test_a_send_made_while_muted_reaches_nobody(signal, seen):
                     background.send_nowait(signal, None, x=2)
                 await background.send(signal, None, x=3)
     assert seen == [1, 3, 1, 3]
-    assert signal._registry.filters == ()
+    assert signal._registry.mutes == ()
 
 
 async def test_threads_may_send(signal, seen):
@@ -968,10 +969,10 @@ async def test_muted_sends_that_are_not_done_leave_nothing_muted(signal):
                     group.start_soon(functools.partial(background.send, signal, None, x=4))
                     await anyio.wait_all_tasks_blocked()
                     group.cancel_scope.cancel()
-            assert len(signal._registry.filters) == 1  # of the one that waits in the buffer
+            assert len(signal._registry.mutes) == 1  # of the one that waits in the buffer
             scope.cancel()
     assert [event.x for event in background.undelivered] == [1, 2]
-    assert signal._registry.filters == ()
+    assert signal._registry.mutes == ()
 
 
 async def test_the_limits_that_nobody_gave():

@@ -163,7 +163,7 @@ def test_options_are_refused_or_taken(options, is_async):
             connect(used, **options) if connect == tested.connect else connect(used)
         except (TypeError, ValueError):
             assert tested.connections == ()
-            assert not tested._registry._buckets
+            assert not tested._registry._senders
         else:
             (connection,) = tested.connections
             assert connection.receiver is used
@@ -230,7 +230,7 @@ def test_modes_are_refused_or_taken(options):
 @given(ANYTHING)
 def test_monitor_refuses_what_cannot_be_called(thing):
     """A monitor that could not be called is refused, and nobody watches."""
-    from asignals._monitor import watchers
+    from asignals._core.monitor import watchers
 
     before = list(watchers)
     if callable(thing):
@@ -258,5 +258,5 @@ def test_test_tools_refuse_what_is_no_signal(thing):
             pass
         with contextlib.suppress(TypeError), testing.capture(tested, where=thing):
             assert thing is None
-    assert tested._registry.filters == ()
+    assert tested._registry.mutes == ()
     assert [connection.receiver for connection in tested.connections] == [hear_all]

@@ -11,7 +11,7 @@ import pytest
 from stepping import HOWS, cancel_everywhere, on_trio
 
 from asignals import Background, Signal, monitor, stream
-from asignals._thread import _Work
+from asignals._core.loops import _Work
 
 pytestmark = pytest.mark.anyio
 

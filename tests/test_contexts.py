@@ -9,7 +9,7 @@ import anyio.lowlevel
 import pytest
 
 from asignals import Background, Signal
-from asignals._context import in_context
+from asignals._core.loops import in_context
 
 pytestmark = pytest.mark.anyio
 

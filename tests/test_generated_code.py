@@ -1,9 +1,11 @@
+import asyncio
 import functools
 import gc
 import inspect
 import keyword
 import linecache
 import pydoc
+import sys
 import traceback
 import unicodedata
 
@@ -12,7 +14,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from asignals import Signal, signal
-from asignals._compile import send_for, send_robust_for, specialise
+from asignals._core import written
+from asignals._core.connection import Kind, style_of
+from asignals._core.written import write_choose, write_loop
 
 pytestmark = pytest.mark.anyio
 
@@ -28,15 +32,22 @@ def is_possible(name):
     return name.isidentifier() and not keyword.iskeyword(plain) and plain not in {"sender", "signal", "__debug__"}
 
 
+written_functions = [
+    Signal(["a"]).send.__func__,
+    Signal(["a"]).send_robust.__func__,
+    write_loop(("a",), style_of(Kind.FUNCTION, None), False),  # noqa: FBT003
+    write_loop(("a",), style_of(Kind.FUNCTION, None), True),  # noqa: FBT003
+    write_choose(("a",), frozenset("a")),
+]
+
 # Names that the code might use itself: builtins, everything in the template and in the modules around it, dunders.
 suspects = sorted(
     {
         *dir(__builtins__ if not isinstance(__builtins__, dict) else __import__("builtins")),
-        *(name.strip("_") for name in specialise(()).send.__globals__),
-        *specialise(()).send.__globals__,
-        *specialise(()).send.__code__.co_varnames,
-        *specialise(("a",)).send.__code__.co_varnames,
-        *(name.strip("_") for name in specialise(("a",)).send.__code__.co_varnames),
+        *(name.strip("_") for function in written_functions for name in function.__globals__),
+        *(name for function in written_functions for name in function.__globals__),
+        *(name for function in written_functions for name in function.__code__.co_varnames),
+        *(name.strip("_") for function in written_functions for name in function.__code__.co_varnames),
         *dir(Signal),
         *[
             "self",
@@ -80,9 +91,9 @@ class Handler:
 @settings(max_examples=60, deadline=None)
 @given(sets_of_names)
 @example(["_", "__", "___self", "____send", "_results"])
-@example(["Exception", "isawaitable", "deliver", "watchers", "blame", "failed"])
+@example(["Exception", "is_awaitable", "deliver", "watchers", "annotate", "log_failure"])
 @example(["__class__", "__name__", "__loader__", "__builtins__", "__file__"])
-@example(["self", "plan", "link", "receiver", "error", "robust", "named"])
+@example(["self", "plan", "subscriber", "receiver", "error", "robust", "named"])
 @example(["ﬁ", "ª", "\U0001d418"])
 async def test_no_name_collides_with_the_generated_code(declared):
     """Whatever names a signal declares, every kind of receiver gets exactly what was sent under them."""
@@ -122,7 +133,7 @@ async def test_receivers_that_choose_get_what_they_name(declared):
 
 def test_every_suspect_is_really_tried():
     """The names that are tried include what the generated code uses."""
-    for name in ("receiver", "results", "link", "plan", "Exception", "self", "isawaitable"):
+    for name in ("receiver", "results", "subscriber", "plan", "Exception", "self", "is_awaitable"):
         assert name in suspects
 
 
@@ -154,15 +165,75 @@ async def test_stubs_with_the_same_names_have_their_own_defaults():
         await Signal(["a"]).send(None)
 
 
-async def test_keywords_that_never_come_again_do_not_fill_memory():
-    """An undeclared signal that is sent ever new keywords keeps a bounded number of generated functions."""
+def keywords(prefix, count=3):
+    return {f"{prefix}_{number}": number for number in range(count)}
+
+
+async def test_keywords_that_never_come_again_write_no_code():
+    """An undeclared signal that a client sends ever new keywords keeps nothing of them."""
     made = Signal()
     made.connect(slow)
-    for number in range(300):
-        await made.send(None, **{f"name_{number}": 1})
-        await made.send_robust(None, **{f"name_{number}": 1})
-    for cached in (send_for, send_robust_for):
-        assert cached.cache_info().currsize <= cached.cache_info().maxsize <= 1024
+    before = len(written._loops), len(linecache.cache)
+    for number in range(2000):
+        for method in (made.send, made.send_robust):
+            assert await method(None, **keywords(f"name{number}")) == [
+                (slow, {"signal": made, "sender": None, **keywords(f"name{number}")})
+            ]
+    assert (len(written._loops), len(linecache.cache)) == before
+    assert len(written._uses) <= 256
+
+
+async def test_keywords_that_fail_keep_nothing_in_linecache():
+    """A traceback of a send with new keywords leaves no lines behind."""
+    made = Signal()
+
+    def fails(**named):
+        raise ValueError
+
+    made.connect(fails)
+
+    async def fail(number):
+        with pytest.raises(ValueError) as caught:  # noqa: PT011  what it raises
+            await made.send(None, **keywords(f"failing{number}"))
+        traceback.format_exception(caught.value)
+
+    await fail(0)
+    before = len(linecache.cache)
+    for number in range(1, 50):
+        await fail(number)
+    assert len(linecache.cache) == before
+
+
+async def test_keywords_that_come_again_are_written_once():
+    """The send of the same keywords is written after some uses, and its responses stay the same."""
+    made = Signal()
+    made.connect(slow)
+    for _ in range(30):
+        (pair,) = await made.send(None, often=1, again=2)
+        assert pair == (slow, {"signal": made, "sender": None, "often": 1, "again": 2})
+    assert (False, ("often", "again")) in written._loops
+
+
+async def test_long_and_impossible_names_are_never_written():
+    """Names of many characters, and names that Python cannot have, are sent as they are."""
+    made = Signal()
+    made.connect(slow)
+    for named in ({"x" * 2000: 1}, {"not a name": 1}, {"class": 1}, {"\ufb01": 1}):
+        for _ in range(30):
+            assert (await made.send(None, **named))[0][1] == {"signal": made, "sender": None, **named}
+        assert (False, tuple(named)) not in written._loops
+
+
+async def test_the_number_of_written_sets_is_bounded(monkeypatch):
+    """After the first sets of keywords no more are written."""
+    made = Signal()
+    made.connect(slow)
+    monkeypatch.setattr(written, "_loops", {})
+    monkeypatch.setattr(written, "_MOST_SETS", 3)
+    for number in range(6):
+        for _ in range(30):
+            await made.send(None, **{f"bounded_{number}": 1})
+    assert len(written._loops) == 3
 
 
 async def test_a_signal_and_its_methods_make_no_reference_cycle():
@@ -193,7 +264,6 @@ async def test_tracebacks_show_the_generated_lines(method, declared, caplog):
     def fails(**named):
         raise KeyboardInterrupt if robust else ValueError
 
-    linecache.clearcache()
     for other in (Signal(["odd_a", "odd_b"]), Signal()):
         other.connect(fails)
         with pytest.raises((ValueError, KeyboardInterrupt)) as caught:
@@ -203,22 +273,44 @@ async def test_tracebacks_show_the_generated_lines(method, declared, caplog):
     with pytest.raises((ValueError, KeyboardInterrupt)) as caught:
         await getattr(made, method)(None, odd_a=1, odd_b=2)
     frames = traceback.extract_tb(caught.value.__traceback__)
-    generated = [frame for frame in frames if frame.filename.startswith("asignals ")]
-    assert len(generated) == 1
-    assert "odd_a=" in generated[0].line
-    assert "receiver(" in generated[0].line
+    generated = [frame for frame in frames if frame.filename.startswith("<asignals ")]
+    assert [frame.name for frame in generated] == (["_loop"] if declared else [])
+    for frame in generated:
+        assert "odd_a=" in frame.line
+        assert "receiver(" in frame.line
     assert all(frame.line for frame in frames)
 
 
 async def test_different_code_never_has_the_same_file_name():
     """Tracebacks tell generated functions apart by name, so names differ wherever lines do."""
     made = [
-        specialise(("q", "r")).send,
-        specialise(("q", "r")).send_robust,
-        specialise(("q", "r")).bind,
-        specialise(("q_r",)).send,
+        Signal(["q", "r"]).send.__func__,
+        Signal(["q", "r"]).send_robust.__func__,
+        Signal(["q_r"]).send.__func__,
+        Signal(["q", "r"])._bind.__func__,
+        write_choose(("q", "r"), frozenset("q")),
+        write_choose(("q", "r"), frozenset("r")),
+        *[
+            write_loop(("q", "r"), style_of(kind, wanted), robust)
+            for kind in Kind
+            for wanted in (None, frozenset("q"))
+            for robust in (False, True)
+        ],
     ]
-    assert len({function.__code__.co_filename for function in made}) == len(made)
+    names = {function.__code__.co_filename for function in made}
+    assert len(names) == len(made)
+    assert all(name.startswith("<") and name.endswith(">") for name in names)
+
+
+def test_code_is_written_at_the_first_send():
+    """Declaring many signals with different arguments writes nothing: 300 take no time."""
+    made = [Signal([f"lazy_{number}", "other"]) for number in range(300)]
+    assert not [name for name in linecache.cache if "lazy_" in name]
+    made[0].send(None, lazy_0=1, other=2).close()
+    assert {name for name in linecache.cache if "lazy_" in name} == {
+        "<asignals send(lazy_0, other)>",
+        "<asignals loop over coroutine functions(lazy_0, other)>",
+    }
 
 
 async def test_the_signature_is_the_real_one():
@@ -255,9 +347,10 @@ async def test_help_shows_the_parameters_and_the_promises():
 
 async def test_send_is_a_coroutine_function():
     """Frameworks that ask see what send is."""
+    ask = inspect.iscoroutinefunction if sys.version_info >= (3, 12) else asyncio.iscoroutinefunction
     for made in (Signal(), Signal(["a"]), signal(lambda sender: None)):
-        assert inspect.iscoroutinefunction(made.send)
-        assert inspect.iscoroutinefunction(made.send_robust)
+        assert ask(made.send)
+        assert ask(made.send_robust)
 
 
 # -- subclasses --
@@ -334,8 +427,8 @@ async def test_a_subclass_may_override_connect():
     from asignals import receiver
 
     class Strong(Signal):
-        def connect(self, receiver=None, sender=None, weak=False, *args, **options):  # noqa: FBT002  as connect
-            return super().connect(receiver, sender, weak, *args, **options)
+        def connect(self, *args, weak=False, **options):
+            return super().connect(*args, weak=weak, **options)
 
     made = Strong()
     made.connect(lambda **named: 1)

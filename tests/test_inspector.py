@@ -19,7 +19,7 @@ from starlette.applications import Starlette
 from starlette.routing import Mount
 
 from asignals import Signal
-from asignals._monitor import watchers
+from asignals._core.monitor import watchers
 from asignals.overview.values import Shower
 from asignals.inspector import Inspector as ProtectedInspector
 from asignals.inspector import _app, _recorder

@@ -147,8 +147,8 @@ class World:
         assert [mortal() for mortal in self.mortals] == [None] * len(self.mortals)
         registry = self.tested._registry
         assert registry.overlaps == {}
-        assert registry.filters == ()
-        links = [link.target() for link in registry.all_links() if link.target() is not self.player]
+        assert registry.mutes == ()
+        links = [link.target() for link in registry.all_subscribers() if link.target() is not self.player]
         assert links == list(self.stay.values())
         assert all(bucket.source() is not None for bucket in registry._buckets.values())
 

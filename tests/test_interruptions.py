@@ -98,7 +98,7 @@ class World:
         thread.start()
         thread.join()
         assert is_free == [True]
-        assert registry.filters == ()
+        assert registry.mutes == ()
         assert [self.tested.receivers_for(sender) for sender in self.senders()] == self.heard()
         listed = [connection.receiver for connection in self.tested.connections]
         assert {each for heard in self.heard() for each in heard} <= {*listed}

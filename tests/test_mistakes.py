@@ -181,8 +181,9 @@ def test_not_awaiting_a_send() -> None:
 )
 def test_connecting_what_nobody_holds(lost) -> None:
     """A warning at the line of the `connect`, which names both and says `weak=False`."""
+    pizza_done = done()
     with pytest.warns(ReceiverLostWarning, match=r"signal 'shop\.pizza_done'.*weak=False") as warned:
-        done().connect(lost())
+        pizza_done.connect(lost())
     assert warned[0].filename == __file__
 
 

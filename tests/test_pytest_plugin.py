@@ -55,7 +55,7 @@ def test_captures_end_with_their_test_also_when_it_fails(project):
     result = project(
         test_it="""
         import anyio, pytest, shop
-        from asignals._monitor import watchers
+        from asignals._core.monitor import watchers
 
         @pytest.fixture
         def broken():

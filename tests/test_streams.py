@@ -4,13 +4,16 @@ import asyncio
 import contextlib
 import copy
 import gc
+import sys
 
 import anyio
 import anyio.to_thread
 import pytest
 
-from asignals import BufferFull, Event, Signal, _stream, stream
-from asignals._waker import Waker
+from asignals import BufferFull, Event, Signal, stream
+
+_stream = sys.modules["asignals._core.stream"]
+from asignals._core.loops import Waker
 
 pytestmark = pytest.mark.anyio
 
@@ -83,7 +86,7 @@ async def test_an_error_for_the_sender(signal):
     with anyio.fail_after(5):
         async with signal.stream(buffer=1, overflow="error"):
             await signal.send(None, x=1)
-            with pytest.raises(BufferFull, match="holds 1 events") as full:
+            with pytest.raises(BufferFull, match="keeps 1 events") as full:
                 await signal.send(None, x=2)
             assert (full.value.signal, full.value.size) == (signal, 1)
             ((_, error),) = await signal.send_robust(None, x=3)

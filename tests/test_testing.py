@@ -530,7 +530,7 @@ async def _send_some(sig, *amounts):
 
 async def _run_in(context, sig):
     """Send in another context, without leaving this task."""
-    coroutine = sig.send("shop", amount=9)
+    coroutine = context.run(sig.send, "shop", amount=9)
     with pytest.raises(StopIteration):
         context.run(coroutine.send, None)
 
@@ -548,7 +548,7 @@ def test_model_signals_are_restored_in_all_their_phases():
     def log(instance): ...
 
     def phases():
-        return {phase: post_save.registry(phase).all_links() for phase in ("flush", "commit", "rollback")}
+        return {phase: post_save.registry(phase).all_subscribers() for phase in ("flush", "commit", "rollback")}
 
     with restored(post_save):
         post_save.connect(ship, sender=Order)

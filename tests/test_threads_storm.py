@@ -134,8 +134,8 @@ def test_threads_lose_and_double_nothing(backend, long):
             assert sorted(heard) == books.sent[number]
     gc.collect()
     assert [connection.receiver for connection in tested.connections] == stays
-    assert tested._registry._buckets == {}
-    assert not tested._registry.overlaps
+    assert tested._registry._senders == {}
+    assert not tested._registry.blocks
 
 
 def _counting(calls):

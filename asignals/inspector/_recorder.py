@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import quote
 
 from asignals import monitor
-from asignals._refs import locate
+from asignals._core import locate
 from asignals.overview.values import TRACEBACK_TEXT, Shower, message_of, name_of, short_path, trace_of
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
 from asignals import Signal, signals
-from asignals._refs import is_a, locate
+from asignals._core import is_a, locate, origin_of
 from asignals.overview.program import Program, load
 from asignals.overview.relays import export_of, exports_of, live_relays, receives_of
 from asignals.overview.source import Declared, Use
@@ -236,7 +236,7 @@ def _unheard(program: Program) -> Iterator[Finding]:
 
 def is_heard(signal: Signal[..., Any]) -> bool:
     """Whether anybody hears the signal now, in any phase: a receiver, or a stream."""
-    return bool(signal.connections) or any(registry.all_links() for registry in signal._registries().values())
+    return bool(signal.connections) or any(registry.all_subscribers() for registry in signal._registries().values())
 
 
 def _forwarded() -> Iterator[tuple[Signal[..., Any], Use]]:
@@ -252,7 +252,7 @@ def _forwarded() -> Iterator[tuple[Signal[..., Any], Use]]:
 
 
 def _key(use: Use) -> object:
-    return use.signal.name if is_a(use.signal, Declared) else id(getattr(use.signal, "_origin", None) or use.signal)
+    return use.signal.name if is_a(use.signal, Declared) else id(origin_of(use.signal))
 
 
 def _not_awaited(program: Program) -> Iterator[Finding]:

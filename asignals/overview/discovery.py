@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 from asignals import Connection, Signal, signals
-from asignals._refs import is_a
+from asignals._core import is_a
 from asignals.overview.program import NotLoaded, Program, TargetError, load, load_everything
 from asignals.overview.relays import export_of
 from asignals.overview.values import Shower, name_of, short_path
@@ -108,7 +108,7 @@ def connections_of(signal: AnySignal) -> list[tuple[Connection, str | None]]:
     return [
         (link, phase or None)
         for phase, registry in signal._registries().items()
-        for link in registry.all_links()
+        for link in registry.all_subscribers()
         if is_a(link, Connection)
     ]
 
@@ -165,7 +165,7 @@ def location_of(connection: Connection) -> str:
 
 def is_orphan(signal: AnySignal) -> bool:
     """Whether nobody hears the signal, whoever sends it: no receiver, and no stream."""
-    return not (signal.connections or signal._registry.all_links())
+    return not (signal.connections or signal._registry.all_subscribers())
 
 
 def arguments_of(signal: AnySignal) -> list[dict[str, Any]] | None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from types import FunctionType, ModuleType
 from typing import TYPE_CHECKING, Any, Final
 
-from asignals._refs import is_a
+from asignals._core import is_a
 from asignals.overview.source import Reader, SourceFile, Use
 from asignals.overview.values import name_of, short_path
 

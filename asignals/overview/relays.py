@@ -9,7 +9,7 @@ import gc
 import sys
 from typing import TYPE_CHECKING, Any
 
-from asignals._refs import is_a
+from asignals._core import is_a
 
 if TYPE_CHECKING:
     from asignals import Connection, Signal

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
 import asignals
 from asignals import Background, Signal
-from asignals._refs import is_a
+from asignals._core import is_a
 from asignals.overview.values import short_path
 
 if TYPE_CHECKING:

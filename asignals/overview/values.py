@@ -26,8 +26,8 @@ import uuid
 from types import BuiltinFunctionType, FunctionType, MethodType
 from typing import TYPE_CHECKING, Any, Final
 
-from asignals import _refs
-from asignals._refs import is_a
+from asignals import _core
+from asignals._core import is_a
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -539,7 +539,7 @@ def trace_of(error: BaseException) -> str:
 
 def name_of(thing: object) -> str:
     """Name a receiver, a function or a class as its module spells it: `shop.mail.Mailer.order_paid`."""
-    return _refs.name_of(thing).removeprefix("builtins.")
+    return _core.name_of(thing).removeprefix("builtins.")
 
 
 def short_path(path: str) -> str:

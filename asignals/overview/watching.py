@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Self
 
 from asignals import Connection, ReceiverLostWarning, Signal
-from asignals._refs import is_a, sender_key
+from asignals._core import identify, is_a, sender_key
 from asignals.overview.values import name_of, short_path
 
 if TYPE_CHECKING:
@@ -60,21 +60,12 @@ class Watch:
                 return
             watch._warn(message, category, filename, lineno, *args, **kwargs)
 
-        def connect(signal: Signal[..., Any], receiver: Any = None, *args: Any, **options: Any) -> Any:
-            given = watch._connect(signal, receiver, *args, **options)
-            sender = args[0] if args else options.get("sender")
-            uid = args[2] if len(args) > 2 else options.get("dispatch_uid")  # noqa: PLR2004  Django's order of parameters
-            file, line = _caller()
-            if receiver is not None:
-                watch._note(signal, receiver, sender, uid, file, line)
-                return given
-
-            def decorator(function: Any) -> Any:
-                result = given(function)
-                watch._note(signal, function, sender, uid, file, line)
-                return result
-
-            return decorator
+        def connect(signal: Signal[..., Any], *args: Any, **options: Any) -> Any:
+            given = watch._connect(signal, *args, **options)
+            # Without a receiver it gives a decorator, which calls `connect` again.
+            if args or "receiver" in options:
+                watch._note(signal, *args, **options)
+            return given
 
         warnings.warn_explicit = warn_explicit  # type: ignore[assignment]  # the same call
         Signal.connect = connect  # type: ignore[method-assign]  # the same call
@@ -87,28 +78,26 @@ class Watch:
         warnings.warn_explicit = self._warn
         Signal.connect = self._connect  # type: ignore[method-assign]  # as above
 
-    def _note(self, signal: Signal[..., Any], receiver: Any, sender: Any, uid: Any, file: str, line: int) -> None:
+    def _note(
+        self,
+        signal: Signal[..., Any],
+        receiver: Any,
+        sender: object = None,
+        weak: object = True,  # noqa: FBT002  Django's order of parameters
+        dispatch_uid: Any = None,
+        **_: Any,
+    ) -> None:
+        del weak
         taken_by = None
-        if uid is not None:
-            holders = [
-                each
-                for each in signal.connections
-                if each.dispatch_uid == uid and sender_key(each.sender) == sender_key(sender)
-            ]
-            if holders and not any(_is_same(each.receiver, receiver) for each in holders):
-                taken_by = holders[0]
-        self.connecting.append(Connecting(signal, name_of(receiver), sender, file, line, taken_by, uid))
+        if dispatch_uid is not None:
+            same = [each for each in signal.connections if sender_key(each.sender) == sender_key(sender)]
+            taken_by = next((each for each in same if each.dispatch_uid == dispatch_uid), None)
+            if taken_by is not None and identify(taken_by.receiver) == identify(receiver):
+                taken_by = None
+        self.connecting.append(Connecting(signal, name_of(receiver), sender, *_caller(), taken_by, dispatch_uid))
 
 
-def _is_same(one: Any, other: Any) -> bool:
-    if one is other:
-        return True
-    return getattr(one, "__func__", one) is getattr(other, "__func__", other) and getattr(
-        one, "__self__", None
-    ) is getattr(other, "__self__", None)
-
-
-_MACHINERY: Final = ("asignals.overview", "asignals.sqlalchemy", "asignals.relay", "asignals._")
+_MACHINERY: Final = ("asignals.overview", "asignals.sqlalchemy", "asignals.relay", "asignals._core", "<asignals")
 
 
 def _caller() -> tuple[str, int]:

@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 from inspect import isawaitable
 from typing import TYPE_CHECKING, Any
 
-from asignals._connection import Connection
-from asignals._dispatch import Send
+from asignals._core import Connection, bind, registry_of
+from asignals._core import Send
 from asignals.relay._cancel import heeding, times_cancelled
 from asignals.relay._envelope import MAX_KEPT, DeadLetter, Envelope, EnvelopeError
 from asignals.relay._export import ExportUid, handling
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
 
     from asignals import Signal
-    from asignals._registry import Link
+    from asignals._core import Subscriber as Link
     from asignals.relay._codec import Codec
     from asignals.relay._inbox import Inbox
     from asignals.relay._transport import Delivery
@@ -55,7 +55,7 @@ class Subscription:
 
     def links(self, sender: object) -> list[tuple[Link, str]]:
         """Whom to call for a sender, in order and by name; exporting receivers are left out."""
-        plan = self.signal._registry.plan_for(sender)
+        plan = registry_of(self.signal).plan_for(sender).subscribers
         if plan is not self._plan:
             taken: set[str] = set()
             links = [link for link in plan if not _is_exporter(link)]
@@ -211,7 +211,7 @@ class Inbound:
             raise GivenUp(msg)
         try:
             arguments = subscription.codec.decode(envelope.body)
-            return subscription.signal._bind(None, **arguments)[1]
+            return bind(subscription.signal, None, **arguments)[1]
         except Exception as error:
             raise GivenUp from error
 

@@ -18,16 +18,17 @@ from sqlalchemy.exc import InvalidRequestError
 from sqlalchemy.util import await_only
 from sqlalchemy.util.concurrency import in_greenlet
 
-from asignals._blame import failed
-from asignals._dispatch import Send
-from asignals._monitor import watchers
-from asignals._refs import EVERYONE
+from asignals._core import log_failure as failed
+from asignals._core import Send
+from asignals._core import is_watched
+from asignals._core import EVERYONE
 from asignals.sqlalchemy._errors import AsyncReceiverError, FlushInProgressError
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine, Generator, Iterable, Iterator
 
-    from asignals._registry import Link, Plan
+    from asignals._core import Subscriber as Link
+    from asignals._core import Subscribers as Plan
     from asignals.sqlalchemy._signal import ModelSignal, SessionSignal
     from asignals.sqlalchemy._state import SessionState
 
@@ -61,7 +62,7 @@ class Event:
 
     def plan(self, phase: Phase) -> Plan:
         """Who is to hear of it in a phase, muting minded."""
-        plan = self.signal.registry(phase).plan_for(self.sender)
+        plan = self.signal.registry(phase).plan_for(self.sender).subscribers
         return tuple(link for link in plan if link.source is not EVERYONE) if self.named_only else plan
 
 
@@ -100,7 +101,7 @@ class Delivery:
                 self._step(self._refusing(calls))
         except BaseException as error:
             _explain(error)
-            if watchers:
+            if is_watched():
                 _tell_of(error, calls)
             raise
         finally:
@@ -113,7 +114,7 @@ class Delivery:
                 continue
             self._state.heard = True
             send = Send(event.signal, event.sender, event.arguments, robust=self._robust)
-            yield from _reported(send, plan) if watchers else (Call(send, link) for link in plan)
+            yield from _reported(send, plan) if is_watched() else (Call(send, link) for link in plan)
 
     def _refusing(self, calls: Iterable[Call]) -> Iterator[Call]:
         for call in calls:
@@ -121,7 +122,7 @@ class Delivery:
                 error = AsyncReceiverError(call.send.signal, call.link.describe())
                 if not self._robust:
                     raise error
-                failed(error, call.link, call.send.signal)
+                failed(error, call.link, call.send.signal, call.send.sender)
             else:
                 yield call
 
@@ -142,7 +143,7 @@ class Delivery:
             except AsyncReceiverError as error:
                 if not self._robust:
                     raise
-                failed(error, call.link, call.send.signal)
+                failed(error, call.link, call.send.signal, call.send.sender)
             except asyncio.CancelledError as error:
                 if not self._robust:
                     raise
@@ -217,6 +218,6 @@ def refuse_async(sender: object, *signals: ModelSignal) -> None:
     """Raise `AsyncReceiverError` if events of this sender would reach a receiver that has to be awaited."""
     for signal in signals:
         for phase in PHASES:
-            for link in signal.registry(phase).plan_for(sender):
+            for link in signal.registry(phase).plan_for(sender).subscribers:
                 if link.is_async:
                     raise AsyncReceiverError(signal, link.describe())

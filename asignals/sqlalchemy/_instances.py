@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import inspect
 
 from asignals import InvalidReceiverError
-from asignals._dispatch import Send
-from asignals._refs import describe
+from asignals._core import Send
+from asignals._core import describe
 from asignals.sqlalchemy._deliver import Call, run_here
 from asignals.sqlalchemy._listening import ClassHooks
 from asignals.sqlalchemy._signal import ModelSignal
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
     from sqlalchemy.orm import ClassManager, QueryContext
 
-    from asignals._connection import Options
-    from asignals._receivers import Receiver, Shape
+    from asignals._core import Options
+    from asignals._core import Receiver, Shape
 
 
 class InitSignal(ModelSignal):

@@ -10,17 +10,16 @@ from sqlalchemy import event
 from sqlalchemy.orm import Mapper
 
 from asignals import Connection, Signal
-from asignals._connection import Options
-from asignals._lost import LossReporter
-from asignals._registry import Registry
+from asignals._core import Options
+from asignals._core import Registry
 from asignals.sqlalchemy._deliver import PHASES, Phase
 from asignals.sqlalchemy._senders import Awaited, find_model, goes_by, hold
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Hashable, Iterable
 
-    from asignals._receivers import Receiver
-    from asignals._signal import ConnectOptions
+    from asignals._core import Receiver
+    from asignals._core import ConnectOptions
 
 F = TypeVar("F", bound="Callable[..., Any]")
 
@@ -56,7 +55,7 @@ class ModelSignal(Signal[..., Any]):
         other: ModelSignal = object.__new__(type(self))
         other.__dict__.update(self.__dict__)
         other._origin = self
-        other._registry = Registry(LossReporter(ref(self)))
+        other._registry = Registry(ref(self), self.providing_args)
         other._phases = {"flush": other}
         other._set_mode(None, None)
         return other
@@ -68,11 +67,11 @@ class ModelSignal(Signal[..., Any]):
     @property
     def is_connected(self) -> bool:
         """Whether anybody is connected for any sender, in any phase."""
-        return any(phase._registry.all_links() for phase in self._phases.values())
+        return any(phase._registry.all_subscribers() for phase in self._phases.values())
 
     def is_heard(self, sender: object, *phases: Phase) -> bool:
         """Whether an event of this sender would reach anybody in one of these phases, muting minded."""
-        return any(self.registry(phase).plan_for(sender) for phase in phases)
+        return any(self.registry(phase).plan_for(sender).subscribers for phase in phases)
 
     # -- connecting ------------------------------------------------------------------------------------------------
 
@@ -246,7 +245,7 @@ class ModelSignal(Signal[..., Any]):
     @property
     def connections(self) -> tuple[Connection, ...]:
         """The live connections of all phases, those of the flush first."""
-        links = [link for registry in self._registries().values() for link in registry.all_links()]
+        links = [link for registry in self._registries().values() for link in registry.all_subscribers()]
         return tuple(link for link in links if isinstance(link, Connection))
 
     def _registries(self) -> dict[str, Registry]:
@@ -308,4 +307,4 @@ class SessionSignal(Signal[..., Any]):
         return self._registry
 
 
-_NOBODY = Registry(lambda *_, **__: None)
+_NOBODY = Registry(lambda: None, None)

@@ -26,8 +26,8 @@ from sqlalchemy.orm.session import SessionTransactionState
 from sqlalchemy.util import await_only
 from sqlalchemy.util.concurrency import in_greenlet
 
-from asignals._receivers import is_coroutine_function
-from asignals._refs import describe
+from asignals._core import is_coroutine_function
+from asignals._core import describe
 from asignals.sqlalchemy._deliver import Delivery, Event, is_cancelled
 from asignals.sqlalchemy._errors import FlushInProgressError
 from asignals.sqlalchemy._shield import shielded

@@ -3,7 +3,7 @@
 from typing import assert_type
 
 from asignals import Signal, raise_errors, signal
-from asignals._receivers import Receiver
+from asignals._core import Receiver
 
 
 class Store:

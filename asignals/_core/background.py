@@ -26,12 +26,10 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, ParamSpec, Self
 import anyio
 import anyio.lowlevel
 
-from asignals._context import in_context
-from asignals._refs import describe, is_a
-from asignals._scoped import stay_muted
-from asignals._signal import Signal
-from asignals._stream import Event
-from asignals._waker import Loop, Waker, cancellation, is_cancelled
+from asignals._core.loops import Loop, Waker, cancellation, in_context, is_cancelled
+from asignals._core.references import describe, is_a
+from asignals._core.signal import Signal
+from asignals._core.stream import Event
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -75,7 +73,7 @@ class _Job:
         self.number = -1  # until it is accepted
         self.is_nested = background in _inside.get()
         self.context = contextvars.copy_context()
-        self._unmute = stay_muted(signal._registry, self.context) if signal._registry.filters else None
+        self._unmute = signal._registry.keep_muted(self.context)
 
     def end(self) -> None:
         """Be done with, one way or the other; doing it again does nothing."""

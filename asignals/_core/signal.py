@@ -2,63 +2,56 @@
 
 from __future__ import annotations
 
+import importlib
+import os
+import pickle
 import sys
-from collections.abc import Iterable
-from contextlib import ExitStack
+from collections.abc import Callable, Coroutine, Hashable, Iterable
+from contextlib import AbstractContextManager, ExitStack
 from functools import partial
 from types import MethodType
-from typing import TYPE_CHECKING, Any, Generic, ParamSpec, Protocol, Self, TypedDict, TypeVar, Unpack, cast, overload
-from weakref import ref
+from typing import TYPE_CHECKING, Any, Generic, Literal, ParamSpec, Protocol, Self, TypeVar, Unpack, cast, overload
+from weakref import WeakValueDictionary, ref
 
-from asignals._compile import check_names, choose, send_for, send_robust_for
-from asignals._connection import Connection, Options
-from asignals._declare import class_for_names, class_for_stub, read_stub
-from asignals._exceptions import InvalidReceiverError
-from asignals._live import remember
-from asignals._lost import LossReporter, caller, is_fleeting, may_get_lost, warn_fleeting
-from asignals._monitor import watchers
-from asignals._receivers import Mismatch, Receiver, Shape, examine
-from asignals._refs import describe, is_a
-from asignals._registry import Registry, Run
-from asignals._scoped import connected, muted
-from asignals._stream import Event, Overflow, Stream, Where
+from anyio import CapacityLimiter
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Hashable
-    from contextlib import AbstractContextManager
-
-    from asignals._group import TaskGroupFactory
+from asignals._core.connection import Connection, ConnectOptions, Options
+from asignals._core.dispatch import TaskGroupFactory, deliver
+from asignals._core.errors import InvalidReceiverError
+from asignals._core.loops import new_lock
+from asignals._core.monitor import watchers
+from asignals._core.references import calling_frame, describe, is_a, statement_of
+from asignals._core.registry import Plan, Registry, Scope
+from asignals._core.signatures import Mismatch, Receiver, Shape, check_names, examine, read_stub
+from asignals._core.stream import Event, Overflow, Stream, Where
+from asignals._core.written import class_for_names, class_for_stub, loop_for_keywords, mark_as_send
 
 P = ParamSpec("P")
-R = TypeVar("R")
-F = TypeVar("F", bound="Receiver")
+R = TypeVar("R", covariant=True)
+F = TypeVar("F", bound=Receiver)
 
 
-class ConnectOptions(TypedDict, total=False):
-    """What `connect` takes beside Django's parameters, for type checkers."""
+class ReceiverOptions(ConnectOptions, total=False):
+    """The options of `receiver`, for type checkers."""
 
-    priority: float
-    subclasses: bool
-    in_thread: bool
-    timeout: float | None
-    once: bool
+    weak: bool
+    dispatch_uid: Hashable | None
+    on: Literal["flush", "commit", "rollback"]  # of model signals
 
 
-class _Detour:
-    """Stands in for the registry where no send may take the generated loop."""
+class _NoPlan:
+    """Stands in for the registry of a signal whose sends never take the written loop."""
 
-    run: Run | None = None
+    plan: Plan | None = None
 
 
-class _Unchanged:
-    """The default of what `using` leaves as it is."""
-
+class _Missing:
     def __repr__(self) -> str:
-        return "<unchanged>"
+        return "<not given>"
 
 
-_DETOUR = _Detour()
-_UNCHANGED: Any = _Unchanged()
+_NO_PLAN = _NoPlan()
+_MISSING: Any = _Missing()
 
 
 class Signal(Generic[P, R]):
@@ -68,7 +61,8 @@ class Signal(Generic[P, R]):
     docstring, make one of a function with `@signal`.
 
     `connect`, `disconnect` and `send` may be called from any thread; a receiver runs in the sender's. A signal is an
-    identity, as functions are: `copy.copy` and `copy.deepcopy` give it back as it is.
+    identity, as functions are: `copy.copy` and `copy.deepcopy` give it back as it is, and it pickles by its name, where
+    it can be found there again.
 
     Args:
         providing_args: The names of the arguments, checked by every `send`; `None` allows any.
@@ -84,7 +78,11 @@ class Signal(Generic[P, R]):
         TypeError, ValueError: `task_group` is not callable, `limit` is not a positive integer.
     """
 
+    # What each send reads is a slot: changing the class, as below, makes attributes of the dict slower.
+    __slots__ = ("__dict__", "__weakref__", "_direct")
+
     providing_args: tuple[str, ...] | None
+    _direct: Registry | _NoPlan
 
     def __init__(
         self: Signal[..., Any],
@@ -95,27 +93,30 @@ class Signal(Generic[P, R]):
         task_group: TaskGroupFactory | None = None,
         limit: int | None = None,
     ) -> None:
-        names = None if providing_args is None else check_names(providing_args)
+        self.providing_args = None if providing_args is None else check_names(providing_args)
         _check_mode(task_group, limit)
-        self.providing_args = names
         self.__doc__ = doc
         self._name = name
-        frame = caller(type(self))
-        self._home: tuple[str, int] = (str(frame.f_globals.get("__name__")), frame.f_lineno)
-        self._file = frame.f_code.co_filename
+        frame = calling_frame(type(self))
+        self._home: tuple[str, str, int] = (
+            str(frame.f_globals.get("__name__")),
+            frame.f_code.co_filename,
+            frame.f_lineno,
+        )
         self._stub: Callable[..., Any] | None = None
-        self._registry = Registry(LossReporter(ref(self)))
         self._origin: Signal[..., Any] | None = None
+        self._registry = Registry(ref(self), self.providing_args)
         self._set_mode(task_group, limit)
-        remember(self)
-        if names is not None:
-            self.__class__ = class_for_names(cast("Any", type(self)), Signal, names)
+        with _lock:
+            _signals[id(self)] = self
+        if self.providing_args is not None:
+            self.__class__ = class_for_names(cast("Any", type(self)), Signal, self.providing_args)
 
     def _set_mode(self, task_group: TaskGroupFactory | None, limit: int | None) -> None:
         self._task_group = task_group
         self._limit = limit
         is_direct = task_group is None and self._origin is None
-        self._plans: Registry | _Detour = self._registry if is_direct else _DETOUR
+        self._direct = self._registry if is_direct else _NO_PLAN
 
     def __set_name__(self, owner: type, name: str) -> None:
         if self._name is None:
@@ -124,14 +125,14 @@ class Signal(Generic[P, R]):
     @property
     def location(self) -> str:
         """Where this signal was made, as `file:line`."""
-        return f"{self._file}:{self._home[1]}"
+        return f"{self._home[1]}:{self._home[2]}"
 
     @property
     def name(self) -> str:
         """What messages call this signal."""
         if self._name is not None:
             return self._name
-        module, line = self._home
+        module, _, line = self._home
         this = self if self._origin is None else self._origin
         for attribute, value in list(getattr(sys.modules.get(module), "__dict__", {}).items()):
             if value is this:
@@ -148,9 +149,9 @@ class Signal(Generic[P, R]):
         async def send_robust(self, *args: P.args, **kwargs: P.kwargs) -> list[tuple[Receiver, R | Exception]]: ...
 
     else:
-        # The types are above: here a sender is just an object.
+        # The types are above: here a sender is just an object. A signal with declared arguments has written methods.
 
-        async def send(self, /, sender: object, **named: Any) -> list[tuple[Receiver, Any]]:
+        def send(self, /, sender: object, **named: Any) -> Coroutine[Any, Any, list[tuple[Receiver, Any]]]:
             """Call the receivers connected for `sender`, and for all senders; returns `(receiver, response)` pairs.
 
             They are called in order: higher priority first, then in order of connection. `sender` may be given by
@@ -171,9 +172,9 @@ class Signal(Generic[P, R]):
             Raises:
                 TypeError: the arguments are not those that the signal declares; no receiver was called.
             """
-            return await send_for(tuple(named))(self, sender, **named)
+            return self._send_keywords(sender, named, robust=False)
 
-        async def send_robust(self, /, sender: object, **named: Any) -> list[tuple[Receiver, Any]]:
+        def send_robust(self, /, sender: object, **named: Any) -> Coroutine[Any, Any, list[tuple[Receiver, Any]]]:
             """Call every receiver, and return exceptions in place of the responses of those that failed.
 
             As `send`, but an `Exception` of one receiver does not keep the others from being called: it becomes the
@@ -183,26 +184,38 @@ class Signal(Generic[P, R]):
             Raises:
                 TypeError: the arguments are not those that the signal declares; no receiver was called.
             """
-            return await send_robust_for(tuple(named))(self, sender, **named)
+            return self._send_keywords(sender, named, robust=True)
 
-    def _run_for(self, sender: object) -> Run | None:
-        """What the generated loop walks along; `None` when the send must go the long way."""
-        return None if watchers or self._plans is _DETOUR else self._registry.run_for(sender)
+        mark_as_send(send)
+        mark_as_send(send_robust)
+
+    def _send_keywords(
+        self, sender: object, named: dict[str, Any], *, robust: bool
+    ) -> Coroutine[Any, Any, list[tuple[Receiver, Any]]]:
+        plan = self._direct.plan
+        if plan is None or watchers:
+            plan = self._direct_plan_for(sender)
+        loop = None if plan is None else loop_for_keywords(tuple(named), robust=robust)
+        if plan is None or loop is None:
+            return deliver(self, *self._bind(sender, **named), robust=robust)
+        return loop(plan.subscribers, self, sender, *named.values())
+
+    def _direct_plan_for(self, sender: object) -> Plan | None:
+        """The plan for the written loop; `None` when `deliver` has to send."""
+        return None if watchers or self._direct is _NO_PLAN else self._registry.plan_for(sender)
 
     def _bind(self, /, sender: object, **named: Any) -> tuple[object, dict[str, Any]]:
-        """Check arguments as a send would; returns the sender and the complete arguments."""
+        """Check arguments as a send does; returns the sender and the complete arguments."""
         if "signal" in named:
             msg = f"'signal' is reserved and cannot be sent as an argument of signal {self.name!r}"
             raise TypeError(msg)
         return sender, named
 
-    def using(
-        self, *, task_group: TaskGroupFactory | None = _UNCHANGED, limit: int | None = _UNCHANGED
-    ) -> Signal[P, R]:
+    def using(self, *, task_group: TaskGroupFactory | None = _MISSING, limit: int | None = _MISSING) -> Self:
         """A light view of this signal that sends in another way; an option left out keeps the signal's own.
 
         The view has the same receivers, and they get the signal itself, not the view. What they see of the sender's
-        context, deadlines and shields in each mode is listed in the module `asignals._group`.
+        context, deadlines and shields in each mode is listed in the module `asignals._core.dispatch`.
 
         Args:
             task_group: As for `Signal`; `None` for one receiver after the other.
@@ -211,10 +224,14 @@ class Signal(Generic[P, R]):
         Raises:
             TypeError, ValueError: `task_group` is not callable, `limit` is not a positive integer.
         """
-        task_group = self._task_group if task_group is _UNCHANGED else task_group
-        limit = self._limit if limit is _UNCHANGED else limit
+        task_group = self._task_group if task_group is _MISSING else task_group
+        limit = self._limit if limit is _MISSING else limit
         _check_mode(task_group, limit)
-        view = self._copy()
+        view = object.__new__(type(self))
+        state = object.__getstate__(self)
+        for values in state if isinstance(state, tuple) else (state,):  # of the dict, and of a subclass's slots
+            for name, value in values.items():
+                object.__setattr__(view, name, value)
         view._origin = self if self._origin is None else self._origin
         view._set_mode(task_group, limit)
         return view
@@ -225,13 +242,17 @@ class Signal(Generic[P, R]):
     def __deepcopy__(self, memo: object) -> Self:
         return self
 
-    def _copy(self) -> Self:
-        copy = object.__new__(type(self))
-        state = object.__getstate__(self)
-        for values in state if isinstance(state, tuple) else (state,):  # of the dict, and of a subclass's slots
-            for name, value in values.items():
-                object.__setattr__(copy, name, value)
-        return copy
+    def __reduce__(self) -> tuple[Callable[[str, str], object], tuple[str, str]]:
+        name, module = self.name, self._home[0]
+        path = name.removeprefix(f"{module}.")
+        try:
+            found = _load(module, path)
+        except (AttributeError, ImportError):
+            found = None
+        if found is not self:
+            msg = f"cannot pickle signal {name!r}: it is not found as {path!r} in the module {module!r}"
+            raise pickle.PicklingError(msg)
+        return _load, (module, path)
 
     # -- connecting ------------------------------------------------------------------------------------------------
 
@@ -248,25 +269,26 @@ class Signal(Generic[P, R]):
     @overload
     def connect(
         self,
-        receiver: None = None,
+        *,
         sender: object = None,
-        weak: bool = True,  # noqa: FBT001, FBT002  Django's order of parameters
+        weak: bool = True,
         dispatch_uid: Hashable | None = None,
         **options: Unpack[ConnectOptions],
     ) -> Callable[[F], F]: ...
 
     def connect(  # noqa: PLR0913  Django's parameters, and the options
         self,
-        receiver: Receiver | None = None,
+        receiver: Receiver = _MISSING,
         sender: object = None,
         weak: bool = True,  # noqa: FBT001, FBT002  Django's order of parameters
         dispatch_uid: Hashable | None = None,
         *,
         priority: float = 0,
         subclasses: bool = False,
-        in_thread: bool = False,
+        in_thread: bool | CapacityLimiter = False,
         timeout: float | None = None,
         once: bool = False,
+        replace: bool = False,
     ) -> Any:
         """Have a receiver called by every send; returns the receiver, so that this is a decorator too.
 
@@ -275,22 +297,28 @@ class Signal(Generic[P, R]):
 
         The same receiver and sender, or the same `dispatch_uid` and sender, is one connection: connecting it again
         keeps its place and takes the new options, for a send under way as well. A different receiver under a
-        `dispatch_uid` that is taken is not added.
+        `dispatch_uid` that is taken is not added, unless `replace` is true.
+
+        A weakly connected receiver (or sender) that dies unheard is warned of at the line of this call, once: one that
+        dies in the statement of this call, and a nested function, a lambda, a wrapper or a partial that dies before
+        the signal is sent (`ReceiverLostWarning`, at the signal's next use). On free-threaded builds of Python, a
+        function dies when the garbage collector runs, not before.
 
         Args:
             receiver: What to call; without one, a decorator is returned.
             sender: Hear only sends of this sender: the same object, or for `str`, `bytes`, `int`, `float`, `complex`
                 and `bool` one of the same type and value. `None` hears all. The connection ends with the sender; one
                 that cannot be weakly referenced is kept alive instead.
-            weak: Let the receiver die (bound methods: the object); the connection then ends. Connecting what nothing
-                else holds warns at once, and a nested function, a lambda or a partial that dies before any send could
-                reach it warns then (`ReceiverLostWarning`); an object that dies with its methods does not.
+            weak: Let the receiver die (for a bound method: its object or its function); the connection then ends.
             dispatch_uid: A hashable identity to use in place of the receiver's own.
             priority: Receivers with a higher one are called first.
             subclasses: With a class as the sender, hear its subclasses as well.
-            in_thread: Call a sync receiver in a worker thread, with the sender's context.
+            in_thread: Call a sync receiver in a worker thread, with the sender's context. An `anyio.CapacityLimiter`
+                limits how many run at once, instead of 40 for each event loop. A send from inside such a thread waits
+                for no limiter.
             timeout: Seconds that an async receiver may take before it is cancelled and `TimeoutError` raised.
             once: Disconnect before the first call. However many sends race, there is one call at most.
+            replace: Take the place of a different receiver that has the same `dispatch_uid` and sender.
 
         Raises:
             TypeError: the receiver is not callable; it is to be weak and does not support weak references; the
@@ -298,29 +326,15 @@ class Signal(Generic[P, R]):
             InvalidReceiverError: the receiver cannot be called with what the signal sends, or an option does not
                 fit it. A `ValueError`. Nothing has been connected.
         """
-        if receiver is None:
-            again = partial(
-                self.connect,
-                sender=sender,
-                weak=weak,
-                dispatch_uid=dispatch_uid,
-                priority=priority,
-                subclasses=subclasses,
-                in_thread=in_thread,
-                timeout=timeout,
-                once=once,
+        in_thread = in_thread if isinstance(in_thread, CapacityLimiter) else bool(in_thread)
+        options = Options(bool(weak), priority, bool(subclasses), in_thread, timeout, bool(once))
+        if receiver is _MISSING:
+            return partial(
+                self.connect, sender=sender, weak=weak, dispatch_uid=dispatch_uid, replace=replace, **options.given()
             )
-            return lambda receiver: again(self._callable(receiver))
-        count = sys.getrefcount(receiver)
-        fleeting = is_fleeting(receiver, count)
-        options = Options(weak, priority, subclasses, in_thread, timeout, once)
-        options, shape = self._examine(receiver, sender, dispatch_uid, options)
-        frame = caller(type(self))
-        place = frame.f_code, frame.f_lineno
-        if fleeting and options.weak:
-            warn_fleeting(self, receiver, place)
-        may_surprise = may_get_lost(receiver) and not fleeting
-        self._registry.connect(receiver, sender, dispatch_uid, options, shape, place, may_surprise=may_surprise)
+        shape = self._examine(receiver, sender, dispatch_uid, options)
+        place = statement_of(calling_frame(type(self)))
+        self._registry.connect(receiver, sender, dispatch_uid, options, shape, place, replace=replace)
         return receiver
 
     def _callable(self, receiver: Receiver) -> Receiver:
@@ -329,14 +343,12 @@ class Signal(Generic[P, R]):
         msg = f"cannot connect to signal {self.name!r}: a receiver must be callable, not {type(receiver).__name__!r}"
         raise TypeError(msg)
 
-    def _examine(
-        self, receiver: Receiver, sender: object, uid: Hashable | None, options: Options
-    ) -> tuple[Options, Shape]:
+    def _examine(self, receiver: Receiver, sender: object, uid: Hashable | None, options: Options) -> Shape:
         """Refuse what no send could call, before anything is changed."""
         self._callable(receiver)
         try:
-            is_async, wanted = examine(receiver, self.providing_args)
-            options = options.checked(sender, is_async=is_async)
+            shape = examine(receiver, self.providing_args)
+            options.check(sender, is_async=shape.is_async)
         except Mismatch as mismatch:
             raise InvalidReceiverError(self, receiver, describe(receiver), str(mismatch)) from mismatch.__cause__
         try:
@@ -348,16 +360,16 @@ class Signal(Generic[P, R]):
             hint = "; connect it with weak=False" if options.weak and "weak reference" in str(error) else ""
             msg = f"cannot connect {describe(receiver)} to signal {self.name!r}: {error}{hint}"
             raise TypeError(msg) from error
-        return options, Shape(is_async, None if wanted is None else choose(self.providing_args or (), wanted))
+        return shape
 
     def disconnect(
         self, receiver: Receiver | None = None, sender: object = None, dispatch_uid: Hashable | None = None
     ) -> bool:
         """End a connection; returns whether there was one.
 
-        Name it as it was connected: by the receiver or its `dispatch_uid`, and the sender. Once this has returned,
-        sends do not come to the receiver any more, those under way included. A send of another thread that has come
-        to it already calls it, at that moment or to the end: no lock makes this wait for that.
+        Name it as it was connected: by the receiver or its `dispatch_uid`, and the sender. Afterwards no send calls the
+        receiver, those under way included. A send in another thread that has already reached the receiver may still be
+        calling it: this does not wait for that call.
 
         Raises:
             TypeError: neither a receiver nor a `dispatch_uid` was given.
@@ -370,7 +382,7 @@ class Signal(Generic[P, R]):
     @property
     def connections(self) -> tuple[Connection, ...]:
         """The live connections, for all senders and each single one, in order; the same objects each time."""
-        return tuple(link for link in self._registry.all_links() if isinstance(link, Connection))
+        return tuple(each for each in self._registry.all_subscribers() if isinstance(each, Connection))
 
     def _registries(self) -> dict[str, Registry]:
         """Where the connections are; a subclass may keep those of several phases apart, and names them."""
@@ -378,12 +390,11 @@ class Signal(Generic[P, R]):
 
     def has_listeners(self, sender: object = None) -> bool:
         """Whether a send from this sender would reach a receiver or a stream, muted or not."""
-        return self._registry.has_links(sender)
+        return self._registry.has_subscribers(sender)
 
     def receivers_for(self, sender: object) -> list[Receiver]:
         """The receivers that a send from this sender would call, in order, muted or not."""
-        links = self._registry.links_for(sender)
-        found = [link.target() for link in links if isinstance(link, Connection)]
+        found = [each.target() for each in self._registry.subscribers_for(sender) if isinstance(each, Connection)]
         return [receiver for receiver in found if receiver is not None]
 
     def connected(
@@ -399,9 +410,10 @@ class Signal(Generic[P, R]):
         Afterwards there is exactly what was there before: a receiver that was connected already has its options and
         its place again. The receiver is kept alive meanwhile. Blocks may nest and overlap in any order.
 
-        What `connect` refuses is refused as the block is entered.
+        What `connect` refuses is refused as the block is entered. Not a decorator: that is refused with a `TypeError`.
         """
-        return connected(self, receiver, sender, dispatch_uid, {"weak": weak, **options})
+        connect = partial(self.connect, receiver, sender, weak, dispatch_uid, **options)
+        return Scope(lambda: self._registry.connected(receiver, sender, dispatch_uid, connect))
 
     def muted(self, *receivers: Receiver, everywhere: bool = False) -> AbstractContextManager[None]:
         """For the length of a `with` block, let sends reach nobody, no stream either; or, given receivers, not these.
@@ -411,11 +423,11 @@ class Signal(Generic[P, R]):
         when it runs later. Sends under way go on. Blocks may nest and overlap in any order.
 
         Raises:
-            TypeError: one of the receivers is not callable.
+            TypeError: used as a decorator (see `asignals.testing.muted` for one), or one of the receivers is not callable.
         """
         for receiver in receivers:
             self._callable(receiver)
-        return muted(self._registry, receivers, everywhere=everywhere)
+        return Scope(lambda: self._registry.muted(receivers, everywhere=everywhere))
 
     # -- listening -------------------------------------------------------------------------------------------------
 
@@ -465,6 +477,14 @@ class Signal(Generic[P, R]):
         return f"<asignals.Signal {self.name!r}{arguments}{view}, {count} receiver{'' if count == 1 else 's'}>"
 
 
+def _load(module: str, path: str) -> object:
+    """Find a signal by its name, for unpickling."""
+    found: object = importlib.import_module(module)
+    for attribute in path.split("."):
+        found = getattr(found, attribute)
+    return found
+
+
 def _check_mode(task_group: object, limit: object) -> None:
     if task_group is not None and not callable(task_group):
         msg = f"task_group must be a factory of task groups, such as anyio.create_task_group, not {task_group!r}"
@@ -509,7 +529,9 @@ def signal(
     ```
 
     The function is never called. Its first parameter is `sender`, all others are keyword-only; its return type is
-    that of the responses. `send` fills in the defaults, and type checkers hold every `send` to the types.
+    that of the responses. `send` fills in the defaults, and type checkers hold every `send` to the types. Where the
+    return type is not `None`, end the body with `raise NotImplementedError`: mypy and pyright accept that, and
+    refuse a body that returns nothing.
 
     Args:
         stub: The function; without one, a decorator is returned.
@@ -524,10 +546,8 @@ def signal(
     if stub is None:
         return partial(signal, name=name, task_group=task_group, limit=limit)
     declared = read_stub(stub)
-    made: Signal[..., Any] = Signal(
-        name=name or f"{declared.module}.{declared.qualname}", doc=stub.__doc__, task_group=task_group, limit=limit
-    )
-    made.providing_args = declared.names
+    name = name or f"{declared.module}.{declared.qualname}"
+    made: Signal[..., Any] = Signal(declared.names, name=name, doc=stub.__doc__, task_group=task_group, limit=limit)
     made._stub = stub
     made.__class__ = class_for_stub(Signal, declared)
     return made
@@ -543,7 +563,10 @@ class _SignalMaker(Protocol):
 
 
 def receiver(
-    signals: Signal[..., Any] | Iterable[Signal[..., Any]], *, sender: object = None, **options: Any
+    signals: Signal[..., Any] | Iterable[Signal[..., Any]],
+    *,
+    sender: object = None,
+    **options: Unpack[ReceiverOptions],
 ) -> Callable[[F], F]:
     """Connect the decorated function to one or several signals, as Django's decorator of that name.
 
@@ -559,7 +582,7 @@ def receiver(
     chosen: list[Signal[..., Any]] = [signals] if isinstance(signals, Signal) else []
     if not chosen and isinstance(signals, Iterable):
         chosen = list(signals)
-    senders = list(sender) if isinstance(sender, _SEVERAL) else [sender]
+    senders = list(sender) if isinstance(sender, list | tuple | set | frozenset) else [sender]
     if not chosen or not senders or not all(isinstance(one, Signal) for one in chosen):
         msg = f"receiver() takes a signal, or several, and at least one sender; not {signals!r:.80}"
         raise TypeError(msg)
@@ -570,7 +593,7 @@ def receiver(
             for one in chosen:
                 for each in senders:
                     was = one._registry.snapshot(function, each, options.get("dispatch_uid"))
-                    one.connect(function, each, **options)
+                    one.connect(function, each, **cast("Any", options))
                     undo.callback(one._registry.restore, was)
             undo.pop_all()
         return function
@@ -578,4 +601,27 @@ def receiver(
     return connect_all
 
 
-_SEVERAL = (list, tuple, set, frozenset)
+# -- all signals -------------------------------------------------------------------------------------------------------
+
+_lock = new_lock()
+_signals: WeakValueDictionary[int, Signal[..., Any]] = WeakValueDictionary()  # by id: a subclass may compare equal
+
+
+def signals() -> tuple[Signal[..., Any], ...]:
+    """All signals that are alive in this process, by name; without their views."""
+    with _lock:
+        found = list(_signals.values())
+    return tuple(sorted(found, key=lambda signal: signal.name))
+
+
+def _renew_locks() -> None:
+    """In a forked child: the threads that may have held a lock do not exist there."""
+    global _lock  # noqa: PLW0603  a lock cannot be released for another thread
+    _lock = new_lock()
+    for signal in list(_signals.values()):
+        for registry in signal._registries().values():
+            registry.lock = new_lock()
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows
+    os.register_at_fork(after_in_child=_renew_locks)

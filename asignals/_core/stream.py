@@ -19,16 +19,15 @@ from weakref import ref
 import anyio
 import anyio.lowlevel
 
-from asignals._connection import PLAIN, Options
-from asignals._exceptions import BufferFull
-from asignals._waker import Loop, Waker
+from asignals._core.connection import DEFAULTS, Subscriber
+from asignals._core.errors import BufferFull
+from asignals._core.loops import Loop, Waker
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable, Mapping
+    from collections.abc import Callable, Mapping
     from types import TracebackType
 
-    from asignals._refs import HeldSender, WeakSender
-    from asignals._signal import Signal
+    from asignals._core.signal import Signal
 
 Overflow: TypeAlias = Literal["wait", "drop_oldest", "drop_newest", "error"]
 
@@ -60,49 +59,28 @@ class Event:
 Where: TypeAlias = "Callable[[Event], object]"
 
 
-class Listener(ref["Stream"]):
-    """The end of a stream that is connected to one signal: a link that keeps events instead of calling anyone.
+class Listener(Subscriber):
+    """The end of a stream that is connected to one signal."""
 
-    It refers to the stream weakly, so a stream whose block was abandoned with its event loop blocks no sender. Called
-    by a send, it gives itself: a send that waits for room does not keep the stream alive.
-    """
+    __slots__ = ()
 
-    __slots__ = ("key", "live", "order", "reached", "source")
-
-    if not TYPE_CHECKING:  # an identity, unlike other weak references
-        __eq__ = object.__eq__
-        __ne__ = object.__ne__
-        __hash__ = object.__hash__
+    if not TYPE_CHECKING:
 
         def __call__(self) -> Listener:
             return self
 
-    is_coroutine = is_function = is_method = is_choosy = False
-    is_async = True
-    function = None
-    options: Options = PLAIN
-    live: bool
-    reached: bool
-    order: int
-    key: Hashable
-    source: WeakSender | HeldSender
-
     def target(self) -> Stream | None:
         """The stream."""
-        return super().__call__()
+        return ref.__call__(self)
 
     def describe(self) -> str:
         """The stream, for messages."""
         return "a stream"
 
-    def end(self) -> None:
-        """Keep no more events."""
-        self.live = False
-
     async def respond(self, signal: Signal[..., Any], sender: object, arguments: dict[str, Any]) -> None:
         """Keep an event; waits for room if that is the policy."""
         stream = self.target()
-        if stream is None or not self.live:
+        if stream is None or not self.is_live:
             return
         waiting = stream.keep(Event(signal, sender, MappingProxyType(arguments)))
         if waiting is None:
@@ -162,7 +140,15 @@ class Stream:
         self._state = "open"
         self._loop = Loop()
         for signal in self._signals:
-            self._listeners.append(signal._registry.listen(Listener, self, self._sender))
+            listener = Listener(self, signal._registry._on_death)
+            listener.options, listener.style, listener.choose, listener.key = (
+                DEFAULTS,
+                None,
+                None,
+                ("stream", id(listener)),
+            )
+            listener.is_live = True
+            self._listeners.append(signal._registry.add(listener, self._sender))
         return self
 
     async def __aexit__(

@@ -1,17 +1,24 @@
-"""Waking a task that waits, from wherever; and whether it was cancelled."""
+"""Waiting (interim)."""
 
 from __future__ import annotations
 
 import math
 import sys
+import threading
 from contextlib import suppress
+from inspect import isawaitable, iscoroutine
+from types import coroutine
 from typing import TYPE_CHECKING, Any
 
 import anyio
 import anyio.lowlevel
+import anyio.to_thread
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Coroutine, Generator
+    from contextvars import Context
+
+new_lock = threading.RLock
 
 
 class Loop:
@@ -100,3 +107,83 @@ def cancellation() -> tuple[type[BaseException], ...]:
 def is_cancelled() -> bool:
     """Whether a scope around the current task is cancelled, so that the cancellation exception was not its own idea."""
     return anyio.current_effective_deadline() == -math.inf
+
+
+async def in_thread(call: Callable[[], Any], limiter: Any = None) -> Any:
+    """Make a call in a worker thread, in a copy of the current context; an awaitable response is awaited here.
+
+    Nothing can stop a thread, so whoever is cancelled meanwhile waits for its end. anyio does that for cancelled
+    scopes, but asyncio's `Task.cancel()` would leave the thread running.
+    """
+    work = _Work(call)
+    try:
+        await anyio.to_thread.run_sync(work.run, limiter=limiter)
+    except cancellation():
+        await work.end()
+        raise
+    return await work.response if isawaitable(work.response) else work.response
+
+
+class _Work:
+    """A call that is either made by the thread or withdrawn before, whoever is first."""
+
+    def __init__(self, call: Callable[[], Any]) -> None:
+        self._call = call
+        self._claim = threading.Lock()
+        self.response: Any = None
+        self._is_done = False
+        self._done: Waker | None = None
+
+    def run(self) -> None:
+        """Make the call; its response is kept here, because trio refuses coroutines from threads."""
+        if not self._claim.acquire(blocking=False):
+            return
+        try:
+            self.response = self._call()
+        finally:
+            self._is_done = True
+            if self._done is not None:
+                self._done.wake()
+
+    async def end(self) -> None:
+        """Withdraw the call or wait for its end, however often this is cancelled; nobody awaits the response then."""
+        if self._claim.acquire(blocking=False):
+            return
+        with anyio.CancelScope(shield=True):
+            while True:
+                self._done = Waker()  # each is waited for once
+                if self._is_done:
+                    break
+                try:
+                    await self._done.wait()
+                except cancellation():
+                    continue
+        if iscoroutine(self.response):
+            self.response.close()
+
+
+@coroutine
+def in_context(context: Context, work: Coroutine[Any, Any, None]) -> Generator[Any, Any, None]:
+    """Await `work` with `context` as its current context; the caller's own context is untouched.
+
+    Each step of it is run in the context, as an event loop does for a task; a task of its own would cost more than
+    most receivers do. Cancellation and everything else that is thrown in reaches `work`.
+    """
+    step: Callable[..., Any] = work.send
+    value: Any = None
+    try:
+        while True:
+            try:
+                trap = context.run(step, value)
+            except StopIteration:
+                return
+            try:
+                value = yield trap
+                step = work.send
+            except GeneratorExit:
+                context.run(work.close)
+                raise
+            except BaseException as error:  # noqa: BLE001  handed on to the work
+                step, value = work.throw, error
+    finally:
+        del value  # an error kept here would hold this frame by its traceback

@@ -1,0 +1,139 @@
+"""The exceptions and warnings of the core, and what happens to an exception that a receiver raises."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
+
+import anyio
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from asignals._core.signal import Signal
+
+R = TypeVar("R")
+
+logger = logging.getLogger("asignals")
+
+
+class InvalidReceiverError(ValueError):
+    """A receiver, or an option given with it, does not fit the signal; nothing was connected.
+
+    `signal` and `receiver` are what `connect` was called with, `reason` says what is wrong and what to write instead.
+    """
+
+    def __init__(self, signal: Signal[..., Any], receiver: Callable[..., Any], name: str, reason: str) -> None:
+        super().__init__(f"cannot connect {name} to signal {signal.name!r}: {reason}")
+        self.signal = signal
+        self.receiver = receiver
+        self.reason = reason
+
+
+class DeclarationError(TypeError, ValueError):
+    """A signal was declared with argument names, or with a stub, that no send could have."""
+
+
+class ReceiverLostWarning(UserWarning):
+    """A weakly connected receiver (or the sender it listens to) was garbage-collected before any send reached it.
+
+    Nothing but the signal referred to it, and the signal refers to it weakly. Connect with `weak=False`, or keep a
+    reference to the receiver for as long as it is to be called.
+    """
+
+
+class BufferFull(Exception):  # noqa: N818  the name says what the buffer is, as `queue.Full` and `anyio.WouldBlock` do
+    """A stream with `overflow="error"` had no room for an event; raised, or returned, to the sender.
+
+    `signal` is the event's signal, `size` is the number of events that the stream keeps.
+    """
+
+    def __init__(self, signal: Signal[..., Any], size: int) -> None:
+        super().__init__(f"a stream of signal {signal.name!r} keeps {size} events already (overflow='error')")
+        self.signal = signal
+        self.size = size
+
+
+class Describable(Protocol):
+    """A connection, as far as messages need it."""
+
+    def target(self) -> Any:
+        """The receiver, or `None` once it is gone."""
+
+    def describe(self) -> str:
+        """The receiver's name and where it is defined."""
+
+
+def annotate(error: BaseException, connection: Describable, signal: Signal[..., Any]) -> None:
+    """Add a note to an exception: which receiver of which signal raised it."""
+    note = f"raised by {connection.describe()}, a receiver of signal {signal.name!r}"
+    # A user's exception may be frozen or have broken notes. The same exception may be raised many times.
+    with suppress(Exception):
+        if note not in getattr(error, "__notes__", ()):
+            error.add_note(note)
+
+
+def is_receivers_error(error: BaseException) -> bool:
+    """Whether a robust send returns this exception as the receiver's, instead of raising it.
+
+    True for each `Exception`, and for a `CancelledError` that nobody caused: neither the task nor a scope around it is
+    cancelled. A receiver that awaits a cancelled future raises one.
+    """
+    if isinstance(error, Exception):
+        return True
+    asyncio = sys.modules.get("asyncio")
+    if asyncio is None or not isinstance(error, asyncio.CancelledError):
+        return False
+    try:
+        task = asyncio.current_task()
+    except RuntimeError:  # no loop runs: the collector closes the coroutine
+        return False
+    return task is not None and not task.cancelling() and anyio.current_effective_deadline() != float("-inf")
+
+
+def log_failure(
+    error: BaseException, connection: Describable, signal: Signal[..., Any], sender: object
+) -> tuple[Any, Exception]:
+    """Log an exception that a robust send returns; gives the receiver's pair for the results.
+
+    The record's `signal`, `receiver`, `sender_type` and `location` are strings. A `CancelledError` that nobody caused
+    is returned as a `RuntimeError` with that cause, so that no caller takes it for a cancellation.
+    """
+    name = connection.describe()
+    if not isinstance(error, Exception):
+        error = _as_exception(error, f"{name} raised {type(error).__name__}, although nothing cancelled it")
+    facts = {
+        "signal": signal.name,
+        "receiver": name.partition(" (")[0],
+        "sender_type": f"{type(sender).__module__}.{type(sender).__qualname__}",
+        "location": name.rpartition(" (")[2].rstrip(")"),
+    }
+    traceback = type(error), error, error.__traceback__  # logging takes a falsy exception for none
+    with suppress(Exception):  # an exception or a logging filter may be broken; the other receivers must run
+        logger.error("%s failed as a receiver of signal %r", name, signal.name, exc_info=traceback, extra=facts)
+    # The first frame is that of the sender's loop, whose results will hold the error: a reference cycle.
+    if error.__traceback__ is not None:
+        error.with_traceback(error.__traceback__.tb_next)  # an assignment fails for frozen exceptions
+    return connection.target(), error
+
+
+def _as_exception(cause: BaseException, text: str) -> RuntimeError:
+    error = RuntimeError(text)
+    error.__cause__ = cause
+    return error.with_traceback(cause.__traceback__)
+
+
+def raise_errors(results: Iterable[tuple[Any, R | Exception]]) -> list[tuple[Any, R]]:
+    """Raise the exceptions among the results of `send_robust` as one `ExceptionGroup`; without any, return the results.
+
+    So every receiver runs, and the caller cannot miss a failure. The group has the exceptions in the order of the
+    results. A receiver that *returns* an exception counts as failed: the results do not show the difference.
+    """
+    pairs = list(results)
+    errors = [response for _, response in pairs if isinstance(response, Exception)]
+    if errors:
+        msg = f"{len(errors)} of {len(pairs)} receivers failed"
+        raise ExceptionGroup(msg, errors)
+    return cast("list[tuple[Any, R]]", pairs)

@@ -1,0 +1,200 @@
+"""Watching: a call for each send and for each receiver, which costs nothing while nobody watches."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, suppress
+from contextvars import ContextVar, Token
+from types import MappingProxyType, TracebackType
+from typing import TYPE_CHECKING, Any, NamedTuple, Self, TypeAlias
+
+from asignals._core.errors import logger
+from asignals._core.signatures import Receiver
+
+if TYPE_CHECKING:
+    from asignals._core.signal import Signal
+
+
+class SendInfo:
+    """One send under way, as monitors see it: the same object in all reports of the send.
+
+    `arguments` is a read-only mapping. `parent` is the send whose receiver made this one, if that one was watched too.
+    """
+
+    __slots__ = ("arguments", "given", "is_watched", "parent", "sender", "signal")
+
+    def __init__(self, signal: Signal[..., Any], sender: object, arguments: dict[str, Any]) -> None:
+        self.signal: Signal[..., Any] = signal
+        self.sender: object = sender
+        self.given: dict[str, Any] = arguments
+        self.arguments: Mapping[str, Any] = MappingProxyType(arguments)
+        self.is_watched: bool = bool(watchers)  # a monitor that begins later sees nothing of this send
+        self.parent: SendInfo | None = current_send.get() if self.is_watched else None
+
+
+Around: TypeAlias = Callable[[SendInfo, Receiver | None], AbstractContextManager[object] | None]
+
+
+class Report(NamedTuple):
+    """What a monitor is given: one receiver's call or, with `None` for the receiver, a whole send.
+
+    `start` and `duration` are seconds of `time.perf_counter()`. `error` is what the call or the send raised, a
+    cancellation included; a robust send itself raises nothing of its receivers. `arguments` are read-only. `send` is
+    one object for all reports of one send and differs between sends under way, so it groups them; it has `signal`,
+    `sender`, `arguments` and `parent` too. `parent` is the `send` of the send whose receiver made this one, in its own
+    task, in tasks that it started and in a `Background`; `None` for a send that no receiver made.
+    """
+
+    signal: Signal[..., Any]
+    sender: object
+    arguments: Mapping[str, Any]
+    receiver: Receiver | None
+    start: float
+    duration: float
+    error: BaseException | None
+    send: SendInfo
+    parent: SendInfo | None
+
+
+class Watcher:
+    """One monitor; call it to stop watching, or leave its `with` block."""
+
+    __slots__ = ("around", "callback")
+
+    def __init__(self, callback: Callable[[Report], object] | None, around: Around | None) -> None:
+        self.callback: Callable[[Report], object] | None = callback
+        self.around: Around | None = around
+
+    def __call__(self) -> None:
+        """Stop watching; doing it again does nothing."""
+        with suppress(ValueError):
+            watchers.remove(self)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self()
+
+    def failed(self, error: Exception) -> None:
+        """Log what went wrong in this monitor and remove it, instead of disturbing the send."""
+        self()
+        traceback = type(error), error, error.__traceback__  # logging takes a falsy exception for none
+        logger.error("asignals: a monitor failed and was removed", exc_info=traceback)
+
+
+# Written code looks at this very list, so it is changed in place and never replaced.
+watchers: list[Watcher] = []
+
+# The send whose receiver runs in this context, while somebody watches.
+current_send: ContextVar[SendInfo | None] = ContextVar("asignals_send", default=None)
+
+
+def monitor(callback: Callable[[Report], object] | None = None, *, around: Around | None = None) -> Watcher:
+    """Have `callback` called for every receiver's call and every send, of all signals, in this process.
+
+    It gets one `Report`: those of the receivers as each ends, then that of the send, whose `receiver` is `None`. A
+    send that nobody hears, or that is muted, is reported too; streams are no receivers and are not. Reports come in
+    the sender's task (in a receiver's own, with a task group) and in any thread that sends, so a monitor should be
+    quick and must not block. One that raises is logged to the logger `asignals` and removed; the send goes on. Sends
+    that began before are not reported.
+
+    Watching changes nothing for the receivers, with one exception: in a task group the awaitable that a sync receiver
+    returns is awaited in the sender's task, instead of one of its own, while a monitor with `around` watches.
+
+    Args:
+        callback: Called with a `Report`.
+        around: Called with the send (which has `signal`, `sender`, `arguments` and `parent`) and the receiver, or
+            `None` for the send as a whole; may return a context manager that is entered before the call, in its task,
+            and left after it, with its exception. What it returns on leaving is ignored: it cannot swallow an
+            exception.
+
+    Returns:
+        What undoes it: call that, or use it in a `with` statement.
+
+    Raises:
+        TypeError: neither was given, or what was given cannot be called.
+    """
+    given = [each for each in (callback, around) if each is not None]
+    if not given or not all(map(callable, given)):
+        msg = f"monitor() takes a callable, as callback, around or both; not {callback!r:.80} and {around!r:.80}"
+        raise TypeError(msg)
+    watcher = Watcher(callback, around)
+    watchers.append(watcher)
+    return watcher
+
+
+class Observed:
+    """Reports what happens in a `with` block, which calls a receiver or, with `None`, all of them."""
+
+    __slots__ = ("_managers", "_receiver", "_send", "_start", "_token")
+
+    def __init__(self, send: SendInfo, receiver: Receiver | None) -> None:
+        self._send = send
+        self._receiver = receiver
+        self._managers: list[tuple[Watcher, AbstractContextManager[object]]] = []
+        self._token: Token[SendInfo | None] | None = None
+
+    def __enter__(self) -> None:
+        for watcher in tuple(watchers):
+            if watcher.around is not None:
+                self._surround(watcher, watcher.around)
+        if self._receiver is not None:
+            self._token = current_send.set(self._send)
+        self._start = time.perf_counter()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        duration = time.perf_counter() - self._start
+        if self._token is not None:
+            with suppress(ValueError):  # the collector closes the send, in another context
+                current_send.reset(self._token)
+        send = self._send
+        report = Report(
+            send.signal, send.sender, send.arguments, self._receiver, self._start, duration, error, send, send.parent
+        )
+        try:
+            for watcher in tuple(watchers):
+                if watcher.callback is not None:
+                    self._tell(watcher, watcher.callback, report)
+        finally:
+            for watcher, manager in reversed(self._managers):
+                self._leave(watcher, manager, error)
+
+    @staticmethod
+    def _tell(watcher: Watcher, callback: Callable[[Report], object], report: Report) -> None:
+        try:
+            callback(report)
+        except Exception as raised:  # noqa: BLE001  logged
+            watcher.failed(raised)
+
+    @staticmethod
+    def _leave(watcher: Watcher, manager: AbstractContextManager[object], error: BaseException | None) -> None:
+        try:
+            manager.__exit__(None if error is None else type(error), error, error and error.__traceback__)
+        except Exception as raised:  # noqa: BLE001  logged
+            if raised is not error:  # raising again what it was given is a way to leave, too
+                watcher.failed(raised)
+
+    def _surround(self, watcher: Watcher, around: Around) -> None:
+        try:
+            manager = around(self._send, self._receiver)
+            if manager is not None:
+                manager.__enter__()
+                self._managers.append((watcher, manager))
+        except Exception as raised:  # noqa: BLE001  logged
+            watcher.failed(raised)
+
+
+def is_watched() -> bool:
+    """Whether a monitor watches sends now."""
+    return bool(watchers)
+
+
+def has_surrounding() -> bool:
+    """Whether a monitor has context managers to enter and leave in one task."""
+    return any(watcher.around is not None for watcher in watchers)

@@ -1,0 +1,329 @@
+"""Code that is written for the argument names of a signal, as `dataclasses` writes an `__init__`.
+
+Arguments then travel as arguments: no dictionary is built and unpacked for each receiver. Three functions are written,
+each when it is first needed, and shared by all signals with the same names:
+
+- the *send method*, which checks the arguments and returns the coroutine of a loop;
+- the *loop*, which calls the receivers of a plan. It is written for the arguments that most of the plan's receivers
+  take, with a branch for each kind of receiver (`connection.Kind`). One that takes others is called by its `choose`;
+  one that needs care (options, a stream, ended) by its `respond`;
+- the *choose function*, which calls a receiver with the arguments that it takes.
+
+Tracebacks show the written lines. Their file names are in angle brackets, which coverage and Sentry take for
+generated code.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import linecache
+import sys
+import textwrap
+from inspect import Signature
+from types import FunctionType, MethodType
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from asignals._core.connection import PLAIN_TYPES, Kind, Style, is_awaitable, style_of
+from asignals._core.dispatch import deliver
+from asignals._core.errors import DeclarationError, annotate, is_receivers_error, log_failure
+from asignals._core.monitor import watchers
+from asignals._core.signatures import FORWARDS, Names, Stub, check_names
+
+if sys.version_info < (3, 12):
+    from asyncio import coroutines
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Coroutine
+
+    from asignals._core.signal import Signal
+
+    Loop: TypeAlias = Callable[..., Coroutine[Any, Any, list[tuple[Any, Any]]]]
+
+# `@` marks what belongs to the template; it becomes a prefix that no declared name begins with.
+_SEND = """\
+def @send(@self, /, sender@parameters):
+    @plan = @self._direct.plan
+    if @plan is None or @watchers:
+        @plan = @self._direct_plan_for(sender)
+        if @plan is None:
+            return @deliver(@self, sender, @arguments, robust=@robust)
+    return (@plan.@loop or @plan.write_@loop())(@plan.subscribers, @self, sender@positions)
+"""
+_BIND = """\
+def @bind(@self, /, sender@parameters):
+    return sender, @arguments
+"""
+_CHOOSE = """\
+def @choose(@receiver, @self, sender, /@positions):
+    return @receiver(@keywords)
+"""
+_LOOP = """\
+async def @loop(@subscribers, @self, sender, /@positions):
+    @results = []
+    try:
+        for @subscriber in @subscribers:
+            @calls
+    except @Exception as @error:
+        @annotate(@error, @subscriber, @self)
+        raise
+    return @results
+"""
+_ROBUST_LOOP = """\
+async def @loop(@subscribers, @self, sender, /@positions):
+    @results = []
+    for @subscriber in @subscribers:
+        try:
+            @calls
+        except @BaseException as @error:
+            if not @is_receivers_error(@error):
+                raise
+            @results.append(@log_failure(@error, @subscriber, @self, sender))
+    try:
+        return @results
+    finally:
+        del @results  # it holds errors, whose frames lead back to this one
+"""
+# The calls of the four kinds. A method is called as the function of its class, with its object.
+_CALL = {
+    Kind.COROUTINE_FUNCTION: """\
+if (@receiver := @subscriber()) is not None:
+    @results.append((@receiver, await @receiver(@keywords)))
+""",
+    Kind.FUNCTION: """\
+if (@receiver := @subscriber()) is not None:
+    @response = @receiver(@keywords)
+    if @type(@response) not in @PLAIN_TYPES and @is_awaitable(@response):
+        @response = await @response
+    @results.append((@receiver, @response))
+""",
+    Kind.COROUTINE_METHOD: """\
+if (@receiver := @subscriber()) is not None:
+    @function = @subscriber.function
+    @results.append((@Method(@function, @receiver), await @function(@receiver@more_keywords)))
+""",
+    Kind.METHOD: """\
+if (@receiver := @subscriber()) is not None:
+    @function = @subscriber.function
+    @response = @function(@receiver@more_keywords)
+    if @type(@response) not in @PLAIN_TYPES and @is_awaitable(@response):
+        @response = await @response
+    @results.append((@Method(@function, @receiver), @response))
+""",
+}
+_CHOOSY = """\
+elif (@choose := @subscriber.choose) is not None:
+    if (@receiver := @subscriber() if @subscriber.method is None else @subscriber.target()) is not None:
+        @response = @choose(@receiver, @self, sender@positions)
+        if @subscriber.shape.is_async or @is_awaitable(@response):
+            @response = await @response
+        @results.append((@receiver, @response))
+"""
+_OTHERS = """\
+elif (@pair := await @subscriber.respond(@self, sender, @arguments)) is not None:
+    @results.append(@pair)
+"""
+
+_NAMESPACE = {
+    "BaseException": BaseException,
+    "Exception": Exception,
+    "Method": MethodType,
+    "PLAIN_TYPES": PLAIN_TYPES,
+    "annotate": annotate,
+    "deliver": deliver,
+    "is_awaitable": is_awaitable,
+    "is_receivers_error": is_receivers_error,
+    "log_failure": log_failure,
+    "type": type,
+    "watchers": watchers,
+}
+
+
+def _calls(first: Kind) -> str:
+    """The branches of the loop. The first one is entered without a look at the others."""
+    kinds = sorted(_CALL, key=lambda kind: kind is not first)
+    branches = [f"if @subscriber.style is @{kind.name}:\n{textwrap.indent(_CALL[kind], '    ')}" for kind in kinds]
+    return branches[0] + _CHOOSY + "".join(f"el{branch}" for branch in branches[1:]) + _OTHERS
+
+
+def _write(
+    template: str, title: str, names: Names, wanted: Collection[str] | None = None, **marks: Any
+) -> FunctionType:
+    """Compile a template for argument names; `marks` are words in its text, and objects for its namespace."""
+    prefix = "_"
+    while any(name.startswith(prefix) for name in names):
+        prefix += "_"
+    values = {"signal": f"{prefix}self", **{name: name for name in ("sender", *names)}}
+    keywords = "".join(f", {name}={value}" for name, value in values.items() if wanted is None or name in wanted)
+    words = {name: text for name, text in marks.items() if isinstance(text, str)}
+    text = template
+    for mark, meaning in {
+        **{f"@{name}": word for name, word in words.items()},
+        "@parameters": "".join([", *", *(f", {name}" for name in names)] if names else []),
+        "@arguments": "{" + ", ".join(f"{name!r}: {name}" for name in names) + "}",
+        "@positions": "".join(f", {name}" for name in names),
+        "@keywords": keywords.removeprefix(", "),
+        "@more_keywords": keywords,
+        "@": prefix,
+    }.items():
+        text = text.replace(mark, meaning)
+    filename = f"<asignals {title}>"
+    linecache.cache[filename] = (len(text), None, text.splitlines(keepends=True), filename)
+    objects = {**_NAMESPACE, **{name: thing for name, thing in marks.items() if name not in words}}
+    namespace: dict[str, Any] = {"__name__": filename, **{prefix + name: thing for name, thing in objects.items()}}
+    before = set(namespace)
+    exec(compile(text, filename, "exec"), namespace)  # noqa: S102  the names were checked; nothing else is from users
+    (made,) = namespace.keys() - before - {"__builtins__"}
+    function: FunctionType = namespace[made]
+    return function
+
+
+def _title(what: str, names: Names, wanted: Collection[str] | None = None) -> str:
+    """A file name of its own for each text that is written."""
+    choice = "" if wanted is None else f" to {', '.join(sorted(wanted))} of"
+    return f"{what}{choice}({', '.join(names)})"
+
+
+@functools.lru_cache(maxsize=4096)
+def write_loop(names: Names, style: Style, robust: bool) -> Loop:  # noqa: FBT001  a key of the cache
+    """The loop over receivers of which most are called in one style: `(subscribers, signal, sender, /, *values)`."""
+    title = f"{'robust ' if robust else ''}loop over {style.kind.name.lower().replace('_', ' ')}s"
+    template = (_ROBUST_LOOP if robust else _LOOP).replace(
+        "@calls", textwrap.indent(_calls(style.kind), 12 * " ").strip()
+    )
+    styles = {kind.name: style_of(kind, style.wanted) for kind in Kind}
+    loop = _write(template, _title(title, names, style.wanted), names, style.wanted, **styles)
+    loop.__qualname__ = (
+        "Signal.send_robust" if robust else "Signal.send"
+    )  # Python names a coroutine so that is not awaited
+    return loop
+
+
+@functools.lru_cache(maxsize=4096)
+def write_choose(names: Names, wanted: frozenset[str] | None) -> FunctionType:
+    """Calls a receiver with the arguments that it takes: `(receiver, signal, sender, /, *values of the names)`."""
+    return _write(_CHOOSE, _title("choose", names, wanted), names, wanted)
+
+
+@functools.lru_cache(maxsize=4096)
+def _write_method(name: str, names: Names) -> FunctionType:
+    if name == "_bind":
+        return _write(_BIND, _title("bind", names), names)
+    robust = name == "send_robust"
+    return _write(_SEND, _title(name, names), names, robust=str(robust), loop="robust_loop" if robust else "loop")
+
+
+# -- any keywords ------------------------------------------------------------------------------------------------------
+
+# A client may have chosen the names: code is written for the first sets that come again and again, and for no others.
+_MOST_SETS = 256
+_LONGEST_SET = 1000  # characters
+_USES_BEFORE_WRITING = 16
+_loops: dict[tuple[bool, Names], Loop] = {}
+_uses: dict[tuple[bool, Names], int] = {}
+
+
+def loop_for_keywords(names: Names, *, robust: bool) -> Loop | None:
+    """The loop of an undeclared signal for keywords that are sent often; `None` for all others."""
+    loop = _loops.get((robust, names))
+    return loop if loop is not None or len(_loops) >= _MOST_SETS else _count_use(names, robust=robust)
+
+
+def _count_use(names: Names, *, robust: bool) -> Loop | None:
+    key = robust, names
+    if sum(map(len, names)) > _LONGEST_SET:
+        return None
+    if len(_uses) >= _MOST_SETS:
+        _uses.clear()
+    uses = _uses[key] = _uses.get(key, 0) + 1
+    if uses < _USES_BEFORE_WRITING:
+        return None
+    try:
+        if check_names(names) != names:  # Python would read them in another spelling
+            return None
+    except DeclarationError:
+        return None
+    _loops[key] = write_loop(names, style_of(Kind.COROUTINE_FUNCTION, None), robust)
+    return _loops[key]
+
+
+# -- classes -----------------------------------------------------------------------------------------------------------
+
+# A class, and not an attribute of the instance, carries the written methods: a function that is stored on the instance
+# that it is bound to makes a reference cycle.
+_METHODS = ("send", "send_robust", "_bind")
+
+
+class _WrittenMethod:
+    """A method that is written when it is first asked for."""
+
+    def __init__(self, name: str, names: Names, root: type[Any], stub: Stub | None) -> None:
+        self._name = name
+        self._names = names
+        self._root = root
+        self._stub = stub
+
+    def __set_name__(self, owner: type[Any], name: str) -> None:
+        self._owner = owner
+
+    def __get__(self, instance: object, owner: type[Any] | None = None) -> Any:
+        method = self._make()
+        setattr(self._owner, self._name, method)
+        return method if instance is None else MethodType(method, instance)
+
+    def _make(self) -> FunctionType:
+        """A function of its own around the shared code."""
+        stub, name, root = self._stub, self._name, self._root
+        shared = _write_method(name, self._names)
+        method = FunctionType(shared.__code__, shared.__globals__, name)
+        shown = "send" if name == "_bind" else name  # in Python's own TypeError
+        method.__qualname__ = f"{stub.qualname if stub else root.__qualname__}.{shown}"
+        method.__module__ = stub.module if stub else root.__module__
+        method.__doc__ = root.__dict__[name].__doc__
+        if name != "_bind":
+            mark_as_send(method)
+        if stub is not None:
+            method.__defaults__ = stub.sender_default
+            method.__kwdefaults__ = dict(stub.defaults)
+            own = next(iter(inspect.signature(shared).parameters.values()))
+            method.__signature__ = Signature([own, *stub.parameters])  # type: ignore[attr-defined]  # inspect reads it
+        return method
+
+
+def mark_as_send(function: Any) -> None:
+    """Mark a function as one that passes an event on and returns an awaitable, for `connect` and for frameworks."""
+    setattr(function, FORWARDS, True)
+    if sys.version_info >= (3, 12):
+        inspect.markcoroutinefunction(function)
+    else:
+        function._is_coroutine = coroutines._is_coroutine  # type: ignore[attr-defined]
+
+
+@functools.lru_cache(maxsize=4096)
+def class_for_names(base: type[Signal[..., Any]], root: type[Signal[..., Any]], names: Names) -> type[Any]:
+    """`base` with methods written for `names`, below whatever `base` overrides itself."""
+    specialised = _specialised(root, names, None)
+    if base is root:
+        return specialised
+    return type(base.__name__, (_silent(root), base, specialised), _namespace(base))
+
+
+def class_for_stub(root: type[Signal[..., Any]], stub: Stub) -> type[Any]:
+    """`root` with methods written for a stub, with its types and defaults."""
+    return _specialised(root, stub.names, stub)
+
+
+def _specialised(root: type[Any], names: Names, stub: Stub | None) -> type[Any]:
+    methods = {name: _WrittenMethod(name, names, root, stub) for name in _METHODS}
+    return type(root.__name__, (root,), {**_namespace(root), **methods})
+
+
+@functools.cache
+def _silent(root: type[Any]) -> type[Any]:
+    """Keeps a user's `__init_subclass__` from being called for classes that the user did not write."""
+    hook = classmethod(lambda cls: None)  # noqa: ARG005  the hook's parameter
+    return type(root.__name__, (root,), {**_namespace(root), "__init_subclass__": hook})
+
+
+def _namespace(like: type[Any]) -> dict[str, Any]:
+    return {"__module__": like.__module__, "__qualname__": like.__qualname__, "__doc__": like.__doc__, "__slots__": ()}
