@@ -1,4 +1,4 @@
-"""The command `asignals` (extra: `asignals[demo]`).
+"""The command `asignals` (extra: `asignals[cli]`; the demo needs `asignals[demo]`).
 
 A command is a function here. It imports what it needs when it is called, in a `with needs(extra):` block, so that no
 command needs, or waits for, what only another one uses. A command with commands of its own is a `typer.Typer` in the
@@ -26,10 +26,10 @@ def needs(extra: str) -> Iterator[None]:
         sys.exit(f"asignals: {advice(error.name, extra)}")
 
 
-with needs("demo"):
+with needs("cli"):
     import typer
 
-app: typer.Typer = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+app: typer.Typer = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
 
 # For a command that hands all its arguments over.
 PASS_ON: dict[str, Any] = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
@@ -105,11 +105,12 @@ def list_(
 ) -> None:
     """Show the signals of a program, and who hears them in which order.
 
-    The program is loaded by its entry point alone, as a server does it; what --all would add is marked. The exit status is 2 if a target does not import.
+    The program is loaded by its entry point alone, as a server does it; what --all would add is marked. The exit status
+    is 2 if a target does not import.
     """
     from asignals.overview.commands import list_signals  # noqa: PLC0415  loads what only this command needs
 
-    with needs("demo"):
+    with needs("cli"):
         raise typer.Exit(
             list_signals(
                 targets, to_json=as_json, everything=everything, skip_broken=skip_broken, tracebacks=tracebacks
@@ -144,7 +145,7 @@ def check(
 
 
 @app.command()
-def graph(
+def graph(  # noqa: PLR0913  its options
     targets: Targets,
     *,
     form: Annotated[
@@ -158,7 +159,8 @@ def graph(
 ) -> None:
     """Draw who sends what to whom: Mermaid, Graphviz's DOT, JSON, or a page with the picture in it.
 
-    The program is loaded by its entry point alone, as a server does it; what --all would add is marked. The exit status is 2 if a target does not import, or the output cannot be written.
+    The program is loaded by its entry point alone, as a server does it; what --all would add is marked. The exit status
+    is 2 if a target does not import, or the output cannot be written.
     """
     from asignals.overview.commands import draw_graph  # noqa: PLC0415  loads what only this command needs
 

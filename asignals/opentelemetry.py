@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from opentelemetry.metrics import Counter, Histogram, MeterProvider
     from opentelemetry.trace import Span, TracerProvider
 
-    from asignals._core import Send
+    from asignals._core import SendInfo
 
 __all__ = ["Instrumentation", "instrument", "uninstrument"]
 
@@ -102,7 +102,7 @@ class Instrumentation:
         """End it."""
         self()
 
-    def _around(self, send: Send, receiver: Any) -> AbstractContextManager[None] | None:
+    def _around(self, send: SendInfo, receiver: Any) -> AbstractContextManager[None] | None:
         if context.get_value(_SUPPRESS) or self._is_excluded(send.signal):
             return None
         if receiver is None:
@@ -115,7 +115,7 @@ class Instrumentation:
         return any(fnmatchcase(signal.name, pattern) for pattern in self._patterns)
 
     @contextmanager
-    def _observed(self, instruments: _Instruments, send: Send, code: Attributes) -> Iterator[None]:
+    def _observed(self, instruments: _Instruments, send: SendInfo, code: Attributes) -> Iterator[None]:
         name = send.signal.name
         attributes: Attributes = {
             "messaging.system": SYSTEM,

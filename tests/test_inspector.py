@@ -20,10 +20,10 @@ from starlette.routing import Mount
 
 from asignals import Signal
 from asignals._core.monitor import watchers
-from asignals.overview.values import Shower
 from asignals.inspector import Inspector as ProtectedInspector
 from asignals.inspector import _app, _recorder
 from asignals.inspector._recorder import Recorder, editor_link
+from asignals.overview.values import Shower
 
 pytestmark = pytest.mark.anyio
 

@@ -312,7 +312,7 @@ def test_a_stalled_viewer_leaves_no_error_in_the_servers_log(tmp_path):
 
                 async def flood():
                     while inspector.is_watching:
-                        await big.send(None, **{"text": "x" * 150})
+                        await big.send(None, text="x" * 150)
                         assert time.monotonic() < deadline
                         await anyio.sleep(0.001)
                         inspector._recorder._until = 0  # it need not linger

@@ -1,6 +1,6 @@
 import collections
 import dataclasses
-import datetime
+import datetime as dt
 import enum
 import functools
 import os
@@ -117,7 +117,7 @@ show = Shower(limit=60)
         (collections.Counter(range(1000)), "Counter({0: 1, 1: 1, 2: 1, 3: 1, 4: 1, 5: 1, 6: 1, 7: 1, … 992 more})"),
         (Rude(), "<Rude>"),
         (Colour.RED, "Colour.RED"),
-        (datetime.date(2026, 1, 2), "datetime.date(2026, 1, 2)"),
+        (dt.date(2026, 1, 2), "datetime.date(2026, 1, 2)"),
         (ValueError("no stock"), "ValueError('no stock')"),
         (types.SimpleNamespace(a=1), "SimpleNamespace({'a': 1})"),
         (types.MappingProxyType({"a": 1}), "mappingproxy({'a': 1})"),

@@ -42,7 +42,8 @@ _UNKNOWN: Final = """\
 401: this inspector asks for a token.
 
 Open it once with ?token=... at the end of its address; the browser then remembers it. The program sets the token,
-Inspector(token=...), or prints it: Inspector().token. Where it does neither, its log has it (logger asignals.inspector).
+Inspector(token=...), or prints it: Inspector().token. Where it does neither, its log has it (logger
+asignals.inspector).
 """
 _REFUSED: Final = "403: this inspector does not answer you: Inspector(allow=...) says no.\n"
 _FOREIGN: Final = """\

@@ -18,7 +18,6 @@ from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
 from asignals import signals as live_signals
-from asignals.overview.values import Shower, shorten
 from asignals.overview.discovery import (
     connections_of,
     describe_connection,
@@ -27,6 +26,7 @@ from asignals.overview.discovery import (
     notes_of,
     signature_of,
 )
+from asignals.overview.values import Shower, shorten
 
 from ._access import Allow, Guard, Token, new_token
 from ._recorder import Recorder, editor_link

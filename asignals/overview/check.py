@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
 from asignals import Signal, signals
 from asignals._core import is_a, locate, origin_of
+from asignals.overview.discovery import signals_of
 from asignals.overview.program import Program, load
 from asignals.overview.relays import export_of, exports_of, live_relays, receives_of
 from asignals.overview.source import Declared, Use
@@ -106,8 +107,8 @@ def check(entry: str, *, factory: bool = False) -> Checked:
         *_no_such_model(program),
         *_not_awaited(program),
     ]
-    own = {id(use.signal): use.signal for use in program.uses(loaded=True) if is_a(use.signal, Signal)}
-    receivers = sum(len(signal.connections) for signal in own.values())
+    own = signals_of(program.modules)
+    receivers = sum(len(found.signal.connections) for found in own)
     return Checked(entry, len(program.modules), len(own), receivers, findings, _notes(program))
 
 
@@ -185,7 +186,8 @@ def _twice(file: str, names: list[str]) -> Iterator[Finding]:
         harm = f"{name_of(connection.receiver).rpartition('.')[2]} is connected to {signal.name} twice"
         place = (short_path(path), int(line)) if line.isdecimal() else (short_path(file), 1)
     elif declared:
-        harm = f"{str(declared[0].name).rpartition('.')[2]} is two signals, and a send of one misses receivers of the other"
+        name = str(declared[0].name).rpartition(".")[2]
+        harm = f"{name} is two signals, and a send of one misses receivers of the other"
         place = (short_path(file), 1)
     else:
         return
@@ -231,11 +233,14 @@ def _unheard(program: Program) -> Iterator[Finding]:
             advice = (
                 f"import {would[0].module}, which connects {would[0].receiver or 'a receiver'} ({would[0].location})"
             )
-        yield Finding("unheard", f"{use.signal_name} is sent by {use.function}, and nobody hears it", use.file, use.line, advice, use.signal_name)  # fmt: skip
+        message = f"{use.signal_name} is sent by {use.function}, and nobody hears it"
+        yield Finding("unheard", message, use.file, use.line, advice, use.signal_name)
 
 
-def is_heard(signal: Signal[..., Any]) -> bool:
+def is_heard(signal: Signal[..., Any] | Declared) -> bool:
     """Whether anybody hears the signal now, in any phase: a receiver, or a stream."""
+    if not is_a(signal, Signal):
+        return False
     return bool(signal.connections) or any(registry.all_subscribers() for registry in signal._registries().values())
 
 
@@ -252,7 +257,7 @@ def _forwarded() -> Iterator[tuple[Signal[..., Any], Use]]:
 
 
 def _key(use: Use) -> object:
-    return use.signal.name if is_a(use.signal, Declared) else id(origin_of(use.signal))
+    return id(origin_of(use.signal)) if is_a(use.signal, Signal) else use.signal.name
 
 
 def _not_awaited(program: Program) -> Iterator[Finding]:
@@ -355,7 +360,7 @@ def _relays(program: Program) -> Iterator[Finding]:
 
 
 def _not_run(program: Program, relay: Any, names: set[str]) -> Iterator[Finding]:
-    name = sorted(names)[0]
+    name = min(names)
     handled = [("export", signal, topic) for signal, topic in exports_of(relay)]
     handled += [("receive", signal, topic) for signal, topic in receives_of(relay)]
     for kind, signal, topic in handled:

@@ -1,4 +1,4 @@
-"""What the command `asignals check` does: each entry point in a process of its own, and a report for people or tools."""
+"""What the command `asignals check` does: each entry point in its own process, and a report for people or tools."""
 
 from __future__ import annotations
 

@@ -48,7 +48,7 @@ def list_signals(
     return 0
 
 
-def draw_graph(
+def draw_graph(  # noqa: PLR0913  the options of the command
     targets: Sequence[str],
     *,
     form: str | None,

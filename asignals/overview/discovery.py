@@ -68,7 +68,7 @@ def discover(targets: Iterable[str], *, everything: bool = False, skip_broken: b
         result.modules += [module for module in program.modules if module not in result.modules]
         if is_a(program.thing, Signal) or (is_a(program.thing, type) and any(_class_members("", program.thing))):
             only.append(program.thing)
-    result.signals = _signals(result.modules)
+    result.signals = signals_of(result.modules)
     if only:
         result.signals = [found for found in result.signals if any(_is_in(found.signal, thing) for thing in only)]
     else:
@@ -208,7 +208,8 @@ def _is_in(signal: AnySignal, thing: object) -> bool:
     return signal is thing or (is_a(thing, type) and any(signal is value for value in _namespace(thing).values()))
 
 
-def _signals(modules: list[ModuleType]) -> list[Found]:
+def signals_of(modules: list[ModuleType]) -> list[Found]:
+    """The signals that modules and their classes hold, each where it is declared."""
     best: dict[int, Found] = {}
     for module in modules:
         for path, signal in _members(module):

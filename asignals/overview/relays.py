@@ -24,7 +24,7 @@ def export_of_uid(uid: object) -> tuple[str, str] | None:
     """The service and the topic in the `dispatch_uid` of a relay's connection; None for any other."""
     module = sys.modules.get("asignals.relay._export")
     if module is not None and is_a(uid, module.ExportUid):
-        return str(uid.service), str(uid.topic)  # type: ignore[attr-defined]  # it is an ExportUid
+        return str(uid.service), str(uid.topic)
     return None
 
 
@@ -33,7 +33,7 @@ def exporter_topic(receiver: object) -> str | None:
     module = sys.modules.get("asignals.relay._export")
     owner = getattr(receiver, "__self__", None) if module is not None else None
     if module is not None and is_a(owner, module.Exporter):
-        return str(owner.topic)  # type: ignore[union-attr]  # it is an Exporter
+        return str(owner.topic)
     return None
 
 

@@ -188,7 +188,7 @@ class Reader:
         # Only what is loaded already: to read a program runs none of its code.
         return sys.modules.get(name) or source
 
-    def member(self, thing: object, name: str) -> object:
+    def member(self, thing: object, name: str) -> object:  # noqa: PLR0911  a table of kinds
         """What `thing.name` stands for; None where that cannot be told."""
         if thing is None:
             return None
@@ -346,8 +346,8 @@ class _Visitor(ast.NodeVisitor):
 
     def visit_If(self, node: ast.If) -> None:
         if _is_for_type_checkers(node.test):
-            for other in node.orelse:
-                self.visit(other)
+            for statement in node.orelse:
+                self.visit(statement)
             return
         self.generic_visit(node)
 
@@ -355,8 +355,8 @@ class _Visitor(ast.NodeVisitor):
         for part in (*node.decorator_list, *node.bases):
             self.visit(part)
         self._names.append((node.name, ast.ClassDef))
-        for part in node.body:
-            self.visit(part)
+        for statement in node.body:
+            self.visit(statement)
         self._names.pop()
 
     def visit_FunctionDef(self, node: ast.FunctionDef) -> None:
@@ -370,8 +370,8 @@ class _Visitor(ast.NodeVisitor):
             self.visit(part)
         self._names.append((node.name, type(node)))
         self._scopes.append(self._parameters(node.args))
-        for part in node.body:
-            self.visit(part)
+        for statement in node.body:
+            self.visit(statement)
         self._scopes.pop()
         self._names.pop()
 
@@ -424,9 +424,9 @@ class _Visitor(ast.NodeVisitor):
             self.visit(generator)
         self.visit(node.elt)
 
-    visit_ListComp = _visit_comprehension_expression
-    visit_SetComp = _visit_comprehension_expression
-    visit_GeneratorExp = _visit_comprehension_expression
+    visit_ListComp = _visit_comprehension_expression  # noqa: N815  the names that ast gives
+    visit_SetComp = _visit_comprehension_expression  # noqa: N815
+    visit_GeneratorExp = _visit_comprehension_expression  # noqa: N815
 
     def visit_withitem(self, node: ast.withitem) -> None:
         self.generic_visit(node)
@@ -452,7 +452,7 @@ class _Visitor(ast.NodeVisitor):
 
     # -- values ----------------------------------------------------------------------------------------------------
 
-    def _value(self, node: ast.expr) -> object:
+    def _value(self, node: ast.expr) -> object:  # noqa: PLR0911  a table of expressions
         match node:
             case ast.Name(id=name):
                 return self._named(name)
@@ -559,7 +559,7 @@ class _Visitor(ast.NodeVisitor):
             return function is not None and _is_wasted(parent.targets[0].id, function)
         return _wastes(parent, node)
 
-    def _add(
+    def _add(  # noqa: PLR0913  a use has many sides
         self,
         kind: UseKind,
         signal: AnySignal | Declared,

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import array
 import collections
-import datetime
+import datetime as dt
 import decimal
 import enum
 import fractions
 import functools
 import gc
 import ipaddress
+import itertools
 import json
 import os
 import pathlib
@@ -52,28 +53,42 @@ TRACEBACK_TEXT: Final = 16_000
 
 # Whole words of a name: privateKey, private_key and PRIVATE-KEY are the words private and key.
 _WORDS: Final = frozenset(
-    "auth bearer cookie cookies credential credentials creds csrf cvc cvv dsn iban jwt mnemonic otp passcode passphrase "
-    "passwd password passwords pass pin pw pwd salt secret secrets sid signature ssn token tokens totp xsrf".split()
+    re.findall(
+        r"\w+",
+        """
+        auth bearer cookie cookies credential credentials creds csrf cvc cvv dsn iban jwt mnemonic otp pass passcode
+        passphrase passwd password passwords pin pw pwd salt secret secrets sid signature ssn token tokens totp xsrf
+        """,
+    )
 )
-# Two words after each other, or written as one.
-_PAIRS: Final = (
-    "access key, account number, api key, app key, auth code, authorization code, backup code, card number, client key, "
-    "connection string, credit card, encryption key, hmac key, host key, license key, master key, mfa code, one time, "
-    "private key, recovery code, security code, seed phrase, service key, session id, session key, shared key, "
-    "signing key, ssh key, verification code, secret key, auth key, crypt key, db pass"
+# Two words after each other.
+_PAIRS: Final = frozenset(
+    re.findall(
+        r"(\w+) (\w+)",
+        """
+        access key, account number, api key, app key, auth code, auth key, authorization code, backup code, card number,
+        client key, connection string, credit card, crypt key, encryption key, hmac key, host key, license key,
+        master key, mfa code, one time, private key, recovery code, secret key, security code, seed phrase, service key,
+        session id, session key, shared key, signing key, ssh key, verification code
+        """,
+    )
 )
-# Parts of words, long enough to mean nothing else.
-_PARTS: Final = (
-    "apikey authorization cookie credential passphrase passwd password privatekey secret sessionid signingkey token "
-    "accesskey cardnumber creditcard encryptionkey"
-).split()
-_PAIR_SET: Final = frozenset(tuple(pair.split()) for pair in _PAIRS.split(", "))
+# Parts of words that are written as one, long enough to mean nothing else.
+_PARTS: Final = tuple(
+    re.findall(
+        r"\w+",
+        """
+        accesskey apikey authorization cardnumber cookie creditcard credential encryptionkey passphrase passwd password
+        privatekey secret sessionid signingkey token
+        """,
+    )
+)
 _SPLIT: Final = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+")
 _LONGEST_NAME: Final = 100  # characters of a name that are looked at
 
 
 def is_secret_name(name: object) -> bool:
-    """Whether what is called so is to be masked: `password`, `apiKey`, `X-Auth-Token`, `db_pass`, `jwt`, …"""
+    """Whether what is called so is to be masked, as `password`, `apiKey`, `X-Auth-Token`, `db_pass` or `jwt` are."""
     text = _plain(name)
     return text is not None and _is_secret_word(text[:_LONGEST_NAME])
 
@@ -82,7 +97,7 @@ def is_secret_name(name: object) -> bool:
 def _is_secret_word(name: str) -> bool:
     words = [word.lower() for word in _SPLIT.findall(name)]
     words = [word for word in words if not word.isdigit()]
-    if not _WORDS.isdisjoint(words) or any(pair in _PAIR_SET for pair in zip(words, words[1:], strict=False)):
+    if not _WORDS.isdisjoint(words) or any(pair in _PAIRS for pair in itertools.pairwise(words)):
         return True
     joined = "".join(words)
     return any(part in joined for part in _PARTS)
@@ -152,7 +167,7 @@ class Shower:
 
     # -- by what a value is ------------------------------------------------------------------------------------------
 
-    def _show(self, value: object, depth: int) -> str:  # noqa: PLR0911  a table of kinds
+    def _show(self, value: object, depth: int) -> str:  # noqa: C901, PLR0911  a table of kinds
         kind = type(value)
         if any(kind is each for each in _CONSTANTS):
             return repr(value)
@@ -366,7 +381,7 @@ def _end_of_value(text: str, match: re.Match[str]) -> int:
     line = most if line < 0 else line
     is_header = any(header in match[1].lower() for header in _HEADERS)
     is_line = ":" in match[0] and (match.start() == 0 or text[match.start() - 1] == "\n")
-    if (is_header and not text[start : start + 1] in "[{(") or is_line:
+    if (is_header and text[start : start + 1] not in "[{(") or is_line:
         return line
     return _end_of_word(text, start, most)
 
@@ -423,11 +438,11 @@ _COUNTED: Final[tuple[Any, ...]] = (
 )
 # Kinds whose repr is short, quick and without secrets.
 _SAFE: Final[tuple[type, ...]] = (
-    datetime.date,
-    datetime.datetime,
-    datetime.time,
-    datetime.timedelta,
-    datetime.timezone,
+    dt.date,
+    dt.datetime,
+    dt.time,
+    dt.timedelta,
+    dt.timezone,
     decimal.Decimal,
     fractions.Fraction,
     uuid.UUID,
@@ -484,7 +499,7 @@ _DECLARED: Final[dict[str, Callable[[Any], list[tuple[str, bool]]]]] = {
 
 
 def _attribute(value: object, kind: type, name: str) -> Any:
-    """A field's value, from the instance's dictionary or its slot; `_GONE` where it has none, or a property would run."""
+    """A field's value, from the instance's dictionary or its slot; `_GONE` where that runs code."""
     namespace = _of_class(kind, "__dict__")
     own = namespace.__get__(value) if is_a(namespace, types.GetSetDescriptorType) else None
     if type(own) is dict and name in own:

@@ -67,8 +67,8 @@ class Watch:
                 watch._note(signal, *args, **options)
             return given
 
-        warnings.warn_explicit = warn_explicit  # type: ignore[assignment]  # the same call
-        Signal.connect = connect  # type: ignore[method-assign]  # the same call
+        warnings.warn_explicit = warn_explicit
+        Signal.connect = connect  # type: ignore[method-assign, assignment]  # the same call
         return self
 
     def __exit__(
@@ -92,7 +92,8 @@ class Watch:
         if dispatch_uid is not None:
             same = [each for each in signal.connections if sender_key(each.sender) == sender_key(sender)]
             taken_by = next((each for each in same if each.dispatch_uid == dispatch_uid), None)
-            if taken_by is not None and identify(taken_by.receiver) == identify(receiver):
+            holder = None if taken_by is None else taken_by.receiver
+            if holder is not None and identify(holder) == identify(receiver):
                 taken_by = None
         self.connecting.append(Connecting(signal, name_of(receiver), sender, *_caller(), taken_by, dispatch_uid))
 
