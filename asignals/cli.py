@@ -95,10 +95,14 @@ Tracebacks = Annotated[bool, typer.Option("--traceback", help="Show the tracebac
 
 
 @app.command("list")
-def list_(
+def list_(  # noqa: PLR0913  its options
     targets: Targets,
     *,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    counts: Annotated[
+        str | None,
+        typer.Option(metavar="FILE|URL", help="Of pytest --signals-report, or of an inspector: who was called?"),
+    ] = None,
     everything: Everything = False,
     skip_broken: SkipBroken = False,
     tracebacks: Tracebacks = False,
@@ -113,7 +117,12 @@ def list_(
     with needs("cli"):
         raise typer.Exit(
             list_signals(
-                targets, to_json=as_json, everything=everything, skip_broken=skip_broken, tracebacks=tracebacks
+                targets,
+                to_json=as_json,
+                everything=everything,
+                skip_broken=skip_broken,
+                tracebacks=tracebacks,
+                counts=counts,
             )
         )
 

@@ -417,7 +417,7 @@ def test_the_report_is_for_people_and_editors(tmp_path):
     result = run("check", "shop.main", directory=tmp_path, COLUMNS="60")
     assert (result.returncode, result.stderr) == (1, "")
     lines = result.stdout.splitlines()
-    assert lines[0] == "shop.main: 3 modules, 1 signal, 0 receivers"
+    assert lines[0] == "shop.main: 3 modules, 2 signals, 0 receivers"
     assert any(line.startswith("shop/r.py:2: ") for line in lines)
     assert any(line.startswith("  -> import shop.r") for line in lines)
     assert lines[-1] == "2 findings"

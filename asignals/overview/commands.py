@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import urlsplit
+from urllib.request import urlopen
 
 from asignals.overview.discovery import Discovery, describe, discover
 from asignals.overview.graph import as_json, build, dot, mermaid
@@ -29,23 +31,51 @@ SUFFIXES: Final = {
 
 
 def list_signals(
-    targets: Sequence[str], *, to_json: bool, everything: bool, skip_broken: bool, tracebacks: bool
+    targets: Sequence[str],
+    *,
+    to_json: bool,
+    everything: bool,
+    skip_broken: bool,
+    tracebacks: bool,
+    counts: str | None = None,
 ) -> int:
     """Print the signals of programs as a tree or as JSON; returns the exit status."""
+    counted = None
+    if counts is not None:
+        try:
+            counted = read_counts(counts)
+        except (OSError, ValueError) as error:
+            _complain(f"cannot read counts from {counts!r}: {error}")
+            return FAILED
     found = _discover(targets, everything=everything, skip_broken=skip_broken, tracebacks=tracebacks)
     if found is None:
         return FAILED
     if to_json:
-        print(json.dumps([describe(each, found.not_loaded) for each in found.signals], indent=2))  # noqa: T201  a command prints
+        print(json.dumps([describe(each, found.not_loaded, counted) for each in found.signals], indent=2))  # noqa: T201  a command prints
         return 0
     from rich.console import Console  # noqa: PLC0415  JSON and the other commands do without
 
     from asignals.overview.listing import write  # noqa: PLC0415  as above
 
-    write(Console(), found)
+    write(Console(), found, counted)
     if not (everything or skip_broken):
         _say_what_is_loaded(found)
     return 0
+
+
+def read_counts(source: str) -> dict[str, Any]:
+    """Read counts from a file, or from the address of an inspector that runs; raises `OSError`, `ValueError`."""
+    if source.startswith(("http://", "https://")):
+        parts = urlsplit(source)
+        address = parts._replace(path=f"{parts.path.rstrip('/')}/counts").geturl()
+        with urlopen(address, timeout=10) as answer:  # noqa: S310  the scheme is HTTP's
+            found = json.load(answer)
+    else:
+        found = json.loads(Path(source).read_text(encoding="utf-8"))
+    if not isinstance(found, dict) or not all(isinstance(each, dict) and "calls" in each for each in found.values()):
+        msg = "these are no counts of signals"
+        raise ValueError(msg)
+    return found
 
 
 def draw_graph(  # noqa: PLR0913  the options of the command

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from asignals import Connection, Signal, signals
 from asignals._core import is_a
+from asignals.overview.counts import key_of
 from asignals.overview.program import NotLoaded, Program, TargetError, load, load_everything
 from asignals.overview.relays import export_of
 from asignals.overview.values import Shower, name_of, short_path
@@ -79,18 +80,32 @@ def discover(targets: Iterable[str], *, everything: bool = False, skip_broken: b
     return result
 
 
-def describe(found: Found, not_loaded: Iterable[NotLoaded] = ()) -> dict[str, Any]:
-    """Everything `asignals list` knows of a signal, in the types of JSON."""
+def describe(
+    found: Found, not_loaded: Iterable[NotLoaded] = (), counts: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """Everything `asignals list` knows of a signal, in the types of JSON; with `counts`, how often it was sent."""
     signal = found.signal
+    counted = None if counts is None else counts.get(str(signal.name), _NEVER)
     return {
         "name": found.name,
         "path": found.path,
         "doc": first_line(signal),
         "arguments": arguments_of(signal),
         "orphan": is_orphan(signal),
-        "receivers": [describe_connection(connection, phase) for connection, phase in connections_of(signal)],
+        "receivers": [
+            {**describe_connection(connection, phase), **_calls_of(connection, counted)}
+            for connection, phase in connections_of(signal)
+        ],
+        **({} if counted is None else {"sends": counted["sends"], "unheard": counted["unheard"]}),
         "not_loaded": receivers_not_loaded(signal, not_loaded),
     }
+
+
+_NEVER: Final[Mapping[str, Any]] = {"sends": 0, "unheard": 0, "calls": {}}
+
+
+def _calls_of(connection: Connection, counted: Mapping[str, Any] | None) -> dict[str, int]:
+    return {} if counted is None else {"calls": counted["calls"].get(key_of(connection), 0)}
 
 
 def receivers_not_loaded(signal: AnySignal, not_loaded: Iterable[NotLoaded]) -> list[dict[str, str]]:

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 def advice(package: str, extra: str) -> str:
     """Say that a package is missing, and how to get it."""
-    return f"{package} is not installed; get it with: pip install 'asignals[{extra}]'"
+    return f"{package.partition('.')[0]} is not installed; get it with: pip install 'asignals[{extra}]'"
 
 
 @contextmanager
