@@ -1,5 +1,6 @@
 """The inspector as a server sees it: what it records and keeps, and hostile input."""
 
+import contextlib
 import json
 import math
 import re
@@ -18,7 +19,7 @@ pytest.importorskip("jinja2", reason="needs asignals[inspector]")
 from starlette.applications import Starlette
 from starlette.routing import Mount
 
-from asignals import Signal
+from asignals import Background, Signal
 from asignals._core.monitor import watchers
 from asignals.inspector import Inspector as ProtectedInspector
 from asignals.inspector import _app, _recorder
@@ -556,7 +557,7 @@ async def test_a_flood_is_counted_but_not_shown_in_full(monkeypatch):
         for _ in range(50):
             await paid.send_robust(None)
         shown = [json.loads(text) for text in recorder.since(0)[1]]
-        (figures,) = recorder.statistics().values()
+        ((figures, _),) = recorder.statistics().values()
     finally:
         recorder.stop()
     assert len(shown) == 120
@@ -759,3 +760,81 @@ def test_importing_the_library_loads_no_toolkit():
     code = "import sys, asignals; print([name for name in ('starlette', 'jinja2', 'rich') if name in sys.modules])"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)  # noqa: S603
     assert result.stdout.strip() == "[]"
+
+
+async def test_a_send_names_the_send_that_it_follows_from():
+    """One that a receiver makes, in its own task, in a task group and in a background, has it as its parent."""
+    outer, inner, late = Signal([], name="shop.outer"), Signal([], name="shop.inner"), Signal([], name="shop.late")
+
+    async def receiver(**named):
+        await inner.send(None)
+        async with anyio.create_task_group() as group:
+            group.start_soon(inner.send, None)
+        await background.send(late, None)
+
+    outer.connect(receiver)
+    async with Background() as background, viewing(Inspector()) as viewer:
+        await outer.send(None)
+        await background.drain(5)
+        sends = await viewer.wait_for_sends(4)
+    (root,) = [send for send in sends if send["name"] == "shop.outer"]
+    assert root["parent"] is None
+    assert [(send["name"], send["parent"]) for send in sends if send is not root] == [
+        ("shop.inner", root["id"]),
+        ("shop.inner", root["id"]),
+        ("shop.late", root["id"]),
+    ]
+    assert len({send["id"] for send in sends}) == 4
+
+
+async def test_called_and_not_called_receivers_are_told_apart(collect):
+    """The figures say how many sends reached nobody and how many receivers were called; `/counts` says which."""
+    paid = Signal([], name="inspected.paid")
+    never = Signal([], name="inspected.never")
+    paid.connect(collect)
+    never.connect(collect)
+    heard = Signal([], name="inspected.nobody")
+    inspector = Inspector()
+    async with viewing(inspector) as viewer:
+        await paid.send(None)
+        await heard.send(None)
+        await viewer.wait_for("statistics", 2)
+        number = str(inspector._recorder.number_of(heard))
+        reach = [data for kind, data, _ in viewer.events if kind == "statistics"][-1]["reach"]
+        counts = json.loads((await request(inspector, "/counts"))[2])
+    assert reach[number] == [1, 0]
+    assert list(counts["inspected.paid"]["calls"].values()) == [1]
+    assert list(counts["inspected.never"]["calls"].values()) == [0]
+    assert counts["inspected.nobody"] == {"sends": 1, "unheard": 1, "calls": {}}
+
+
+async def test_a_long_list_is_fetched_by_itself_and_made_once():
+    """What fits into the stream comes with it; a long list is a request of its own, and not made anew each time."""
+    crowd = [Signal(["value"], name=f"crowd.s{number}", doc="word " * 20) for number in range(300)]
+    inspector = Inspector()
+    async with viewing(inspector) as viewer:
+        listed = [data for kind, data, _ in viewer.events if kind == "signals"][-1]
+        assert set(listed) == {"version"}
+        whole = json.loads((await request(inspector, "/signals"))[2])
+        assert {each["name"] for each in whole["signals"]} >= {signal.name for signal in crowd}
+        assert inspector._list() is inspector._list()
+
+
+async def test_a_relay_is_shown_as_its_topic():
+    """`relay shop → order.paid`, and nothing of how it is done."""
+    relays = pytest.importorskip("asignals.relay")
+    paid = Signal(["amount"], name="relayed.paid")
+    relay = relays.Relay(relays.Memory(), "shop")
+    relay.export(paid, "order.paid", senders=(str, str))
+    with contextlib.suppress(Exception):  # the relay does not run
+        await paid.send("web", amount=1)
+    inspector = Inspector()
+    async with viewing(inspector) as viewer:
+        await paid.send_robust("web", amount=1)
+        (send,) = await viewer.wait_for_sends(1)
+        listed = json.loads(inspector._list())["signals"]
+    relay.stop_exporting(paid)
+    (info,) = [each for each in listed if each["number"] == inspector._recorder.number_of(paid)]
+    assert [(each["name"], each["notes"]) for each in info["receivers"]] == [("relay shop → order.paid", [])]
+    assert send["receivers"][0]["name"] == "relay shop → order.paid"
+    assert send["receivers"][0]["place"] is None

@@ -18,6 +18,7 @@ from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
 from asignals import signals as live_signals
+from asignals.overview.counts import key_of
 from asignals.overview.discovery import (
     connections_of,
     describe_connection,
@@ -29,7 +30,7 @@ from asignals.overview.discovery import (
 from asignals.overview.values import Shower, shorten
 
 from ._access import Allow, Guard, Token, new_token
-from ._recorder import Recorder, editor_link
+from ._recorder import Figures, Recorder, editor_link
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Iterable
@@ -64,6 +65,7 @@ LINGER: Final = 3.0  # seconds that the watch goes on for a page whose stream ha
 STALLED: Final = 10.0  # seconds that a viewer may take no data
 VIEWERS: Final = 16  # streams at once
 SIGNALS: Final = 1000  # signals listed
+FEW: Final = 50  # signals whose statistics are all sent each time
 SIGNATURE: Final = 500  # characters
 
 
@@ -120,11 +122,15 @@ class Inspector:
         # Numbers of sends of another process, or of this one before a reload, mean nothing here.
         self._run = random.token_hex(4)
         self._viewers = 0
+        self._described: dict[tuple[int, tuple[int, ...]], str] = {}
+        self._listed_state: list[tuple[int, tuple[int, ...]]] | None = None
+        self._listed = ""
         self._page = _environment().get_template("inspector.html").render(title=title, version=_version())
         routes = [
             Route("/", self._index),
             Route("/events", self._events),
             Route("/signals", self._signals),
+            Route("/counts", self._counts),
             Mount("/static", StaticFiles(directory=_HERE / "static")),
         ]
         self._app = Guard(Starlette(routes=routes), allow, self._token, logs_token=token is None)
@@ -175,11 +181,12 @@ class Inspector:
     async def _frames(self, seen: int) -> AsyncGenerator[str]:
         """Give the events of one viewer, until they fill the room of one stream; the browser opens the next at once."""
         listed = ""
+        measured: Figures = {}
         room = ROOM
         yield f"retry: 300\n{_event('hello', json.dumps({'run': self._run}))}"
         for tick in range(LIFETIME):
             events = []
-            if tick % SIGNALS_EVERY == 0 and (signals := json.dumps(self._list())) != listed:
+            if tick % SIGNALS_EVERY == 0 and (signals := self._list()) is not listed:
                 listed = signals
                 # A long list is fetched by the page in a request of its own.
                 short = signals if len(signals) < ROOM // 2 else json.dumps({"version": _digest(signals)})
@@ -189,7 +196,9 @@ class Inspector:
                 events.append(_event("sends", f"[{','.join(sends)}]", f"{self._run}-{number}"))
                 seen = number
             if tick % STATISTICS_EVERY == 0:
-                events.append(_event("statistics", json.dumps(self._statistics())))
+                figures = self._recorder.statistics()
+                events.append(_event("statistics", self._statistics(figures, measured)))
+                measured = figures
             for event in events:
                 room -= len(event.encode())
                 yield event
@@ -198,15 +207,30 @@ class Inspector:
             await anyio.sleep(TICK)
 
     async def _signals(self, _: Request) -> Response:
-        return JSONResponse(self._list())
+        return Response(self._list(), media_type="application/json")
 
-    def _statistics(self) -> dict[str, Any]:
-        return {"signals": self._recorder.statistics(), "skipped": self._recorder.skipped}
+    async def _counts(self, _: Request) -> Response:
+        return JSONResponse(self._recorder.counts.as_dict())
 
-    def _list(self) -> dict[str, Any]:
+    def _statistics(self, figures: Figures, before: Figures) -> str:
+        if len(figures) > FEW:  # those that have changed only
+            figures = {number: each for number, each in figures.items() if before.get(number) != each}
+        signals = {number: each for number, (each, _) in figures.items()}
+        reach = {number: each for number, (_, each) in figures.items()}
+        return json.dumps({"signals": signals, "reach": reach, "skipped": self._recorder.skipped}, separators=(",", ":"))
+
+    def _list(self) -> str:
+        """The signals and their receivers as JSON; the same text, not only an equal one, until something changes."""
         alive = live_signals()
         shown = alive if len(alive) <= SIGNALS else sorted(alive, key=self._importance)[:SIGNALS]
-        return {"signals": [self._describe(signal) for signal in shown], "more": len(alive) - len(shown)}
+        state = [(self._recorder.number_of(signal), _changes_of(signal)) for signal in shown]
+        if state != self._listed_state:
+            known = self._described
+            described = {each: known.get(each) or json.dumps(self._describe(signal)) for each, signal in zip(state, shown, strict=True)}
+            self._described = described
+            self._listed_state = state
+            self._listed = f'{{"signals": [{", ".join(described.values())}], "more": {len(alive) - len(shown)}}}'
+        return self._listed
 
     def _importance(self, signal: asignals.Signal[..., Any]) -> tuple[bool, bool]:
         """Smaller for what somebody who looks would miss more: first those that are sent, then those that are heard."""
@@ -228,8 +252,9 @@ class Inspector:
         path, _, line = str(connection.location).rpartition(":")
         return {
             "name": self._shower.clean(known["name"]),
-            "place": known["location"],
-            "link": self._link(path, int(line)) if path and line.isdecimal() else None,
+            "key": key_of(connection),
+            "place": None if known["relay"] else known["location"],
+            "link": self._link(path, int(line)) if path and line.isdecimal() and not known["relay"] else None,
             "notes": [self._shower.clean(note) for note in notes_of(known)],
         }
 
@@ -270,6 +295,14 @@ class _EventStream(Response):
                 if time_limit.cancelled_caught:
                     return
         await send({"type": "http.response.body", "body": b""})
+
+
+def _changes_of(signal: asignals.Signal[..., Any]) -> tuple[int, ...]:
+    """What differs after each change of a signal's connections, streams included."""
+    registries = signal._registries().values()
+    for each in registries:
+        each.purge()
+    return tuple(each.changes for each in registries)
 
 
 def _digest(text: str) -> str:

@@ -7,17 +7,20 @@ import threading
 import time
 import weakref
 from collections import deque
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 from urllib.parse import quote
 
 from asignals import monitor
 from asignals._core import locate
+from asignals.overview.counts import Counts
+from asignals.overview.relays import exporter_name
 from asignals.overview.values import TRACEBACK_TEXT, Shower, message_of, name_of, short_path, trace_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from asignals import Report, Signal
+    from asignals._core import SendInfo
 
     AnySignal = Signal[..., Any]
 
@@ -30,6 +33,10 @@ BYTES: Final = 8_000_000  # of everything kept
 SEND_BYTES: Final = 24_000  # of one send: a viewer's stream has room for two
 PER_SECOND: Final = 100  # sends shown in a second; those above are counted only
 ERRORS_PER_SECOND: Final = 20  # failed sends shown in a second beside those
+
+
+Figures: TypeAlias = dict[str, tuple[list[float], tuple[int, int]]]
+"""By a signal's number: what `Statistics.summary` and `Counts.figures` give."""
 
 
 class Allowance:
@@ -58,7 +65,7 @@ class Allowance:
 class Statistics:
     """How often a signal was sent since somebody looks, how often that failed, and how long it took."""
 
-    __slots__ = ("durations", "errors", "number", "sends", "signal")
+    __slots__ = ("_summary", "durations", "errors", "number", "sends", "signal")
 
     def __init__(self, signal: AnySignal, number: int) -> None:
         """Start at nothing; `number` stands for the signal on the page."""
@@ -67,17 +74,22 @@ class Statistics:
         self.sends = 0
         self.errors = 0
         self.durations: deque[float] = deque(maxlen=DURATIONS)
+        self._summary: list[float] | None = None
 
     def add(self, duration: float, *, failed: bool) -> None:
         """Count one send."""
         self.sends += 1
         self.errors += failed
         self.durations.append(duration)
+        self._summary = None
 
     def summary(self) -> list[float]:
         """Sends, errors, and the 50th, 95th and 99th percentile and the maximum of the durations in seconds."""
-        ordered = sorted(self.durations)
-        return [self.sends, self.errors, *(_percentile(ordered, part) for part in (0.5, 0.95, 0.99, 1.0))]
+        if self._summary is None:
+            ordered = sorted(self.durations)
+            parts = (float(f"{_percentile(ordered, part):.3g}") for part in (0.5, 0.95, 0.99, 1.0))
+            self._summary = [self.sends, self.errors, *parts]
+        return self._summary
 
 
 class Recorder:
@@ -99,6 +111,10 @@ class Recorder:
         self._number = 0
         self._signals: dict[int, Statistics] = {}
         self._signal_numbers = 0
+        # What stands for a send on the page, before and after it has ended: for those that follow from it.
+        self._ids: weakref.WeakKeyDictionary[SendInfo, int] = weakref.WeakKeyDictionary()
+        self._last_id = 0
+        self.counts = Counts()
         self._allowance = Allowance(PER_SECOND)
         self._error_allowance = Allowance(ERRORS_PER_SECOND)
         self.skipped = 0
@@ -150,14 +166,16 @@ class Recorder:
         with self._lock:
             return self._statistics(signal).number
 
-    def statistics(self) -> dict[str, list[float]]:
-        """The statistics of all signals that were sent, by their numbers."""
+    def statistics(self) -> Figures:
+        """Of all signals that were sent, by their numbers: the statistics, and whom their sends have reached."""
         with self._lock:
             for key in [key for key, each in self._signals.items() if each.signal() is None]:
                 del self._signals[key]
-            return {str(each.number): each.summary() for each in self._signals.values() if each.sends}
+            alive = [(each, signal) for each in self._signals.values() if each.sends and (signal := each.signal())]
+            return {str(each.number): (each.summary(), self.counts.figures(signal)) for each, signal in alive}
 
     def _told(self, report: Report) -> None:
+        self.counts(report)
         if report.receiver is None:
             self._send_ended(report)
         # Most of a flood ends here: the receivers of a send that will not be shown.
@@ -188,7 +206,16 @@ class Recorder:
         shown = self._show(report, receivers, statistics.number)
         shown["partial"] = was_quiet
         with self._lock:
+            shown["id"] = self._id(report.send)
+            shown["parent"] = None if report.parent is None else self._id(report.parent)
             self._keep(shown)
+
+    def _id(self, send: SendInfo) -> int:
+        found = self._ids.get(send)
+        if found is None:
+            self._last_id += 1
+            found = self._ids[send] = self._last_id
+        return found
 
     def _may_show(self, report: Report, *, failed: bool) -> bool:
         # A send that began before the flood was over lacks the receivers that ended meanwhile: it is not for show.
@@ -249,9 +276,10 @@ class Recorder:
         return shown
 
     def _receiver(self, report: Report, start: float, errors: dict[int, dict[str, str]]) -> dict[str, Any]:
-        path, _, line = _place(report.receiver).rpartition(":")
+        exporter = exporter_name(report.receiver)
+        path, _, line = ("" if exporter else _place(report.receiver)).rpartition(":")
         return {
-            "name": self._shower.clean(name_of(report.receiver)),
+            "name": self._shower.clean(exporter or name_of(report.receiver)),
             "place": f"{short_path(path)}:{line}" if path else None,
             "link": self._link(path, int(line)) if path else None,
             "start": max(0.0, report.start - start),

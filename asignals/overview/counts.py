@@ -11,11 +11,12 @@ import json
 import threading
 from collections import defaultdict
 from dataclasses import dataclass, field
+from types import CodeType, FunctionType, MethodType
 from typing import TYPE_CHECKING, Any, Self
 
 from asignals import signals
-from asignals._core import Connection, locate, origin_of
-from asignals.overview.relays import exporter_topic
+from asignals._core import Connection, is_a, locate, origin_of
+from asignals.overview.relays import exporter_name
 from asignals.overview.values import name_of, short_path
 
 if TYPE_CHECKING:
@@ -43,11 +44,12 @@ class Counts:
         self._lock = threading.Lock()
         self._by_signal: dict[str, SignalCounts] = defaultdict(SignalCounts)
         self._heard: set[int] = set()  # sends under way that have called a receiver
+        self._keys: dict[CodeType, str] = {}
 
     def __call__(self, report: Report) -> None:
         """Count a send, or a receiver's call."""
         name = str(report.signal.name)
-        key = "" if report.receiver is None else receiver_key(report.receiver)
+        key = "" if report.receiver is None else self._key(report.receiver)
         with self._lock:
             counted = self._by_signal[name]
             if report.receiver is not None:
@@ -60,6 +62,22 @@ class Counts:
         if not was_heard and not _is_heard(report.signal, report.sender):
             with self._lock:
                 counted.unheard += 1
+
+    def _key(self, receiver: object) -> str:
+        """What `receiver_key` gives, remembered by the code that is called."""
+        function = receiver.__func__ if is_a(receiver, MethodType) else receiver
+        if not is_a(function, FunctionType) or function.__module__.startswith("asignals.relay"):
+            return receiver_key(receiver)
+        found = self._keys.get(function.__code__)
+        if found is None:
+            found = self._keys[function.__code__] = receiver_key(receiver)
+        return found
+
+    def figures(self, signal: Signal[..., Any]) -> tuple[int, int]:
+        """How many sends of a signal reached nobody, and how many of its receivers were called."""
+        with self._lock:
+            counted = self._by_signal.get(str(signal.name))
+            return (0, 0) if counted is None else (counted.unheard, len(counted.calls))
 
     def as_dict(self) -> dict[str, dict[str, Any]]:
         """All of it in the types of JSON: by the names of signals, `sends`, `unheard` and `calls` of receivers."""
@@ -90,9 +108,9 @@ class Counts:
 
 def receiver_key(receiver: object) -> str:
     """What a receiver is called in counts: its name and place, the same in every process."""
-    topic = exporter_topic(receiver)
-    if topic is not None:
-        return f"relay → {topic}"
+    exporter = exporter_name(receiver)
+    if exporter is not None:
+        return exporter
     path, _, line = (locate(receiver) or "").rpartition(":")
     return f"{name_of(receiver)} {short_path(path)}:{line}" if path else name_of(receiver)
 

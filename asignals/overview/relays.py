@@ -28,12 +28,12 @@ def export_of_uid(uid: object) -> tuple[str, str] | None:
     return None
 
 
-def exporter_topic(receiver: object) -> str | None:
-    """The topic that a receiver exports to, when it is a relay's; None for any other receiver."""
+def exporter_name(receiver: object) -> str | None:
+    """`relay shop → order.paid` for the receiver by which a relay exports; None for any other receiver."""
     module = sys.modules.get("asignals.relay._export")
     owner = getattr(receiver, "__self__", None) if module is not None else None
     if module is not None and is_a(owner, module.Exporter):
-        return str(owner.topic)
+        return f"relay {str(owner._origin).partition('/')[0]} → {owner.topic}"
     return None
 
 
