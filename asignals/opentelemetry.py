@@ -33,6 +33,7 @@ from typing import TYPE_CHECKING, Any, Final, Self
 from asignals import Signal, monitor
 from asignals._core import locate, origin_of
 from asignals.overview.extras import needs
+from asignals.overview.relays import exporter_name
 from asignals.overview.values import Shower, message_of, name_of, trace_of
 
 with needs("opentelemetry"):
@@ -205,6 +206,9 @@ def _histogram(meter: metrics.Meter, name: str, description: str) -> Histogram:
 
 
 def _code(receiver: object) -> Attributes:
+    exporter = exporter_name(receiver)
+    if exporter is not None:  # how a relay does it is nobody's business
+        return {"code.function.name": exporter}
     attributes: Attributes = {"code.function.name": name_of(receiver)}
     path, _, line = (locate(receiver) or "").rpartition(":")
     if path:

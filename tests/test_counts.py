@@ -104,7 +104,9 @@ def test_pytest_reports_what_no_test_has_called(tmp_path, pytester, processes):
     assert "called 4×" in listed.stdout
     assert "never called" in listed.stdout
     assert "1 called, 1 never called, 4 sends that reached nobody" in listed.stdout
-    found = json.loads(run("list", "shop.main", "--counts", "out/counts.json", "--json", directory=pytester.path).stdout)
+    found = json.loads(
+        run("list", "shop.main", "--counts", "out/counts.json", "--json", directory=pytester.path).stdout
+    )
     assert [(each["sends"], each["unheard"]) for each in found] == [(4, 0), (4, 4)]
     assert [receiver["calls"] for receiver in found[0]["receivers"]] == [4, 0]
 

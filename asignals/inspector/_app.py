@@ -217,7 +217,9 @@ class Inspector:
             figures = {number: each for number, each in figures.items() if before.get(number) != each}
         signals = {number: each for number, (each, _) in figures.items()}
         reach = {number: each for number, (_, each) in figures.items()}
-        return json.dumps({"signals": signals, "reach": reach, "skipped": self._recorder.skipped}, separators=(",", ":"))
+        return json.dumps(
+            {"signals": signals, "reach": reach, "skipped": self._recorder.skipped}, separators=(",", ":")
+        )
 
     def _list(self) -> str:
         """The signals and their receivers as JSON; the same text, not only an equal one, until something changes."""
@@ -226,7 +228,10 @@ class Inspector:
         state = [(self._recorder.number_of(signal), _changes_of(signal)) for signal in shown]
         if state != self._listed_state:
             known = self._described
-            described = {each: known.get(each) or json.dumps(self._describe(signal)) for each, signal in zip(state, shown, strict=True)}
+            described = {
+                each: known.get(each) or json.dumps(self._describe(signal))
+                for each, signal in zip(state, shown, strict=True)
+            }
             self._described = described
             self._listed_state = state
             self._listed = f'{{"signals": [{", ".join(described.values())}], "more": {len(alive) - len(shown)}}}'

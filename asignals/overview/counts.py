@@ -1,8 +1,8 @@
 """Which receivers were called and which never, and which sends reached nobody: counted, kept in a file, compared.
 
-    with monitor(Counts()) as ...            # while a program or its tests run
-    pytest --signals-report=counts.json      # for a test run
-    asignals list shop.main:app --counts counts.json
+with monitor(Counts()) as ...            # while a program or its tests run
+pytest --signals-report=counts.json      # for a test run
+asignals list shop.main:app --counts counts.json
 """
 
 from __future__ import annotations

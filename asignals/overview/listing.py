@@ -16,9 +16,7 @@ if TYPE_CHECKING:
     from asignals.overview.program import NotLoaded
 
 
-def tree(
-    found: Iterable[Found], not_loaded: Sequence[NotLoaded] = (), counts: Mapping[str, Any] | None = None
-) -> Tree:
+def tree(found: Iterable[Found], not_loaded: Sequence[NotLoaded] = (), counts: Mapping[str, Any] | None = None) -> Tree:
     """Draw modules, their signals, and each signal's receivers in the order in which they are called."""
     root = Tree(Text("signals", style="bold"), guide_style="dim")
     modules: dict[str, Tree] = {}

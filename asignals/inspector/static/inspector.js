@@ -5,7 +5,7 @@ const KEPT = 500; // sends kept in this page
 const SHOWN = 200; // sends drawn at once
 const HISTORY = 60; // samples of a sparkline, one a second
 const FEW = 30; // signals whose receivers are shown without asking
-const CHUNK = 40; // cards drawn at once, between which the page answers
+const CHUNK = 20; // cards drawn at once, between which the page answers
 const RESORT = 5; // seconds between which the order of the cards stays
 const COUNTED = 5; // seconds between questions who was called
 
@@ -23,6 +23,7 @@ let totals = null;
 let listed = "";
 let drawing = 0; // the run of drawing cards that is under way
 let sorted = 0; // when the cards were sorted
+let heard = 0; // when the last figures came
 let asked = 0; // when the counts were asked for
 let counts = {};
 
@@ -100,7 +101,7 @@ function open() {
       setTimeout(open, 3000);
     }
     // A stream ends and comes back every few seconds by design: only say so when it stays away.
-    setTimeout(() => { if (!source || source.readyState !== EventSource.OPEN) showState(); }, 1500);
+    setTimeout(showState, 3500);
   };
 }
 
@@ -132,7 +133,7 @@ function forget() {
 
 function showState() {
   const state = $("state");
-  const open = source && source.readyState === EventSource.OPEN;
+  const open = source && (source.readyState === EventSource.OPEN || performance.now() - heard < 3000);
   const text = view.paused ? "paused" : open ? "live" : "reconnecting";
   state.dataset.state = text;
   state.textContent = view.paused && view.missed ? `paused, ${view.missed} new` : text;
@@ -180,8 +181,13 @@ function drawSignals(changed) {
       if (entry.figures) drawFigures(entry);
       sift(entry);
     }
-    if (todo.length) setTimeout(step);
-    else arrange();
+    if (todo.length) {
+      setTimeout(step);
+      return;
+    }
+    // When there are many now, those that were unfolded while there were few are folded.
+    for (const entry of signals.values()) if (entry.list && entry.list.hidden === isUnfolded(entry)) drawReceivers(entry);
+    arrange();
   };
   step();
 }
@@ -269,7 +275,7 @@ function drawReceivers(entry) {
   if (!entry.list) return;
   const open = isUnfolded(entry);
   const count = entry.info.receivers.length;
-  entry.fold.textContent = `${open ? "▾" : "▸"} ${count} receiver${count === 1 ? "" : "s"}${entry.reach ? `, ${Math.min(entry.reach[1], count)} called` : ""}`;
+  entry.fold.textContent = `${open ? "▾" : "▸"} ${count} receiver${count === 1 ? "" : "s"}${entry.reach ? `, ${called(entry)} called` : ""}`;
   entry.fold.setAttribute("aria-expanded", String(open));
   entry.list.hidden = !open;
   if (open && !entry.list.childElementCount) entry.list.append(...entry.info.receivers.map(drawReceiver));
@@ -277,6 +283,12 @@ function drawReceivers(entry) {
     askWhoWasCalled();
     markCalled(entry);
   }
+}
+
+function called(entry) {
+  // Receivers that one function has made go by one name: when all names were called, all receivers were.
+  const names = new Set(entry.info.receivers.map((receiver) => receiver.key)).size;
+  return entry.reach[1] >= names ? entry.info.receivers.length : entry.reach[1];
 }
 
 function drawReceiver(receiver) {
@@ -309,7 +321,9 @@ function markCalled(entry) {
 }
 
 function measure(statistics) {
-  const now = performance.now() / 1000;
+  heard = performance.now();
+  showState();
+  const now = heard / 1000;
   for (const [number, figures] of Object.entries(statistics.signals)) {
     const entry = signals.get(Number(number));
     if (!entry) continue;
