@@ -145,7 +145,7 @@ def check(
     """Find receivers that are not loaded, sends that nobody hears, and other things that are missing.
 
     Each program is loaded by its entry point alone, as a server does it, in a process of its own. A module that one of
-    several entry points loads is not missing. The exit status is 1 if something was found, 2 if a program does not load.
+    several entry points loads is not missing. The exit status is 1 if something was found, 2 if one does not load.
     """
     from asignals.overview.check_command import check_programs  # noqa: PLC0415  loads what only this command needs
 

@@ -120,9 +120,19 @@ def test_what_is_loaded_later_or_by_itself_or_is_no_signal_is_not_missing(tmp_pa
             "shop/more": "from shop.signals import order_paid\norder_paid.connect(print)",
             "shop/third": "from shop.signals import order_paid\norder_paid.connect(print)",
             "shop/database": "engine = make()\nengine.connect(print)\nsocket.connect(('x', 1))",
-            "shop/script": "from shop.signals import order_paid\norder_paid.connect(print)\nif __name__ == '__main__':\n    run()",
+            "shop/script": """
+            from shop.signals import order_paid
+            order_paid.connect(print)
+            if __name__ == '__main__':
+                run()
+            """,
             "shop/tool": "from shop.signals import order_paid\ndef watch():\n    order_paid.connect(print)",
-            "shop/types": "from typing import TYPE_CHECKING\nfrom shop.signals import order_paid\nif TYPE_CHECKING:\n    order_paid.connect(print)",
+            "shop/types": """
+            from typing import TYPE_CHECKING
+            from shop.signals import order_paid
+            if TYPE_CHECKING:
+                order_paid.connect(print)
+            """,
             "shop/tests/test_mail": "from shop.signals import order_paid\norder_paid.connect(print)",
             "shop/broken": "def f(:",
             "shop/__main__": "from shop.signals import order_paid\norder_paid.connect(print)",
@@ -468,7 +478,12 @@ FASTAPI = {
     "app/signals": "from asignals import signal\n@signal\ndef order_paid(sender: object, *, number: int) -> None: ...",
     "app/receivers/__init__": "from app.receivers import mail, stock",
     "app/receivers/mail": "from app.signals import order_paid\n@order_paid.connect\nasync def send_mail(number): ...",
-    "app/receivers/stock": "from asignals import receiver\nfrom ..signals import order_paid\n@receiver(order_paid, sender='web')\ndef book(number, **_): ...",
+    "app/receivers/stock": """
+    from asignals import receiver
+    from ..signals import order_paid
+    @receiver(order_paid, sender='web')
+    def book(number, **_): ...
+    """,
     "app/routers/orders": """
     from fastapi import APIRouter, BackgroundTasks
     from app.signals import order_paid
@@ -527,7 +542,12 @@ LITESTAR = {
                 async for event in events:
                     return
     """,
-    "listeners": "import signals\n@signals.user_created.connect\nasync def greet(user):\n    await signals.user_seen.send(None, user=user)",
+    "listeners": """
+    import signals
+    @signals.user_created.connect
+    async def greet(user):
+        await signals.user_seen.send(None, user=user)
+    """,
     "main": """
     from litestar import Litestar
     import listeners
@@ -549,7 +569,11 @@ WORKER = {
     relay.receive(order_paid, "order.paid")
     relay.export(order_sent, "order.sent")
     """,
-    "src/shop/handlers/__init__": "from importlib import import_module\nfor name in ('mail',):\n    import_module(f'{__name__}.{name}')",
+    "src/shop/handlers/__init__": """
+    from importlib import import_module
+    for name in ('mail',):
+        import_module(f'{__name__}.{name}')
+    """,
     "src/shop/handlers/mail": """
     from shop.signals import order_paid, order_sent
 
@@ -561,7 +585,13 @@ WORKER = {
 
     mailer = Mailer()
     """,
-    "src/shop/cli": "from shop.relay import relay\nasync def init():\n    await relay.init()\nif __name__ == '__main__':\n    init()",
+    "src/shop/cli": """
+    from shop.relay import relay
+    async def init():
+        await relay.init()
+    if __name__ == '__main__':
+        init()
+    """,
 }
 
 

@@ -1,4 +1,4 @@
-"""Called, not called, reached nobody: counted by a monitor, by pytest's option, and shown by `asignals list --counts`."""
+"""Called, not called, reached nobody: by a monitor, by pytest's option, and shown by `asignals list --counts`."""
 
 import json
 

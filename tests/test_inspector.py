@@ -43,7 +43,9 @@ def Inspector(**options):  # noqa: N802  # as the class
     return ProtectedInspector(allow=lambda _: True, **options)
 
 
-def scope_for(path="/", *, method="GET", client=LOCAL, headers=(), root_path="", query=b"", scheme="http"):
+def scope_for(  # noqa: PLR0913  what a server says
+    path="/", *, method="GET", client=LOCAL, headers=(), root_path="", query=b"", scheme="http"
+):
     return {
         "type": "http",
         "asgi": {"version": "3.0", "spec_version": "2.4"},

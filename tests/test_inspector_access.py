@@ -186,7 +186,7 @@ async def test_loopback_only_allows_this_machine(client, headers, status):
         assert (await request(Inspector(allow=loopback_only), path, client=client, headers=headers))[0] == status
 
 
-# -- behind a real nginx -------------------------------------------------------------------------------------------------
+# -- behind a real nginx ---------------------------------------------------------------------------------------------
 
 NGINX = shutil.which("nginx") or shutil.which("/usr/sbin/nginx")
 
@@ -278,7 +278,7 @@ def _wait_for(port):
             return
 
 
-# -- a viewer that stalls --------------------------------------------------------------------------------------------------
+# -- a viewer that stalls --------------------------------------------------------------------------------------------
 
 
 def test_a_stalled_viewer_leaves_no_error_in_the_servers_log(tmp_path):

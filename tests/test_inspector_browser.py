@@ -449,8 +449,8 @@ def test_three_hundred_signals_and_a_thousand_sends_a_second(visit, call, proces
     expect(rows(page).first).to_be_visible()
     clicks = []
     while not sending.done():
-        for selector in ("#errors", "#errors", "#pause", "#pause", "#fold", "#fold", ".signal-head", "#chosen button"):
-            clicks.append(page.evaluate(CLICK, selector))
+        tools = ("#errors", "#errors", "#pause", "#pause", "#fold", "#fold", ".signal-head", "#chosen button")
+        clicks += [page.evaluate(CLICK, selector) for selector in tools]
         page.wait_for_timeout(100)
     assert sending.result() > 500
     clicks.sort()
@@ -463,7 +463,7 @@ def test_three_hundred_signals_and_a_thousand_sends_a_second(visit, call, proces
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [390, 768, 1280, 1920])
-def test_nothing_overlaps_or_leaves_the_page(visit, call, send, shots, width, scheme):
+def test_nothing_overlaps_or_leaves_the_page(visit, call, send, shots, width, scheme):  # noqa: PLR0913, PLR0917
     """At four widths, light and dark: with a tree, an error that is open, and many signals."""
     page = visit({"width": width, "height": 900}, scheme)
     call(program.enlarge, 8, 24)
@@ -485,19 +485,23 @@ def test_nothing_overlaps_or_leaves_the_page(visit, call, send, shots, width, sc
 # Elements with text of their own that are outside of the page, or lie over each other.
 LAYOUT = """() => {
     const width = document.documentElement.clientWidth;
+    const hasText = each => [...each.childNodes].some(node => node.nodeType === 3 && node.data.trim());
+    const isSeen = each => each.checkVisibility({contentVisibilityAuto: true});
     const shown = [...document.querySelectorAll('main *, header *')].filter(each =>
-        each.checkVisibility({contentVisibilityAuto: true}) && !each.closest('.hidden, pre, svg, option, bdi') && [...each.childNodes].some(node => node.nodeType === 3 && node.data.trim()));
+        isSeen(each) && !each.closest('.hidden, pre, svg, option, bdi') && hasText(each));
     const boxes = shown.map(each => [each, each.getBoundingClientRect()]).filter(([, box]) => box.width && box.height);
     const name = each => `${each.className || each.id || each.tagName}: ${each.textContent.slice(0, 40)}`;
     const outside = boxes.filter(([, box]) => box.left < -1 || box.right > width + 1).map(([each]) => name(each));
     if (document.documentElement.scrollWidth > width) outside.push('the page is too wide');
     const overlaps = [];
     const fixed = each => each.closest('header') || each.closest('section.signals');
+    const isInline = each => getComputedStyle(each).display === 'inline';
+    const shared = (p, q, from, to) => Math.min(p[to], q[to]) - Math.max(p[from], q[from]);
     for (let one = 0; one < boxes.length; one += 1) for (let other = one + 1; other < boxes.length; other += 1) {
         const [a, p] = boxes[one], [b, q] = boxes[other];
         if (a.contains(b) || b.contains(a) || fixed(a) !== fixed(b)) continue;
-        const over = Math.min(p.right, q.right) - Math.max(p.left, q.left) > 2 && Math.min(p.bottom, q.bottom) - Math.max(p.top, q.top) > 3;
-        if (over && getComputedStyle(a).display !== 'inline' && getComputedStyle(b).display !== 'inline') overlaps.push(`${name(a)} / ${name(b)}`);
+        const over = shared(p, q, 'left', 'right') > 2 && shared(p, q, 'top', 'bottom') > 3;
+        if (over && !isInline(a) && !isInline(b)) overlaps.push(`${name(a)} / ${name(b)}`);
     }
     return [outside, overlaps];
 }"""
@@ -511,7 +515,7 @@ def graph_of(signals):
         signal = graph.add(
             Node(f"s{number}", "signal", f"{part}.signal_{number}", note="Something.", orphan=number % 7 == 0)
         )
-        for each in range(1 + number % 2):
+        for _ in range(1 + number % 2):
             sender = graph.add(
                 Node(f"f{number // 2}", "sender", f"{part}.Checkout.send_{number // 2}", f"shop/part.py:{number}")
             )
@@ -551,15 +555,19 @@ def picture(browser, tmp_path):
 GRAPH = """() => {
     const width = document.documentElement.clientWidth;
     const frame = document.querySelector('main').getBoundingClientRect();
-    const boxes = [...document.querySelectorAll('[data-key] rect, .label rect')].map(each => each.getBoundingClientRect());
-    const over = [];
+    const found = [...document.querySelectorAll('[data-key] rect, .label rect')];
+    const boxes = found.map(each => each.getBoundingClientRect());
+    const shared = (p, q, from, to) => Math.min(p[to], q[to]) - Math.max(p[from], q[from]);
+    let over = 0;
     boxes.forEach((p, one) => boxes.forEach((q, other) => {
-        if (one < other && Math.min(p.right, q.right) - Math.max(p.left, q.left) > 0.5 && Math.min(p.bottom, q.bottom) - Math.max(p.top, q.top) > 0.5) over.push([one, other]);
+        if (one < other && shared(p, q, 'left', 'right') > 0.5 && shared(p, q, 'top', 'bottom') > 0.5) over += 1;
     }));
-    const outside = boxes.filter(box => box.left < frame.left - 1 || box.right > frame.right + 1 || box.top < frame.top - 1 || box.bottom > frame.bottom + 1).length;
-    const texts = [...document.querySelectorAll('[data-key]')].filter(each => [...each.querySelectorAll('text')].some(text =>
-        text.getBoundingClientRect().right > each.querySelector('rect').getBoundingClientRect().right)).length;
-    return {over: over.length, outside, texts, wide: document.documentElement.scrollWidth > width};
+    const outside = boxes.filter(box => box.left < frame.left - 1 || box.right > frame.right + 1
+        || box.top < frame.top - 1 || box.bottom > frame.bottom + 1).length;
+    const right = each => each.getBoundingClientRect().right;
+    const texts = [...document.querySelectorAll('[data-key]')].filter(each =>
+        [...each.querySelectorAll('text')].some(text => right(text) > right(each.querySelector('rect')))).length;
+    return {over, outside, texts, wide: document.documentElement.scrollWidth > width};
 }"""
 
 

@@ -262,9 +262,10 @@ def test_mermaid_and_dot_escape_what_they_hold(shop):
 
 
 def test_the_page_holds_the_graph_and_no_markup_of_the_program(shop):
-    """One file, nothing loaded, no script but its own, every name escaped or data; how it looks a browser's test says."""
+    """One file, nothing loaded, no script but its own, every name escaped or data; its look is a browser's test."""
     (shop / "shop" / "signals.py").write_text(
-        "from asignals import Signal\nx = Signal(name='</script><script>alert(1)</script>', doc='<img src=x onerror=y>')"
+        "from asignals import Signal\n"
+        "x = Signal(name='</script><script>alert(1)</script>', doc='<img src=x onerror=y>')"
     )
     text = page(build(discover(["shop.signals"])), "<b>shop</b>")
     assert text.count("<script") == text.count("</script>") == 2

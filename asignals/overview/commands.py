@@ -30,7 +30,7 @@ SUFFIXES: Final = {
 }
 
 
-def list_signals(
+def list_signals(  # noqa: PLR0913  the options of the command
     targets: Sequence[str],
     *,
     to_json: bool,

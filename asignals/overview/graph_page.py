@@ -31,9 +31,8 @@ FOLDED: Final = 60
 
 def page(graph: Graph, title: str) -> str:
     """Make the page."""
-    counts = ", ".join(
-        _count(len(graph.of_kind(kind)), name) for kind, name in _TITLES.items() if _is_worth(graph, kind)
-    )
+    kinds = [kind for kind in _TITLES if kind != "topic" or graph.of_kind(kind)]
+    counts = ", ".join(_count(len(graph.of_kind(kind)), _TITLES[kind]) for kind in kinds)
     orphans = sum(node.orphan for node in graph.nodes.values())
     missing = sum(not node.loaded for node in graph.nodes.values())
     counts += f", {orphans} that nobody hears" + (f", {missing} not loaded" if missing else "")
@@ -52,9 +51,9 @@ def page(graph: Graph, title: str) -> str:
     )
 
 
-_EMPTY: Final = """<main class="empty"><p><strong>No signals here.</strong></p><p>The entry point loads no signal of its own,
-and connects no receiver to a library's. Name the module that your server is given, such as <code>shop.main:app</code>, or
-try <code>--all</code>.</p></main>"""
+_EMPTY: Final = """<main class="empty"><p><strong>No signals here.</strong></p>
+<p>The entry point loads no signal of its own, and connects no receiver to a library's. Name the module that your server
+is given, such as <code>shop.main:app</code>, or try <code>--all</code>.</p></main>"""
 
 
 def _tools() -> str:
@@ -64,10 +63,6 @@ def _tools() -> str:
         '<button id="larger" type="button" aria-label="larger">+</button><button id="fit" type="button">Fit</button>'
         '<button id="fold" type="button">Fold packages</button><span id="found" role="status"></span></nav>'
     )
-
-
-def _is_worth(graph: Graph, kind: Kind) -> bool:
-    return kind != "topic" or bool(graph.of_kind(kind))
 
 
 def _count(number: int, name: str) -> str:
