@@ -282,7 +282,7 @@ def _wait_for(port):
 
 
 def test_a_stalled_viewer_leaves_no_error_in_the_servers_log(tmp_path):
-    """One that reads nothing, while much is sent, gets a stream that ends well; the watch ends, and uvicorn is content."""
+    """One that reads nothing while much is sent gets a stream that ends well; the watch ends, uvicorn is content."""
     uvicorn = pytest.importorskip("uvicorn")
     from asignals import Signal
 
