@@ -182,7 +182,7 @@ def _twice(file: str, names: list[str]) -> Iterator[Finding]:
     declared = [signal for signal in signals() if str(signal.name).rpartition(".")[0] in names]
     if connected:
         signal, connection = connected[0]
-        path, _, line = str(connection.location).rpartition(":")
+        path, _, line = connection.connected_at.rpartition(":")
         harm = f"{name_of(connection.receiver).rpartition('.')[2]} is connected to {signal.name} twice"
         place = (short_path(path), int(line)) if line.isdecimal() else (short_path(file), 1)
     elif declared:
@@ -241,7 +241,7 @@ def is_heard(signal: Signal[..., Any] | Declared) -> bool:
     """Whether anybody hears the signal now, in any phase: a receiver, or a stream."""
     if not is_a(signal, Signal):
         return False
-    return bool(signal.connections) or any(registry.all_subscribers() for registry in signal._registries().values())
+    return any(registry.all_connections() for registry in signal._registries().values())
 
 
 def _forwarded() -> Iterator[tuple[Signal[..., Any], Use]]:
@@ -251,7 +251,7 @@ def _forwarded() -> Iterator[tuple[Signal[..., Any], Use]]:
             receiver: Any = connection.receiver
             target = getattr(receiver, "__self__", None)
             if is_a(target, Signal) and getattr(receiver, "__name__", "") in ("send", "send_robust"):
-                path, _, line = str(connection.location).rpartition(":")
+                path, _, line = connection.connected_at.rpartition(":")
                 place = short_path(path), int(line) if line.isdecimal() else 1
                 yield target, Use("send", target, str(signal.name), "", *place, on_import=True)
 

@@ -141,4 +141,4 @@ def _as_dict(counted: SignalCounts) -> dict[str, Any]:
 
 
 def _is_heard(signal: Signal[..., Any], sender: object) -> bool:
-    return any(registry.has_subscribers(sender) for registry in origin_of(signal)._registries().values())
+    return any(registry.connections_for(sender) for registry in origin_of(signal)._registries().values())

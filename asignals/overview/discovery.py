@@ -121,10 +121,10 @@ def receivers_not_loaded(signal: AnySignal, not_loaded: Iterable[NotLoaded]) -> 
 def connections_of(signal: AnySignal) -> list[tuple[Connection, str | None]]:
     """The live connections, each with its phase where the signal has several."""
     return [
-        (link, phase or None)
+        (connection, phase or None)
         for phase, registry in signal._registries().items()
-        for link in registry.all_connections()
-        if is_a(link, Connection)
+        for connection in registry.all_connections()
+        if connection.is_receiver
     ]
 
 
@@ -143,7 +143,7 @@ def describe_connection(connection: Connection, phase: str | None) -> dict[str, 
         "priority": connection.priority if export is None else None,
         "weak": connection.weak,
         "async": connection.is_async,
-        "in_thread": connection.in_thread,
+        "in_thread": connection.in_thread is not False,
         "dispatch_uid": None if uid is None or export is not None else _show(uid),
         "subclasses": connection.options.subclasses,
         "timeout": connection.options.timeout,
@@ -180,7 +180,7 @@ def location_of(connection: Connection) -> str:
 
 def is_orphan(signal: AnySignal) -> bool:
     """Whether nobody hears the signal, whoever sends it: no receiver, and no stream."""
-    return not (signal.connections or signal._registry.all_connections())
+    return not any(registry.all_connections() for registry in signal._registries().values())
 
 
 def arguments_of(signal: AnySignal) -> list[dict[str, Any]] | None:
@@ -213,7 +213,7 @@ def _of_libraries(known: list[Found], programs: list[Program]) -> list[Found]:
     found = []
     for signal in signals():
         module, _, attribute = str(signal.name).rpartition(".")
-        places = [str(connection.location).rpartition(":")[0] for connection in signal.connections]
+        places = [connection.connected_at.rpartition(":")[0] for connection in signal.connections]
         if id(signal) not in ids and module in sys.modules and not own.isdisjoint(places):
             found.append(Found(signal, f"{module}:{attribute}", str(signal.name)))
     return found
