@@ -12,12 +12,13 @@ from urllib.parse import quote
 
 from asignals import monitor
 from asignals._core import locate
-from asignals.overview.counts import Counts
+from asignals.overview.counts import Counts, code_of
 from asignals.overview.relays import exporter_name
 from asignals.overview.values import TRACEBACK_TEXT, Shower, message_of, name_of, short_path, trace_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
+    from types import CodeType
 
     from asignals import Report, Signal
     from asignals._core import SendInfo
@@ -28,6 +29,7 @@ DURATIONS: Final = 512  # latest durations of a signal that percentiles are take
 ARGUMENTS: Final = 30  # arguments of a send that are shown
 RECEIVERS: Final = 50  # receivers of a send that are shown
 TRACEBACKS: Final = 5  # errors of a send that are shown with their traceback
+KNOWN: Final = 10_000  # receivers whose names and places are remembered
 UNFINISHED: Final = 10_000  # sends under way whose receivers are remembered
 BYTES: Final = 8_000_000  # of everything kept
 SEND_BYTES: Final = 24_000  # of one send: a viewer's stream has room for two
@@ -114,6 +116,7 @@ class Recorder:
         # What stands for a send on the page, before and after it has ended: for those that follow from it.
         self._ids: weakref.WeakKeyDictionary[SendInfo, int] = weakref.WeakKeyDictionary()
         self._last_id = 0
+        self._known: dict[CodeType, dict[str, str | None]] = {}
         self.counts = Counts()
         self._allowance = Allowance(PER_SECOND)
         self._error_allowance = Allowance(ERRORS_PER_SECOND)
@@ -276,16 +279,31 @@ class Recorder:
         return shown
 
     def _receiver(self, report: Report, start: float, errors: dict[int, dict[str, str]]) -> dict[str, Any]:
-        exporter = exporter_name(report.receiver)
-        path, _, line = ("" if exporter else _place(report.receiver)).rpartition(":")
         return {
-            "name": self._shower.clean(exporter or name_of(report.receiver)),
-            "place": f"{short_path(path)}:{line}" if path else None,
-            "link": self._link(path, int(line)) if path else None,
+            **self._described(report.receiver),
             "start": max(0.0, report.start - start),
             "duration": report.duration,
             "error": self._error(report.error, errors),
         }
+
+    def _described(self, receiver: object) -> dict[str, str | None]:
+        """A receiver's name and place, remembered by its code: most of the time of a send would go there."""
+        code = code_of(receiver)
+        found = None if code is None else self._known.get(code)
+        if found is not None:
+            return found
+        exporter = exporter_name(receiver)
+        path, _, line = ("" if exporter else _place(receiver)).rpartition(":")
+        described = {
+            "name": self._shower.clean(exporter or name_of(receiver)),
+            "place": f"{short_path(path)}:{line}" if path else None,
+            "link": self._link(path, int(line)) if path else None,
+        }
+        if code is not None:
+            if len(self._known) >= KNOWN:
+                self._known.clear()
+            self._known[code] = described
+        return described
 
     def _error(self, error: BaseException | None, known: dict[int, dict[str, str]]) -> dict[str, str] | None:
         if error is None:

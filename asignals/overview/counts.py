@@ -15,7 +15,7 @@ from types import CodeType, FunctionType, MethodType
 from typing import TYPE_CHECKING, Any, Self
 
 from asignals import signals
-from asignals._core import Connection, is_a, locate, origin_of
+from asignals._core import Connection, locate, origin_of
 from asignals.overview.relays import exporter_name
 from asignals.overview.values import name_of, short_path
 
@@ -65,12 +65,12 @@ class Counts:
 
     def _key(self, receiver: object) -> str:
         """What `receiver_key` gives, remembered by the code that is called."""
-        function = receiver.__func__ if is_a(receiver, MethodType) else receiver
-        if not is_a(function, FunctionType) or function.__module__.startswith("asignals.relay"):
+        code = code_of(receiver)
+        if code is None:
             return receiver_key(receiver)
-        found = self._keys.get(function.__code__)
+        found = self._keys.get(code)
         if found is None:
-            found = self._keys[function.__code__] = receiver_key(receiver)
+            found = self._keys[code] = receiver_key(receiver)
         return found
 
     def figures(self, signal: Signal[..., Any]) -> tuple[int, int]:
@@ -104,6 +104,15 @@ class Counts:
                 for key, calls in counted["calls"].items():
                     own.calls[key] += calls
         return self
+
+
+def code_of(receiver: object) -> CodeType | None:
+    """The code of a function or a method, by which what is known of it may be kept; None for anything else."""
+    function = receiver.__func__ if type(receiver) is MethodType else receiver
+    # The methods of a relay are one code with many topics.
+    if type(function) is not FunctionType or function.__module__ == "asignals.relay._export":
+        return None
+    return function.__code__
 
 
 def receiver_key(receiver: object) -> str:
