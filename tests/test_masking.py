@@ -17,7 +17,8 @@ import weakref
 
 import pytest
 
-from asignals.overview.values import MASK, Shower, is_secret_name
+from asignals.overview.masking import MASK, is_secret_name
+from asignals.overview.values import Shower
 
 SECRET = "hUnt3r2x"  # noqa: S105  to be masked
 PEM = f"-----BEGIN RSA PRIVATE KEY-----\n{SECRET}\nAB{SECRET}==\n-----END RSA PRIVATE KEY-----"

@@ -13,7 +13,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from asignals.overview.check import TITLES
+from asignals.overview.findings import TITLES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

@@ -14,7 +14,8 @@ from types import FunctionType, ModuleType
 from typing import TYPE_CHECKING, Any, Final
 
 from asignals._core import is_a
-from asignals.overview.source import Reader, SourceFile, Use
+from asignals.overview.source import Reader, SourceFile
+from asignals.overview.uses import Use, uses_of
 from asignals.overview.values import name_of, short_path
 
 if TYPE_CHECKING:
@@ -70,7 +71,7 @@ class NotLoaded:
         return bool(self.on_import) and not self.source.is_script
 
 
-_DEEDS: Final = ("connect", "export", "receive")
+_WOULD_DO: Final = ("connect", "export", "receive")
 
 
 @dataclass
@@ -85,6 +86,7 @@ class Program:
     modules: list[ModuleType] = field(default_factory=list)
     """The program's own modules that are loaded, in the order of their names."""
     reader: Reader = field(default_factory=lambda: Reader(()))
+    _uses: dict[str, list[Use]] = field(default_factory=dict, repr=False)
     _not_loaded: list[NotLoaded] | None = field(default=None, repr=False)
 
     @property
@@ -105,11 +107,18 @@ class Program:
                     todo.append(imported)
         return found
 
+    def uses_in(self, source: SourceFile) -> list[Use]:
+        """What a module does with signals."""
+        found = self._uses.get(source.name)
+        if found is None:
+            found = self._uses[source.name] = uses_of(self.reader, source)
+        return found
+
     def uses(self, *, loaded: bool) -> Iterator[Use]:
         """The uses of signals in the own modules that are loaded, or in those that are not."""
         for source in self.sources:
             if (source.module is not None) is loaded:
-                yield from self.reader.uses(source)
+                yield from self.uses_in(source)
 
     def not_loaded(self) -> list[NotLoaded]:
         """The modules that connect receivers, or hand signals to a relay, and that the entry point does not load."""
@@ -117,7 +126,7 @@ class Program:
             later = self.loaded_later()
             missing = [source for source in self.sources if source.module is None and source.name not in later]
             found = [
-                NotLoaded(source, [use for use in self.reader.uses(source) if use.kind in _DEEDS]) for source in missing
+                NotLoaded(source, [use for use in self.uses_in(source) if use.kind in _WOULD_DO]) for source in missing
             ]
             self._not_loaded = [each for each in found if each.uses]
         return self._not_loaded
