@@ -17,6 +17,8 @@ pytest loads it by itself where asignals is installed. The fixtures work in sync
 - Fixture `relay`: services in one process whose events are delivered by `await relay.deliver()`; see
   `asignals.relay.testing`.
 - Test classes that are decorated with `muted` and the like: their blocks are entered before each test's fixtures.
+- Option `--signals-report`: at the end of the run, which receivers no test has called and which sends reached nobody;
+  with `--signals-report=FILE` also as JSON, for `asignals list --counts FILE`.
 """
 
 from __future__ import annotations
@@ -28,6 +30,7 @@ from typing import TYPE_CHECKING, Any, Final
 import pytest
 
 from asignals import signals
+from asignals.overview import pytest_report
 from asignals.testing import Capture, capture, muted
 from asignals.testing._block import blocks_of
 from asignals.testing._blocks import Restorer
@@ -156,12 +159,14 @@ def _hypothesis_example() -> object:
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Add the ini option."""
+    """Add the ini option, and `--signals-report`."""
+    pytest_report.add_option(parser)
     parser.addini(_OPTION, "Undo every connection of a signal that a test makes, after it.", type="bool", default=False)
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Add the marker, so that strict markers know it, and learn of captures."""
+    """Add the marker, so that strict markers know it; learn of captures; count, if `--signals-report` is given."""
+    pytest_report.configure(config)
     config.addinivalue_line(
         "markers",
         f"{_OPTION}(enabled=True): undo every connection of a signal that the test makes, after it (asignals).",

@@ -59,14 +59,20 @@ def test_a_wrong_use_is_status_2_and_a_message(arguments: list[str], message: st
 
 
 @pytest.mark.parametrize(
-    ("package", "arguments"), [("typer", ["--help"]), ("uvicorn", ["demo"]), ("aiosqlite", ["demo"])]
+    ("package", "arguments", "extra"),
+    [
+        ("typer", ["--help"], "cli"),
+        ("rich", ["list", "asignals.asgi"], "cli"),
+        ("uvicorn", ["demo"], "demo"),
+        ("aiosqlite", ["demo"], "demo"),
+    ],
 )
-def test_a_missing_extra_is_named_in_one_line(package: str, arguments: list[str]) -> None:
+def test_a_missing_extra_is_named_in_one_line(package: str, arguments: list[str], extra: str) -> None:
     """And there is no traceback."""
     result = without(package, *arguments)
     assert result.returncode == 1
     assert result.stdout == ""
-    expected = f"asignals: {package} is not installed; get it with: pip install 'asignals[demo]'\n"
+    expected = f"asignals: {package} is not installed; get it with: pip install 'asignals[{extra}]'\n"
     assert result.stderr == expected
 
 

@@ -16,7 +16,7 @@ import anyio
 
 from asignals import Event, Signal, monitor
 from asignals._core import Waker, origin_of, sender_key
-from asignals._show import Shower
+from asignals.overview.values import Shower
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -40,7 +40,7 @@ entered: Final[list[Callable[[Capture], object]]] = []
 """Called with each capture that is entered: what the pytest plugin learns of captures by."""
 
 _SHOWN: Final = 10  # sends in an assertion message
-_show: Final = Shower(limit=120, secrets=())
+_show: Final = Shower(limit=120, runs_repr=True)
 _numbers: Final = itertools.count(1)
 # Numbers and not captures: contexts are copied into tasks that may live long, and would keep the events alive.
 _open_here: Final[contextvars.ContextVar[frozenset[int]]] = contextvars.ContextVar(
