@@ -201,8 +201,13 @@ def test_a_signal_of_a_class_is_found_through_self_and_annotations(tmp_path):
             class Order:
                 saved = Signal()
                 gone = Signal()
+                loaded = Signal()
+                done = Signal()
                 async def save(self):
                     await self.saved.send(self)
+                async def load(self):
+                    await type(self).loaded.send(self)
+                    await self.__class__.done.send(self)
 
             async def remove(order: "Order"):
                 await order.gone.send(order)
@@ -210,7 +215,7 @@ def test_a_signal_of_a_class_is_found_through_self_and_annotations(tmp_path):
         },
     )
     _, findings, _ = check(tmp_path, "shop.main")
-    assert [finding["line"] for finding in findings] == [8, 11]
+    assert [finding["line"] for finding in findings] == [10, 12, 13, 16]
 
 
 def test_a_receiver_that_was_lost_is_found(tmp_path):
