@@ -11,6 +11,8 @@ pytest loads it by itself where asignals is installed. The fixtures work in sync
   after it: what the test and its function-scoped fixtures connected is disconnected, what they disconnected is back.
   A module that connects receivers when it is imported should be imported before such a test, for it is not imported
   again.
+- Option `--signals-report`: at the end of the run, which receivers no test has called and which sends reached nobody;
+  with `--signals-report=FILE` also as JSON, for `asignals list --counts FILE`.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ from typing import TYPE_CHECKING, Any, Final
 import pytest
 
 from asignals import signals
+from asignals.overview import pytest_report
 from asignals.testing import Capture, capture, muted, restored
 
 if TYPE_CHECKING:
@@ -86,12 +89,14 @@ def _restore_signals(request: pytest.FixtureRequest) -> Generator[None]:
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Add the ini option."""
+    """Add the ini option, and `--signals-report`."""
+    pytest_report.add_option(parser)
     parser.addini(_OPTION, "Undo every connection of a signal that a test makes, after it.", type="bool", default=False)
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Add the marker, so that strict markers know it."""
+    """Add the marker, so that strict markers know it; count, where `--signals-report` is given."""
+    pytest_report.configure(config)
     config.addinivalue_line(
         "markers",
         f"{_OPTION}(enabled=True): undo every connection of a signal that the test makes, after it (asignals).",

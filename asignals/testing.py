@@ -21,7 +21,7 @@ import anyio
 
 from asignals import Connection, Event, Signal, monitor
 from asignals._core import sender_key
-from asignals._show import Shower
+from asignals.overview.values import Shower
 from asignals._core import Waker
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ ANY: Final[Any] = _Any()
 """Matches everything: `sent.assert_sent(sender=ANY)`."""
 
 _SHOWN: Final = 10  # sends in an assertion message
-_show: Final = Shower(limit=120, secrets=())
+_show: Final = Shower(limit=120, runs_repr=True)
 _numbers: Final = itertools.count(1)
 # Numbers and not captures: contexts are copied into tasks that may live long, and would keep the events alive.
 _open_here: Final[contextvars.ContextVar[frozenset[int]]] = contextvars.ContextVar(
