@@ -201,8 +201,13 @@ def test_a_signal_of_a_class_is_found_through_self_and_annotations(tmp_path):
             class Order:
                 saved = Signal()
                 gone = Signal()
+                loaded = Signal()
+                done = Signal()
                 async def save(self):
                     await self.saved.send(self)
+                async def load(self):
+                    await type(self).loaded.send(self)
+                    await self.__class__.done.send(self)
 
             async def remove(order: "Order"):
                 await order.gone.send(order)
@@ -210,7 +215,7 @@ def test_a_signal_of_a_class_is_found_through_self_and_annotations(tmp_path):
         },
     )
     _, findings, _ = check(tmp_path, "shop.main")
-    assert [finding["line"] for finding in findings] == [8, 11]
+    assert [finding["line"] for finding in findings] == [10, 12, 13, 16]
 
 
 def test_a_receiver_that_was_lost_is_found(tmp_path):
@@ -236,6 +241,31 @@ def test_a_receiver_that_was_lost_is_found(tmp_path):
     assert (status, kinds(findings)) == (1, ["lost"])
     assert findings[0]["location"] == "shop/main.py:9"
     assert "weak=False" in findings[0]["advice"]
+
+
+def test_what_dies_as_it_is_connected_is_found(tmp_path):
+    """A lambda, a method of a temporary object, what `map` and a decorator are given, and a sender."""
+    write(
+        tmp_path,
+        {
+            "main": """
+            import functools
+            from asignals import Signal, receiver
+            paid = Signal()
+            class Mailer:
+                def mail(self, **_): ...
+            def kept(**_): ...
+            paid.connect(lambda **_: None)
+            paid.connect(Mailer().mail)
+            list(map(paid.connect, [functools.partial(kept)]))
+            receiver(paid)(lambda **_: None)
+            paid.connect(kept, sender=Mailer())
+            paid.connect(kept)
+            """
+        },
+    )
+    _, findings, _ = check(tmp_path, "main")
+    assert [(finding["kind"], finding["line"]) for finding in findings] == [("lost", line) for line in range(8, 13)]
 
 
 def test_a_module_that_is_loaded_under_two_names_is_found(tmp_path):
@@ -442,6 +472,10 @@ def test_the_report_is_for_people_and_editors(tmp_path):
             "cannot import 'shop.main' (in 'shop.main:app'): ZeroDivisionError: division by zero\n  at shop/main.py:1",
         ),
         ("x = 1", "cannot import 'shop.main:app': shop.main has no attribute 'app'"),
+        (
+            "from asignals import Signal\npaid = Signal()\npaid.connect(7)",
+            "a receiver must be callable, not 'int'\n  at shop/main.py:3",
+        ),
         ("import os; os._exit(3)", "cannot load 'shop.main:app': its process ended with status 3"),
         ("import os; os.abort()", "cannot load 'shop.main:app': its process ended with signal 6"),
     ],

@@ -1,5 +1,6 @@
 """The command line itself: what is common to all commands, and what each loads."""
 
+import os
 import subprocess
 import sys
 from importlib.metadata import version
@@ -95,6 +96,14 @@ def test_the_command_line_loads_no_command() -> None:
         " 'asignals.inspector') if name in sys.modules))"
     )
     assert python(code).stdout == "\n"
+
+
+def test_a_shell_completes_commands() -> None:
+    """As after `asignals --install-completion`."""
+    environment = {**os.environ, "_ASIGNALS_COMPLETE": "complete_bash", "COMP_WORDS": "asignals ch", "COMP_CWORD": "1"}
+    command = [sys.executable, "-m", "asignals"]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)  # noqa: S603  our own
+    assert result.stdout.split() == ["check"]
 
 
 def test_python_dash_m() -> None:

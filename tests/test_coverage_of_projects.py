@@ -91,7 +91,14 @@ def run(project, *command):
     return done.stdout
 
 
-@pytest.mark.parametrize("form", [[], ["--source=."], ["--branch"]], ids=["plain", "source", "branch"])
+@pytest.mark.parametrize(
+    "form",
+    [
+        pytest.param([], id="plain"),
+        pytest.param(["--source=."], id="source", marks=pytest.mark.slow),
+        pytest.param(["--branch"], id="branch", marks=pytest.mark.slow),
+    ],
+)
 def test_coverage_runs_and_reports(project, monkeypatch, form):
     """In all forms, as text, HTML and XML, and the project's own code is covered."""
     from coverage.cmdline import main

@@ -79,6 +79,7 @@ def test_a_checker_finds_exactly_the_expected_errors(check, tmp_path):
     assert {(Path(file).name, int(line)) for file, line in found} == expected(), output
 
 
+@pytest.mark.slow
 def test_every_public_name_has_a_type():
     """Pyright knows the type of all that the package exports, without inferring any."""
     output = run("pyright", "--verifytypes", "asignals", "--ignoreexternal", "--outputjson")

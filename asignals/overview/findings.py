@@ -237,7 +237,7 @@ def uid_taken(watch: Watch) -> Iterator[Finding]:
             yield Finding(
                 "uid-taken",
                 f"{each.receiver} is not connected to {each.signal.name}: "
-                f"{name_of(each.taken_by.receiver)} has dispatch_uid={each.uid!r}",
+                f"{name_of(each.taken_by.receiver)} has dispatch_uid={each.uid}",
                 each.file,
                 each.line,
                 "give each its own dispatch_uid, or say replace=True to put it in the other's place",

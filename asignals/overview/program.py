@@ -241,11 +241,19 @@ def _raised_at(error: BaseException) -> str:
     if isinstance(error, SyntaxError) and error.filename:
         return f"{short_path(error.filename)}:{error.lineno}"
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not _is_machinery(frame.filename)]
+    # What the program wrote says more than the library that refused it.
+    own = [frame for frame in frames if not frame.filename.startswith("<") and not _is_library(Path(frame.filename))]
+    frames = own or frames
     return f"{short_path(frames[-1].filename)}:{frames[-1].lineno}" if frames else ""
 
 
 def _is_machinery(filename: str) -> bool:
     return filename.startswith("<frozen importlib") or filename in (__file__, importlib.__file__)
+
+
+def _is_library(path: Path) -> bool:
+    package = Path(__file__).parent.parent
+    return _is_installed(path) or (path.is_relative_to(package) and not path.is_relative_to(package / "demo"))
 
 
 # -- what belongs to the program -----------------------------------------------------------------------------------

@@ -228,6 +228,8 @@ class _Visitor(ast.NodeVisitor):
         match node:
             case ast.Name(id=name):
                 return self._named(name)
+            case ast.Attribute(value=value, attr="__class__") | ast.Call(func=ast.Name(id="type"), args=[value]):
+                return self._value(value)
             case ast.Attribute(value=value, attr=attribute):
                 return self._reader.member(self._value(value), attribute)
             case ast.Call(func=ast.Attribute(value=value, attr="using")):

@@ -9,10 +9,13 @@ from typing import TYPE_CHECKING, Any, Final, Self
 
 from asignals import Connection, ReceiverLostWarning, Signal
 from asignals._core import identify, is_a, sender_key
-from asignals.overview.values import name_of, short_path
+from asignals.overview.values import Shower, name_of, short_path
 
 if TYPE_CHECKING:
     from types import TracebackType
+
+
+_show: Final = Shower(limit=80)
 
 
 @dataclass(frozen=True)
@@ -26,16 +29,15 @@ class Lost:
 
 @dataclass(frozen=True)
 class Connecting:
-    """A call of `connect`."""
+    """A call of `connect`; it keeps nothing alive that was connected, whose death is a finding."""
 
     signal: Signal[..., Any]
     receiver: str
-    sender: object
     file: str
     line: int
     taken_by: Connection | None = None
     """Who has its `dispatch_uid`, so that this receiver was not added."""
-    uid: object = None
+    uid: str = ""
 
 
 class Watch:
@@ -95,7 +97,7 @@ class Watch:
             holder = None if taken_by is None else taken_by.receiver
             if holder is not None and identify(holder) == identify(receiver):
                 taken_by = None
-        self.connecting.append(Connecting(signal, name_of(receiver), sender, *_caller(), taken_by, dispatch_uid))
+        self.connecting.append(Connecting(signal, name_of(receiver), *_caller(), taken_by, _show(dispatch_uid)))
 
 
 _MACHINERY: Final = ("asignals.overview", "asignals.sqlalchemy", "asignals.relay", "asignals._core", "<asignals")

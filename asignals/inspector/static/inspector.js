@@ -7,7 +7,7 @@ const HISTORY = 60; // samples of a sparkline, one a second
 const FEW = 30; // signals whose receivers are shown without asking
 const CHUNK = 20; // cards drawn at once, between which the page answers
 const RESORT = 5; // seconds between which the order of the cards stays
-const COUNTED = 5; // seconds between questions who was called
+const COUNTED = 10; // seconds between questions who was called
 
 const $ = (id) => document.getElementById(id);
 const sends = []; // the newest last
