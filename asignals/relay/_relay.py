@@ -411,6 +411,8 @@ class Relay:
         if self._inbound.subscriptions:
             self._start(self._consume_for_ever())
             self._start(self._inbound.watchdog.run())
+            if isinstance(self._inbox, Checked):
+                self._start(self._inbound.watch_inbox(self._inbox.check))
         for signal, topic in self.unheard:
             logger.warning("signal %r has no receiver yet: events of %r wait until one is connected", signal, topic)
         return self
