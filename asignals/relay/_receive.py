@@ -46,6 +46,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("asignals.relay")
 
 _INBOX_TRIP: Final = 15.0  # seconds that one call of the inbox may take; the inboxes here have shorter limits
+_LOOK: Final = 5.0  # seconds after which an idle inbox is asked whether it is there
 _ELSEWHERE: Final = 2.0  # seconds after which an event is offered again that this instance cannot read
 _PARKED: Final = 2.0  # seconds after which an event comes again for which too many wait
 _SUSPECT: Final = 1.0  # seconds after which a suspect comes again while another one is tried
@@ -419,6 +420,13 @@ class Inbound:
         return outcome
 
     # -- the inbox and the dead letters ------------------------------------------------------------------------------
+
+    async def watch_inbox(self, check: Callable[[], Awaitable[None]]) -> None:
+        """Ask the inbox now and then whether it is there, so that health knows before an event comes."""
+        while True:
+            with suppress(_InboxLostError):
+                await self._ask(check())
+            await asyncio.sleep(_LOOK)
 
     async def _remember(self, event_id: str, change: Memo) -> None:
         await self._ask(self._inbox.remember(event_id, self.service, change))

@@ -398,7 +398,10 @@ class Relay:
 
     @property
     def unheard(self) -> list[tuple[str, str]]:
-        """Signals that are received and that have no receiver now, each with its topic."""
+        """Signals that are received and that have no receiver now, each with its topic; but for broadcasts.
+
+        A page that shows broadcasts may have nobody who looks at it.
+        """
         return [
             (subscription.signal.name, topic)
             for topic, subscription in self._inbound.subscriptions.items()
@@ -441,6 +444,8 @@ class Relay:
         if self._inbound.subscriptions:
             self._start(self._consume_for_ever())
             self._start(self._inbound.watchdog.run())
+            if isinstance(self._inbox, Checked):
+                self._start(self._inbound.watch_inbox(self._inbox.check))
         if self._listener.subscriptions and isinstance(self.transport, Broadcasts):
             self._start(self._listener.run(self.transport))
         for signal, topic in self.unheard:
