@@ -28,6 +28,7 @@ from asignals.relay import (
     SQLAlchemyInbox,
     SQLAlchemyOutbox,
     _connection_state,
+    _receive,
     _sql,
     outbox,
     table_metadata,
@@ -52,10 +53,16 @@ def anyio_backend() -> tuple[str, dict[str, Any]]:
 
 
 @pytest.fixture(autouse=True)
-def _short_limits(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+def _quiet(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.CRITICAL, "asignals")
+    caplog.set_level(logging.CRITICAL, "sqlalchemy.pool")
+
+
+@pytest.fixture
+def _short_limits(monkeypatch: pytest.MonkeyPatch) -> None:
     if LONG:
         return
+    monkeypatch.setattr(_receive, "_LOOK", 0.2)
     for module in (_sql, outbox):
         monkeypatch.setattr(module, "LIMIT", 0.5)
     for name in ("connected", "begun", "answered"):
@@ -69,7 +76,7 @@ def _short_limits(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixt
 
 
 @pytest.fixture(params=["asyncpg", "psycopg"])
-async def database(request: pytest.FixtureRequest) -> AsyncIterator[tuple[str, str, Proxy]]:
+async def database(request: pytest.FixtureRequest, _short_limits: None) -> AsyncIterator[tuple[str, str, Proxy]]:
     """A URL by way of a proxy, the schema of the tables, and the proxy."""
     url = require("postgres").replace("+asyncpg", f"+{request.param}")
     async with postgres_schema() as (engine, schema), proxied(url) as (by_proxy, proxy):
@@ -159,8 +166,8 @@ async def test_an_inbox_whose_database_goes_away_makes_events_wait(
         await memory.publish_many([event(0)])
         await until(lambda: relay.health().received == 1)
         await go_away(proxy, fault)
+        await until(lambda: "the inbox" in relay.health().problems, SEEN_WITHIN * 1.5)  # though nothing comes
         await memory.publish_many([event(n) for n in range(1, 51)])
-        await until(lambda: "the inbox" in relay.health().problems, SEEN_WITHIN)
         await proxy.restore()
         await until(lambda: relay.health().received == 51, BACK_WITHIN * 2)
         await until(lambda: relay.health().ok, BACK_WITHIN)
@@ -200,7 +207,8 @@ async def test_a_slow_database_is_no_lost_one(database: tuple[str, str, Proxy]) 
     await inbox.aclose()
 
 
-async def test_a_database_that_never_was_there_is_in_health(tmp_path: Path) -> None:
+@pytest.mark.usefixtures("_short_limits")
+async def test_a_database_that_never_was_there_is_in_health() -> None:
     """From the first try on; the relay starts none the less."""
     url = "postgresql+asyncpg://nobody:secret@127.0.0.1:9/nothing"
     relay = Relay(Memory(), "shop", outbox=SQLAlchemyOutbox(url), grace=0.1)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, Self
 
 from asignals._to_the_end import to_the_end
 from asignals.relay._batch import Coalescer
+from asignals.relay._broadcast import Listener
 from asignals.relay._cancel import end, limited
 from asignals.relay._codec import UpcastingCodec, check_codec, codec_for
 from asignals.relay._connection_state import Attempts, ConnectionState
@@ -34,6 +35,7 @@ from asignals.relay._settings import (
 from asignals.relay._subscription import Subscription, names_for, receiver_names
 from asignals.relay._transport import (
     Backlog,
+    Broadcasts,
     Checked,
     Closing,
     DeadLetters,
@@ -73,6 +75,9 @@ class Health:
     all succeeded; those for nobody here (replays for other services, events whose receivers the sender called itself);
     those in which a receiver failed; those that became dead letters; those that were given back for other instances.
     `in_flight` are being handled. `published` counts events that the engine has acknowledged.
+
+    Of broadcasts, `heard` counts the events whose receivers were called, `missed` those that receivers were too slow
+    for or that could not be read, and `gaps` the interruptions in which any number may have been missed.
     """
 
     problems: dict[str, str] = field(default_factory=dict)
@@ -83,6 +88,9 @@ class Health:
     dead: int = 0
     released: int = 0
     in_flight: int = 0
+    heard: int = 0
+    missed: int = 0
+    gaps: int = 0
 
     @property
     def ok(self) -> bool:
@@ -136,6 +144,8 @@ class Relay:
             engine, for `publish_timeout` seconds at most, and raises its error.
         inbox: Remembers what was done, to skip it in repetitions. By default the engine's own store, used for events
             that failed; one that is given remembers successes too, so that an event delivered twice is handled once.
+            RabbitMQ and Kafka have no store of their own: without an inbox nothing is remembered over a restart there,
+            and an event that kills its process is not found out.
         instance: Names this process among those of the service; by default made of host and process id.
         sender_codec: A pair of functions: sender to string, and string to sender (which may be async). By default
             senders are strings or `None`.
@@ -204,6 +214,7 @@ class Relay:
             always_remember=inbox is not None,
             lease=_lease_of(transport),
         )
+        self._listener = Listener(self._inbound, self._is_sent_here)
         self._letters = Letters(transport, outbox, self._publish)
 
     @property
@@ -303,6 +314,7 @@ class Relay:
         exclude_args: Collection[str] = ("session",),
         include_own_service: bool = True,
         allow_no_receivers: bool = False,
+        broadcast: bool = False,
     ) -> None:
         """Call a signal's receivers for the events of a topic that other processes sent; before the relay runs.
 
@@ -330,6 +342,11 @@ class Relay:
             include_own_service: Whether to receive what instances of this same service sent. Receivers that the sender
                 called itself are left out in any case, where its relay receives what it exports.
             allow_no_receivers: Whether an event that no receiver is connected for is done, instead of failed.
+            broadcast: Whether every running instance gets every event, in addition to what the service shares: for
+                websockets, caches, configuration. From when this instance runs; nothing is kept, acknowledged or
+                repeated for it, so `retries`, `backoff`, `dead_letter` and the like do not matter. Events are handled
+                one after the other; of more than 1,000 that wait the oldest are dropped. Losses are counted in
+                `health()` and logged. What this relay exports of the same signal it does not hear.
 
         Raises:
             ValueError: a name or number cannot be used, the topic is received already, or an argument that does not
@@ -345,14 +362,18 @@ class Relay:
         check_numbers(retries=retries, backoff=backoff, version=version, newer_version_timeout=newer_version_timeout)
         check_receivable(signal, exclude_args)
         check_sender_codec(sender_codec)
-        if topic in self._inbound.subscriptions:
+        if broadcast and not isinstance(self.transport, Broadcasts):
+            msg = f"{type(self.transport).__name__} cannot broadcast: it has no method listen"
+            raise TypeError(msg)
+        subscriptions = self._listener.subscriptions if broadcast else self._inbound.subscriptions
+        if topic in subscriptions:
             msg = f"topic {topic!r} is received already"
             raise ValueError(msg)
         reader = codec_for(signal, exclude_args) if codec is None else check_codec(codec)
         if upcasters is not None:
             check_upcasters(upcasters, version, codec)
             reader = UpcastingCodec(reader, upcasters, version)
-        self._inbound.subscriptions[topic] = Subscription(
+        subscriptions[topic] = Subscription(
             signal=signal,
             topic=topic,
             retries=retries,
@@ -379,7 +400,10 @@ class Relay:
 
     @property
     def unheard(self) -> list[tuple[str, str]]:
-        """Signals that are received and that have no receiver now, each with its topic."""
+        """Signals that are received and that have no receiver now, each with its topic; but for broadcasts.
+
+        A page that shows broadcasts may have nobody who looks at it.
+        """
         return [
             (subscription.signal.name, topic)
             for topic, subscription in self._inbound.subscriptions.items()
@@ -388,8 +412,19 @@ class Relay:
 
     @property
     def topics(self) -> list[str]:
-        """The topics that are received."""
+        """The topics that are received, but for broadcasts."""
         return sorted(self._inbound.subscriptions)
+
+    @property
+    def broadcast_topics(self) -> list[str]:
+        """The topics of which every instance hears every event."""
+        return sorted(self._listener.subscriptions)
+
+    def _is_sent_here(self, envelope: Envelope, subscription: Subscription) -> bool:
+        """Whether the receivers that a broadcast is for were called by the `send` that exported it."""
+        return envelope.origin == self.origin and any(
+            signal is subscription.signal and uid.topic == envelope.topic for signal, uid in self._exported
+        )
 
     # -- running ---------------------------------------------------------------------------------------------------
 
@@ -411,6 +446,10 @@ class Relay:
         if self._inbound.subscriptions:
             self._start(self._consume_for_ever())
             self._start(self._inbound.watchdog.run())
+            if isinstance(self._inbox, Checked):
+                self._start(self._inbound.watch_inbox(self._inbox.check))
+        if self._listener.subscriptions and isinstance(self.transport, Broadcasts):
+            self._start(self._listener.run(self.transport))
         for signal, topic in self.unheard:
             logger.warning("signal %r has no receiver yet: events of %r wait until one is connected", signal, topic)
         return self
@@ -580,6 +619,9 @@ class Relay:
             counts.dead,
             counts.released,
             counts.in_flight,
+            self._listener.counts.heard,
+            self._listener.counts.missed,
+            self._listener.counts.gaps,
         )
 
     async def status(self) -> Status:

@@ -238,8 +238,10 @@ async def _open(engine: AsyncEngine, opened: list[AsyncConnection]) -> None:
 async def _opened(engine: AsyncEngine) -> AsyncConnection:
     while True:
         connection = engine.connect()
-        with anyio.move_on_after(LIMIT):
-            await connection.start()
+        # One cancellation first, after which the pool closes what it has begun; then again and again.
+        with anyio.move_on_after(LIMIT + _CLOSE), suppress(TimeoutError):
+            async with asyncio.timeout(LIMIT):
+                await connection.start()
         if connection.sync_connection is None:
             msg = f"{name_of(engine)} could not be connected to within {LIMIT:g} s"
             raise TimeoutError(msg)

@@ -30,7 +30,7 @@ class Target(NamedTuple):
     `is_unique` says whether no other receiver of the signal has the name.
     """
 
-    subscriber: Connection
+    connection: Connection
     name: str | None
     is_unique: bool
 
@@ -107,13 +107,13 @@ def names_for(signal: Signal[..., Any], sender: object) -> tuple[str, ...]:
     return tuple(sorted({name for each in plan if not is_exporter(each) and (name := _name_of(each)) is not None}))
 
 
-def is_exporter(subscriber: Connection) -> bool:
+def is_exporter(connection: Connection) -> bool:
     """Whether a connection is one that `Relay.export` made."""
-    return subscriber.is_receiver and isinstance(subscriber.dispatch_uid, ExportUid)
+    return isinstance(connection.dispatch_uid, ExportUid)
 
 
-def _name_of(subscriber: Connection) -> str | None:
-    return _receiver_name(subscriber) if subscriber.is_receiver else None
+def _name_of(connection: Connection) -> str | None:
+    return _receiver_name(connection) if connection.is_receiver else None
 
 
 def _receiver_name(connection: Connection) -> str:

@@ -89,7 +89,7 @@ def check_receivers(relay: Relay, target: str = "") -> None:
     `target` is where the relay was found: modules beside it that connect to such a signal are named.
     """
     unheard = relay.unheard
-    if not relay.topics:
+    if not relay.topics and not relay.broadcast_topics:
         raise NoReceiversError(relay.service, (), _HOW_TO_ALLOW)
     if unheard:
         names = {name.rpartition(".")[2] for name, _ in unheard}

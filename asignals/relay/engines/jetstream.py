@@ -346,7 +346,7 @@ class JetStream:
                     try:
                         for subject in subjects:
                             subscribing = client.subscribe(subject, cb=self._hearer(hear))
-                            subscriptions.append(await heeding(subscribing))  # noqa: PERF401  those made are ended
+                            subscriptions.append(await heeding(subscribing))
                         await self._ask(client, client.flush(int(_CONNECT) or 1))
                         attempts.succeeded()
                         begun()
