@@ -1,7 +1,6 @@
 """What is told after the end is what the tables hold, whoever ends the transaction and whatever fails meanwhile."""
 
 # ruff: noqa: F811  fixtures are imported, and parameters go by their names
-# ruff: noqa: PT012  a transaction's block is what raises
 
 import asyncio
 

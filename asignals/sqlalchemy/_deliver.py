@@ -110,7 +110,9 @@ class Call:
             return self._send.to(self.links[0])
         if self._plan is None:
             return event.signal.send(event.sender, **event.arguments)
-        loop = self._plan.loop or self._plan.write_loop(robust=False)  # what send() comes to, once it has asked for the plan
+        loop = self._plan.loop or self._plan.write_loop(
+            robust=False
+        )  # what send() comes to, once it has asked for the plan
         arguments = event.arguments
         return loop(self.links, event.signal, event.sender, *[arguments[name] for name in event.signal.names])
 
