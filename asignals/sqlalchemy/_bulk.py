@@ -47,7 +47,8 @@ post_bulk: BulkSignal = BulkSignal(
     name="post_bulk",
     doc="""A statement has inserted, updated or deleted rows of a model without its instances.
 
-    `kind` is `"insert"`, `"update"` or `"delete"`; `parameters` are those given to `execute`; `rowcount` is how many rows it matched, or `None` where the database
+    `kind` is `"insert"`, `"update"` or `"delete"`; `parameters` are those given to `execute`; `rowcount` is how many
+    rows it matched, or `None` where the database
     or the kind of result does not tell. An exception is raised from `execute`; the statement's changes are part of the
     transaction.
     """,

@@ -120,12 +120,6 @@ def _known(value: object) -> object:
     return NO_VALUE if isinstance(value, LoaderCallableStatus) else value
 
 
-def current_value(row: InstanceState[Any], key: str) -> object:
-    """The value of an attribute, `None` if it was deleted, `NO_VALUE` if it is not loaded."""
-    values = row.dict
-    return values[key] if key in values else NO_VALUE if key in row.expired_attributes else None
-
-
 def stored_value(row: InstanceState[Any], key: str) -> object:
     """The value that an attribute had before it was changed, as far as it is known."""
     return _known(row.committed_state.get(key, row.dict.get(key, NO_VALUE)))
@@ -166,4 +160,4 @@ def values_before(row: InstanceState[Any], traits: Traits) -> dict[str, object]:
 def changes_to(row: InstanceState[Any], old: Mapping[str, object]) -> Changes:
     """Old values, and the new ones as they are now."""
     values = row.dict
-    return {key: (value, values[key] if key in values else current_value(row, key)) for key, value in old.items()}
+    return {key: (value, values.get(key, NO_VALUE)) for key, value in old.items()}

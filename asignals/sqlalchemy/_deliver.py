@@ -98,6 +98,10 @@ class Call:
         """What is sent."""
         return self._event.signal
 
+    def refuse_async(self) -> AsyncReceiverError:
+        """The error of a session that is not async."""
+        return AsyncReceiverError(self.signal, self.describe())
+
     def describe(self) -> str:
         """The receivers for messages."""
         return " or ".join(link.describe() for link in self.links)
@@ -125,12 +129,7 @@ class Delivery:
             try:
                 call = next(calls, None)
                 while call is not None:
-                    if not call.is_awaited:
-                        call = run_here(self._run(call, calls), self._refuse_async)
-                    elif in_greenlet():
-                        call = await_only(self._run(call, calls))
-                    else:
-                        raise self._refuse_async()
+                    call = self._go_on(call, calls)
             except BaseException as error:
                 _explain(error)
                 if isinstance(error, Exception):
@@ -166,6 +165,15 @@ class Delivery:
             self._planned = at, registry.plan_for(event.sender)
         return self._planned[1]
 
+    def _go_on(self, call: Call, calls: Generator[Call]) -> Call | None:
+        if not call.is_awaited:
+            following: Call | None = run_here(self._run(call, calls), call.refuse_async)
+        elif in_greenlet():
+            following = await_only(self._run(call, calls))
+        else:
+            raise call.refuse_async()
+        return following
+
     async def _run(self, call: Call | None, calls: Generator[Call]) -> Call | None:
         """Call neighbours that are called in one way; returns the first call of the other way."""
         state, is_awaited, is_here = self._state, call is not None and call.is_awaited, in_greenlet()
@@ -177,10 +185,6 @@ class Delivery:
             if in_greenlet() is not is_here:  # a sync receiver has suspended, and the task has gone on with this
                 break
         return call
-
-    def _refuse_async(self) -> AsyncReceiverError:
-        assert self._latest is not None
-        return AsyncReceiverError(self._latest.signal, self._latest.describe())
 
     def _check(self, cause: Exception | None = None) -> None:
         """Fail if a receiver has tried to close the session, whatever it did with the error."""

@@ -72,7 +72,9 @@ m2m_changed: LinkSignal = LinkSignal(
     (tuples for composite ones; those not yet inserted have none in a `pre_` action). `action` is `"pre_add"`,
     `"post_add"`, `"pre_remove"` or `"post_remove"`. `reverse` tells whether this is the side that the association table
     names second. `changes` maps the name of the collection to the `(old, new)` instances in it, as tuples, or to
-    `(NO_VALUE, NO_VALUE)` if it was not loaded. Who listens to all relationships hears of each link once, from the forward side.
+    `(NO_VALUE, NO_VALUE)` if it was not loaded.
+
+    Who listens to all relationships hears of each link once, from the forward side.
     """,
 )
 

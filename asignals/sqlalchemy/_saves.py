@@ -141,17 +141,10 @@ def written_rows(session: Session, unit: UOWTransaction, before: dict[Row, dict[
     is_deleted = _heard(states, post_delete.hearing())
     if not is_saved and not is_deleted:
         return []
-    new: list[Row] = []
-    changed: list[Row] = []
-    gone: list[Row] = []
-    for row, (is_gone, only_listed) in states.items():
-        if only_listed:
-            continue
-        if is_gone:
-            if row.manager in is_deleted:
-                gone.append(row)
-        elif row.manager in is_saved:
-            (new if row.key is None else changed).append(row)
+    saved = [row for row, fate in states.items() if fate == (False, False) and row.manager in is_saved]
+    gone = [row for row, fate in states.items() if fate == (True, False) and row.manager in is_deleted]
+    new = [row for row in saved if row.key is None]
+    changed = [row for row in saved if row.key is not None]
     found = []
     replaces = any(is_gone for is_gone, _ in states.values())
     for row in in_order(new):

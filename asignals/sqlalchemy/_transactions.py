@@ -1,6 +1,6 @@
 """The transactions of enabled sessions: what waits for their end, and their end carried through.
 
-Hooks of SQLAlchemy's cannot do this, so an enabled session's transactions get a class that does it around the originals:
+Hooks of SQLAlchemy cannot do this, so the transactions of enabled sessions get a class that does it:
 
 - What waits is kept by the outermost transaction, and is gone with it.
 - The COMMIT is shielded from cancellation when something waits for it. Cancelled in the middle, it may have been
@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from contextlib import contextmanager
 from functools import partial
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias, cast
 
 from sqlalchemy.ext.asyncio import async_session
 from sqlalchemy.orm import SessionTransaction
@@ -67,9 +67,7 @@ def on_commit(session: object, callback: Callable[[], object]) -> None:
     if is_coroutine_function(callback) and async_session(sync_session) is None and not in_greenlet():
         msg = f"{describe(callback)} is async, and this session is not: nothing could await it"
         raise TypeError(msg)
-    sync_session._autobegin_t()
-    within = current_transaction(sync_session)
-    keep(sync_session, Callback(callback, within))
+    keep(sync_session, Callback(callback, current_transaction(sync_session)))
 
 
 class SignalTransaction(SessionTransaction):
@@ -216,18 +214,15 @@ def outermost_of(session: Session) -> SignalTransaction:
 
 
 def current_transaction(session: Session) -> SignalTransaction:
-    """The innermost transaction or savepoint that is open."""
+    """The innermost transaction or savepoint that is open; begins one as the session does by itself."""
     adopt(session)
-    current = session.get_nested_transaction() or session.get_transaction()
-    assert current is not None, "asked inside of a transaction"
-    return _adopted(current)
+    return _adopted(session.get_nested_transaction() or session._autobegin_t())
 
 
 def _adopted(transaction: SessionTransaction) -> SignalTransaction:
     if not isinstance(transaction, SignalTransaction):
         transaction.__class__ = SignalTransaction
-    assert isinstance(transaction, SignalTransaction)
-    return transaction
+    return cast("SignalTransaction", transaction)
 
 
 def adopt(session: Session) -> None:
