@@ -1,8 +1,8 @@
 """Random units of work, savepoints, failures and cancellations: what is told after the end is what the tables hold."""
 
 import asyncio
-from collections import Counter
-from contextlib import ExitStack, suppress
+import logging
+from contextlib import ExitStack, contextmanager, suppress
 
 import pytest
 from hypothesis import HealthCheck, example, given, settings
@@ -58,7 +58,6 @@ class Player:
         self.maker = enable_signals(async_sessionmaker(engine, expire_on_commit=False))
         self.session = self.maker()
         self.copy: dict[int, str] = {}
-        self.told: Counter[str] = Counter()
         self.callbacks: list[int] = []
         self.plans: set[str] = set()
         self.task: asyncio.Task[None] | None = None
@@ -71,7 +70,6 @@ class Player:
         await self._maybe("before")
 
     async def after(self, **_: object) -> None:
-        self.told["flush"] += 1
         await self._maybe("after")
 
     async def _maybe(self, when: str) -> None:
@@ -84,20 +82,19 @@ class Player:
             await asyncio.sleep(0)
 
     async def saved(self, instance, created, changes, session, **_):
-        self.told["end"] += 1
         key = instance.id
-        assert (key in self.copy) is not created or "taken over" in self.plans
-        self.copy[key] = changes["name"][1]
+        assert (key in self.copy) is not created
+        if "name" in changes:
+            self.copy[key] = changes["name"][1]
         if "receiver writes" in self.plans and not session.in_transaction():
             self.plans.discard("receiver writes")
             instance.visits += 1  # left to be committed
 
     def deleted(self, changes, **_):
-        self.told["end"] += 1
         self.copy.pop(changes["id"][0])
 
     def lost(self, **_: object) -> None:
-        self.told["end"] += 1
+        """The copy stays as it is."""
 
     def on_commit(self, connection: object) -> None:
         if "cancel in the commit" in self.plans:
@@ -114,17 +111,20 @@ class Player:
 
     # -- steps ---------------------------------------------------------------------------------------------------------
 
+    async def change(self, name: str, key: int) -> None:
+        self.names += 1
+        found = await self.session.get(User, key)
+        if name == "add" and found is None:
+            self.session.add(User(id=key, name=str(self.names)))
+        elif name == "rename" and found is not None:
+            found.name = str(self.names)
+        elif name == "delete" and found is not None:
+            await self.session.delete(found)
+
     async def step(self, name: str, key: int) -> None:
         session = self.session
         if name in {"add", "rename", "delete"}:
-            self.names += 1
-            found = await session.get(User, key)
-            if name == "add" and found is None:
-                session.add(User(id=key, name=str(self.names)))
-            elif name == "rename" and found is not None:
-                found.name = str(self.names)
-            elif name == "delete" and found is not None:
-                await session.delete(found)
+            await self.change(name, key)
         elif name == "savepoint":
             await session.begin_nested()
         elif name in {"release", "back"}:
@@ -158,9 +158,8 @@ class Player:
                 self.core.clear()
         await self.session.close()
         async with self.engine.connect() as connection:
-            rows = {id_: name for id_, name in await connection.execute(select(User.id, User.name))}
+            rows = dict(tuple(row) for row in await connection.execute(select(User.id, User.name)))
         assert self.copy == rows
-        assert self.told["flush"] >= self.told["end"]  # less what a receiver refused in the middle of its flush
 
 
 @pytest.fixture(scope="module")
@@ -211,7 +210,23 @@ async def run(place, program):
 @example(program=[("core savepoint", 0), ("add", 1), ("flush", 0), ("core back", 0), ("add", 2), ("commit", 0)])
 def test_what_is_told_is_what_the_table_holds(place, program):
     """A copy of the table that is kept by receivers after the commit equals the table."""
-    asyncio.run(run(place, program))
+    with without_errors():
+        asyncio.run(run(place, program))
+
+
+@contextmanager
+def without_errors():
+    """Receivers' errors after the end are only logged; here they are bugs, but for those that are planned."""
+    records = []
+    handler = logging.Handler()
+    handler.emit = records.append
+    logging.getLogger("asignals").addHandler(handler)
+    try:
+        yield
+    finally:
+        logging.getLogger("asignals").removeHandler(handler)
+    unplanned = [record for record in records if not issubclass(record.exc_info[0], Refused)]
+    assert [record.exc_info[1] for record in unplanned] == []
 
 
 def test_what_is_told_is_what_the_table_holds_for_long(place, pytestconfig):
@@ -219,4 +234,9 @@ def test_what_is_told_is_what_the_table_holds_for_long(place, pytestconfig):
     if not pytestconfig.getoption("--long"):
         pytest.skip("--long was not given")
     longer = settings(max_examples=1000, suppress_health_check=list(HealthCheck))
-    longer(given(program=st.lists(STEPS, max_size=40))(lambda program: asyncio.run(run(place, program))))()
+
+    def play(program):
+        with without_errors():
+            asyncio.run(run(place, program))
+
+    longer(given(program=st.lists(STEPS, max_size=40))(play))()
