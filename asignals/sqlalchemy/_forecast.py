@@ -212,7 +212,11 @@ def _value(row: InstanceState[Any] | None, column: ColumnElement[Any]) -> object
     if row is None:
         return None
     key = _attribute(row, column)
-    return _UNKNOWN if key is None else row.dict.get(key, _UNKNOWN)
+    if key is not None and key in row.dict:
+        return row.dict[key]
+    if row.key is not None and column in row.mapper.primary_key:
+        return row.key[1][row.mapper.primary_key.index(column)]
+    return _UNKNOWN
 
 
 def _if_new(
