@@ -9,9 +9,9 @@ import os
 import subprocess
 import sys
 import tarfile
-import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 from uuid import uuid4
+from xml.etree import ElementTree as ET
 
 import pytest
 import sqlalchemy
@@ -55,7 +55,7 @@ def run(sources: Path, database: str, tests: list[str], *, with_signals: bool) -
     )
     assert report.exists(), done.stdout[-3000:] + done.stderr[-3000:]
     failed = set()
-    for case in ElementTree.parse(report).iter("testcase"):  # noqa: S314  our own file
+    for case in ET.parse(report).iter("testcase"):  # noqa: S314  our own file
         if case.find("failure") is not None or case.find("error") is not None:
             failed.add(_id_of(case.get("classname", ""), case.get("name", ""), sources))
     return failed

@@ -216,7 +216,8 @@ def outermost_of(session: Session) -> SignalTransaction:
 def current_transaction(session: Session) -> SignalTransaction:
     """The innermost transaction or savepoint that is open; begins one as the session does by itself."""
     adopt(session)
-    return _adopted(session.get_nested_transaction() or session._autobegin_t())
+    begun = session._autobegin_t()  # in a flush, its subtransaction
+    return _adopted(session.get_nested_transaction() or session.get_transaction() or begun)
 
 
 def _adopted(transaction: SessionTransaction) -> SignalTransaction:
