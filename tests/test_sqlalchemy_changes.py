@@ -6,7 +6,7 @@ import gc
 from contextlib import suppress
 
 import pytest
-from sqlalchemy import ForeignKey, String, case, func, select
+from sqlalchemy import ForeignKey, String, case, event, func, select
 from sqlalchemy.ext.asyncio import async_sessionmaker
 from sqlalchemy.ext.declarative import AbstractConcreteBase
 from sqlalchemy.orm import (
@@ -127,6 +127,33 @@ async def test_changes_that_the_flush_makes(maker, changes):
         assert after["touched"][1] is not None
         assert changes[post_save, on, Order] == {"user_id": (1, 2)}
     assert changes[pre_save, "flush", Order] == {"user_id": (1, 2)}
+
+
+async def test_what_the_database_sets_is_loaded_by_one_query(maker, engine, listen):
+    """For all rows of a flush, where async receivers may read it; and none where nobody may."""
+    seen = []
+
+    async def read(instance, **_):
+        seen.append(instance.touched is not None)
+
+    statements = []
+
+    def count(connection, cursor, statement, *_):
+        if statement.startswith("SELECT"):
+            statements.append(statement)
+
+    async with maker() as session:
+        pages = [Page(title="a", revision=1) for _ in range(20)]
+        session.add_all(pages)
+        await session.flush()
+        event.listen(engine.sync_engine, "before_cursor_execute", count)
+        for title in ("b", "c"):
+            for page in pages:
+                page.title = title
+            with post_save.connected(read if title == "b" else lambda **_: None, sender=Page):
+                await session.flush()
+            assert len(statements) == 1
+    assert seen == [True] * 20
 
 
 async def test_changes_of_what_was_not_loaded(engine, changes):

@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 from weakref import ref
 
-from sqlalchemy import Column, event
+from sqlalchemy import Column, and_, event, or_, select
 from sqlalchemy.orm import LoaderCallableStatus, Mapper, RelationshipDirection
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-    from sqlalchemy import ColumnElement
+    from sqlalchemy import ColumnElement, Select
     from sqlalchemy.orm import InstanceState
 
 NO_VALUE = LoaderCallableStatus.NO_VALUE
@@ -111,6 +111,20 @@ def traits_of(mapper: Mapper[Any]) -> Traits:
 def attribute_of(mapper: Mapper[Any], column: ColumnElement[Any]) -> str:
     """The name of the attribute that a column is mapped to."""
     return mapper.get_property_by_column(cast("Column[Any]", column)).key
+
+
+_CHUNK = 500  # rows loaded by one SELECT, for databases that limit the parameters of a statement
+
+
+def queries_by_key(mapper: Mapper[Any], keys: Sequence[tuple[Any, ...]]) -> Iterator[Select[Any]]:
+    """Queries for the instances with these primary keys."""
+    attributes = [getattr(mapper.class_, attribute_of(mapper, each)) for each in mapper.primary_key]
+    for start in range(0, len(keys), _CHUNK):
+        wanted = [
+            and_(*(attribute == value for attribute, value in zip(attributes, key, strict=True)))
+            for key in keys[start : start + _CHUNK]
+        ]
+        yield select(mapper.class_).where(or_(*wanted))
 
 
 # -- instances ---------------------------------------------------------------------------------------------------------

@@ -131,7 +131,7 @@ def after_flush_postexec(session: Session, unit: UOWTransaction) -> None:
     if not written and not links:
         return
     public = announced(session)
-    load_expired(written)
+    load_expired(session, written)
     events = [each.told(public) for each in written] + links
     places = Places(session)
     transaction = outermost_of(session)

@@ -5,16 +5,24 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import and_, inspect, or_, select
+from sqlalchemy import inspect
 from sqlalchemy.engine.result import IteratorResult, SimpleResultMetaData
 
-from asignals.sqlalchemy._changes import NO_VALUE, attribute_of, changes_to, first_values, last_values, traits_of
+from asignals.sqlalchemy._changes import (
+    NO_VALUE,
+    attribute_of,
+    changes_to,
+    first_values,
+    last_values,
+    queries_by_key,
+    traits_of,
+)
 from asignals.sqlalchemy._deliver import Event
 from asignals.sqlalchemy._saves import post_delete, post_save
 from asignals.sqlalchemy._state import announced
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable
 
     from sqlalchemy import Result
     from sqlalchemy.orm import InstanceState, Mapper, ORMExecuteState, Session
@@ -24,7 +32,6 @@ if TYPE_CHECKING:
 _logger = logging.getLogger("asignals")
 
 _MARK = "_asignals_rows"
-_CHUNK = 500  # rows loaded by one SELECT, for databases that limit the parameters of a statement
 
 
 def announces_rows(session_class: type[Session]) -> bool:
@@ -149,18 +156,8 @@ def _update_by_key(
     fields = {tuple(each[name] for name in names): each.keys() - names for each in parameters}
     session = execution.session
     events = []
-    for instance in _load(session, mapper, names, list(fields)):
-        key = tuple(mapper.primary_key_from_instance(instance))
-        events.append(_updated(session, instance, fields.get(key, ())))
+    for query in queries_by_key(mapper, list(fields)):
+        for instance in session.scalars(query.execution_options(populate_existing=True)):
+            key = tuple(mapper.primary_key_from_instance(instance))
+            events.append(_updated(session, instance, fields.get(key, ())))
     return result, events
-
-
-def _load(session: Session, mapper: Mapper[Any], names: list[str], keys: list[tuple[Any, ...]]) -> Iterator[object]:
-    attributes = [getattr(mapper.class_, name) for name in names]
-    for start in range(0, len(keys), _CHUNK):
-        wanted = [
-            and_(*(attribute == value for attribute, value in zip(attributes, key, strict=True)))
-            for key in keys[start : start + _CHUNK]
-        ]
-        query = select(mapper.class_).where(or_(*wanted)).execution_options(populate_existing=True)
-        yield from session.scalars(query)
