@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy.orm import InstanceState, Session
 
-    from asignals._core import Subscriber
+    from asignals._core import Connection
     from asignals.sqlalchemy._deliver import Phase
     from asignals.sqlalchemy._places import Place
     from asignals.sqlalchemy._transactions import SignalTransaction, Waiting
@@ -257,7 +257,7 @@ class _Telling:
             for link in links:
                 self._call(send, link)
 
-    def _call(self, send: Send, link: Subscriber) -> None:
+    def _call(self, send: Send, link: Connection) -> None:
         session = self._session
         if self._kept is not None:
             self._kept.put_back()
@@ -276,7 +276,7 @@ class _Telling:
             except Exception as error:  # noqa: BLE001  it is the receiver's work that fails
                 log_failure(error, link, send.signal, send.sender)
 
-    def _start(self, send: Send, link: Subscriber) -> None:
+    def _start(self, send: Send, link: Connection) -> None:
         def refuse() -> AsyncReceiverError:
             return AsyncReceiverError(send.signal, link.describe())
 

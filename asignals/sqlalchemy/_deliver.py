@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy.orm import Session
 
-    from asignals._core import Signal, Subscriber, Subscribers
+    from asignals._core import Connection, Connections, Signal
     from asignals._core.registry import Plan
     from asignals.sqlalchemy._signal import ModelSignal, SessionSignal
 
@@ -56,12 +56,12 @@ class Event:
         self.arguments = arguments
         self.named_only = named_only
 
-    def plan(self, phase: Phase) -> Subscribers:
+    def plan(self, phase: Phase) -> Connections:
         """Who is to be called for it in a phase, with muting applied."""
-        return self.among(self.signal.registry(phase).plan_for(self.sender).subscribers)
+        return self.among(self.signal.registry(phase).plan_for(self.sender).connections)
 
-    def among(self, plan: Subscribers) -> Subscribers:
-        """Those subscribers of its sender's plan who are to be called for it."""
+    def among(self, plan: Connections) -> Connections:
+        """Those receivers of its sender's plan who are to be called for it."""
         return tuple(link for link in plan if link.source is not EVERYONE) if self.named_only else plan
 
     @property
@@ -75,7 +75,7 @@ class Call:
 
     __slots__ = ("_event", "_plan", "_send", "is_awaited", "links")
 
-    def __init__(self, event: Event, links: Subscribers, plan: Plan | None, send: Send | None = None) -> None:
+    def __init__(self, event: Event, links: Connections, plan: Plan | None, send: Send | None = None) -> None:
         self._event = event
         self._plan = plan
         self._send = send
@@ -89,7 +89,9 @@ class Call:
             return self._send.to(self.links[0])
         if self._plan is None:
             return event.signal.send(event.sender, **event.arguments)
-        loop = self._plan.loop or self._plan.write_loop()  # what send() comes to, once it has asked for the plan
+        loop = self._plan.loop or self._plan.write_loop(
+            robust=False
+        )  # what send() comes to, once it has asked for the plan
         arguments = event.arguments
         return loop(self.links, event.signal, event.sender, *[arguments[name] for name in event.signal.names])
 
@@ -107,7 +109,7 @@ class Call:
         return " or ".join(link.describe() for link in self.links)
 
 
-def is_awaited(link: Subscriber) -> bool:
+def is_awaited(link: Connection) -> bool:
     """Whether the task is to await a receiver; any other is awaited too, if it turns out to suspend."""
     return link.is_async or bool(link.options.in_thread)
 
@@ -143,7 +145,7 @@ class Delivery:
     def _calls(self) -> Generator[Call]:
         for event in self._events:
             plan = self._plan(event)
-            links = event.among(plan.subscribers)
+            links = event.among(plan.connections)
             if not links:
                 continue
             self._state.heard = True
@@ -247,6 +249,6 @@ def refuse_async(sender: object, *signals: ModelSignal) -> None:
     """Raise `AsyncReceiverError` if events of this sender would reach a receiver that has to be awaited."""
     for signal in signals:
         for phase in PHASES:
-            for link in signal.registry(phase).plan_for(sender).subscribers:
+            for link in signal.registry(phase).plan_for(sender).connections:
                 if link.is_async:
                     raise AsyncReceiverError(signal, link.describe())

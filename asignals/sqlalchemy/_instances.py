@@ -40,7 +40,7 @@ class InitSignal(ModelSignal):
     def send_here(self, sender: type, arguments: dict[str, Any]) -> None:
         """Call the receivers on the spot."""
         send = Send(self, sender, arguments, robust=False)
-        for link in self.registry("flush").plan_for(sender).subscribers:
+        for link in self.registry("flush").plan_for(sender).connections:
             run_here(send.to(link), lambda link=link: AsyncReceiverError(self, link.describe()))  # type: ignore[misc]
 
 

@@ -88,7 +88,7 @@ class ModelSignal(Signal[..., Any]):
         """Who listens now, in any phase."""
         at = tuple([phase._registry.changes for phase in self._phases.values()])
         if self._hearing.at != at:
-            is_connected = any(phase._registry.all_subscribers() for phase in self._phases.values())
+            is_connected = any(phase._registry.all_connections() for phase in self._phases.values())
             self._hearing = Hearing(self, at, is_connected=is_connected)
         return self._hearing
 
@@ -100,7 +100,7 @@ class ModelSignal(Signal[..., Any]):
     @property
     def is_awaited(self) -> bool:
         """Whether a receiver for any sender, in any phase, is async."""
-        return any(link.is_async for phase in self._phases.values() for link in phase._registry.all_subscribers())
+        return any(link.is_async for phase in self._phases.values() for link in phase._registry.all_connections())
 
     # -- connecting ------------------------------------------------------------------------------------------------
 
@@ -279,7 +279,7 @@ class ModelSignal(Signal[..., Any]):
     @property
     def connections(self) -> tuple[Connection, ...]:
         """The live connections of all phases, those of the flush first."""
-        links = [link for registry in self._registries().values() for link in registry.all_subscribers()]
+        links = [link for registry in self._registries().values() for link in registry.all_connections()]
         return tuple(link for link in links if isinstance(link, Connection))
 
     def _registries(self) -> dict[str, Registry]:
