@@ -7,6 +7,7 @@ from weakref import ref
 
 from sqlalchemy import Column, and_, event, or_, select
 from sqlalchemy.orm import LoaderCallableStatus, Mapper, RelationshipDirection
+from sqlalchemy.orm.exc import UnmappedColumnError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -32,12 +33,12 @@ class Traits:
         }
         self.tables = {key: of for key, of in tables.items() if of}
         self.writable = frozenset(self.tables)  # without SQL expressions
-        self.primary_key = frozenset(attribute_of(mapper, each) for each in mapper.primary_key)
+        self.primary_key = attributes_of(mapper, mapper.primary_key)
         self.relationships = frozenset(prop.key for prop in mapper.relationships if not prop.viewonly)
         self.may_be_orphan = any(each._delete_orphans for each in mapper.iterate_to_root())
         version = mapper.version_id_col
         is_counted = version is not None and mapper.version_id_generator is not False
-        self.version = frozenset([attribute_of(mapper, cast("Column[Any]", version))] if is_counted else [])
+        self.version = attributes_of(mapper, [version] if is_counted and version is not None else [])
         self.onupdate = {key: of for key, of in self.tables.items() if _has_onupdate(mapper, key)}
         self.replaced = self.version.union(self.onupdate)  # by the flush, without a history
         self._mapper = ref(mapper)
@@ -108,9 +109,22 @@ def traits_of(mapper: Mapper[Any]) -> Traits:
     return known
 
 
-def attribute_of(mapper: Mapper[Any], column: ColumnElement[Any]) -> str:
-    """The name of the attribute that a column is mapped to."""
-    return mapper.get_property_by_column(cast("Column[Any]", column)).key
+def attribute_of(mapper: Mapper[Any], column: ColumnElement[Any]) -> str | None:
+    """The name of the attribute that a column is mapped to; one may be left out of a mapping."""
+    try:
+        return mapper.get_property_by_column(cast("Column[Any]", column)).key
+    except UnmappedColumnError:
+        return None
+
+
+def key_names(mapper: Mapper[Any]) -> list[str]:
+    """The attributes of the primary key, in its order."""
+    return [mapper.get_property_by_column(each).key for each in mapper.primary_key]
+
+
+def attributes_of(mapper: Mapper[Any], columns: Iterable[ColumnElement[Any]]) -> frozenset[str]:
+    """The names of the attributes that columns are mapped to."""
+    return frozenset(name for each in columns if (name := attribute_of(mapper, each)) is not None)
 
 
 _CHUNK = 500  # rows loaded by one SELECT, for databases that limit the parameters of a statement
@@ -118,7 +132,7 @@ _CHUNK = 500  # rows loaded by one SELECT, for databases that limit the paramete
 
 def queries_by_key(mapper: Mapper[Any], keys: Sequence[tuple[Any, ...]]) -> Iterator[Select[Any]]:
     """Queries for the instances with these primary keys."""
-    attributes = [getattr(mapper.class_, attribute_of(mapper, each)) for each in mapper.primary_key]
+    attributes = [getattr(mapper.class_, name) for name in key_names(mapper)]
     for start in range(0, len(keys), _CHUNK):
         wanted = [
             and_(*(attribute == value for attribute, value in zip(attributes, key, strict=True)))

@@ -10,9 +10,10 @@ from sqlalchemy.engine.result import IteratorResult, SimpleResultMetaData
 
 from asignals.sqlalchemy._changes import (
     NO_VALUE,
-    attribute_of,
+    attributes_of,
     changes_to,
     first_values,
+    key_names,
     last_values,
     queries_by_key,
     traits_of,
@@ -130,18 +131,15 @@ def _deleted(session: Session, instance: object) -> Event:
     return Event(post_delete, type(instance), arguments)
 
 
-def _fields(execution: ORMExecuteState, mapper: Mapper[Any]) -> set[str]:
+def _fields(execution: ORMExecuteState, mapper: Mapper[Any]) -> frozenset[str]:
     """The attributes that an UPDATE sets."""
     statement: Any = execution.statement
     ordered = getattr(statement, "_ordered_values", None) or ()  # of SQLAlchemy 2.0
     columns = [*(statement._values or ()), *(column for column, _ in ordered)]
     parameters = execution.parameters if isinstance(execution.parameters, dict) else {}
-    found = {_attribute(mapper, each) for each in (*columns, *parameters)}
-    return found & traits_of(mapper).writable
-
-
-def _attribute(mapper: Mapper[Any], column: Any) -> str:
-    return column if isinstance(column, str) else attribute_of(mapper, column)
+    found = attributes_of(mapper, [each for each in columns if not isinstance(each, str)])
+    named = {each for each in (*columns, *parameters) if isinstance(each, str)}
+    return (found | named) & traits_of(mapper).writable
 
 
 # -- UPDATE by primary key, a list of dicts ----------------------------------------------------------------------------
@@ -152,7 +150,7 @@ def _update_by_key(
 ) -> tuple[Result[Any], list[Event]]:
     """Its rows are named by its parameters; RETURNING is not possible with it."""
     result = execution.invoke_statement()
-    names = [attribute_of(mapper, each) for each in mapper.primary_key]
+    names = key_names(mapper)
     fields = {tuple(each[name] for name in names): each.keys() - names for each in parameters}
     session = execution.session
     events = []
