@@ -137,14 +137,14 @@ class SignalTransaction(SessionTransaction):
             if self not in state.ended:
                 state.ended.append(self)
         elif self.nested and not self.is_committed:
-            around = _adopted(outermost(self))
+            around = adopted(outermost(self))
             waiting = list(around.waiting)
             around.waiting.clear()
             for each in waiting:
                 (around.lost if each.is_lost else around.waiting).append(each)
 
     def _boundary(self) -> SignalTransaction:
-        return _adopted(self.parent)._boundary() if self.parent is not None and not self.nested else self
+        return adopted(self.parent)._boundary() if self.parent is not None and not self.nested else self
 
     def _is_of_flush(self) -> bool:
         return self.parent is not None and not self.nested
@@ -210,17 +210,18 @@ def keep(session: Session, waiting: Waiting) -> None:
 
 def outermost_of(session: Session) -> SignalTransaction:
     """The outermost transaction that is open."""
-    return _adopted(outermost(current_transaction(session)))
+    return adopted(outermost(current_transaction(session)))
 
 
 def current_transaction(session: Session) -> SignalTransaction:
     """The innermost transaction or savepoint that is open; begins one as the session does by itself."""
     adopt(session)
     begun = session._autobegin_t()  # in a flush, its subtransaction
-    return _adopted(session.get_nested_transaction() or session.get_transaction() or begun)
+    return adopted(session.get_nested_transaction() or session.get_transaction() or begun)
 
 
-def _adopted(transaction: SessionTransaction) -> SignalTransaction:
+def adopted(transaction: SessionTransaction) -> SignalTransaction:
+    """A transaction of an enabled session, given its class if it has not got it yet."""
     if not isinstance(transaction, SignalTransaction):
         transaction.__class__ = SignalTransaction
     return cast("SignalTransaction", transaction)
@@ -230,7 +231,7 @@ def adopt(session: Session) -> None:
     """Give the open transactions their class, also those from before their session's class was enabled."""
     transaction = session._transaction
     while transaction is not None and not isinstance(transaction, SignalTransaction):
-        _adopted(transaction)
+        adopted(transaction)
         transaction = transaction.parent
 
 
