@@ -8,7 +8,7 @@ from enum import Enum
 from functools import partial
 from inspect import CO_ITERABLE_COROUTINE
 from types import CodeType, FunctionType, GeneratorType
-from typing import TYPE_CHECKING, Any, NamedTuple, Self, TypedDict
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 from weakref import WeakMethod, ref
 
 import anyio
@@ -20,17 +20,6 @@ from asignals._core.signatures import Receiver, Shape
 
 if TYPE_CHECKING:
     from asignals._core.signal import Signal
-
-
-class ConnectOptions(TypedDict, total=False):
-    """The options of `connect` beside Django's parameters, for type checkers."""
-
-    priority: float
-    subclasses: bool
-    in_thread: bool | anyio.CapacityLimiter
-    timeout: float | None
-    once: bool
-    replace: bool
 
 
 class Options(NamedTuple):

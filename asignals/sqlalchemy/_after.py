@@ -16,9 +16,9 @@ from sqlalchemy.orm.collections import collection_adapter
 from sqlalchemy.util import await_only
 from sqlalchemy.util.concurrency import in_greenlet
 
-from asignals._core import Send, describe, is_receivers_error, log_failure
+from asignals._core import describe, is_receivers_error, log_failure
 from asignals.sqlalchemy._changes import traits_of
-from asignals.sqlalchemy._deliver import Event, is_awaited, run_here, watching
+from asignals.sqlalchemy._deliver import Event, PhaseSend, is_awaited, run_here, watching
 from asignals.sqlalchemy._errors import AsyncReceiverError
 from asignals.sqlalchemy._shield import shielded
 from asignals.sqlalchemy._signal import SessionSignal
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy.orm import InstanceState, Session
 
-    from asignals._core import Connection
+    from asignals._core import Connection, Send
     from asignals.sqlalchemy._deliver import Phase
     from asignals.sqlalchemy._places import Place
     from asignals.sqlalchemy._transactions import SignalTransaction, Waiting
@@ -207,7 +207,7 @@ def announce(session: Session, transaction: SignalTransaction) -> None:
         bool(transaction._connections)
         and not transaction.is_leftover
         and (committed or transaction.rolled_back or transaction.wrote)
-        and ending.has_listeners(announced(session))
+        and ending.is_wanted(announced(session))
     )
     if not (transaction.waiting or transaction.lost or is_told):
         return
@@ -251,8 +251,9 @@ class _Telling:
     def run(self) -> None:
         links = self._event.plan(self._phase)
         if not links:
+            self._event.report(self._phase)
             return
-        send = Send(self._event.signal, self._event.sender, self._event.arguments, robust=False)
+        send = PhaseSend(self._event, self._phase)
         with watching(send):
             for link in links:
                 self._call(send, link)

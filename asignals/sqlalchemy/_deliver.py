@@ -67,7 +67,28 @@ class Event:
     @property
     def waits(self) -> bool:
         """Whether somebody is to be called for it after the end of the transaction."""
-        return bool(self.plan("commit") or self.plan("rollback"))
+        return self.is_captured or bool(self.plan("commit") or self.plan("rollback"))
+
+    @property
+    def is_captured(self) -> bool:
+        """Whether monitors are to see it in each phase, whoever is connected."""
+        return self.signal.is_captured
+
+    def report(self, phase: Phase) -> None:
+        """Report it to monitors as a send that nobody hears."""
+        if self.is_captured:
+            with watching(PhaseSend(self, phase)):
+                pass
+
+
+class PhaseSend(Send):
+    """One event as it is sent in one phase."""
+
+    __slots__ = ("phase",)
+
+    def __init__(self, event: Event, phase: Phase) -> None:
+        super().__init__(event.signal, event.sender, event.arguments, robust=False)
+        self.phase: Phase = phase
 
 
 class Call:
@@ -89,9 +110,8 @@ class Call:
             return self._send.to(self.links[0])
         if self._plan is None:
             return event.signal.send(event.sender, **event.arguments)
-        loop = self._plan.loop or self._plan.write_loop(
-            robust=False
-        )  # what send() comes to, once it has asked for the plan
+        # What send() comes to, once it has asked for the plan.
+        loop = self._plan.loop or self._plan.write_loop(robust=False)
         arguments = event.arguments
         return loop(self.links, event.signal, event.sender, *[arguments[name] for name in event.signal.names])
 
@@ -147,13 +167,14 @@ class Delivery:
             plan = self._plan(event)
             links = event.among(plan.connections)
             if not links:
+                event.report("flush")
                 continue
             self._state.heard = True
             if not event.named_only and (len(links) == 1 or len(set(map(is_awaited, links))) == 1):
                 self._latest = Call(event, links, None if is_watched() else plan)
                 yield self._latest
                 continue
-            send = Send(event.signal, event.sender, event.arguments, robust=False)
+            send = PhaseSend(event, "flush")
             with watching(send):
                 for link in links:
                     self._latest = Call(event, (link,), None, send)

@@ -9,8 +9,8 @@ from sqlalchemy.orm import Mapper
 from sqlalchemy.orm.base import LoaderCallableStatus
 
 from asignals import InvalidReceiverError
-from asignals._core import Send, describe
-from asignals.sqlalchemy._deliver import run_here
+from asignals._core import describe
+from asignals.sqlalchemy._deliver import Event, PhaseSend, run_here, watching
 from asignals.sqlalchemy._errors import AsyncReceiverError
 from asignals.sqlalchemy._senders import mappers
 from asignals.sqlalchemy._signal import ModelSignal
@@ -39,9 +39,15 @@ class InitSignal(ModelSignal):
 
     def send_here(self, sender: type, arguments: dict[str, Any]) -> None:
         """Call the receivers on the spot."""
-        send = Send(self, sender, arguments, robust=False)
-        for link in self.registry("flush").plan_for(sender).connections:
-            run_here(send.to(link), lambda link=link: AsyncReceiverError(self, link.describe()))  # type: ignore[misc]
+        event = Event(self, sender, arguments)
+        links = event.plan("flush")
+        if not links:
+            event.report("flush")
+            return
+        send = PhaseSend(event, "flush")
+        with watching(send):
+            for link in links:
+                run_here(send.to(link), lambda link=link: AsyncReceiverError(self, link.describe()))  # type: ignore[misc]
 
 
 pre_init: InitSignal = InitSignal(
@@ -118,11 +124,11 @@ def _hook_all() -> None:
 
 
 def _hook(mapper: Mapper[Any], model: type) -> None:
-    is_loaded = post_init.has_listeners(model)
+    is_loaded = post_init.is_wanted(model)
     manager = mapper.class_manager
     hooked: set[str] = manager.info.setdefault(_HOOKED, set())
     for name, hook, is_needed in (
-        ("init", _on_init, is_loaded or pre_init.has_listeners(model)),
+        ("init", _on_init, is_loaded or pre_init.is_wanted(model)),
         ("load", _on_load, is_loaded),
     ):
         if is_needed and name not in hooked:

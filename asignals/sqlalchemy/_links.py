@@ -152,7 +152,7 @@ def _both(forward: Relationship) -> Iterator[Side]:
 
 
 def _is_heard(side: Side) -> bool:
-    return m2m_changed.has_listeners(side.sender)
+    return m2m_changed.is_wanted(side.sender)
 
 
 def _gather(links: Links, side: Side, row: Row) -> None:

@@ -196,7 +196,7 @@ def _is_awaited(transaction: SignalTransaction) -> bool:
     """Whether anybody is to hear of the commit of an outermost transaction."""
     if transaction.waiting or transaction.lost:
         return True
-    return not transaction.is_leftover and transaction_committed.has_listeners(announced(transaction.session))
+    return not transaction.is_leftover and transaction_committed.is_wanted(announced(transaction.session))
 
 
 # -- what waits --------------------------------------------------------------------------------------------------------
