@@ -35,9 +35,9 @@ class Hearing:
     def __init__(
         self, signal: ModelSignal, at: tuple[int, ...], everybody: Sequence[Connection], *, is_captured: bool = False
     ) -> None:
-        self.at = at
-        self.is_connected = is_captured or bool(everybody)
-        self.is_awaited = any(each.is_async for each in everybody)
+        self.at: tuple[int, ...] = at
+        self.is_connected: bool = is_captured or bool(everybody)
+        self.is_awaited: bool = any(each.is_async for each in everybody)
         self._signal = signal
         self._models: WeakKeyDictionary[type, bool] = WeakKeyDictionary()
 
