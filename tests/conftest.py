@@ -5,11 +5,14 @@ import gc
 import os
 import sys
 from collections.abc import Callable, Iterator
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import settings
+
+import asignals
 
 # A machine that is busy with something else is no failure; in CI a failure can be made again.
 settings.register_profile("asignals", deadline=None, derandomize=bool(os.environ.get("CI")))
@@ -129,3 +132,11 @@ def collect() -> Callable[..., Any]:
 
     receiver.calls = []
     return receiver
+
+
+@pytest.fixture
+def plugin(monkeypatch: pytest.MonkeyPatch) -> tuple[str, ...]:
+    """What loads the pytest plugin in a project's own run: installed, it loads itself."""
+    monkeypatch.setenv("PYTHONPATH", str(Path(asignals.__file__).parent.parent), prepend=os.pathsep)
+    is_installed = any(each.name == "asignals" for each in entry_points(group="pytest11"))
+    return () if is_installed else ("-p", "asignals.pytest_plugin")

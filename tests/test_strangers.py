@@ -20,7 +20,9 @@ import anyio
 import pytest
 import wrapt
 
-from asignals import Background, Event, InvalidReceiverError, Signal, signal
+from asignals import Background, Event, InvalidReceiverError, Signal, monitor, signal
+from asignals import _core as core
+from asignals._core.loops import _close_in_child
 
 pytestmark = pytest.mark.anyio
 
@@ -400,6 +402,42 @@ async def test_sync_callers_never_wait_for_the_places_that_they_hold(depth):
             for n in range(100):
                 group.start_soon(anyio.to_thread.run_sync, endpoint, n)
     assert sorted(calls) == list(range(100))
+
+
+# -- the interface for the packages around ------------------------------------------------------------------------------
+
+
+async def test_the_interface_answers_for_signals_and_views():
+    """What `asignals._core` exports for the packages around is one for a signal and its views."""
+    made = Signal(["a"])
+    view = made.using(limit=3)
+    assert core.origin_of(view) is core.origin_of(made) is made
+    assert core.registry_of(view) is core.registry_of(made)
+    assert core.bind(made, "s", a=1) == ("s", {"a": 1})
+    with pytest.raises(TypeError, match="'b'"):
+        core.bind(made, "s", a=1, b=2)
+    assert not core.is_watched()
+    with monitor(lambda report: None):
+        assert core.is_watched()
+
+
+def test_outside_of_a_loop_nobody_has_raised_a_cancellation_by_himself():
+    """A coroutine that the collector closes is no receiver that failed."""
+    assert not core.is_receivers_error(asyncio.CancelledError())
+    assert core.is_receivers_error(ValueError())
+    assert not core.is_receivers_error(KeyboardInterrupt())
+
+
+async def test_what_a_forked_child_closes():
+    """Streams and backgrounds of the parent are closed there: sends neither wait nor are accepted."""
+    made = Signal(["a"])
+    async with made.stream(buffer=1) as events, Background() as background:
+        _close_in_child()
+        for _ in range(3):
+            await made.send(None, a=1)
+        with pytest.raises(anyio.ClosedResourceError):
+            background.send_nowait(made, None, a=1)
+        assert events.dropped == 0
 
 
 # -- type checkers and interpreters --------------------------------------------------------------------------------------

@@ -876,6 +876,25 @@ def test_a_loss_with_warnings_as_errors_breaks_nobody():
         assert words in err
 
 
+def test_lines_are_enough_to_know_the_statement():
+    """An interpreter that keeps no columns still knows the statement by its lines."""
+    code = """
+        from asignals import Signal
+        made = Signal()
+        class Handler:
+            def hear(self, **named): ...
+        made.connect(
+            Handler().hear
+        )
+        kept = Handler()
+        made.connect(kept.hear)
+        kept = None
+    """
+    status, _, err = run(code, "-X", "no_debug_ranges")
+    assert status == 0
+    assert err.count("ReceiverLostWarning: ") == 1
+
+
 def test_the_end_of_the_program_warns_nobody():
     """Receivers and signals that live until the interpreter ends are no loss."""
     code = """

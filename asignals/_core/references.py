@@ -7,6 +7,7 @@ mocks and proxies lie about it.
 from __future__ import annotations
 
 import functools
+import math
 import sys
 import warnings
 from collections.abc import Callable, Hashable
@@ -32,6 +33,8 @@ def is_a(thing: object, kind: type[T]) -> TypeGuard[T]:
 
 def method_of(receiver: object) -> MethodType | None:
     """The bound method that a receiver is, or that a proxy stands for: wrapt makes a new proxy at each access."""
+    if type(receiver) is FunctionType:
+        return None
     if is_a(receiver, MethodType):
         return receiver
     if any("__wrapped__" in kind.__dict__ for kind in type(receiver).__mro__):
@@ -49,6 +52,8 @@ def identify(receiver: Callable[..., Any]) -> Hashable:
     Bound methods of Python and C, those that wrapt wraps, and those of `functools.partialmethod` are new objects at
     each access.
     """
+    if type(receiver) is FunctionType:
+        return id(receiver)
     method = method_of(receiver)
     if method is not None:
         kind = () if method is receiver else (id(type(receiver)),)
@@ -116,6 +121,8 @@ def refer_to_sender(
 
 
 def _underlying(receiver: object) -> object:
+    if type(receiver) is FunctionType:
+        return receiver
     while is_a(receiver, functools.partial):
         receiver = receiver.func
     method = method_of(receiver)
@@ -178,25 +185,26 @@ def calling_frame(kind: type) -> FrameType:
     frame = sys._getframe(1)
     while frame.f_back is not None:
         module, code = str(frame.f_globals.get("__name__", "")), frame.f_code
-        methods = [base.__dict__.get(code.co_name) for base in kind.__mro__]
-        is_method = any(is_a(method, FunctionType) and method.__code__ is code for method in methods)
-        is_own = module in {"asignals", "contextlib"} or module.startswith(("asignals.", "<asignals "))
-        if not is_own and not is_method:
-            break
+        if module not in {"asignals", "contextlib"} and not module.startswith(("asignals.", "<asignals ")):
+            methods = [base.__dict__.get(code.co_name) for base in kind.__mro__]
+            if not any(is_a(method, FunctionType) and method.__code__ is code for method in methods):
+                break
         frame = frame.f_back
     return frame
 
 
 def place_of(frame: FrameType) -> tuple[CodeType, int]:
     """The code and the instruction that a frame runs: a place in the source."""
-    # Before Python 3.12 a comprehension has a frame of its own, and its values die in the one around it.
-    while frame.f_code.co_name in {"<listcomp>", "<setcomp>", "<dictcomp>"} and frame.f_back is not None:
-        frame = frame.f_back
+    if sys.version_info < (3, 12):  # a comprehension has a frame of its own, and its values die in the one around it
+        while frame.f_code.co_name in {"<listcomp>", "<setcomp>", "<dictcomp>"} and frame.f_back is not None:
+            frame = frame.f_back
     return frame.f_code, frame.f_lasti
 
 
-def _position(code: CodeType, instruction: int) -> tuple[int | None, int | None, int | None, int | None]:
-    return next(islice(code.co_positions(), instruction // 2, None), (None, None, None, None))
+def _position(code: CodeType, instruction: int) -> tuple[int, int, int, int]:
+    """First and last line, first and last column; 0 for what the interpreter does not know."""
+    first, last, column, end = next(islice(code.co_positions(), instruction // 2, None), (0, 0, 0, 0))
+    return first or 0, last or 0, column or 0, end or 0
 
 
 def line_of(code: CodeType, instruction: int) -> int:
@@ -210,11 +218,7 @@ def is_running(frame: FrameType, code: CodeType, instruction: int) -> bool:
         return False
     first, last, column, end = _position(code, frame.f_lasti)
     line, _, start, _ = _position(code, instruction)
-    if line is None or first is None or last is None:
-        return False
-    if column is None or end is None or start is None:  # the interpreter keeps no columns (-X no_debug_ranges)
-        return first <= line <= last
-    return (first, column) <= (line, start) < (last, end)
+    return (first, column) <= (line, start) < (last, end or math.inf)  # -X no_debug_ranges keeps no columns
 
 
 _CACHED = type(functools.cache(len))
@@ -236,8 +240,6 @@ _warned: dict[str, dict[Any, Any]] = {}
 
 def warn_lost(text: str, code: CodeType, instruction: int) -> None:
     """Show a `ReceiverLostWarning` at the line of a `connect`, once for each line; never raises."""
-    if sys.is_finalizing():
-        return
     text += " Connect with weak=False, or keep a reference to it."
     file, line = code.co_filename, line_of(code, instruction)
     try:

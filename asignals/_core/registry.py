@@ -53,7 +53,7 @@ class Plan:
         styles = Counter(each.style for each in connections if each.style is not None)
         self._style = max(styles, key=styles.__getitem__, default=style_of(Kind.COROUTINE_FUNCTION, None))
         for each in connections:
-            if each.style is not None and each.style.wanted != self._style.wanted:
+            if each.style is not None and each.is_live and each.style.wanted != self._style.wanted:
                 each.choose = write_choose(self._names, each.style.wanted)
 
     def write_loop(self, *, robust: bool) -> Loop:
@@ -93,7 +93,7 @@ class Registry:
 
     def __init__(self, signal: ref[Signal[..., Any]], names: Names | None) -> None:
         self.plan: Plan | None = None
-        self.changes = 0  # of any connection, and of what is muted
+        self.changes: int = 0  # of any connection, and of what is muted
         self.lock: AbstractContextManager[bool] = new_lock()
         self.blocks: dict[Hashable, list[Connected[Any]]] = {}  # by the identity that they connect
         self.mutes: tuple[Mute, ...] = ()
@@ -290,7 +290,8 @@ class Registry:
             plan = self._make_plan(entry, sender)
         for mute in self.mutes:
             if mute.is_in_force():
-                plan = Plan(tuple(each for each in plan.connections if not mute.hides(each)), self._names)
+                with self.lock:  # making a plan prepares its connections, which nobody may end meanwhile
+                    plan = Plan(tuple(each for each in plan.connections if not mute.hides(each)), self._names)
         return plan
 
     def connections_for(self, sender: object) -> Connections:
@@ -434,7 +435,7 @@ class Mute(_Block):
     """A block that hides receivers, or all, from the plans that are made inside it."""
 
     def __init__(self, registry: Registry, receivers: Iterable[Receiver], *, everywhere: bool) -> None:
-        self.receivers = tuple(receivers)  # kept alive, because their ids are compared
+        self.receivers: tuple[Receiver, ...] = tuple(receivers)  # kept alive, because their ids are compared
         self._registry = registry
         self._keys: frozenset[Hashable] = frozenset(map(identify, self.receivers))
         self._everywhere = everywhere
