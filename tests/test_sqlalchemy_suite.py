@@ -1,7 +1,8 @@
 """SQLAlchemy's own tests of its ORM, run with every signal connected: asignals changes nothing that they look at.
 
 Not part of a usual run: `ASIGNALS_SQLALCHEMY_SUITE=sqlite pytest tests/test_sqlalchemy_suite.py`, or `postgresql`, or
-both with a comma between them. pip fetches the sources of the SQLAlchemy that is installed into a temporary directory.
+both with a comma between them; `ASIGNALS_SQLALCHEMY_SUITE_TESTS="test/orm/test_session.py"` runs a part. pip fetches
+the sources of the SQLAlchemy that is installed into a temporary directory. 20 minutes on two cores.
 """
 
 import asyncio
@@ -22,8 +23,17 @@ from sqlalchemy_support import postgres_url
 CHOSEN = [each for each in os.environ.get("ASIGNALS_SQLALCHEMY_SUITE", "").split(",") if each]
 WORKERS = os.environ.get("ASIGNALS_SQLALCHEMY_SUITE_WORKERS", "2")
 
+TESTS = os.environ.get("ASIGNALS_SQLALCHEMY_SUITE_TESTS", "test/orm test/ext").split()
+
 # Tests that fail only with signals, and why: a part of the test's id, and the reason.
-EXPECTED: dict[str, str] = {}
+EXPECTED: dict[str, str] = {
+    "::test_load_expired_on_pending": "counts SELECTs; what a flush has left to the database is loaded for receivers "
+    "that are called after the end, where nothing could load it",
+    "::test_bind_through_execute[": "looks at the arguments of get_bind, to which SQLAlchemy adds _sa_skip_events for "
+    "statements that a do_orm_execute hook has invoked",
+    "::test_sessionmaker_gen_after_session_listen": "calls all hooks of the class Session without arguments, and finds "
+    "those of enable_signals(Session)",
+}
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +104,7 @@ async def _execute(database: str, *statements: str) -> None:
 
 def test_the_suite_of_the_orm_with_every_signal_connected(sources, database):
     """What fails with signals fails without them, too, or is listed with its reason."""
-    failed = run(sources, database, ["test/orm", "test/ext"], with_signals=True)
+    failed = run(sources, database, TESTS, with_signals=True)
     also_without = run(sources, database, sorted(failed), with_signals=False) if failed else set()
     unexplained = {each for each in failed - also_without if not any(known in each for known in EXPECTED)}
     assert sorted(unexplained) == []

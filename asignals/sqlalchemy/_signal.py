@@ -30,12 +30,14 @@ _MISSING: Any = object()
 
 
 class Hearing:
-    """Which models somebody listens to or captures, muted or not; asked once for each, until anything changes."""
+    """Which models somebody listens to, muted or not; asked once for each, until anything changes."""
 
-    def __init__(self, signal: ModelSignal, at: tuple[int, ...], everybody: Sequence[Connection]) -> None:
-        self.at = at
-        self.is_connected = bool(everybody) or signal.is_captured
-        self.is_awaited = any(each.is_async for each in everybody)
+    def __init__(
+        self, signal: ModelSignal, at: tuple[int, ...], everybody: Sequence[Connection], *, is_captured: bool = False
+    ) -> None:
+        self.at: tuple[int, ...] = at
+        self.is_connected: bool = is_captured or bool(everybody)
+        self.is_awaited: bool = any(each.is_async for each in everybody)
         self._signal = signal
         self._models: WeakKeyDictionary[type, bool] = WeakKeyDictionary()
 
@@ -121,7 +123,7 @@ class ModelSignal(Captured):
         at = (self._captures, *[phase._registry.changes for phase in self._phases.values()])
         if self._hearing.at != at:
             everybody = [each for phase in self._phases.values() for each in phase._registry.all_connections()]
-            self._hearing = Hearing(self, at, everybody)
+            self._hearing = Hearing(self, at, everybody, is_captured=self.is_captured)
         return self._hearing
 
     @property
