@@ -61,6 +61,7 @@ def test_pyright_finds_exactly_the_expected_errors():
     assert errors == expected(), output
 
 
+@pytest.mark.slow
 def test_every_public_name_has_a_type():
     """Pyright knows the type of all that the package exports, without inferring any."""
     output = run("pyright", "--verifytypes", "asignals", "--ignoreexternal", "--outputjson")

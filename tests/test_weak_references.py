@@ -210,7 +210,7 @@ async def test_the_send_after_a_death_forgets_the_dead(made):
     gc.collect()
     assert await made.send(None) == [(greet, "greet")]
     assert not made._registry._dead
-    assert len(made._registry._everyone.subscribers) == 1
+    assert len(made._registry._everyone.connections) == 1
 
 
 async def test_a_purge_that_has_not_happened_changes_nothing(made):
@@ -874,6 +874,25 @@ def test_a_loss_with_warnings_as_errors_breaks_nobody():
     assert err.count("ReceiverLostWarning: ") == 2
     for words in ("register.<locals>.local", "Handler.hear", "'__main__.made'", "<string>:9", "weak=False"):
         assert words in err
+
+
+def test_lines_are_enough_to_know_the_statement():
+    """An interpreter that keeps no columns still knows the statement by its lines."""
+    code = """
+        from asignals import Signal
+        made = Signal()
+        class Handler:
+            def hear(self, **named): ...
+        made.connect(
+            Handler().hear
+        )
+        kept = Handler()
+        made.connect(kept.hear)
+        kept = None
+    """
+    status, _, err = run(code, "-X", "no_debug_ranges")
+    assert status == 0
+    assert err.count("ReceiverLostWarning: ") == 1
 
 
 def test_the_end_of_the_program_warns_nobody():

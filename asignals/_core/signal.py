@@ -15,19 +15,20 @@ from weakref import WeakValueDictionary, ref
 
 from anyio import CapacityLimiter
 
-from asignals._core.connection import Connection, ConnectOptions, Options
+from asignals._core.connection import DEFAULTS, Connection, ConnectOptions, Options
 from asignals._core.dispatch import TaskGroupFactory, deliver
 from asignals._core.errors import InvalidReceiverError
 from asignals._core.loops import new_lock
 from asignals._core.monitor import watchers
-from asignals._core.references import calling_frame, describe, is_a, statement_of
-from asignals._core.registry import Plan, Registry, Scope
+from asignals._core.references import calling_frame, describe, is_a, place_of
+from asignals._core.registry import Connected, Mute, Plan, Registry, is_alive
 from asignals._core.signatures import Mismatch, Receiver, Shape, check_names, examine, read_stub
 from asignals._core.stream import Event, Overflow, Stream, Where
-from asignals._core.written import class_for_names, class_for_stub, loop_for_keywords, mark_as_send
+from asignals._core.written import class_for_names, class_for_stub, keyword_loops, loop_for_keywords, mark_as_send
+from asignals._core.written import robust_keyword_loops
 
 P = ParamSpec("P")
-R = TypeVar("R", covariant=True)
+R_co = TypeVar("R_co", covariant=True)
 F = TypeVar("F", bound=Receiver)
 
 
@@ -54,7 +55,7 @@ _NO_PLAN = _NoPlan()
 _MISSING: Any = _Missing()
 
 
-class Signal(Generic[P, R]):
+class Signal(Generic[P, R_co]):
     """Something that happens, which receivers hear of.
 
     `Signal()` sends any keyword arguments, `Signal(["toppings", "size"])` exactly these. For types, defaults and a
@@ -144,9 +145,9 @@ class Signal(Generic[P, R]):
 
     if TYPE_CHECKING:
 
-        async def send(self, *args: P.args, **kwargs: P.kwargs) -> list[tuple[Receiver, R]]: ...
+        async def send(self, *args: P.args, **kwargs: P.kwargs) -> list[tuple[Receiver, R_co]]: ...
 
-        async def send_robust(self, *args: P.args, **kwargs: P.kwargs) -> list[tuple[Receiver, R | Exception]]: ...
+        async def send_robust(self, *args: P.args, **kwargs: P.kwargs) -> list[tuple[Receiver, R_co | Exception]]: ...
 
     else:
         # The types are above: here a sender is just an object. A signal with declared arguments has written methods.
@@ -172,7 +173,10 @@ class Signal(Generic[P, R]):
             Raises:
                 TypeError: the arguments are not those that the signal declares; no receiver was called.
             """
-            return self._send_keywords(sender, named, robust=False)
+            plan, loop = self._direct.plan, keyword_loops.get(tuple(named))
+            if plan is None or loop is None or watchers:
+                return self._send_keywords(sender, named, robust=False)
+            return loop(plan.connections, self, sender, *named.values())
 
         def send_robust(self, /, sender: object, **named: Any) -> Coroutine[Any, Any, list[tuple[Receiver, Any]]]:
             """Call every receiver, and return exceptions in place of the responses of those that failed.
@@ -184,7 +188,10 @@ class Signal(Generic[P, R]):
             Raises:
                 TypeError: the arguments are not those that the signal declares; no receiver was called.
             """
-            return self._send_keywords(sender, named, robust=True)
+            plan, loop = self._direct.plan, robust_keyword_loops.get(tuple(named))
+            if plan is None or loop is None or watchers:
+                return self._send_keywords(sender, named, robust=True)
+            return loop(plan.connections, self, sender, *named.values())
 
         mark_as_send(send)
         mark_as_send(send_robust)
@@ -192,13 +199,11 @@ class Signal(Generic[P, R]):
     def _send_keywords(
         self, sender: object, named: dict[str, Any], *, robust: bool
     ) -> Coroutine[Any, Any, list[tuple[Receiver, Any]]]:
-        plan = self._direct.plan
-        if plan is None or watchers:
-            plan = self._direct_plan_for(sender)
+        plan = self._direct_plan_for(sender)
         loop = None if plan is None else loop_for_keywords(tuple(named), robust=robust)
         if plan is None or loop is None:
             return deliver(self, *self._bind(sender, **named), robust=robust)
-        return loop(plan.subscribers, self, sender, *named.values())
+        return loop(plan.connections, self, sender, *named.values())
 
     def _direct_plan_for(self, sender: object) -> Plan | None:
         """The plan for the written loop; `None` when `deliver` has to send."""
@@ -328,12 +333,12 @@ class Signal(Generic[P, R]):
         """
         in_thread = in_thread if isinstance(in_thread, CapacityLimiter) else bool(in_thread)
         options = Options(bool(weak), priority, bool(subclasses), in_thread, timeout, bool(once))
+        options = DEFAULTS if options == DEFAULTS else options  # one object, as most have these
         if receiver is _MISSING:
-            return partial(
-                self.connect, sender=sender, weak=weak, dispatch_uid=dispatch_uid, replace=replace, **options.given()
-            )
+            given = {**options._asdict(), "replace": replace}
+            return partial(self.connect, sender=sender, dispatch_uid=dispatch_uid, **given)
         shape = self._examine(receiver, sender, dispatch_uid, options)
-        place = statement_of(calling_frame(type(self)))
+        place = place_of(calling_frame(type(self)))
         self._registry.connect(receiver, sender, dispatch_uid, options, shape, place, replace=replace)
         return receiver
 
@@ -348,9 +353,11 @@ class Signal(Generic[P, R]):
         self._callable(receiver)
         try:
             shape = examine(receiver, self.providing_args)
-            options.check(sender, is_async=shape.is_async)
+            problem = options.problem(sender, is_async=shape.is_async)
         except Mismatch as mismatch:
-            raise InvalidReceiverError(self, receiver, describe(receiver), str(mismatch)) from mismatch.__cause__
+            problem = str(mismatch)
+        if problem:
+            raise InvalidReceiverError(self, receiver, describe(receiver), problem)
         try:
             hash(uid)
             if options.weak:
@@ -382,7 +389,7 @@ class Signal(Generic[P, R]):
     @property
     def connections(self) -> tuple[Connection, ...]:
         """The live connections, for all senders and each single one, in order; the same objects each time."""
-        return tuple(each for each in self._registry.all_subscribers() if isinstance(each, Connection))
+        return tuple(each for each in self._registry.all_connections() if each.is_receiver)
 
     def _registries(self) -> dict[str, Registry]:
         """Where the connections are; a subclass may keep those of several phases apart, and names them."""
@@ -390,11 +397,11 @@ class Signal(Generic[P, R]):
 
     def has_listeners(self, sender: object = None) -> bool:
         """Whether a send from this sender would reach a receiver or a stream, muted or not."""
-        return self._registry.has_subscribers(sender)
+        return any(map(is_alive, self._registry.connections_for(sender)))
 
     def receivers_for(self, sender: object) -> list[Receiver]:
         """The receivers that a send from this sender would call, in order, muted or not."""
-        found = [each.target() for each in self._registry.subscribers_for(sender) if isinstance(each, Connection)]
+        found = [each.target() for each in self._registry.connections_for(sender) if each.is_receiver]
         return [receiver for receiver in found if receiver is not None]
 
     def connected(
@@ -413,7 +420,7 @@ class Signal(Generic[P, R]):
         What `connect` refuses is refused as the block is entered. Not a decorator: that is refused with a `TypeError`.
         """
         connect = partial(self.connect, receiver, sender, weak, dispatch_uid, **options)
-        return Scope(lambda: self._registry.connected(receiver, sender, dispatch_uid, connect))
+        return Connected(self._registry, receiver, sender, dispatch_uid, connect)
 
     def muted(self, *receivers: Receiver, everywhere: bool = False) -> AbstractContextManager[None]:
         """For the length of a `with` block, let sends reach nobody, no stream either; or, given receivers, not these.
@@ -423,11 +430,11 @@ class Signal(Generic[P, R]):
         when it runs later. Sends under way go on. Blocks may nest and overlap in any order.
 
         Raises:
-            TypeError: used as a decorator (see `asignals.testing.muted` for one), or one of the receivers is not callable.
+            TypeError: one of the receivers is not callable; or used as a decorator (`asignals.testing.muted` is one).
         """
         for receiver in receivers:
             self._callable(receiver)
-        return Scope(lambda: self._registry.muted(receivers, everywhere=everywhere))
+        return Mute(self._registry, receivers, everywhere=everywhere)
 
     # -- listening -------------------------------------------------------------------------------------------------
 
@@ -500,11 +507,11 @@ def _check_mode(task_group: object, limit: object) -> None:
 
 
 @overload
-def signal(stub: Callable[P, Coroutine[Any, Any, R]]) -> Signal[P, R]: ...
+def signal(stub: Callable[P, Coroutine[Any, Any, R_co]]) -> Signal[P, R_co]: ...
 
 
 @overload
-def signal(stub: Callable[P, R]) -> Signal[P, R]: ...
+def signal(stub: Callable[P, R_co]) -> Signal[P, R_co]: ...
 
 
 @overload
@@ -557,9 +564,9 @@ class _SignalMaker(Protocol):
     """What `@signal(...)` with options returns."""
 
     @overload
-    def __call__(self, stub: Callable[P, Coroutine[Any, Any, R]], /) -> Signal[P, R]: ...
+    def __call__(self, stub: Callable[P, Coroutine[Any, Any, R_co]], /) -> Signal[P, R_co]: ...
     @overload
-    def __call__(self, stub: Callable[P, R], /) -> Signal[P, R]: ...
+    def __call__(self, stub: Callable[P, R_co], /) -> Signal[P, R_co]: ...
 
 
 def receiver(

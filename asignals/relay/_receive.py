@@ -18,11 +18,11 @@ from collections import OrderedDict
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from inspect import isawaitable
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import anyio
 
-from asignals._core import Connection, Send, bind, log_failure
+from asignals._core import Send, bind, log_failure
 from asignals.relay._cancel import heeding, limited, times_cancelled
 from asignals.relay._connection_state import ConnectionState, jittered
 from asignals.relay._current import AlreadyHandledError, Call, calling
@@ -38,7 +38,7 @@ from asignals.relay._watchdog import Watchdog
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Collection
 
-    from asignals._core import Subscriber
+    from asignals._core import Connection
     from asignals.relay._inbox import Inbox
     from asignals.relay._subscription import Subscription, Target
     from asignals.relay._transport import Delivery
@@ -50,7 +50,8 @@ _LOOK: Final = 5.0  # seconds after which an idle inbox is asked whether it is t
 _ELSEWHERE: Final = 2.0  # seconds after which an event is offered again that this instance cannot read
 _PARKED: Final = 2.0  # seconds after which an event comes again for which too many wait
 _SUSPECT: Final = 1.0  # seconds after which a suspect comes again while another one is tried
-_NOTED: Final = 60.0  # seconds for which a note stays in health after it was last true
+_SHOWN: Final = 10.0  # seconds for which a note stays in health after it should have come again
+_LOGGED: Final = 60.0  # seconds after which a note that still comes is logged once more
 _KNOWN: Final = 100_000  # events of which is known here what no inbox has
 
 
@@ -99,12 +100,20 @@ class _Outcome:
     `succeeded` are the connections that have: two receivers of one name are told apart by them, in this process.
     """
 
-    succeeded: set[Subscriber] = field(default_factory=set)
+    succeeded: set[Connection] = field(default_factory=set)
     done: set[str] = field(default_factory=set)
     failed: set[str] = field(default_factory=set)
     error: BaseException | None = None
     is_called: bool = False
     is_heard: bool = False
+
+
+class _Note(NamedTuple):
+    """Something that does not work, until when health shows it, and when it was last logged."""
+
+    text: str
+    until: float
+    logged: float
 
 
 class _Recent(OrderedDict[str, Any]):
@@ -140,7 +149,7 @@ class Inbound:
         self._inbox = inbox
         self._put_dead_letter = put_dead_letter
         self._always_remember = always_remember
-        self._notes: dict[str, tuple[float, str]] = {}
+        self._notes: dict[str, _Note] = {}
         self._first_seen = _Recent()  # of events with a newer version: when that was
         self._done_here = _Recent()  # of events that are not done: the connections that are
         self.begin(1)
@@ -157,7 +166,7 @@ class Inbound:
     def problems(self) -> dict[str, str]:
         """What does not work, by what it is, as far as it was noticed of late."""
         now = time.monotonic()
-        found = {what: text for what, (noted, text) in self._notes.items() if now - noted < _NOTED}
+        found = {what: note.text for what, note in self._notes.items() if now < note.until}
         if self.inbox_state.problem is not None:
             found[self.inbox_state.name] = self.inbox_state.problem
         return found
@@ -249,12 +258,14 @@ class Inbound:
         text = f"{who} has blocked it for {seconds:.1f} s; events are redelivered, and handled twice, when that lasts"
         self._note("the event loop", f"{text}: await, or connect it with in_thread=True")
 
-    def _note(self, what: str, text: str) -> None:
-        """Show it in health for a while; log it when it is new."""
-        noted, _ = self._notes.get(what, (float("-inf"), ""))
-        if time.monotonic() - noted >= _NOTED:
+    def _note(self, what: str, text: str, again: float = 0.0) -> None:
+        """Show it in health until some seconds after it comes `again`, if it does; log it when it is new."""
+        now = time.monotonic()
+        known = self._notes.get(what)
+        logged = known.logged if known is not None and now - known.logged < _LOGGED else now
+        if logged == now:
             logger.warning("%s: %s", what, text)
-        self._notes[what] = time.monotonic(), text
+        self._notes[what] = _Note(text, now + again + _SHOWN, logged)
 
     # -- calling the receivers ---------------------------------------------------------------------------------------
 
@@ -356,7 +367,7 @@ class Inbound:
             return await self._give_up(subscription.dead_letter, delivery, error, change.failures, done)
         pause = subscription.pause(change.failures)
         if isinstance(error, NotHandledError):
-            self._note(f"events of {envelope.topic!r} that are not handled", error.reason)
+            self._note(f"events of {envelope.topic!r} that are not handled", error.reason, pause)
             return Release(pause)  # an instance that has the receivers may be there
         return pause
 
@@ -372,7 +383,10 @@ class Inbound:
             names = ", ".join(sorted(failed))
             return NotHandledError(subscription.topic, f"{names} failed before, and is not connected any more")
         if not outcome.is_heard and not subscription.allow_no_receivers:
-            reason = f"no receiver is connected to signal {subscription.signal.name!r} for its sender"
+            reason = (
+                f"no receiver is connected to signal {subscription.signal.name!r} for its sender "
+                f"(receive it with allow_no_receivers=True where that is meant)"
+            )
             return NotHandledError(subscription.topic, reason)
         return None
 
@@ -388,7 +402,7 @@ class Inbound:
         event_id = envelope.repeats or envelope.id
         token, inner = handling.set(envelope), calling.set(None)
         outcome = _Outcome()
-        done_here: frozenset[Subscriber] = self._done_here.get(event_id, frozenset())
+        done_here: frozenset[Connection] = self._done_here.get(event_id, frozenset())
         try:
             with following(envelope.traceparent) if envelope.traceparent else _PLAIN:
                 sender = subscription.load(envelope.sender)
@@ -401,10 +415,10 @@ class Inbound:
                 send = Send(subscription.signal, sender, arguments, robust=False)
                 with send.watched() if send.is_watched else _PLAIN:
                     for target in targets:
-                        if target.name in skipped or target.subscriber in done_here:
+                        if target.name in skipped or target.connection in done_here:
                             outcome.is_heard = True
                         else:
-                            self.watchdog.calling(target.subscriber)
+                            self.watchdog.calling(target.connection)
                             name = target.name if target.is_unique else None
                             calling.set(Call(envelope, self.service, attempt, self._inbox, name))
                             await _respond(send, target, outcome)
@@ -467,24 +481,24 @@ class _InboxLostError(Exception):
 
 async def _respond(send: Send, target: Target, outcome: _Outcome) -> None:
     """Call one receiver, and note what came of it."""
-    subscriber, name, _ = target
+    connection, name, _ = target
     failure: BaseException | None = None
     try:
-        pair = await send.to(subscriber)
-        if pair is None and isinstance(subscriber, Connection):
+        pair = await send.to(connection)
+        if pair is None and connection.is_receiver:
             return  # it has left meanwhile
     except AlreadyHandledError:
         pass  # and its effects are committed
     except (Exception, asyncio.CancelledError) as error:
         if isinstance(error, asyncio.CancelledError) and times_cancelled():
             raise
-        failure = log_failure(error, subscriber, send.signal, send.sender)[1]
+        failure = log_failure(error, connection, send.signal, send.sender)[1]
     outcome.is_called = outcome.is_heard = True
     if failure is not None:
         outcome.error = outcome.error or failure
         if name is not None:
             outcome.failed.add(name)
         return
-    outcome.succeeded.add(subscriber)
+    outcome.succeeded.add(connection)
     if name is not None:
         outcome.done.add(name)

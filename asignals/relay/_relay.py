@@ -144,6 +144,8 @@ class Relay:
             engine, for `publish_timeout` seconds at most, and raises its error.
         inbox: Remembers what was done, to skip it in repetitions. By default the engine's own store, used for events
             that failed; one that is given remembers successes too, so that an event delivered twice is handled once.
+            RabbitMQ and Kafka have no store of their own: without an inbox nothing is remembered over a restart there,
+            and an event that kills its process is not found out.
         instance: Names this process among those of the service; by default made of host and process id.
         sender_codec: A pair of functions: sender to string, and string to sender (which may be async). By default
             senders are strings or `None`.

@@ -8,7 +8,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from asignals._core import Connection, registry_of
+from asignals._core import registry_of
 from asignals.relay._connection_state import jittered
 from asignals.relay._export import ExportUid
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from asignals import Signal
-    from asignals._core import Subscriber
+    from asignals._core import Connection
     from asignals.relay._codec import Codec
 
 logger = logging.getLogger("asignals.relay")
@@ -30,7 +30,7 @@ class Target(NamedTuple):
     `is_unique` says whether no other receiver of the signal has the name.
     """
 
-    subscriber: Subscriber
+    connection: Connection
     name: str | None
     is_unique: bool
 
@@ -63,12 +63,12 @@ class Subscription:
 
     def targets(self, sender: object) -> Targets:
         """Whom to call for a sender; exporting receivers are left out."""
-        plan = registry_of(self.signal).plan_for(sender).subscribers
+        plan = registry_of(self.signal).plan_for(sender).connections
         if plan is not self._plan:
             named = [(each, _name_of(each)) for each in plan if not is_exporter(each)]
             counts = Counter(name for _, name in named)
             here = [Target(each, name, counts[name] == 1) for each, name in named]
-            reached = sum(isinstance(each, Connection) for each in plan)
+            reached = sum(each.is_receiver for each in plan)
             muted = max(0, len(self.signal.receivers_for(sender)) - reached)
             self._warn_of_namesakes(counts)
             self._targets, self._plan = Targets(here, muted), plan
@@ -103,17 +103,17 @@ def receiver_names(signal: Signal[..., Any]) -> list[str]:
 
 def names_for(signal: Signal[..., Any], sender: object) -> tuple[str, ...]:
     """Name the receivers that a send from this sender calls, without exporting ones and streams."""
-    plan = registry_of(signal).plan_for(sender).subscribers
+    plan = registry_of(signal).plan_for(sender).connections
     return tuple(sorted({name for each in plan if not is_exporter(each) and (name := _name_of(each)) is not None}))
 
 
-def is_exporter(subscriber: Subscriber) -> bool:
+def is_exporter(connection: Connection) -> bool:
     """Whether a connection is one that `Relay.export` made."""
-    return isinstance(subscriber, Connection) and isinstance(subscriber.dispatch_uid, ExportUid)
+    return isinstance(connection.dispatch_uid, ExportUid)
 
 
-def _name_of(subscriber: Subscriber) -> str | None:
-    return _receiver_name(subscriber) if isinstance(subscriber, Connection) else None
+def _name_of(connection: Connection) -> str | None:
+    return _receiver_name(connection) if connection.is_receiver else None
 
 
 def _receiver_name(connection: Connection) -> str:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from asignals._core import Subscriber
+    from asignals._core import Connection
 
 _LEAST: Final = 1.0  # seconds; a shorter stall may be a busy machine's
 
@@ -24,10 +24,10 @@ class Watchdog:
     def __init__(self, lease: float, blocked: Callable[[str | None, float], None]) -> None:
         self._limit = max(_LEAST, lease / 2)
         self._blocked = blocked
-        self._running: dict[asyncio.Task[Any] | None, Subscriber] = {}
+        self._running: dict[asyncio.Task[Any] | None, Connection] = {}
         self._ended = threading.Event()
 
-    def calling(self, receiver: Subscriber | None) -> None:
+    def calling(self, receiver: Connection | None) -> None:
         """Note which receiver the current task calls now, `None` for none."""
         if receiver is None:
             self._running.pop(asyncio.current_task(), None)
