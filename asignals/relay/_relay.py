@@ -122,7 +122,7 @@ class NoReceiversError(RuntimeError):
             text = f"service {service!r} receives nothing: call relay.receive(signal, topic) before it starts"
         super().__init__(f"{text}. {hint}" if hint else text)
         self.service = service
-        self.unheard = tuple(unheard)
+        self.unheard: tuple[tuple[str, str], ...] = tuple(unheard)
 
 
 class Relay:

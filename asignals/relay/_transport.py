@@ -195,7 +195,7 @@ class SchemaError(RuntimeError):
             f"run `asignals relay init package.module:relay`, or add asignals.relay.table_metadata() to Alembic"
         )
         self.database = database
-        self.tables = tuple(tables)
+        self.tables: tuple[str, ...] = tuple(tables)
 
 
 @runtime_checkable

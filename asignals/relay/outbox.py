@@ -61,7 +61,7 @@ if TYPE_CHECKING:
 
     from asignals.relay._tables import Tables
 
-logger = logging.getLogger("asignals.relay")
+logger: logging.Logger = logging.getLogger("asignals.relay")
 
 T = TypeVar("T")
 
