@@ -5,11 +5,14 @@ import gc
 import os
 import sys
 from collections.abc import Callable, Iterator
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import settings
+
+import asignals
 
 # A machine that is busy with something else is no failure; in CI a failure can be made again.
 settings.register_profile("asignals", deadline=None, derandomize=bool(os.environ.get("CI")))
@@ -62,7 +65,9 @@ def is_full(config: pytest.Config) -> bool:
 def pytest_cmdline_main(config: pytest.Config) -> Iterator[None]:
     """Share the tests of a directory among workers, if xdist is there and the command says nothing else."""
     options = config.option
-    if getattr(options, "numprocesses", 0) is None and all(Path(argument).is_dir() for argument in config.args):
+    is_worker = "PYTEST_XDIST_WORKER" in os.environ  # without this, workers would start workers, and so on
+    is_silent = getattr(options, "numprocesses", 0) is None
+    if is_silent and not is_worker and all(Path(argument).is_dir() for argument in config.args):
         options.numprocesses = "auto"
         options.dist = "worksteal"
     return (yield)
@@ -127,3 +132,11 @@ def collect() -> Callable[..., Any]:
 
     receiver.calls = []
     return receiver
+
+
+@pytest.fixture
+def plugin(monkeypatch: pytest.MonkeyPatch) -> tuple[str, ...]:
+    """What loads the pytest plugin in a project's own run: installed, it loads itself."""
+    monkeypatch.setenv("PYTHONPATH", str(Path(asignals.__file__).parent.parent), prepend=os.pathsep)
+    is_installed = any(each.name == "asignals" for each in entry_points(group="pytest11"))
+    return () if is_installed else ("-p", "asignals.pytest_plugin")

@@ -39,7 +39,7 @@ sys.meta_path.insert(0, Hidden())
 
 def test_a_mistake_of_ours_is_no_missing_extra() -> None:
     """A module of the package itself that is not there is shown as the bug that it is."""
-    from asignals._extra import needs
+    from asignals.overview.extras import needs
 
     with pytest.raises(ModuleNotFoundError, match=r"No module named 'asignals\.oven'"), needs("demo"):
         import asignals.oven  # noqa: F401  # type: ignore[import-not-found]

@@ -146,11 +146,11 @@ class World:
             gc.collect()  # on asyncio, a task group of anyio's that was cancelled leaves a cycle of its own
         assert [mortal() for mortal in self.mortals] == [None] * len(self.mortals)
         registry = self.tested._registry
-        assert registry.overlaps == {}
+        assert registry.blocks == {}
         assert registry.mutes == ()
         links = [link.target() for link in registry.all_connections() if link.target() is not self.player]
         assert links == list(self.stay.values())
-        assert all(bucket.source() is not None for bucket in registry._buckets.values())
+        assert all(bucket.source() is not None for bucket in registry._senders.values())
 
 
 async def send(world):

@@ -921,7 +921,7 @@ class Machine(RuleBasedStateMachine):
                 label_of(c.receiver),
                 None if c.sender is None else label_of_sender(c.sender),
                 c.dispatch_uid,
-                {name: getattr(c, name) for name in NO_OPTIONS},
+                {name: getattr(c.options, name) for name in NO_OPTIONS},
             )
             for c in signal.connections
         ]
