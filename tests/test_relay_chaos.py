@@ -25,7 +25,12 @@ from asignals.relay import Envelope, Relay, SQLAlchemyInbox, _receive
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("_short_database_limits")]
+pytestmark = [
+    pytest.mark.anyio,
+    pytest.mark.usefixtures("_short_database_limits"),
+    # Clients drop connections that were cut while they were opened, and leave them to the garbage collector.
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+]
 FAULTS = 40 if LONG else 3
 WITHIN = BACK_WITHIN * 3
 
