@@ -490,7 +490,7 @@ async def test_memory_is_bounded_in_number_and_size(monkeypatch):
     try:
         for number in range(500):
             await paid.send(None, text=str(number))
-        number, kept = recorder.since(0)
+        number, kept, _ = recorder.since(0)
         assert (number, len(kept)) == (500, 50)
         for _ in range(500):
             await paid.send(None, text="x" * 10_000)
