@@ -50,7 +50,9 @@ def make_demo(*, is_mounted: bool) -> ASGIApp:
     from asignals.demo import shop  # noqa: PLC0415  each process has one shop
 
     routes = shop.app.router.routes
-    routes[:] = [route for route in routes if is_mounted or not isinstance(route, Mount)]
+    routes[:] = [route for route in routes if not isinstance(route, Mount)]
+    if is_mounted:
+        routes.append(Mount("/signals", Inspector(allow=lambda _: True)))
     routes.append(Route("/used", used_by_now))
     return shop.asgi
 
@@ -171,7 +173,7 @@ async def viewer(port: int) -> AsyncIterator[list[int]]:
             while data := await reader.read(65536):
                 seen[0] += len(data)
                 last = (re.findall(rb"^id: (\S+)$", data, re.MULTILINE) or [last])[-1]
-                if data.endswith(b"\r\n0\r\n\r\n"):
+                if data.endswith(b"0\r\n\r\n"):
                     break
             writer.close()
             await asyncio.sleep(0.3)  # as the stream asks for
