@@ -194,9 +194,9 @@ async def test_the_list_has_every_signal_with_its_receivers():
     inspector = Inspector()
 
     def listed(signal):
-        newest = [data for kind, data, _ in viewer.events if kind == "signals"][-1]
         number = inspector._recorder.number_of(signal)
-        return next(each for each in newest["signals"] if each["number"] == number)
+        newest = json.loads(inspector._list())["signals"]
+        return next(each for each in newest if each["number"] == number)
 
     async with viewing(inspector) as viewer:
         assert listed(paid)["name"] == "listed.paid"
