@@ -827,7 +827,7 @@ async def test_a_relay_is_shown_as_its_topic():
     relays = pytest.importorskip("asignals.relay")
     paid = Signal(["amount"], name="relayed.paid")
     relay = relays.Relay(relays.Memory(), "shop")
-    relay.export(paid, "order.paid", senders=(str, str))
+    relay.export(paid, "order.paid", sender_codec=(str, str))
     with contextlib.suppress(Exception):  # the relay does not run
         await paid.send("web", amount=1)
     inspector = Inspector()
