@@ -237,17 +237,15 @@ def lost(watch: Watch) -> Iterator[Finding]:
 
 def uid_taken(watch: Watch) -> Iterator[Finding]:
     """Receivers that were not added, as another one has their `dispatch_uid`."""
-    for each in watch.connecting:
-        if each.taken_by is not None and each.taken_by.receiver is not None:
-            yield Finding(
-                "uid-taken",
-                f"{each.receiver} is not connected to {each.signal.name}: "
-                f"{name_of(each.taken_by.receiver)} has dispatch_uid={each.uid}",
-                each.file,
-                each.line,
-                "give each its own dispatch_uid, or say replace=True to put it in the other's place",
-                str(each.signal.name),
-            )
+    for each in watch.refused:
+        yield Finding(
+            "uid-taken",
+            f"{each.receiver} is not connected to {each.signal}: {each.taken_by} has dispatch_uid={each.uid}",
+            each.file,
+            each.line,
+            "give each its own dispatch_uid, or say replace=True to put it in the other's place",
+            each.signal,
+        )
 
 
 def no_such_model(program: Program) -> Iterator[Finding]:
