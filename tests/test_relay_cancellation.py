@@ -11,12 +11,12 @@ import pytest
 from relay_support import ENGINES, World, until, world
 
 from asignals import Signal
-from asignals._to_the_end import to_the_end
 from asignals.relay import Delivery, Envelope, Memory, MemoryInbox, Relay
 from asignals.relay._batch import Batch, Coalescer
 from asignals.relay._cancel import SelfCancelledError, end, heeding, limited
 from asignals.relay._connection_state import Attempts, ConnectionState
 from asignals.relay._pool import Pool
+from asignals.relay._to_the_end import to_the_end
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable

@@ -16,7 +16,6 @@ error, health or `repr`. Dead letters and the outbox hold arguments as they were
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from asignals._extra import needs as _needs
 from asignals.relay._codec import BodyError as BodyError
 from asignals.relay._codec import Codec as Codec
 from asignals.relay._codec import JSONCodec as JSONCodec
@@ -31,6 +30,7 @@ from asignals.relay._envelope import Envelope as Envelope
 from asignals.relay._envelope import EnvelopeError as EnvelopeError
 from asignals.relay._export import HopLimitError as HopLimitError
 from asignals.relay._export import NoSessionError as NoSessionError
+from asignals.relay._extras import needs as _needs
 from asignals.relay._inbox import Inbox as Inbox
 from asignals.relay._inbox import Memo as Memo
 from asignals.relay._inbox import MemoryInbox as MemoryInbox

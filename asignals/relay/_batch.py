@@ -6,9 +6,9 @@ import asyncio
 from contextlib import suppress
 from typing import TYPE_CHECKING, Generic, TypeVar
 
-from asignals._to_the_end import to_the_end
 from asignals.relay._cancel import end, heeding
 from asignals.relay._connection_state import Attempts
+from asignals.relay._to_the_end import to_the_end
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import anyio
 
-from asignals._to_the_end import to_the_end
+from asignals.relay._to_the_end import to_the_end
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Collection

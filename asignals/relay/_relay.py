@@ -11,7 +11,6 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Self
 
-from asignals._to_the_end import to_the_end
 from asignals.relay._batch import Coalescer
 from asignals.relay._broadcast import Listener
 from asignals.relay._cancel import end, limited
@@ -33,6 +32,7 @@ from asignals.relay._settings import (
     check_upcasters,
 )
 from asignals.relay._subscription import Subscription, names_for, receiver_names
+from asignals.relay._to_the_end import to_the_end
 from asignals.relay._transport import (
     Backlog,
     Broadcasts,

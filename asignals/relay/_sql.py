@@ -18,10 +18,10 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 from sqlalchemy.schema import CreateIndex, CreateTable
 
-from asignals._to_the_end import to_the_end
 from asignals.relay._cancel import end, limited
 from asignals.relay._connection_state import Attempts, ConnectionState
 from asignals.relay._tables import Tables, tables_of
+from asignals.relay._to_the_end import to_the_end
 from asignals.relay._transport import SchemaError
 
 if TYPE_CHECKING:

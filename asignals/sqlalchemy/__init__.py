@@ -87,26 +87,29 @@ Not seen: rows that the database deletes or changes by itself, and `bulk_save_ob
 `post_update=True` is one event with the foreign key among its changes, though SQLAlchemy sends two statements.
 """  # noqa: E501  the rows of the table
 
-from asignals._extra import needs as _needs
+try:
+    import sqlalchemy as _sqlalchemy  # noqa: F401
+except ModuleNotFoundError as _error:
+    _msg = "sqlalchemy is not installed; get it with: pip install 'asignals[sqlalchemy]'"
+    raise ModuleNotFoundError(_msg, name=_error.name) from _error
 
-with _needs("sqlalchemy"):
-    from asignals.sqlalchemy._after import transaction_committed as transaction_committed
-    from asignals.sqlalchemy._after import transaction_rolled_back as transaction_rolled_back
-    from asignals.sqlalchemy._bulk import post_bulk as post_bulk
-    from asignals.sqlalchemy._bulk import pre_bulk as pre_bulk
-    from asignals.sqlalchemy._errors import AsyncReceiverError as AsyncReceiverError
-    from asignals.sqlalchemy._errors import EndlessFlushError as EndlessFlushError
-    from asignals.sqlalchemy._errors import FlushInProgressError as FlushInProgressError
-    from asignals.sqlalchemy._errors import SignalsNotEnabledError as SignalsNotEnabledError
-    from asignals.sqlalchemy._instances import post_init as post_init
-    from asignals.sqlalchemy._instances import pre_init as pre_init
-    from asignals.sqlalchemy._links import m2m_changed as m2m_changed
-    from asignals.sqlalchemy._saves import post_delete as post_delete
-    from asignals.sqlalchemy._saves import post_save as post_save
-    from asignals.sqlalchemy._saves import pre_delete as pre_delete
-    from asignals.sqlalchemy._saves import pre_save as pre_save
-    from asignals.sqlalchemy._sessions import enable_signals as enable_signals
-    from asignals.sqlalchemy._transactions import on_commit as on_commit
+from asignals.sqlalchemy._after import transaction_committed as transaction_committed
+from asignals.sqlalchemy._after import transaction_rolled_back as transaction_rolled_back
+from asignals.sqlalchemy._bulk import post_bulk as post_bulk
+from asignals.sqlalchemy._bulk import pre_bulk as pre_bulk
+from asignals.sqlalchemy._errors import AsyncReceiverError as AsyncReceiverError
+from asignals.sqlalchemy._errors import EndlessFlushError as EndlessFlushError
+from asignals.sqlalchemy._errors import FlushInProgressError as FlushInProgressError
+from asignals.sqlalchemy._errors import SignalsNotEnabledError as SignalsNotEnabledError
+from asignals.sqlalchemy._instances import post_init as post_init
+from asignals.sqlalchemy._instances import pre_init as pre_init
+from asignals.sqlalchemy._links import m2m_changed as m2m_changed
+from asignals.sqlalchemy._saves import post_delete as post_delete
+from asignals.sqlalchemy._saves import post_save as post_save
+from asignals.sqlalchemy._saves import pre_delete as pre_delete
+from asignals.sqlalchemy._saves import pre_save as pre_save
+from asignals.sqlalchemy._sessions import enable_signals as enable_signals
+from asignals.sqlalchemy._transactions import on_commit as on_commit
 
 __all__ = [
     "AsyncReceiverError",

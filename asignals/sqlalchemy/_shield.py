@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import sys
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
+import anyio
 from sqlalchemy.util import await_only, greenlet_spawn
 from sqlalchemy.util.concurrency import in_greenlet
 
-from asignals._to_the_end import to_the_end
-
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Coroutine
 
 R = TypeVar("R")
 
@@ -27,6 +27,21 @@ def shielded(work: Callable[[], R]) -> R:
     handled = sys.exception()
     result: R = await_only(to_the_end(greenlet_spawn(_while_handling, handled, work)))
     return result
+
+
+async def to_the_end(work: Coroutine[Any, Any, R]) -> R:
+    """Await work to its end in a task of its own; a cancellation that comes meanwhile is raised afterwards."""
+    task = asyncio.get_running_loop().create_task(work)
+    cancellation: asyncio.CancelledError | None = None
+    with anyio.CancelScope(shield=True):  # else a cancelled scope around us would cancel this wait over and over
+        while not task.done():
+            try:
+                await asyncio.wait([task])
+            except asyncio.CancelledError as error:
+                cancellation = error
+    if cancellation is None:
+        return task.result()
+    raise cancellation from None if task.cancelled() else task.exception()
 
 
 def _while_handling(handled: BaseException | None, work: Callable[[], R]) -> R:

@@ -28,7 +28,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from asignals._extra import needs
+from asignals.relay._extras import needs
 from asignals.relay._redact import redacted
 
 if TYPE_CHECKING:

@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Final, TypeAlias
 from sqlalchemy import ColumnElement, bindparam, delete, func, insert, literal, select, text, tuple_, union_all, update
 from sqlalchemy.dialects import postgresql, sqlite
 
-from asignals._to_the_end import to_the_end
 from asignals.relay._batch import Batch
 from asignals.relay._cancel import limited
 from asignals.relay._connection_state import Attempts, ConnectionState
@@ -40,6 +39,7 @@ from asignals.relay._sql import (
     now,
     quoted,
 )
+from asignals.relay._to_the_end import to_the_end
 from asignals.relay._transport import Delivery, delay_of
 from asignals.relay.inbox import SQLAlchemyInbox
 

@@ -23,7 +23,6 @@ from nats.aio.client import Client
 from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy, KeyValueConfig, StreamConfig
 from nats.js.errors import BucketNotFoundError, KeyNotFoundError, NotFoundError
 
-from asignals._to_the_end import to_the_end
 from asignals.relay._batch import Batch
 from asignals.relay._cancel import heeding, limited
 from asignals.relay._connection_state import Attempts, ConnectionState
@@ -31,6 +30,7 @@ from asignals.relay._envelope import DeadLetter, check_name
 from asignals.relay._inbox import Memo
 from asignals.relay._pool import Pool
 from asignals.relay._redact import redacted
+from asignals.relay._to_the_end import to_the_end
 from asignals.relay._transport import Delivery, PublishRefusedError, delay_of
 
 if TYPE_CHECKING:

@@ -25,11 +25,11 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar
 from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient
 
-from asignals._to_the_end import to_the_end
 from asignals.relay._connection_state import Attempts, ConnectionState
 from asignals.relay._envelope import DeadLetter, check_name
 from asignals.relay._pool import Pool
 from asignals.relay._redact import redacted
+from asignals.relay._to_the_end import to_the_end
 from asignals.relay._transport import Delivery, PublishRefusedError, delay_of
 
 if TYPE_CHECKING:

@@ -24,12 +24,12 @@ from urllib.parse import urlsplit, urlunsplit
 from aio_pika import DeliveryMode, ExchangeType, Message, connect
 from aio_pika.exceptions import ChannelNotFoundEntity, ChannelPreconditionFailed, DeliveryError
 
-from asignals._to_the_end import to_the_end
 from asignals.relay._cancel import end, limited
 from asignals.relay._connection_state import Attempts, ConnectionState
 from asignals.relay._envelope import DeadLetter, check_name, new_id
 from asignals.relay._pool import Pool
 from asignals.relay._redact import redacted, said
+from asignals.relay._to_the_end import to_the_end
 from asignals.relay._transport import Delivery, Release, delay_of
 
 if TYPE_CHECKING:

@@ -25,7 +25,6 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import NoScriptError, ResponseError
 
-from asignals._to_the_end import to_the_end
 from asignals.relay._batch import Batch
 from asignals.relay._cancel import limited
 from asignals.relay._connection_state import Attempts, ConnectionState, jittered
@@ -33,6 +32,7 @@ from asignals.relay._envelope import DeadLetter, check_name
 from asignals.relay._inbox import Memo
 from asignals.relay._pool import Pool
 from asignals.relay._redact import redacted
+from asignals.relay._to_the_end import to_the_end
 from asignals.relay._transport import Delivery, Release
 
 if TYPE_CHECKING:

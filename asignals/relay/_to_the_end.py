@@ -1,4 +1,4 @@
-"""Work on asyncio that a cancellation must not cut in two; for the packages around the core."""
+"""Work on asyncio that a cancellation must not cut in two."""
 
 from __future__ import annotations
 
