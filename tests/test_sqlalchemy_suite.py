@@ -31,6 +31,8 @@ EXPECTED: dict[str, str] = {
     "that are called after the end, where nothing could load it",
     "::ComputedDefaultsOnUpdateTest": "the same",
     "::TriggerDefaultsTest": "the same",
+    "::ClauseAttributesTest": "the same",
+    "test_unitofwork.py::DefaultTest": "the same",
     "::EagerDefaultsSettingTest": "the same",
     "::BatchInsertsTest::test_batch_interaction": "the same",
     "::test_bind_through_execute[": "looks at the arguments of get_bind, to which SQLAlchemy adds _sa_skip_events for "
