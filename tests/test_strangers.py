@@ -182,7 +182,7 @@ async def test_self_may_be_an_argument():
 
 @pytest.mark.parametrize("name", ["hear", "wrapped", "partial", "hear_as_class"])
 async def test_what_is_a_new_object_at_each_access_is_one_receiver(made, name):
-    """Bound methods, those that wrapt wraps and those of `partialmethod` are connected once, and disconnected by name."""
+    """Bound methods, those that wrapt wraps and those of `partialmethod` are connected once and found by name."""
     shop, other = Shop(), Shop()
     for _ in range(2):
         made.connect(getattr(shop, name), weak=False)
@@ -372,12 +372,12 @@ async def test_an_error_of_a_misspelt_option_names_it(made):
     assert made.connections == ()
 
 
-# -- threads that hold the places of others ------------------------------------------------------------------------------
+# -- threads that hold the places of others ----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("depth", [1, 3])
 async def test_sync_callers_never_wait_for_the_places_that_they_hold(depth):
-    """Threads of anyio's limiter that send to receivers in threads, which send on, all end: more than there are places."""
+    """More threads than anyio has places for send to receivers in threads, which send on: all end."""
     signals = [Signal(["n"]) for _ in range(depth)]
     calls = []
 
@@ -404,7 +404,7 @@ async def test_sync_callers_never_wait_for_the_places_that_they_hold(depth):
     assert sorted(calls) == list(range(100))
 
 
-# -- the interface for the packages around ------------------------------------------------------------------------------
+# -- the interface for the packages around -----------------------------------------------------------------------------
 
 
 async def test_the_interface_answers_for_signals_and_views():
@@ -440,7 +440,7 @@ async def test_what_a_forked_child_closes():
         assert events.dropped == 0
 
 
-# -- type checkers and interpreters --------------------------------------------------------------------------------------
+# -- type checkers and interpreters ------------------------------------------------------------------------------------
 
 
 def test_errors_of_submodules_come_through(tmp_path):
@@ -452,7 +452,7 @@ def test_errors_of_submodules_come_through(tmp_path):
         import asignals
         asignals.Signal
     """
-    done = subprocess.run(
+    done = subprocess.run(  # noqa: S603  the test's own code
         [sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, check=False, timeout=60
     )
     assert done.returncode == 1

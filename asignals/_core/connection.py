@@ -119,7 +119,7 @@ class Connection(ref[Any]):
         """Refer to the target weakly."""
         return super().__new__(cls, target, on_death)
 
-    def __init__(self, target: object, _: object, options: Options, shape: Shape, place: tuple[CodeType, int]) -> None:
+    def __init__(self, _: object, __: object, options: Options, shape: Shape, place: tuple[CodeType, int]) -> None:
         self._held: object = None
         self.choose: Callable[..., Any] | None = None
         self.function: FunctionType | None = None
