@@ -25,8 +25,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy.orm import Session
 
-    from asignals._core import Connection, Connections, Signal
-    from asignals._core import Plan
+    from asignals._core import Connection, Connections, Plan, Signal
     from asignals.sqlalchemy._signal import ModelSignal, SessionSignal
 
 Phase: TypeAlias = Literal["flush", "commit", "rollback"]
