@@ -155,7 +155,7 @@ async def compare(contender: Contender, operation: str, size: int, turns: int) -
     measure, model, _ = OPERATIONS[operation]
     engine = create_async_engine("sqlite+aiosqlite://", poolclass=StaticPool)
     async with engine.begin() as connection:
-        await connection.run_sync(Base.metadata.create_all)
+        await connection.run_sync(Base.metadata.create_all, tables=[model.__table__])
     seconds: dict[str, list[float]] = {PLAIN.name: [], contender.name: []}
     with ExitStack() as stack:
         for signal, receiver, on in contender.gone:

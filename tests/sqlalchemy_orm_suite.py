@@ -6,6 +6,7 @@ what announcing changes.
 
 from typing import Any
 
+from sqlalchemy import event
 from sqlalchemy.orm import Session
 
 from asignals.sqlalchemy import (
@@ -22,6 +23,7 @@ from asignals.sqlalchemy import (
     transaction_committed,
     transaction_rolled_back,
 )
+from asignals.sqlalchemy._sessions import _HOOKS
 
 PHASES = ("flush", "commit", "rollback")
 
@@ -38,3 +40,10 @@ for signal in (post_save, post_delete, post_bulk, m2m_changed):
 transaction_committed.connect(hear)
 transaction_rolled_back.connect(hear)
 enable_signals(Session)
+
+
+def pytest_runtest_setup() -> None:
+    """Hook into sessions again: tests of SQLAlchemy's events remove all hooks when they end."""
+    for name, hook in _HOOKS.items():
+        if not event.contains(Session, name, hook):
+            event.listen(Session, name, hook)

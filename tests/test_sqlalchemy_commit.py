@@ -14,9 +14,13 @@ from sqlalchemy.exc import IntegrityError, InvalidRequestError
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 from sqlalchemy.orm import selectinload
 from sqlalchemy_support import (  # noqa: F401  fixtures
+    Label,
     Log,
     Note,
     Page,
+    Pizza,
+    Shop,
+    Topping,
     User,
     Word,
     anyio_backend,
@@ -568,6 +572,30 @@ async def test_what_was_loaded_is_readable_in_every_phase(engine, listen, expire
         if page in session:
             await session.refresh(page)
             assert page.title == ("new" if kind != "delete" and on != "rollback" else "old")
+
+
+async def test_dynamic_and_write_only_collections_are_no_values(engine, listen):
+    """They hold nothing that could be kept, before the end and after it."""
+    heard = []
+
+    async def hear(instance, **_):
+        heard.append(instance.name)
+
+    for on in ("commit", "rollback"):
+        listen(post_save, hear, sender=Pizza, on=on)
+    maker = enable_signals(async_sessionmaker(engine))
+    async with maker() as session:
+        pizza = Pizza(id=1, name="a", toppings=[Topping(id=1)])
+        pizza.labels.add(Label(id=1))
+        pizza.shops.append(Shop(id=1))
+        session.add(pizza)
+        await session.commit()
+        await session.refresh(pizza)
+        pizza.name = "b"
+        pizza.shops.append(Shop(id=2))
+        await session.flush()
+        await session.rollback()
+    assert heard == ["a", "b"]
 
 
 async def test_values_put_back_for_receivers_are_expired_again(engine, listen):

@@ -29,6 +29,12 @@ TESTS = os.environ.get("ASIGNALS_SQLALCHEMY_SUITE_TESTS", "test/orm test/ext").s
 EXPECTED: dict[str, str] = {
     "::test_load_expired_on_pending": "counts SELECTs; what a flush has left to the database is loaded for receivers "
     "that are called after the end, where nothing could load it",
+    "::ComputedDefaultsOnUpdateTest": "the same",
+    "::TriggerDefaultsTest": "the same",
+    "::ClauseAttributesTest": "the same",
+    "test_unitofwork.py::DefaultTest": "the same",
+    "::EagerDefaultsSettingTest": "the same",
+    "::BatchInsertsTest::test_batch_interaction": "the same",
     "::test_bind_through_execute[": "looks at the arguments of get_bind, to which SQLAlchemy adds _sa_skip_events for "
     "statements that a do_orm_execute hook has invoked",
     "::test_sessionmaker_gen_after_session_listen": "calls all hooks of the class Session without arguments, and finds "

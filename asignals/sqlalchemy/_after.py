@@ -122,8 +122,13 @@ def _related(row: InstanceState[Any]) -> Iterator[InstanceState[Any]]:
     for key in row.dict.keys() & traits_of(row.manager.mapper).relationships:
         members = _members(row.dict[key])
         for member in members if isinstance(members, list) else [members]:
-            if member is not None:
+            if _is_populated(row, key) and member is not None:
                 yield inspect(member)
+
+
+def _is_populated(row: InstanceState[Any], key: str) -> bool:
+    """Whether an attribute holds what it shows: dynamic and write-only collections do not."""
+    return key in row.manager and bool(row.manager[key].impl.supports_population)
 
 
 def _members(value: Any) -> Any:
@@ -140,7 +145,7 @@ class Loaded:
     def __init__(self, row: InstanceState[Any]) -> None:
         self._row = row
         self._instance = row.obj()
-        self._values = {key: _members(value) for key, value in row.dict.items() if key in row.manager}
+        self._values = {key: _members(value) for key, value in row.dict.items() if _is_populated(row, key)}
         self._put_back: set[str] = set()
         self._was_expired = False
 

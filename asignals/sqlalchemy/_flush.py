@@ -100,7 +100,7 @@ def _is_due(session: Session, told: Event) -> bool:
 
 
 def _foretold(public: object, fate: Fate) -> Event:
-    instance = fate.row.obj()
+    instance = fate.instance
     sender = type(instance)
     if fate.deleted:
         return Event(pre_delete, sender, {"instance": instance, "session": public})

@@ -12,7 +12,6 @@ from __future__ import annotations
 from itertools import chain
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
-from sqlalchemy import inspect
 from sqlalchemy.orm import InstanceState, PassiveFlag, RelationshipDirection, RelationshipProperty, UOWTransaction
 
 from asignals.sqlalchemy._changes import (
@@ -42,6 +41,7 @@ class Fate(NamedTuple):
     """What the flush will do to one instance."""
 
     row: InstanceState[Any]
+    instance: object  # held: what a cascade has loaded, nobody else refers to
     deleted: bool = False
     fields: frozenset[str] | None = None  # of an UPDATE
     changes: Changes | None = None
@@ -59,7 +59,7 @@ def forecast(
 
     And whether all of these are what they look like.
     """
-    chosen = {inspect(instance) for instance in instances} if instances else None
+    chosen = _chosen(instances)
     rows = [row for row in chain(session._new, session._dirty_states) if chosen is None or row in chosen]
     deleted = [row for row in session._deleted if chosen is None or row in chosen]
     traits = {manager: traits_of(manager.mapper) for manager in {row.manager for row in (*rows, *deleted)}}
@@ -74,6 +74,13 @@ def forecast(
     heard = {manager for manager in near if is_saved(manager.class_)}
     rows = [row for row in rows if row.manager in heard and (row, False) not in seen]
     return list(_taken_as_they_are(rows, traits)), True
+
+
+def _chosen(instances: Sequence[Any] | None) -> set[InstanceState[Any]] | None:
+    """What a flush is limited to; what is no mapped instance is left to SQLAlchemy to refuse."""
+    if not instances:
+        return None
+    return {each._sa_instance_state for each in instances if hasattr(each, "_sa_instance_state")}
 
 
 def extent(session: Session) -> tuple[int, ...]:
@@ -96,7 +103,7 @@ def _taken_as_they_are(rows: list[InstanceState[Any]], traits: dict[Any, Traits]
     for row in in_order(rows):
         known = traits[row.manager]
         if row.key is None:
-            yield Fate(row, changes=first_values(row, known))
+            yield Fate(row, row.obj(), changes=first_values(row, known))
         elif old := net_changes(row, known):
             yield _updated(row, known, old)
 
@@ -106,7 +113,7 @@ def _updated(row: InstanceState[Any], traits: Traits, old: dict[str, object]) ->
     changes = changes_to(row, old)
     if traits.replaced:
         changes.update((key, (stored_value(row, key), NO_VALUE)) for key in fields - changes.keys())
-    return Fate(row, fields=fields, changes=changes)
+    return Fate(row, row.obj(), fields=fields, changes=changes)
 
 
 # -- what only a unit of work tells ------------------------------------------------------------------------------------
@@ -122,13 +129,13 @@ def _sorted_out(session: Session, instances: Sequence[Any] | None) -> Iterator[F
     for row, deleted in states.items():
         if deleted:
             if row not in taken_over:
-                yield Fate(row, deleted=True)
+                yield Fate(row, row.obj(), deleted=True)
             continue
         traits = traits_of(row.manager.mapper)
         new = keys.get(row, {})
         if row.key is None and predecessor(session, row, unit.states) is None:
             changes = first_values(row, traits)
-            yield Fate(row, changes={**changes, **{key: (NO_VALUE, value) for key, value in new.items()}})
+            yield Fate(row, row.obj(), changes={**changes, **{key: (NO_VALUE, value) for key, value in new.items()}})
             continue
         old = {**net_changes(row, traits), **{key: stored_value(row, key) for key in new}}
         if old or row.key is None:
@@ -138,7 +145,7 @@ def _sorted_out(session: Session, instances: Sequence[Any] | None) -> Iterator[F
 
 
 def _register(session: Session, unit: UOWTransaction, instances: Sequence[Any] | None) -> None:
-    chosen = {inspect(instance) for instance in instances} if instances else None
+    chosen = _chosen(instances)
     for row in [*in_order(session._new), *in_order(session._dirty_states - session._deleted.keys())]:
         if chosen is None or row in chosen:
             is_orphan = row.mapper._is_orphan(row)  # as Session.flush asks
