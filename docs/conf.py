@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 import sys
+from importlib import import_module
 from importlib.metadata import version as version_of
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
+
+from docutils import nodes
+from docutils.parsers.rst import Directive, directives
+from docutils.statemachine import StringList
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent))
@@ -112,6 +118,68 @@ def _process_docstring(_app: Any, _what: str, _name: str, _thing: Any, _options:
     lines[:] = to_rst(_CODE.sub(lambda found: "`" + found[1].replace("\n", " ") + "`", text).split("\n"))
 
 
+# What the core itself calls of classes whose other members are public.
+_INTERNAL = {
+    "asignals.Connection": {"code", "instruction", "function", "method", "shape", "is_easily_lost", "target"}
+    | {"set_options", "end", "describe", "claim", "call", "respond", "choose", "is_live", "key", "options", "order"}
+    | {"source", "style"},
+    "asignals.Stream": {"keep", "withdraw"},
+}
+
+
+def _skip_member(app: Any, _what: str, name: str, _thing: Any, skip: Any, _options: Any) -> bool | None:
+    document = app.env.temp_data.get("autodoc:class")
+    return True if not skip and name in _INTERNAL.get(f"asignals.{document}", ()) else None
+
+
+class PublicNames(Directive):
+    """`.. public-names:: module`: each name of its `__all__`, those of `:first:` before the others, errors last."""
+
+    required_arguments = 1
+    option_spec: ClassVar = {"first": directives.unchanged}
+
+    def run(self) -> list[nodes.Node]:
+        """Write a directive of autodoc for each name, and have it read."""
+        module = import_module(self.arguments[0])
+        first = [name for name in self.options.get("first", "").split() if name in module.__all__]
+        names = sorted(module.__all__, key=lambda name: first.index(name) if name in first else len(first))
+        things = [(name, getattr(module, name)) for name in names]
+        things.sort(key=lambda each: _is_error(each[1]))
+        lines = [line for name, thing in things for line in _describe(module.__name__, name, thing)]
+        node = nodes.section()
+        self.state.nested_parse(StringList(lines, module.__name__), self.content_offset, node)
+        return node.children
+
+
+def _is_error(thing: Any) -> bool:
+    return isinstance(thing, type) and issubclass(thing, BaseException)
+
+
+def _describe(module: str, name: str, thing: Any) -> list[str]:
+    full = f"{module}.{name}"
+    if _is_error(thing):
+        return ["", f".. autoexception:: {full}"]
+    if isinstance(thing, type):
+        return ["", f".. autoclass:: {full}", "   :members:"]
+    if inspect.isroutine(thing):
+        return ["", f".. autofunction:: {full}"]
+    if hasattr(thing, "send_robust"):  # a signal
+        text = to_rst(inspect.cleandoc(thing.__doc__ or "").split("\n"))
+        arguments = ", ".join(thing.providing_args or ()) or "any"
+        body = ["", ":Arguments: " + arguments, "", *text]
+        return [
+            "",
+            f".. py:data:: {name}",
+            f"   :module: {module}",
+            "   :type: Signal",
+            *(f"   {line}".rstrip() for line in body),
+            "",
+        ]
+    return ["", f".. autodata:: {full}", "   :no-value:"]
+
+
 def setup(app: Any) -> None:
     """Convert before napoleon reads the sections."""
     app.connect("autodoc-process-docstring", _process_docstring, priority=400)
+    app.connect("autodoc-skip-member", _skip_member)
+    app.add_directive("public-names", PublicNames)
