@@ -63,11 +63,11 @@ __all__ = [
 if not TYPE_CHECKING:
     # Names are loaded when one is first used (PEP 562), as anyio does it; type checkers refuse a misspelt one.
 
-    def __getattr__(name):
+    def __getattr__(name: str) -> object:
         if name not in __all__:
             msg = f"module {__name__!r} has no attribute {name!r}"
             raise AttributeError(msg)
-        from asignals import _core
+        from asignals import _core  # noqa: PLC0415  with the first name, not with the package
 
         globals().update({each: getattr(_core, each) for each in __all__})
         return globals()[name]

@@ -132,7 +132,11 @@ def lifespan_stopped(sender: ASGIApp, *, scope: Scope) -> object:
 
 
 class SignalMiddleware:
-    """Wrap `app`, any ASGI 3 application, so that it sends the signals of this module, with `app` as their sender.
+    """Wrap `app`, any ASGI 3 application, so that it sends the signals of this module.
+
+    Their sender is the application that the framework names in the scope (`scope["app"]`, as Starlette, FastAPI and
+    Litestar do for middleware that was added to them), else `app`; the same one for all signals of a scope. So
+    `connect(f, sender=app)` hears `app.add_middleware(SignalMiddleware)` and `app = SignalMiddleware(app)` alike.
 
     Everything passes through untouched: scopes, messages, unknown types of scope, and the application's exceptions.
 
@@ -146,14 +150,18 @@ class SignalMiddleware:
     An instance keeps nothing between calls, and may serve several event loops and threads at once.
 
     Args:
-        app: The application; the sender of the signals.
+        app: The application.
         grace: Seconds, 0 or more; `math.inf` sets no limit.
 
     Raises:
+        TypeError: `app` cannot be called; the string that a server imports it by is none.
         ValueError: `grace` is negative or not a number.
     """
 
     def __init__(self, app: ASGIApp, *, grace: float = 5.0) -> None:
+        if not callable(app):
+            msg = f"SignalMiddleware takes an ASGI application, not {app!r:.80}; pass the object itself"
+            raise TypeError(msg)
         if not grace >= 0:  # put this way round, it refuses NaN too
             msg = f"SignalMiddleware: grace must be 0 or more seconds, not {grace!r}"
             raise ValueError(msg)
@@ -165,17 +173,19 @@ class SignalMiddleware:
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """Call the application, as a server does, and send the signals of this scope."""
+        named = scope.get("app")  # by the framework that runs this middleware, as Starlette and Litestar do
+        sender = self.app if named is None else named
         match scope["type"]:
             case "http":
-                await self._http(scope, receive, send)
+                await self._http(sender, scope, receive, send)
             case "websocket":
-                await self._websocket(scope, receive, send)
+                await self._websocket(sender, scope, receive, send)
             case "lifespan":
-                await self._lifespan(scope, receive, send)
+                await self._lifespan(sender, scope, receive, send)
             case _:
                 await self.app(scope, receive, send)
 
-    async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _http(self, sender: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
         started = time.perf_counter()
         status: int | None = None
 
@@ -187,16 +197,15 @@ class SignalMiddleware:
 
         async def finish(exception: BaseException | None, ended: float) -> None:
             duration = ended - started
-            sending = request_finished.send_robust(
-                self.app, scope=scope, status=status, duration=duration, exception=exception
+            await request_finished.send_robust(
+                sender, scope=scope, status=status, duration=duration, exception=exception
             )
-            await _contain(sending)
 
-        async with _Ending(self, scope, request_finished, finish):
-            await _contain(request_started.send_robust(self.app, scope=scope))
+        async with _Ending(sender, self.grace, scope, request_finished, finish):
+            await request_started.send_robust(sender, scope=scope)
             await self.app(scope, receive, watched_send)
 
-    async def _websocket(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _websocket(self, sender: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
         connected: float | None = None
         code: int | None = None
 
@@ -212,32 +221,31 @@ class SignalMiddleware:
             await send(message)
             if message["type"] == "websocket.accept" and connected is None:
                 connected = time.perf_counter()
-                await _contain(websocket_connected.send_robust(self.app, scope=scope))
+                await websocket_connected.send_robust(sender, scope=scope)
             elif message["type"] == "websocket.close" and code is None:
                 code = message.get("code", 1000)
 
         async def finish(exception: BaseException | None, ended: float) -> None:
             if connected is not None:
                 duration = ended - connected
-                sending = websocket_disconnected.send_robust(
-                    self.app, scope=scope, code=code, duration=duration, exception=exception
+                await websocket_disconnected.send_robust(
+                    sender, scope=scope, code=code, duration=duration, exception=exception
                 )
-                await _contain(sending)
 
-        async with _Ending(self, scope, websocket_disconnected, finish):
+        async with _Ending(sender, self.grace, scope, websocket_disconnected, finish):
             await self.app(scope, watched_receive, watched_send)
 
-    async def _lifespan(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _lifespan(self, sender: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
         async def finish(_exception: BaseException | None, _ended: float) -> None:
-            await _contain(lifespan_stopped.send_robust(self.app, scope=scope))
+            await lifespan_stopped.send_robust(sender, scope=scope)
 
-        ending = _Ending(self, scope, lifespan_stopped, finish)
+        ending = _Ending(sender, self.grace, scope, lifespan_stopped, finish)
         ending.due = False
 
         async def watched_send(message: Message) -> None:
             if message["type"] == "lifespan.startup.complete":
                 ending.due = True
-                await _contain(lifespan_started.send_robust(self.app, scope=scope))
+                await lifespan_started.send_robust(sender, scope=scope)
             elif message["type"] in {"lifespan.shutdown.complete", "lifespan.shutdown.failed"}:
                 await ending.run(None)  # now, as a server may end the event loop once it has the message
             await send(message)
@@ -249,9 +257,9 @@ class SignalMiddleware:
 class _Ending:
     """A block around the application, after which the last signals are sent: once, and whatever happens meanwhile."""
 
-    def __init__(self, middleware: SignalMiddleware, scope: Scope, last: Signal[..., object], finish: _Finish) -> None:
-        self.app = middleware.app
-        self.grace = middleware.grace
+    def __init__(self, sender: ASGIApp, grace: float, scope: Scope, last: Signal[..., object], finish: _Finish) -> None:
+        self.sender = sender
+        self.grace = grace
         self.scope = scope
         self.last = last
         self.finish = finish  # sends `last`
@@ -270,7 +278,9 @@ class _Ending:
         self.due = False
         error = exception if isinstance(exception, Exception) and self.scope["type"] != "lifespan" else None
         sending = self.send(exception, error)
-        if self.last.has_listeners(self.app) or (error is not None and got_request_exception.has_listeners(self.app)):
+        if self.last.has_listeners(self.sender) or (
+            error is not None and got_request_exception.has_listeners(self.sender)
+        ):
             await _protect(sending, exception, self.grace, self.last)
         else:
             await sending  # monitors hear of it; with no receiver there is nothing to protect
@@ -279,24 +289,9 @@ class _Ending:
         ended = time.perf_counter()
         try:
             if error is not None:
-                await _contain(got_request_exception.send_robust(self.app, scope=self.scope, exception=error))
+                await got_request_exception.send_robust(self.sender, scope=self.scope, exception=error)
         finally:
             await self.finish(exception, ended)
-
-
-async def _contain(sending: Awaitable[object]) -> None:
-    """Send, and log a `CancelledError` where nothing was cancelled, as `send_robust` logs what else receivers raise.
-
-    It comes from a receiver that awaits a task or a future which somebody else has cancelled. On trio there is no such
-    thing.
-    """
-    try:
-        await sending
-    except asyncio.CancelledError:
-        task = asyncio.current_task()
-        if task is None or task.cancelling():
-            raise
-        _logger.exception("A receiver raised CancelledError, though nothing cancelled it")
 
 
 async def _protect(

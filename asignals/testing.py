@@ -290,7 +290,7 @@ def _checked(what: str, signals: tuple[AnySignal, ...]) -> tuple[AnySignal, ...]
 
 
 def _connections(registry: Registry) -> list[Connection]:
-    return [link for link in registry.all_subscribers() if isinstance(link, Connection)]
+    return [each for each in registry.all_connections() if each.is_receiver]
 
 
 def _snapshots(registry: Registry) -> list[Snapshot]:

@@ -139,6 +139,78 @@ def cancel_when(request: pytest.FixtureRequest, anyio_backend_name: str) -> Any:
     return request.param
 
 
+# The sender
+
+
+class Framework:
+    """An application that names itself in the scope and calls the middleware that was added to it, as Starlette does."""
+
+    def __init__(self, *messages: Message) -> None:
+        self.handler: ASGIApp = sending(*messages)
+        self.outer: ASGIApp = self.handler
+
+    def add_middleware(self, middleware: Any) -> None:
+        self.outer = middleware(self.outer)
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        scope["app"] = self
+        await self.outer(scope, receive, send)
+
+
+@pytest.mark.parametrize("kind", ["http", "websocket", "lifespan"])
+@pytest.mark.parametrize("is_added", [True, False], ids=["added", "around"])
+async def test_the_sender_is_the_application_in_both_ways_of_mounting(kind: str, *, is_added: bool) -> None:
+    """`connect(f, sender=app)` hears the middleware that the framework runs inside, and the one around it."""
+    messages = {"http": [START, BODY], "websocket": [ACCEPT], "lifespan": [STARTED, STOPPED]}[kind]
+    app = Framework(*messages)
+    heard = Heard(app)
+    if is_added:
+        app.add_middleware(SignalMiddleware)
+        await call(app, kind)
+    else:
+        await call(SignalMiddleware(app), kind)
+    assert len(heard.names) == 2
+
+
+async def test_the_sender_stays_the_same_for_all_signals_of_a_scope() -> None:
+    """An application below that names itself later does not become the sender of the last signals."""
+    app = Framework(START, BODY)
+
+    async def wrapper(scope: Any, receive: Any, send: Any) -> None:
+        await app(scope, receive, send)
+
+    heard = Heard(wrapper)
+    await call(SignalMiddleware(wrapper))
+    assert heard.names == ["request_started", "request_finished"]
+
+
+@pytest.mark.parametrize("app", [None, "app:app", 3, {}])
+def test_what_is_no_application_is_refused(app: Any) -> None:
+    """The mistake is told where the middleware is made."""
+    with pytest.raises(TypeError, match="takes an ASGI application, not"):
+        SignalMiddleware(app)
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+async def test_a_receiver_that_awaits_a_cancelled_future_keeps_no_other_from_hearing() -> None:
+    """The others of `request_finished` run, and its error is logged."""
+    app = sending(START, BODY)
+    calls: list[str] = []
+
+    @asgi.request_finished.connect(sender=app, priority=1)
+    async def awaits(**_: Any) -> None:
+        future = asyncio.get_running_loop().create_future()
+        future.cancel()
+        await future
+
+    @asgi.request_finished.connect(sender=app)
+    async def after(**_: Any) -> None:
+        calls.append("after")
+
+    await call(SignalMiddleware(app))
+    assert calls == ["after"]
+
+
 # HTTP
 
 

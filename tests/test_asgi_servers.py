@@ -739,7 +739,7 @@ def test_websockets_of_frameworks(framework: ASGIApp) -> None:
 
 
 def test_amid_the_middlewares_of_a_framework() -> None:
-    """Also between ones that run what they wrap in a task of their own and cancel it; the sender is what it wraps."""
+    """Also between ones that run what they wrap in a task of their own and cancel it; the sender is the application."""
     middleware = pytest.importorskip("starlette.middleware")
     base = pytest.importorskip("starlette.middleware.base")
     app = starlette()
@@ -748,16 +748,13 @@ def test_amid_the_middlewares_of_a_framework() -> None:
     async def pass_on(request: Any, call_next: Any) -> Any:
         return await call_next(request)
 
-    def make(inner: ASGIApp) -> ASGIApp:
-        for signal in (asgi.request_started, asgi.request_finished):
-            signal.connect(functools.partial(hear, signal.name), sender=inner, weak=False)
-        return SignalMiddleware(inner)
-
     def hear(name: str, sender: ASGIApp, **_: Any) -> None:
         heard.append((name.rpartition(".")[2], sender))
 
+    for signal in (asgi.request_started, asgi.request_finished):
+        signal.connect(functools.partial(hear, signal.name), sender=app, weak=False)
     outer = middleware.Middleware(base.BaseHTTPMiddleware, dispatch=pass_on)
-    app.user_middleware = [outer, middleware.Middleware(make), outer]
+    app.user_middleware = [outer, middleware.Middleware(SignalMiddleware), outer]
     with serving("uvicorn-h11-websockets", app) as port:
         assert get(port, "/burnt")[0] == 500
         with talking(port, "GET /endless HTTP/1.1\nHost: shop\n\n") as client:

@@ -1,12 +1,19 @@
 """Sends that run in the background: bounded, drained, and never lost silently."""
 
 import asyncio
+import contextlib
 import functools
 import gc
 import logging
+import multiprocessing
+import os
+import signal as signals
 import sys
 import threading
 import tracemalloc
+import weakref
+from concurrent.futures import ProcessPoolExecutor
+from contextvars import copy_context
 
 import anyio
 import anyio.from_thread
@@ -14,9 +21,8 @@ import anyio.lowlevel
 import anyio.to_thread
 import pytest
 
-import asignals._core.background as _background
 from asignals import Background, Signal
-from asignals._core.loops import Waker, cancellation
+from asignals._core.loops import cancellation
 
 pytestmark = pytest.mark.anyio
 
@@ -273,7 +279,8 @@ async def test_a_receiver_that_raises_the_cancellation_itself(signal, anyio_back
             seen.append("still in the block")
     assert seen == [0, 3, "still in the block"]
     assert [type(error) for error in errors] == [RuntimeError, RuntimeError]
-    assert caplog.messages == [str(error) for error in errors]
+    assert ["nothing cancelled it" in str(error) for error in errors] == [True, True]
+    assert len(caplog.messages) == 2
 
 
 class Stop(BaseException):
@@ -640,44 +647,12 @@ def test_an_interrupt_in_a_receiver_ends_asyncio_s_loop(signal, caplog, kind):
     assert "not delivered: 2 of" in caplog.text
 
 
-async def test_an_idle_worker_that_other_code_cancels_is_replaced(signal, seen, anyio_backend):
-    """Natively cancelled it just ends; the background makes another when there is something to do."""
-    if anyio_backend[0] == "trio":
-        pytest.skip("trio has no native cancellation")
-    with anyio.fail_after(5):
-        async with Background(limit=1) as background:
-            for number in range(3):
-                await background.send(signal, None, x=number)
-                await background.drain()
-                await anyio.wait_all_tasks_blocked()
-                cancel_workers()
-                await anyio.wait_all_tasks_blocked()
-            assert background._workers == 0
-    assert seen == [0, 1, 2]
-
-
 def cancel_workers():
     """Cancel the tasks of all backgrounds, as code that does not know of them might."""
     workers = [task for task in asyncio.all_tasks() if task.get_name() == "asignals.Background worker"]
     assert workers
     for task in workers:
         task.cancel()
-
-
-async def test_a_worker_that_is_cancelled_as_it_is_woken_does_its_job(signal, seen, anyio_backend):
-    """A job that was given to it is not lost."""
-    if anyio_backend[0] == "trio":
-        pytest.skip("trio has no native cancellation")
-    with anyio.fail_after(5):
-        async with Background(limit=1) as background:
-            await background.send(signal, None, x=0)
-            await background.drain()
-            await anyio.wait_all_tasks_blocked()
-            background.send_nowait(signal, None, x=1)
-            cancel_workers()
-            await background.drain()
-            background.send_nowait(signal, None, x=2)
-    assert seen == [0, 1, 2]
 
 
 @pytest.mark.filterwarnings("ignore:coroutine 'Background._work' was never awaited")  # by anyio, which has made it
@@ -714,7 +689,7 @@ async def test_a_receiver_that_cancels_its_own_task(signal, anyio_backend):
             for number in range(4):
                 await background.send(signal, None, x=number)
     assert seen == [0, 1, 2, 3]
-    assert ["by itself" in str(error) for error in errors] == [True]
+    assert ["nothing cancelled it" in str(error) for error in errors] == [True]
 
 
 async def test_a_scope_that_ends_while_a_receiver_cancels_its_own_task(signal, anyio_backend):
@@ -777,46 +752,6 @@ async def test_an_error_of_the_send_itself_is_reported(signal, caplog, monkeypat
     assert [type(error) for error in errors] == [LookupError]
     assert "a background send of signal" in caplog.text
     assert background.statistics().done == 2
-
-
-class ReachedLock:
-    """A lock that tells when the event loop's thread comes to it."""
-
-    def __init__(self, lock):
-        self._lock = lock
-        self._home = threading.get_ident()
-        self.reached = threading.Event()
-
-    def __enter__(self):
-        if threading.get_ident() == self._home:
-            self.reached.set()
-        self._lock.acquire()
-
-    def __exit__(self, *error):
-        self._lock.release()
-
-
-async def test_a_worker_that_begins_before_its_job_is_there(signal, seen):
-    """The new worker of a send from another thread waits at the lock until that send has been accepted."""
-    with anyio.fail_after(5):
-        async with Background(limit=1) as background:
-            background._lock = lock = ReachedLock(background._lock)
-            accept = background._accept
-            reached = []
-
-            def accept_late(job):
-                reached.append(lock.reached.wait(5))
-                accept(job)
-
-            def sends():
-                lock.reached.clear()
-                background.send_nowait(signal, None, x=1)
-
-            background._accept = accept_late
-            await anyio.to_thread.run_sync(sends)
-            await background.drain()
-    assert reached == [True]
-    assert seen == [1]
 
 
 async def test_a_sender_in_another_thread_is_refused_when_the_background_is_cancelled(signal):
@@ -916,37 +851,9 @@ async def test_sniffio_need_not_be_there(signal, seen, monkeypatch):
     assert seen == [1]
 
 
-def test_a_worker_that_outlives_its_loop_is_closed_quietly():
-    """A coroutine that the collector closes where no loop runs knows of no cancellation, and needs none."""
-    left = []
-
-    async def begins():
-        left.append(Background()._rest(Waker()))
-        left[0].send(None)
-
-    asyncio.run(begins())
-    left[0].close()
+def test_outside_of_a_loop_nothing_is_a_cancellation():
+    """As when the collector closes a coroutine whose loop has ended."""
     assert cancellation() == ()
-
-
-async def test_a_finalizer_that_sends_as_a_worker_comes_to_rest(signal, seen, monkeypatch):
-    """What is sent between the worker's look at the queue and its rest is done all the same."""
-
-    class Finalizing(Waker):
-        def __init__(self, *arguments):
-            super().__init__(*arguments)
-            if pending:
-                background.send_nowait(signal, None, x=pending.pop())
-
-    pending = []
-    with anyio.fail_after(5):
-        async with Background(limit=1) as background:
-            await background.send(signal, None, x=1)
-            monkeypatch.setattr(_background, "Waker", Finalizing)
-            pending.append(2)
-            while background.statistics().done < 2:
-                await anyio.lowlevel.checkpoint()
-    assert seen == [1, 2]
 
 
 async def test_muted_sends_that_are_not_done_leave_nothing_muted(signal):
@@ -980,3 +887,218 @@ async def test_the_limits_that_nobody_gave():
     with anyio.fail_after(5):
         async with Background() as background:
             assert background.statistics() == (0, 0, 0, 0, 0, 0, 100, 1000)
+
+
+# -- inside and outside --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("how", ["task", "thread"])
+async def test_what_outlives_the_receiver_s_call_is_outside(signal, how):
+    """A task or thread that a receiver leaves behind has to wait for capacity, may drain, and is refused at the end."""
+    ended, release, outcomes = anyio.Event(), anyio.Event(), []
+
+    def send_until_full():
+        with contextlib.suppress(anyio.WouldBlock):
+            for number in range(100):
+                background.send_nowait(signal, None, x=number)
+                outcomes.append(number)
+
+    async def detached():
+        await ended.wait()
+        if how == "task":
+            send_until_full()
+        else:
+            # A free-threaded build gives a new thread its starter's context; others have to be told to.
+            thread = threading.Thread(target=copy_context().run, args=(send_until_full,))
+            thread.start()
+            await anyio.to_thread.run_sync(thread.join)
+        release.set()
+        outcomes.append(await background.drain())
+        await left.wait()
+        with pytest.raises(anyio.ClosedResourceError):
+            background.send_nowait(signal, None, x=1)
+        outcomes.append("refused")
+
+    async def receives(x, **named):
+        if x is None:
+            outer.start_soon(detached)
+        else:
+            await release.wait()
+
+    signal.connect(receives)
+    left = anyio.Event()
+    with anyio.fail_after(5):
+        async with anyio.create_task_group() as outer:
+            async with Background(limit=2, buffer=5) as background:
+                await background.send(signal, None, x=None)
+                await background.drain()
+                ended.set()
+                await release.wait()
+            left.set()
+    assert outcomes == [*range(7), 0, "refused"]
+
+
+async def test_tasks_of_a_receiver_are_inside_while_it_runs(signal):
+    """A receiver's own tasks and threads exceed the buffer, at any depth, and cannot drain."""
+    refused = []
+
+    async def receives(x, **named):
+        if x:
+            async with anyio.create_task_group() as group:
+                for _ in range(5):
+                    group.start_soon(functools.partial(background.send, signal, None, x=0))
+                await anyio.to_thread.run_sync(lambda: background.send_nowait(signal, None, x=0))
+                with pytest.raises(RuntimeError, match="wait for itself"):
+                    await background.drain()
+                refused.append(x)
+
+    signal.connect(receives)
+    with anyio.fail_after(5):
+        async with Background(limit=1, buffer=0) as background:
+            await background.send(signal, None, x=1)
+    assert refused == [1]
+    assert background.statistics().done == 7
+
+
+async def test_a_send_that_is_done_keeps_nothing(signal, seen):
+    """A task that outlives it refers neither to its sender nor to its arguments."""
+
+    class Sender:
+        pass
+
+    async def stays():
+        await release.wait()
+
+    async def receives(sender, **named):
+        group.start_soon(stays)
+
+    release, gone = anyio.Event(), []
+    signal.connect(receives)
+    with anyio.fail_after(5):
+        async with anyio.create_task_group() as group:
+            async with Background() as background:
+                sender = Sender()
+                weakref.finalize(sender, gone.append, "gone")
+                await background.send(signal, sender, x=1)
+                del sender
+            gc.collect()
+            assert gone == ["gone"]
+            release.set()
+
+
+async def waits_forever(**named):
+    await anyio.sleep_forever()
+
+
+@pytest.mark.filterwarnings("ignore:coroutine 'Background._work' was never awaited")
+def test_sends_to_a_busy_background_whose_loop_has_ended_are_refused(signal):
+    """They would be accepted and never done."""
+    backgrounds = []
+
+    async def enters():
+        backgrounds.append(await Background(limit=1).__aenter__())
+        await backgrounds[0].send(signal, None, x=0)
+
+    signal.connect(waits_forever)
+    loop = asyncio.new_event_loop()
+    loop.run_until_complete(enters())
+    tasks = asyncio.all_tasks(loop)
+    loop.close()
+    with pytest.raises(anyio.ClosedResourceError):
+        backgrounds[0].send_nowait(signal, None, x=1)
+    with pytest.raises(anyio.ClosedResourceError):
+        anyio.run(functools.partial(backgrounds[0].send, signal, None, x=1))
+    assert backgrounds[0].statistics().accepted == 1
+    backgrounds[0]._group.cancel_scope._host_task = None
+    for task in tasks:
+        task._log_destroy_pending = False
+
+
+# -- forks ---------------------------------------------------------------------------------------------------------
+
+forks = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+no_fork_warnings = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+declared = Signal(["x"], name="declared")
+of_parent = []
+
+
+def send_in_child():
+    """How many of 70 sends to the parent's background are refused."""
+    refused = 0
+
+    async def sends():
+        nonlocal refused
+        for number in range(35):
+            with contextlib.suppress(anyio.ClosedResourceError):
+                of_parent[0].send_nowait(declared, None, x=number)
+                continue
+            with contextlib.suppress(anyio.ClosedResourceError):
+                await of_parent[0].send(declared, None, x=number)
+                continue
+            refused += 2
+        assert await of_parent[0].drain() == 0
+
+    asyncio.run(asyncio.wait_for(sends(), 10))
+    return refused
+
+
+@forks
+@no_fork_warnings
+async def test_a_process_pool_s_sends_to_the_parent_s_background_are_refused(anyio_backend):
+    """A forked worker accepts nothing that it would never do, and has nothing to drain."""
+    if anyio_backend[0] == "trio":
+        pytest.skip("the child's loop matters, not the parent's")
+    release, seen = anyio.Event(), []
+
+    async def receives(x):
+        await release.wait()
+        seen.append(x)
+
+    declared.connect(receives)
+    try:
+        with anyio.fail_after(30):
+            async with Background(limit=1) as background:
+                of_parent.append(background)
+                for number in range(3):
+                    await background.send(declared, None, x=number)
+                await anyio.wait_all_tasks_blocked()
+                with ProcessPoolExecutor(1, multiprocessing.get_context("fork")) as pool:
+                    assert await anyio.to_thread.run_sync(lambda: pool.submit(send_in_child).result(20)) == 70
+                release.set()
+    finally:
+        of_parent.clear()
+    assert seen == [0, 1, 2]
+
+
+@forks
+@no_fork_warnings
+async def test_a_forked_child_does_not_have_the_background_s_lock(signal, seen):
+    """One that another thread holds as the process forks is not held in the child."""
+    with anyio.fail_after(10):
+        async with Background() as background:
+            held, release = threading.Event(), threading.Event()
+
+            def hold():
+                with background._lock:
+                    held.set()
+                    release.wait(5)
+
+            thread = threading.Thread(target=hold)
+            thread.start()
+            held.wait(5)
+            child = os.fork()
+            if child == 0:
+                try:
+                    signals.alarm(10)
+                    with contextlib.suppress(anyio.ClosedResourceError):
+                        background.send_nowait(signal, None, x=1)
+                        os._exit(2)
+                    assert background.statistics()[:4] == (0, 0, 0, 0)
+                    os._exit(0)
+                finally:
+                    os._exit(1)
+            release.set()
+            thread.join()
+            assert (await anyio.to_thread.run_sync(os.waitpid, child, 0))[1] == 0
+            await background.send(signal, None, x=2)
+    assert seen == [2]

@@ -11,7 +11,7 @@ import pytest
 from stepping import HOWS, cancel_everywhere, on_trio
 
 from asignals import Background, Signal, monitor, stream
-from asignals._core.loops import _Work
+from asignals._core.loops import _own_limiter, _ThreadCall, in_thread
 
 pytestmark = pytest.mark.anyio
 
@@ -387,13 +387,13 @@ async def test_a_thread_s_call_that_was_cancelled_before_a_thread_was_free():
         called.append(x)
 
     signal.connect(receives, in_thread=True)
-    limiter = anyio.to_thread.current_default_thread_limiter()
+    limiter = _own_limiter()
     before = limiter.total_tokens
     limiter.total_tokens = 1
     try:
         with anyio.fail_after(5):
             async with anyio.create_task_group() as group:
-                group.start_soon(anyio.to_thread.run_sync, release.wait)
+                group.start_soon(in_thread, release.wait)
                 await anyio.wait_all_tasks_blocked()
                 with anyio.CancelScope() as scope:
                     async with anyio.create_task_group() as senders:
@@ -410,7 +410,7 @@ async def test_a_thread_s_call_that_was_cancelled_before_a_thread_was_free():
 async def test_a_thread_that_comes_too_late_makes_no_call():
     """Once a call has been withdrawn, it is not made."""
     called = []
-    work = _Work(lambda: called.append(1))
+    work = _ThreadCall(lambda: called.append(1), ())
     with anyio.fail_after(5):
         await work.end()
         await anyio.to_thread.run_sync(work.run)

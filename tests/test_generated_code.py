@@ -93,7 +93,7 @@ class Handler:
 @example(["_", "__", "___self", "____send", "_results"])
 @example(["Exception", "is_awaitable", "deliver", "watchers", "annotate", "log_failure"])
 @example(["__class__", "__name__", "__loader__", "__builtins__", "__file__"])
-@example(["self", "plan", "subscriber", "receiver", "error", "robust", "named"])
+@example(["self", "plan", "connection", "receiver", "error", "robust", "named"])
 @example(["ﬁ", "ª", "\U0001d418"])
 async def test_no_name_collides_with_the_generated_code(declared):
     """Whatever names a signal declares, every kind of receiver gets exactly what was sent under them."""
@@ -133,7 +133,7 @@ async def test_receivers_that_choose_get_what_they_name(declared):
 
 def test_every_suspect_is_really_tried():
     """The names that are tried include what the generated code uses."""
-    for name in ("receiver", "results", "subscriber", "plan", "Exception", "self", "is_awaitable"):
+    for name in ("receiver", "results", "connection", "plan", "Exception", "self", "is_awaitable"):
         assert name in suspects
 
 

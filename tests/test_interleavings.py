@@ -148,7 +148,7 @@ class World:
         registry = self.tested._registry
         assert registry.overlaps == {}
         assert registry.mutes == ()
-        links = [link.target() for link in registry.all_subscribers() if link.target() is not self.player]
+        links = [link.target() for link in registry.all_connections() if link.target() is not self.player]
         assert links == list(self.stay.values())
         assert all(bucket.source() is not None for bucket in registry._buckets.values())
 

@@ -11,7 +11,7 @@ import pytest
 from anyio import wait_all_tasks_blocked
 from anyio.lowlevel import checkpoint
 
-from asignals import Signal, monitor
+from asignals import Signal, monitor, raise_errors
 
 pytestmark = pytest.mark.anyio
 
@@ -784,8 +784,8 @@ async def test_a_receiver_that_shields_itself_is_not_left_behind(made, method, l
     assert log == ["done"]
 
 
-async def test_a_receiver_that_raises_the_cancellation_itself_ends_the_send(made, method, log):
-    """The cancellation exception is never an answer, whoever raises it."""
+async def test_a_receiver_that_raises_the_cancellation_itself_ends_a_send(made, log):
+    """`send` raises it like any exception: the cancellation exception is never an answer."""
     if not is_asyncio():
         pytest.skip("trio's exception cannot be constructed")
 
@@ -796,7 +796,71 @@ async def test_a_receiver_that_raises_the_cancellation_itself_ends_the_send(made
     after = logger(log, "after")
     made.connect(after)
     with pytest.raises(asyncio.CancelledError):
-        await send(made, method)
+        await send(made, "send")
+    assert log == []
+
+
+def raises_it(**named):
+    raise asyncio.CancelledError
+
+
+async def awaits_a_cancelled_future(**named):
+    future = asyncio.get_running_loop().create_future()
+    future.cancel()
+    await future
+
+
+async def awaits_a_cancelled_task(**named):
+    task = asyncio.get_running_loop().create_task(anyio.sleep_forever())
+    task.cancel()
+    await task
+
+
+@pytest.mark.parametrize("fails", [raises_it, awaits_a_cancelled_future, awaits_a_cancelled_task])
+@pytest.mark.parametrize("mode", ["sequential", "group", "watched"])
+async def test_a_cancellation_that_nobody_caused_is_the_receivers_error(made, log, caplog, fails, mode):
+    """A robust send goes on, logs it once, and returns it as an error that has it as its cause."""
+    if not is_asyncio():
+        pytest.skip("trio's exception cannot be constructed")
+    made.connect(fails)
+    after = logger(log, "after")
+    made.connect(after)
+    view = made.using(task_group=anyio.create_task_group) if mode == "group" else made
+    with monitor(lambda report: None) if mode == "watched" else contextlib.nullcontext(), anyio.fail_after(5):
+        (first, error), (second, _) = await send(view, "send_robust")
+    assert (first, second, log) == (fails, after, ["after"])
+    assert isinstance(error, RuntimeError)
+    assert isinstance(error.__cause__, asyncio.CancelledError)
+    assert len([record for record in caplog.records if record.name == "asignals"]) == 1
+    with pytest.raises(ExceptionGroup):
+        raise_errors([(first, error)])
+
+
+@pytest.mark.parametrize("how", ["task", "scope"])
+async def test_a_cancellation_that_somebody_caused_passes_through(made, log, how):
+    """A robust send that is cancelled, natively or by a scope, raises that and calls no more receivers."""
+    if not is_asyncio():
+        pytest.skip("natively cancelled tasks are asyncio's")
+    task_scope = anyio.CancelScope()
+
+    async def cancels(**named):
+        if how == "task":
+            asyncio.current_task().cancel()
+        else:
+            task_scope.cancel()
+        await anyio.sleep_forever()
+
+    made.connect(cancels)
+    after = logger(log, "after")
+    made.connect(after)
+
+    async def run():
+        with task_scope:
+            await send(made, "send_robust")
+
+    task = asyncio.ensure_future(run())
+    await asyncio.wait([task])
+    assert task.cancelled() == (how == "task")
     assert log == []
 
 

@@ -716,7 +716,7 @@ async def test_once_is_once(maker, listen, on):
         session.add_all([User(name="ada"), User(name="bob")])
     assert heard == ["ada"]
     assert post_save.connections == ()
-    assert not post_save.registry(on).all_subscribers()
+    assert not post_save.registry(on).all_connections()
 
 
 async def test_receivers_that_die_are_forgotten(maker):

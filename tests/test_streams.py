@@ -3,17 +3,31 @@
 import asyncio
 import contextlib
 import copy
+import dataclasses
+import datetime as dt
 import gc
+import json
+import logging
+import multiprocessing
+import os
+import pickle
+import signal as signals
 import sys
+import threading
+import uuid
+from concurrent.futures import ProcessPoolExecutor
 
 import anyio
+import anyio.lowlevel
 import anyio.to_thread
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from asignals import BufferFull, Event, Signal, stream
-
-_stream = sys.modules["asignals._core.stream"]
 from asignals._core.loops import Waker
+
+_stream = sys.modules["asignals._core.stream"]  # the name of the module is also that of a function
 
 pytestmark = pytest.mark.anyio
 
@@ -470,23 +484,365 @@ async def test_a_finalizer_that_sends_as_a_reader_begins_to_wait(signal, monkeyp
             assert (await anext(events)).x == 1
 
 
-async def test_what_is_given_back_may_exceed_the_buffer(signal, anyio_backend):
-    """A sender that waits is let in only when there is room again, and not by the reading of what was one too many."""
+# -- order ---------------------------------------------------------------------------------------------------------
+
+
+async def read_with_limits(signal, actions):  # noqa: C901  one branch for each action
+    """Readers begin, are cancelled, and events are sent, as the actions say; returns what was sent and read."""
+    sent, read, scopes = 0, [], []
+
+    async def reads(events, scope):
+        with scope:
+            while True:
+                read.append((await anext(events)).x)
+
+    async with anyio.create_task_group() as group, signal.stream(buffer=100) as events:
+        for action in actions:
+            if action == "read":
+                scopes.append(anyio.CancelScope())
+                group.start_soon(reads, events, scopes[-1])
+            elif action == "send":
+                sent += 1
+                await signal.send(None, x=sent)
+            elif action == "cancel":
+                for scope in scopes:
+                    scope.cancel()
+            elif action == "cancel one" and scopes:
+                scopes.pop(0).cancel()
+            else:
+                await anyio.lowlevel.checkpoint()
+        for scope in scopes:
+            scope.cancel()
+        await anyio.wait_all_tasks_blocked()
+        while events._events:
+            read.append((await anext(events)).x)
+        assert not events._readers
+    return sent, read
+
+
+@pytest.mark.parametrize("between", [[], ["wait"]], ids=["at once", "later"])
+async def test_readers_that_are_cancelled_together_change_no_order(signal, between):
+    """Two readers with time limits, an event for each, and both cancelled: the next reads them in order."""
+    with anyio.fail_after(20):
+        for _ in range(300):
+            actions = ["read", "read", "wait", "wait", "send", "send", *between, "cancel", "wait"]
+            assert await read_with_limits(signal, actions) == (2, [1, 2])
+
+
+@settings(max_examples=50)
+@given(st.lists(st.sampled_from(["read", "send", "send", "cancel", "cancel one", "wait", "wait"]), max_size=25))
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+def test_order_is_that_of_the_sends_always(backend, actions):
+    """Whatever readers come and are cancelled when: every event is read once, in the order of the sends."""
+    sent, read = anyio.run(read_with_limits, Signal(["x"]), actions, backend=backend)
+    assert read == list(range(1, sent + 1))
+
+
+async def test_a_reader_that_was_woken_and_cancelled_wakes_the_next(signal, anyio_backend):
+    """The wake-up is passed on, so another waiting reader takes the event."""
     if anyio_backend[0] == "trio":
         pytest.skip("on trio, what has been woken is not cancelled")
     with anyio.fail_after(5):
-        async with signal.stream(buffer=1) as events:
-            reader = asyncio.ensure_future(anext(events))
+        async with signal.stream() as events:
+            first, second = (asyncio.ensure_future(anext(events)) for _ in range(2))
             await anyio.wait_all_tasks_blocked()
             await signal.send(None, x=1)
-            reader.cancel()
+            first.cancel()
+            assert (await second).x == 1
+            assert first.cancelled()
+
+
+# -- readers that do not read --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def stalls_soon(monkeypatch, caplog):
+    """A stalled stream is reported at once."""
+    caplog.set_level(logging.WARNING, "asignals")
+    monkeypatch.setattr(_stream, "STALLED_AFTER", 0.02)
+    monkeypatch.setattr(_stream.Stream, "_collected_at", 0.0)
+
+
+@pytest.mark.usefixtures("stalls_soon")
+async def test_a_reader_that_stops_reading_is_reported_once(signal, caplog):
+    """One warning for each stream names the signal, the line that opened the stream, and how many senders wait."""
+    with anyio.fail_after(5):
+        async with anyio.create_task_group() as group, signal.stream(buffer=1) as events:
+            line = test_a_reader_that_stops_reading_is_reported_once.__code__.co_firstlineno + 4
+            for number in range(4):
+                group.start_soon(lambda number=number: signal.send(None, x=number))
+                await anyio.wait_all_tasks_blocked()
+            while not caplog.messages:  # noqa: ASYNC110  the warning is what is waited for
+                await anyio.sleep(0.005)
+            await anyio.sleep(0.1)
+            assert [(await anext(events)).x for _ in range(4)] == [0, 1, 2, 3]
+    (message,) = caplog.messages
+    assert f"{__file__}:{line} " in message
+    assert "3 senders wait" in message
+    assert repr(signal.name) in message
+    assert caplog.records[0].levelname == "WARNING"
+
+
+@pytest.mark.usefixtures("stalls_soon")
+async def test_a_slow_reader_is_not_reported(signal, caplog, monkeypatch):
+    """While each sender waits only for a short time there is nothing to report."""
+    monkeypatch.setattr(_stream, "STALLED_AFTER", 2)
+    with anyio.fail_after(10):
+        async with anyio.create_task_group() as group, signal.stream(buffer=1) as events:
+
+            async def sends():
+                for number in range(100):
+                    await signal.send(None, x=number)
+
+            group.start_soon(sends)
+            for _ in range(100):
+                await anext(events)
+    assert caplog.messages == []
+
+
+async def test_a_stream_can_be_ended_from_outside(signal):
+    """`aclose` ends the readers and frees the senders, discards what is kept, and can be repeated."""
+    ended = []
+
+    async def reads(events):
+        async for _ in events:
+            pass
+        ended.append("reader")
+
+    async def sends():
+        await signal.send(None, x=1)
+        await signal.send(None, x=2)
+        ended.append("sender")
+
+    with anyio.fail_after(5):
+        async with anyio.create_task_group() as group:
+            async with signal.stream() as events:
+                group.start_soon(reads, events)
+                await anyio.wait_all_tasks_blocked()
+                await events.aclose()
+                await anyio.wait_all_tasks_blocked()
+                assert ended == ["reader"]
+                await events.aclose()
+            async with signal.stream(buffer=1) as events:
+                group.start_soon(sends)
+                await anyio.wait_all_tasks_blocked()
+                group.start_soon(events.aclose)
+                await anyio.wait_all_tasks_blocked()
+                assert ended == ["reader", "sender"]
+                assert [event async for event in events] == []
+                assert not signal.has_listeners()
+        await events.aclose()
+        unused = signal.stream()
+        await unused.aclose()
+        with pytest.raises(RuntimeError, match="once"):
+            await unused.__aenter__()
+
+
+@pytest.mark.parametrize("of", ["asyncio", "trio"])
+async def test_a_stream_of_a_loop_that_has_ended_makes_nobody_wait(signal, of):
+    """It is closed by the first sender that would wait."""
+    left = []
+
+    async def enters():
+        left.append(await signal.stream(buffer=1).__aenter__())
+
+    await anyio.to_thread.run_sync(lambda: anyio.run(enters, backend=of))
+    with anyio.fail_after(5):
+        for number in range(3):
+            await signal.send(None, x=number)
+    assert not signal.has_listeners()
+    assert "closed" in repr(left[0])
+
+
+@pytest.mark.usefixtures("stalls_soon")
+@pytest.mark.parametrize("of", ["asyncio", "trio"])
+async def test_a_sender_waits_no_longer_when_the_stream_s_loop_ends(signal, of):
+    """One that waits already is freed soon after."""
+    entered, leave = threading.Event(), threading.Event()
+    left = []
+
+    async def enters():
+        left.append(await signal.stream(buffer=1).__aenter__())
+        entered.set()
+        while not leave.is_set():  # noqa: ASYNC110  set in another loop
+            await anyio.sleep(0.001)
+
+    with anyio.fail_after(10):
+        async with anyio.create_task_group() as group:
+            group.start_soon(anyio.to_thread.run_sync, lambda: anyio.run(enters, backend=of))
+            await anyio.to_thread.run_sync(entered.wait, 5)
+            await signal.send(None, x=1)
+            group.start_soon(lambda: signal.send(None, x=2))
+            await anyio.wait_all_tasks_blocked()
+            leave.set()
+    assert not signal.has_listeners()
+
+
+@pytest.mark.usefixtures("stalls_soon")
+@pytest.mark.filterwarnings("ignore:.*was garbage collected before it had been exhausted")  # trio says so, rightly
+@pytest.mark.filterwarnings("ignore:Async generator:ResourceWarning")
+@pytest.mark.parametrize("holder", ["generator", "stream"])
+async def test_a_stream_abandoned_in_a_reference_cycle_makes_nobody_wait(signal, holder):
+    """A web framework leaves the generator of a client that is gone in a cycle; no automatic collection is needed."""
+
+    class Response:
+        pass
+
+    async def gives():
+        async with signal.stream(buffer=1) as events:
+            async for event in events:
+                yield event.x
+
+    gc.disable()
+    try:
+        with anyio.fail_after(5):
+            response = Response()
+            response.itself = response
+            if holder == "generator":
+                response.body = gives()
+                async with anyio.create_task_group() as group:
+                    group.start_soon(lambda body=response.body: anext(body))
+                    await anyio.wait_all_tasks_blocked()
+                    await signal.send(None, x=0)
+            else:
+                response.body = await signal.stream(buffer=1).__aenter__()
+            del response
+            await signal.send(None, x=1)
             await signal.send(None, x=2)
-            sender = asyncio.ensure_future(signal.send(None, x=3))
-            await asyncio.wait([reader])
-            await anyio.wait_all_tasks_blocked()
-            assert [event.x for event in events._events] == [1, 2]
-            assert (await anext(events)).x == 1
-            await anyio.wait_all_tasks_blocked()
-            assert not sender.done()
-            assert [(await anext(events)).x for _ in range(2)] == [2, 3]
-            await sender
+            while signal.has_listeners():  # noqa: ASYNC110  the stream is what is waited for
+                await anyio.sleep(0.005)
+    finally:
+        gc.enable()
+
+
+# -- events as data ------------------------------------------------------------------------------------------------
+
+declared = Signal(["size"], name=f"{__name__}.declared")
+
+
+class Plain:
+    pass
+
+
+class Shown:
+    def __repr__(self):
+        return "shown"
+
+
+def test_an_event_is_data():
+    """It is copied, pickled, compared, hashed and made a dict of."""
+    event = Event(declared, "shop", {"size": 3, "price": 1.5})
+    for same in (copy.copy(event), copy.deepcopy(event), pickle.loads(pickle.dumps(event))):  # noqa: S301
+        assert same == event
+        assert hash(same) == hash(event)
+        assert same.signal is declared
+        assert (same.size, same["price"], dict(same.arguments)) == (3, 1.5, {"size": 3, "price": 1.5})
+    assert dataclasses.asdict(event) == {"signal": declared, "sender": "shop", "arguments": {"size": 3, "price": 1.5}}
+    assert dataclasses.replace(event, sender="you").arguments == event.arguments
+    assert event != Event(declared, "shop", {"size": 4})
+    assert len({event, Event(declared, "shop", {"price": 1.5, "size": 3})}) == 1
+    assert repr(event.arguments) == "{'size': 3, 'price': 1.5}"
+    with pytest.raises(TypeError, match="unhashable"):
+        hash(Event(declared, "shop", {"size": []}))
+    deep = copy.deepcopy(Event(declared, None, {"size": [1]}))
+    deep.size.append(2)
+    with pytest.raises(TypeError):
+        event.arguments["size"] = 4
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        event.sender = None
+
+
+@pytest.mark.parametrize(
+    ("value", "plain"),
+    [
+        (None, None),
+        (True, True),
+        ("x", "x"),
+        (1.5, 1.5),
+        ((1, [2]), [1, [2]]),
+        ({1: {"a": None}}, {"1": {"a": None}}),
+        (frozenset([1]), [1]),
+        (uuid.UUID(int=1), "00000000-0000-0000-0000-000000000001"),
+        (dt.date(2026, 1, 2), "2026-01-02"),
+        (Plain, f"{__name__}.Plain"),
+        (Plain(), f"{__name__}.Plain"),
+        (Shown(), "shown"),
+        (test_dropping, f"{__name__}.test_dropping"),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_an_event_as_plain_data(value, plain):
+    """Senders and arguments become what JSON has: values as they are, others as text or as their class's name."""
+    found = Event(declared, value, {"size": value}).as_dict()
+    assert found == {"signal": declared.name, "sender": plain, "arguments": {"size": plain}}
+    assert json.loads(json.dumps(found)) == found
+
+
+# -- forks ---------------------------------------------------------------------------------------------------------
+
+forks = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+no_fork_warnings = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+
+
+def send_70_times():
+    """Run in a child: nobody reads, and nothing waits."""
+
+    async def sends():
+        for number in range(70):
+            await declared.send(None, size=number)
+
+    asyncio.run(asyncio.wait_for(sends(), 10))
+    return declared.has_listeners()
+
+
+@forks
+@no_fork_warnings
+async def test_a_process_pool_s_sends_do_not_wait_for_a_reader_of_the_parent(anyio_backend):
+    """A forked worker has none of the parent's streams."""
+    if anyio_backend[0] == "trio":
+        pytest.skip("the child's loop matters, not the parent's")
+    with anyio.fail_after(30):
+        async with declared.stream() as events:
+            await declared.send(None, size=-1)
+            with ProcessPoolExecutor(1, multiprocessing.get_context("fork")) as pool:
+                assert not await anyio.to_thread.run_sync(lambda: pool.submit(send_70_times).result(20))
+            await declared.send(None, size=-2)
+            assert [(await anext(events)).size for _ in range(2)] == [-1, -2]
+
+
+@forks
+@no_fork_warnings
+async def test_a_forked_child_has_no_lock_and_no_waiting_sender_of_the_parent(signal):
+    """Its streams are closed: a lock that another thread holds is not held there, and a reader ends."""
+    with anyio.fail_after(10):
+        async with anyio.create_task_group() as group, signal.stream(buffer=1) as events:
+            for number in range(3):
+                group.start_soon(lambda number=number: signal.send(None, x=number))
+                await anyio.wait_all_tasks_blocked()
+            held, release = threading.Event(), threading.Event()
+
+            def hold():
+                with events._lock:
+                    held.set()
+                    release.wait(5)
+
+            thread = threading.Thread(target=hold)
+            thread.start()
+            held.wait(5)
+            child = os.fork()
+            if child == 0:
+                try:
+                    signals.alarm(10)
+                    with contextlib.suppress(StopIteration):
+                        signal.send(None, x=4).send(None)
+                    assert "closed, 0 of 1" in repr(events)
+                    assert not signal.has_listeners()
+                    with contextlib.suppress(StopIteration):
+                        events.aclose().send(None)
+                    os._exit(0)
+                finally:
+                    os._exit(1)
+            release.set()
+            thread.join()
+            assert (await anyio.to_thread.run_sync(os.waitpid, child, 0))[1] == 0
+            assert [(await anext(events)).x for _ in range(3)] == [0, 1, 2]

@@ -11,6 +11,7 @@ from contextlib import asynccontextmanager
 import anyio
 import anyio.lowlevel
 import pytest
+import trio
 
 from asignals import Signal
 
@@ -208,15 +209,45 @@ async def test_several_errors_come_together(group, log):
 
 
 @pytest.mark.parametrize("kinds", [["cancels", "waits"], ["waits", "cancels"], ["cancels"]], ids=", ".join)
-@pytest.mark.parametrize("method", ["send", "send_robust"])
-async def test_a_receiver_that_raises_the_cancellation_itself(group, anyio_backend, log, kinds, method):
-    """The send raises it, too, and never returns a shorter list."""
+async def test_a_receiver_that_raises_the_cancellation_itself(group, anyio_backend, log, kinds):
+    """The send raises it, too, and never returns a shorter list; a robust send takes it for the receiver's error."""
     if anyio_backend[0] == "trio":
         pytest.skip("trio's cancellation cannot be raised by oneself")
     signal = Signal(["x"], task_group=group)
     connect(signal, log, *kinds)
     with pytest.raises(asyncio.CancelledError), anyio.fail_after(5):
-        await getattr(signal, method)(None, x=1)
+        await signal.send(None, x=1)
+    with anyio.fail_after(5):
+        results = await signal.send_robust(None, x=1)
+    assert [isinstance(response, RuntimeError) for _, response in results] == [kind == "cancels" for kind in kinds]
+
+
+@pytest.mark.parametrize("method", ["send", "send_robust"])
+async def test_a_nursery_is_a_task_group(anyio_backend, log, method):
+    """`task_group=trio.open_nursery` works as anyio's groups do."""
+    if anyio_backend[0] != "trio":
+        pytest.skip("nurseries are trio's")
+    signal = Signal(["x"], task_group=trio.open_nursery)
+    connect(signal, log, "waits", "sync", "waits", "waits")
+    assert len(await getattr(signal, method)(None, x=1)) == 4
+    connect(signal, log, "fails")
+    connect(signal, log, "endless")
+    if method == "send":
+        with pytest.raises(ExceptionGroup):
+            await signal.send(None, x=1)
+
+
+async def test_what_makes_no_tasks_is_refused(log):
+    """A factory of something else is told by the name of what it made; no receiver was called."""
+
+    class Useless(contextlib.AsyncExitStack):
+        """Makes no tasks."""
+
+    signal = Signal(["x"], task_group=Useless)
+    connect(signal, log, "waits", "sync")
+    with pytest.raises(TypeError, match=r"create_task\(\) or start_soon\(\), not '.*Useless'"):
+        await signal.send(None, x=1)
+    assert log == []
 
 
 async def test_a_receiver_whose_task_is_cancelled_before_it_began(anyio_backend, log):

@@ -548,7 +548,7 @@ def test_model_signals_are_restored_in_all_their_phases():
     def log(instance): ...
 
     def phases():
-        return {phase: post_save.registry(phase).all_subscribers() for phase in ("flush", "commit", "rollback")}
+        return {phase: post_save.registry(phase).all_connections() for phase in ("flush", "commit", "rollback")}
 
     with restored(post_save):
         post_save.connect(ship, sender=Order)

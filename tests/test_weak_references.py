@@ -210,7 +210,7 @@ async def test_the_send_after_a_death_forgets_the_dead(made):
     gc.collect()
     assert await made.send(None) == [(greet, "greet")]
     assert not made._registry._dead
-    assert len(made._registry._everyone.subscribers) == 1
+    assert len(made._registry._everyone.connections) == 1
 
 
 async def test_a_purge_that_has_not_happened_changes_nothing(made):

@@ -22,12 +22,12 @@ is called and has the `registry` add a `connection`.
 **This module is the one interface for the packages around the core** (`asignals.relay`, `asignals.sqlalchemy`,
 `asignals.testing`, ...). What it exports beside the public names of `asignals` is for them:
 
-- `registry_of(signal)`: its `Registry`. `plan_for(sender).subscribers` are whom a send calls, muting applied;
-  `subscribers_for(sender)` and `all_subscribers()` are for looking only; `snapshot` and `restore` put back connections;
-  `changes` grows with every change. `origin_of(signal)`: the signal of a view.
+- `registry_of(signal)`: its `Registry`. `plan_for(sender).connections` are whom a send calls, muting applied;
+  `connections_for(sender)` and `all_connections()` are for looking only; `snapshot` and `restore` put back
+  connections; `changes` grows with every change. `origin_of(signal)`: the signal of a view.
 - `bind(signal, sender, **arguments)`: checks arguments as a send does and fills in defaults.
-- `Send`: one send under way; `await send.to(subscriber)` calls one subscriber and gives its `(receiver, response)` pair,
-  or `None`; `send.watched()` reports the send as a whole. `is_watched()`: whether a monitor watches.
+- `Send`: one send under way; `await send.to(connection)` calls one connection and gives its `(receiver, response)`
+  pair, or `None`; `send.watched()` reports the send as a whole. `is_watched()`: whether a monitor watches.
 - `annotate`, `log_failure`, `is_receivers_error`: what a send does with a receiver's exception.
 - `describe`, `name_of`, `locate`, `identify`, `sender_key`, `is_a`, `is_coroutine_function`: users' objects.
 - `Loop`, `Waker`, `cancellation`, `is_cancelled`: waiting for what another thread may bring.
@@ -38,10 +38,9 @@ from typing import Any
 from asignals._core.background import Background as Background
 from asignals._core.background import BackgroundStatistics as BackgroundStatistics
 from asignals._core.connection import Connection as Connection
+from asignals._core.connection import Connections as Connections
 from asignals._core.connection import ConnectOptions as ConnectOptions
 from asignals._core.connection import Options as Options
-from asignals._core.connection import Subscriber as Subscriber
-from asignals._core.connection import Subscribers as Subscribers
 from asignals._core.dispatch import Send as Send
 from asignals._core.errors import BufferFull as BufferFull
 from asignals._core.errors import DeclarationError as DeclarationError

@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Awaitable, Callable, Hashable
 from enum import Enum
 from functools import partial
 from inspect import CO_ITERABLE_COROUTINE
-from types import FunctionType, GeneratorType, MethodType
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, TypedDict
+from types import CodeType, FunctionType, GeneratorType
+from typing import TYPE_CHECKING, Any, NamedTuple, Self, TypedDict
 from weakref import WeakMethod, ref
 
 import anyio
 
+from asignals._core import references
 from asignals._core.loops import in_thread
-from asignals._core.references import describe, is_a, is_easily_lost, line_of, locate, method_of, name_of
-from asignals._core.signatures import Mismatch, Receiver, Shape
+from asignals._core.references import EVERYONE, HeldSender, WeakSender, describe, is_a, line_of, locate, name_of
+from asignals._core.signatures import Receiver, Shape
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Hashable
-    from types import CodeType
-
-    from asignals._core.references import HeldSender, WeakSender
     from asignals._core.signal import Signal
 
 
@@ -50,20 +48,9 @@ class Options(NamedTuple):
         """Whether the receiver is called without anything around the call."""
         return not self.in_thread and self.timeout is None and not self.once
 
-    def given(self) -> dict[str, Any]:
-        """The options beside Django's parameters, by name."""
-        return {name: value for name, value in self._asdict().items() if name != "weak"}
-
-    def check(self, sender: object, *, is_async: bool) -> None:
-        """Raise `Mismatch` for an option that does not fit the receiver or the sender."""
-        if self == DEFAULTS:
-            return
-        reason = self._problem(sender, is_async=is_async)
-        if reason is not None:
-            raise Mismatch(reason)
-
-    def _problem(self, sender: object, *, is_async: bool) -> str | None:
-        if not _is_number(self.priority):
+    def problem(self, sender: object, *, is_async: bool) -> str | None:
+        """What does not fit the receiver or the sender, if anything."""
+        if not isinstance(self.priority, int | float) or self.priority != self.priority:  # NaN has no place in an order
             return f"priority must be a number, not {self.priority!r:.80}"
         if self.in_thread and is_async:
             return "in_thread=True is for sync receivers, and this one is async"
@@ -71,16 +58,12 @@ class Options(NamedTuple):
             return f"subclasses=True needs a class as the sender, not {type(sender).__name__!r}"
         if self.timeout is None:
             return None
-        if self.timeout is True or not _is_number(self.timeout) or self.timeout <= 0:
+        if self.timeout is True or not isinstance(self.timeout, int | float) or not self.timeout > 0:
             return f"timeout must be a positive number of seconds, not {self.timeout!r:.80}"
         return None if is_async else "timeout is for async receivers: nothing could stop a sync one"
 
 
 DEFAULTS = Options()
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and value == value  # NaN has no place in an order
 
 
 class Kind(Enum):
@@ -105,69 +88,7 @@ def style_of(kind: Kind, wanted: frozenset[str] | None) -> Style:
     return Style(kind, wanted)
 
 
-class Subscriber(ref[Any]):
-    """One element of a plan: a weak reference to whoever hears of a send, with its place in the order.
-
-    The subclasses are `Connection` and the end of a stream. Where `style` and `choose` are `None`, a send awaits
-    `respond`; both are so for a subscriber that has ended, whose `respond` then does nothing.
-    """
-
-    __slots__ = ("choose", "is_live", "key", "options", "order", "source", "style")
-
-    if not TYPE_CHECKING:  # an identity, unlike other weak references
-        __eq__ = object.__eq__
-        __ne__ = object.__ne__
-        __hash__ = object.__hash__
-
-    code: CodeType | None = None
-    """With `instruction`: where the connection was made."""
-    instruction: int = 0
-    choose: Callable[..., Any] | None
-    is_live: bool
-    key: Hashable
-    options: Options
-    order: int
-    source: WeakSender | HeldSender
-    style: Style | None
-
-    @property
-    def is_async(self) -> bool:
-        """Whether a send awaits it."""
-        return True
-
-    def target(self) -> Any:
-        """Whoever hears, or `None` once it is gone."""
-        return self()
-
-    def describe(self) -> str:
-        """A name for messages."""
-        raise NotImplementedError
-
-    def end(self) -> None:
-        """Hear of no more sends, nor of the rest of one under way."""
-        self.is_live = False
-        self.style = self.choose = None
-
-    async def respond(
-        self, signal: Signal[..., Any], sender: object, arguments: dict[str, Any]
-    ) -> tuple[Receiver, Any] | None:
-        """Hear of a send; gives the pair for the results, if there is one."""
-        raise NotImplementedError
-
-
-Subscribers: TypeAlias = "tuple[Subscriber, ...]"
-
-
-class _Holder:
-    """Refers to a receiver that does not support weak references, in the place of which it is weakly referenced."""
-
-    __slots__ = ("__weakref__", "receiver")
-
-    def __init__(self, receiver: Receiver) -> None:
-        self.receiver = receiver
-
-
-class Connection(Subscriber):
+class Connection(ref[Any]):
     """A receiver connected to a signal; read-only.
 
     `Signal.connections` gives the same object for as long as the connection lasts, so it may be compared with `is` and
@@ -175,21 +96,57 @@ class Connection(Subscriber):
     because following that reference is most of what a send does beside the call.
     """
 
-    __slots__ = ("_held", "_name", "code", "function", "instruction", "is_easily_lost", "method", "shape")
+    is_receiver = True  # a stream's connection has none
+    # A send compares `style` with those that its loop is written for, else calls `choose`, else awaits `respond`. Both
+    # are None for a receiver with options, and once the connection has ended: `respond` then does nothing.
+    __slots__ = (
+        "_held",
+        "_name",
+        "choose",
+        "function",
+        "is_easily_lost",
+        "is_live",
+        "key",
+        "method",
+        "options",
+        "order",
+        "place",
+        "shape",
+        "source",
+        "style",
+    )
 
-    code: CodeType
-    function: FunctionType | None
-    instruction: int
-    is_easily_lost: bool
-    method: WeakMethod[Any] | None
-    shape: Shape
-    _held: object
-    _name: str
+    if not TYPE_CHECKING:  # an identity, unlike other weak references
+        __eq__ = object.__eq__
+        __ne__ = object.__ne__
+        __hash__ = object.__hash__
+
+    key: Hashable
+    order: int
+
+    def __new__(cls, target: object, on_death: Callable[[Any], object], *_: object) -> Self:
+        """Refer to the target weakly."""
+        return super().__new__(cls, target, on_death)
+
+    def __init__(self, target: object, _: object, options: Options, shape: Shape, place: tuple[CodeType, int]) -> None:
+        self._held: object = None
+        self._name: str = name_of(target)
+        self.choose: Callable[..., Any] | None = None
+        self.function: FunctionType | None = None
+        self.is_easily_lost: bool = False
+        self.is_live: bool = True
+        self.method: WeakMethod[Any] | None = None
+        self.options: Options = options
+        self.place: tuple[CodeType, int] = place
+        self.shape: Shape = shape
+        self.source: WeakSender | HeldSender = EVERYONE
+        self.style: Style | None = None
 
     @property
     def receiver(self) -> Receiver | None:
         """The connected callable, or `None` once it has died."""
-        return self.target()
+        found: Receiver | None = self.target()
+        return found
 
     @property
     def sender(self) -> object:
@@ -217,21 +174,6 @@ class Connection(Subscriber):
         return self.options.in_thread
 
     @property
-    def timeout(self) -> float | None:
-        """Seconds that an async receiver may take."""
-        return self.options.timeout
-
-    @property
-    def once(self) -> bool:
-        """Whether the first call ends the connection."""
-        return self.options.once
-
-    @property
-    def subclasses(self) -> bool:
-        """Whether the sender's subclasses are listened to as well."""
-        return self.options.subclasses
-
-    @property
     def dispatch_uid(self) -> Hashable | None:
         """The identifier given to `connect`, if any."""
         return self.key[1] if isinstance(self.key, tuple) and self.key[0] == "uid" else None
@@ -244,9 +186,9 @@ class Connection(Subscriber):
     @property
     def connected_at(self) -> str:
         """The line that called `connect`, as `file:line`."""
-        return f"{self.code.co_filename}:{line_of(self.code, self.instruction)}"
+        return f"{self.place[0].co_filename}:{line_of(*self.place)}"
 
-    def target(self) -> Receiver | None:
+    def target(self) -> Any:
         """The receiver while it lives, connected or not."""
         if self.method is not None:
             return self.method()
@@ -255,42 +197,37 @@ class Connection(Subscriber):
 
     def set_options(self, options: Options, shape: Shape) -> None:
         """Take new options in place, so that a send under way calls the receiver by them."""
-        is_held = type(self()) is _Holder
-        if not is_held:
-            self._held = self.target() if not options.weak else None
+        is_holder = type(self()) is _Holder
+        if not is_holder:
+            self._held = None if options.weak else self.target()
         self.choose = self.style = None
-        self.options = options
-        self.shape = shape
-        self.is_live = True
-        if is_held or not options.is_plain or not shape.is_plain:
+        self.options, self.shape, self.is_live = options, shape, True
+        if is_holder or not options.is_plain or not shape.is_plain or (self.method and not self.function):
             return
         if self.method is None:
             kind = Kind.COROUTINE_FUNCTION if shape.is_async else Kind.FUNCTION
-        elif self.function is not None:
-            kind = Kind.COROUTINE_METHOD if shape.is_async else Kind.METHOD
         else:
-            return
+            kind = Kind.COROUTINE_METHOD if shape.is_async else Kind.METHOD
         self.style = style_of(kind, shape.wanted)
 
     def end(self) -> None:
         """End the connection, for sends under way too, and let the receiver go."""
-        super().end()
+        self.is_live = False
+        self.choose = self.style = None
         if type(self()) is not _Holder:  # that one is kept, for `target` and for a block that restores it
             self._held = None
 
     def describe(self) -> str:
         """The receiver's name and `file:line`, also after its death."""
         receiver = self.target()
-        if receiver is None:
-            return f"{self._name} (connected at {self.connected_at})"
-        return describe(receiver) if locate(receiver) else f"{describe(receiver)} (connected at {self.connected_at})"
+        if receiver is not None and locate(receiver):
+            return describe(receiver)
+        return f"{self._name} (connected at {self.connected_at})"
 
     def claim(self, signal: Signal[..., Any]) -> Receiver | None:
         """The receiver if it may be called now; disconnects one that was connected with `once`."""
-        receiver = self.target()
-        if receiver is None or not self.is_live:
-            return None
-        if self.options.once and not signal._registry.remove(self):
+        receiver: Receiver | None = self.target()
+        if receiver is None or not self.is_live or (self.options.once and not signal._registry.remove(self)):
             return None
         return receiver
 
@@ -316,6 +253,16 @@ class Connection(Subscriber):
         return f"<asignals.Connection of {self.describe()}>"
 
 
+Connections = tuple[Connection, ...]
+
+
+class _Holder:
+    """Refers to a receiver that does not support weak references, and is weakly referenced in its place."""
+
+    def __init__(self, receiver: Receiver) -> None:
+        self.receiver = receiver
+
+
 # Types of which no instance is awaitable: asking the type of a response takes a tenth of asking inspect.isawaitable.
 PLAIN_TYPES = frozenset({type(None), bool, int, float, complex, str, bytes, list, tuple, dict, set, frozenset})
 
@@ -325,8 +272,8 @@ def is_awaitable(response: object) -> bool:
     kind = type(response)
     if kind in PLAIN_TYPES:
         return False
-    if isinstance(response, GeneratorType):  # one of a function that types.coroutine marks
-        return bool(response.gi_code.co_flags & CO_ITERABLE_COROUTINE)
+    if kind is GeneratorType:  # of a function that types.coroutine marks
+        return bool(response.gi_code.co_flags & CO_ITERABLE_COROUTINE)  # type: ignore[attr-defined]
     return hasattr(kind, "__await__")
 
 
@@ -345,28 +292,22 @@ def make_connection(
     on_death: Callable[[Connection], object],
 ) -> Connection:
     """Connect a receiver that the options allow to be referred to."""
-    held: object = None
-    method: WeakMethod[Any] | None = None
+    method, holder = references.method_of(receiver) is receiver, None
     try:
-        method = WeakMethod(receiver) if is_a(receiver, MethodType) else None
-        connection = Connection(receiver if method is None else receiver.__self__, on_death)
+        weak_method = WeakMethod(receiver) if method else None
+        connection = Connection(receiver.__self__ if method else receiver, on_death, options, shape, place)  # type: ignore[attr-defined]
     except TypeError:  # it does not support weak references, and is not to be weak
-        held, method = _Holder(receiver), None
-        connection = Connection(held, on_death)
-    connection._held = held
-    connection._name = _short_name(receiver)
-    connection.method = method
-    connection.function = None if method is None else _function_of_class(receiver)
-    if method is not None and connection.function is None:  # the function may die before the object
-        connection.method = WeakMethod(receiver, partial(_function_died, on_death, connection))
-    connection.code, connection.instruction = place
-    connection.is_easily_lost = is_easily_lost(receiver)
+        weak_method, holder = None, _Holder(receiver)
+        connection = Connection(holder, on_death, options, shape, place)
+    connection._held = holder
+    connection._name = name_of(receiver)
+    connection.is_easily_lost = references.is_easily_lost(receiver)
+    connection.method = weak_method
+    connection.function = None if weak_method is None else _function_of_class(receiver)
+    if weak_method is not None and connection.function is None:  # the function may die before the object
+        connection.method = WeakMethod(receiver, lambda _: on_death(connection))
     connection.set_options(options, shape)
     return connection
-
-
-def _function_died(on_death: Callable[[Connection], object], connection: Connection, _: object) -> None:
-    on_death(connection)
 
 
 def _function_of_class(method: Any) -> FunctionType | None:
@@ -377,9 +318,3 @@ def _function_of_class(method: Any) -> FunctionType | None:
         if found is function or (is_a(found, classmethod) and found.__func__ is function):
             return function if is_a(function, FunctionType) else None
     return None
-
-
-def _short_name(receiver: Receiver) -> str:
-    method = method_of(receiver)
-    named = receiver if method is None else method.__func__
-    return named.__qualname__ if is_a(named, FunctionType) else name_of(receiver)

@@ -38,7 +38,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias
 import anyio
 import anyio.lowlevel
 
-from asignals._core.connection import Connection, Subscriber, Subscribers, is_awaitable
+from asignals._core.connection import Connection, Connections, is_awaitable
 from asignals._core.errors import annotate, is_receivers_error, log_failure
 from asignals._core.loops import cancellation
 from asignals._core.monitor import Observed, SendInfo, has_surrounding
@@ -84,21 +84,21 @@ class Send(SendInfo):
         super().__init__(signal, sender, arguments)
         self.robust: bool = robust
 
-    async def to(self, subscriber: Subscriber) -> Pair | None:
-        """Call one subscriber of the plan; returns its pair for the results, or `None` when it has none."""
+    async def to(self, connection: Connection) -> Pair | None:
+        """Call one connection of the plan; returns its pair for the results, or `None` when it has none."""
         try:
-            if not self.is_watched or not isinstance(subscriber, Connection):
-                return await subscriber.respond(self.signal, self.sender, self.given)
-            receiver = subscriber.claim(self.signal)
+            if not self.is_watched or not connection.is_receiver:
+                return await connection.respond(self.signal, self.sender, self.given)
+            receiver = connection.claim(self.signal)
             if receiver is None:
                 return None
             with Observed(self, receiver):
-                response = subscriber.call(receiver, self.signal, self.sender, self.given)
+                response = connection.call(receiver, self.signal, self.sender, self.given)
                 return receiver, await response if is_awaitable(response) else response
         except BaseException as error:
-            if not self._handles(error, subscriber):
+            if not self._handles(error, connection):
                 raise
-            return log_failure(error, subscriber, self.signal, self.sender)
+            return log_failure(error, connection, self.signal, self.sender)
 
     def begin(self, connection: Connection) -> Pair | Unfinished | None:
         """Call one receiver, and leave an awaitable response to `finish`, in whatever task."""
@@ -118,22 +118,21 @@ class Send(SendInfo):
                 raise
             return log_failure(error, connection, self.signal, self.sender)
 
-    async def finish(self, subscriber: Subscriber, unfinished: Unfinished) -> Pair:
+    async def finish(self, connection: Connection, unfinished: Unfinished) -> Pair:
         """Await what `begin` has left."""
         try:
             with unfinished.watch:
                 return unfinished.receiver, await unfinished.response
         except BaseException as error:
-            if not self._handles(error, subscriber):
+            if not self._handles(error, connection):
                 raise
-            return log_failure(error, subscriber, self.signal, self.sender)
+            return log_failure(error, connection, self.signal, self.sender)
 
-    def _handles(self, error: BaseException, subscriber: Subscriber) -> bool:
+    def _handles(self, error: BaseException, connection: Connection) -> bool:
         """Whether an error is returned instead of raised; one that is raised is annotated."""
         if self.robust:
             return is_receivers_error(error)
-        if isinstance(error, Exception):
-            annotate(error, subscriber, self.signal)
+        annotate(error, connection, self.signal)
         return False
 
     def watched(self) -> Observed:
@@ -145,7 +144,7 @@ async def deliver(signal: Signal[..., Any], sender: object, arguments: dict[str,
     """Send in any mode, watched or not."""
     origin = signal if signal._origin is None else signal._origin
     send = Send(origin, sender, arguments, robust=robust)
-    plan = origin._registry.plan_for(sender).subscribers
+    plan = origin._registry.plan_for(sender).connections
     factory = signal._task_group
     work = _one_by_one(send, plan) if factory is None else _in_task_group(send, plan, factory, signal._limit)
     if not send.is_watched:
@@ -154,11 +153,11 @@ async def deliver(signal: Signal[..., Any], sender: object, arguments: dict[str,
         return await work
 
 
-async def _one_by_one(send: Send, plan: Subscribers) -> list[Pair]:
+async def _one_by_one(send: Send, plan: Connections) -> list[Pair]:
     results = []
     pair = None
-    for subscriber in plan:
-        pair = await send.to(subscriber)
+    for connection in plan:
+        pair = await send.to(connection)
         if pair is not None:
             results.append(pair)
     try:
@@ -167,7 +166,7 @@ async def _one_by_one(send: Send, plan: Subscribers) -> list[Pair]:
         del results, pair  # they hold errors, whose frames lead back to this one
 
 
-async def _in_task_group(send: Send, plan: Subscribers, factory: TaskGroupFactory, limit: int | None) -> list[Pair]:
+async def _in_task_group(send: Send, plan: Connections, factory: TaskGroupFactory, limit: int | None) -> list[Pair]:
     run = _GroupSend(send, len(plan), limit or len(plan))
     try:
         if len(plan) > 1:
@@ -177,7 +176,7 @@ async def _in_task_group(send: Send, plan: Subscribers, factory: TaskGroupFactor
         elif plan:
             run.pairs[0] = await send.to(plan[0])
         if run.failure is not None:  # a group lets a cancellation pass that a receiver raised by itself
-            raise run.failure
+            raise run.failure  # noqa: TRY301  it becomes a group below
         return [pair for pair in run.pairs if pair is not None]
     except GeneratorExit:
         raise
@@ -204,7 +203,7 @@ class _GroupSend:
         self.failure: BaseException | None = None  # noted at once: the group may learn of it later
         self._send: Any = send
         self._limit = limit
-        self._queue: deque[tuple[int, Subscriber, Unfinished | None]] = deque()
+        self._queue: deque[tuple[int, Connection, Unfinished | None]] = deque()
         self._tasks: list[Coroutine[Any, Any, None]] = []  # that may not have begun
         self._running = 0
         self._task_ended: anyio.Event | None = None
@@ -221,11 +220,11 @@ class _GroupSend:
             raise TypeError(msg)
         self.is_entered = True
 
-    async def call_all(self, plan: Subscribers) -> None:
-        """Start every subscriber in order."""
+    async def call_all(self, plan: Connections) -> None:
+        """Start every connection in order."""
         try:
-            for index, subscriber in enumerate(plan[:-1]):
-                is_task = subscriber.is_async or subscriber.options.in_thread
+            for index, connection in enumerate(plan[:-1]):
+                is_task = connection.is_async or connection.options.in_thread
                 if self._running >= self._limit:
                     await self._until_below_limit()
                 if not is_task:
@@ -233,9 +232,9 @@ class _GroupSend:
                 if self.failure is not None:
                     return
                 if is_task:
-                    self._start(index, subscriber, None)
+                    self._start(index, connection, None)
                 else:
-                    await self._call_here(index, subscriber)
+                    await self._call_here(index, connection)
             await self._until_below_limit()
             if self.failure is None:
                 self.pairs[-1] = await self._send.to(plan[-1])
@@ -243,20 +242,20 @@ class _GroupSend:
             self._fail(error)
             raise
 
-    async def _call_here(self, index: int, subscriber: Subscriber) -> None:
+    async def _call_here(self, index: int, connection: Connection) -> None:
         """Call a sync receiver; an awaitable that it returns gets a task."""
         if self._send.is_watched and has_surrounding():  # what a monitor enters, it leaves in the same task
-            self.pairs[index] = await self._send.to(subscriber)
+            self.pairs[index] = await self._send.to(connection)
             return
-        outcome = self._send.begin(subscriber)
+        outcome = self._send.begin(connection)
         if isinstance(outcome, Unfinished):
-            self._start(index, subscriber, outcome)
+            self._start(index, connection, outcome)
         else:
             self.pairs[index] = outcome
         del outcome  # an error in it leads back to this frame
 
-    def _start(self, index: int, subscriber: Subscriber, unfinished: Unfinished | None) -> None:
-        self._queue.append((index, subscriber, unfinished))
+    def _start(self, index: int, connection: Connection, unfinished: Unfinished | None) -> None:
+        self._queue.append((index, connection, unfinished))
         task = self._work()
         self._tasks.append(task)
         self._running += 1
@@ -267,15 +266,15 @@ class _GroupSend:
             raise
 
     async def _work(self) -> None:
-        """The task: call the first subscriber of the queue, or await what its call returned."""
+        """The task: call the first connection of the queue, or await what its call returned."""
         if self.failure is not None:
             return
-        index, subscriber, unfinished = self._queue.popleft()
+        index, connection, unfinished = self._queue.popleft()
         try:
             if unfinished is None:
-                self.pairs[index] = await self._send.to(subscriber)
+                self.pairs[index] = await self._send.to(connection)
             else:
-                self.pairs[index] = await self._send.finish(subscriber, unfinished)
+                self.pairs[index] = await self._send.finish(connection, unfinished)
         except BaseException as error:
             if self.failure is not None and isinstance(error, cancellation()):
                 error.with_traceback(None)  # nobody sees it, and anyio's group ties it into a cycle

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import anyio
 
@@ -56,18 +56,10 @@ class BufferFull(Exception):  # noqa: N818  the name says what the buffer is, as
         self.size = size
 
 
-class Describable(Protocol):
-    """A connection, as far as messages need it."""
-
-    def target(self) -> Any:
-        """The receiver, or `None` once it is gone."""
-
-    def describe(self) -> str:
-        """The receiver's name and where it is defined."""
-
-
-def annotate(error: BaseException, connection: Describable, signal: Signal[..., Any]) -> None:
-    """Add a note to an exception: which receiver of which signal raised it."""
+def annotate(error: BaseException, connection: Any, signal: Signal[..., Any]) -> None:
+    """Add a note to an `Exception`: which connection's receiver, of which signal, raised it."""
+    if not isinstance(error, Exception):
+        return
     note = f"raised by {connection.describe()}, a receiver of signal {signal.name!r}"
     # A user's exception may be frozen or have broken notes. The same exception may be raised many times.
     with suppress(Exception):
@@ -94,35 +86,30 @@ def is_receivers_error(error: BaseException) -> bool:
 
 
 def log_failure(
-    error: BaseException, connection: Describable, signal: Signal[..., Any], sender: object
+    error: BaseException, connection: Any, signal: Signal[..., Any], sender: object
 ) -> tuple[Any, Exception]:
-    """Log an exception that a robust send returns; gives the receiver's pair for the results.
+    """Log an exception that a robust send returns; gives the pair for the results.
 
-    The record's `signal`, `receiver`, `sender_type` and `location` are strings. A `CancelledError` that nobody caused
+    The record has `signal`, `receiver`, `sender_type` and `location`, as strings. A `CancelledError` that nobody caused
     is returned as a `RuntimeError` with that cause, so that no caller takes it for a cancellation.
     """
-    name = connection.describe()
+    text = connection.describe()
     if not isinstance(error, Exception):
-        error = _as_exception(error, f"{name} raised {type(error).__name__}, although nothing cancelled it")
-    facts = {
-        "signal": signal.name,
-        "receiver": name.partition(" (")[0],
-        "sender_type": f"{type(sender).__module__}.{type(sender).__qualname__}",
-        "location": name.rpartition(" (")[2].rstrip(")"),
-    }
+        cause, error = error, RuntimeError(f"{text} raised {type(error).__name__}, although nothing cancelled it")
+        error.__cause__, error.__traceback__ = cause, cause.__traceback__
+    name, _, where = text.partition(" (")
+    facts = {"signal": signal.name, "receiver": name, "location": where.rstrip(")"), "sender_type": _type_name(sender)}
     traceback = type(error), error, error.__traceback__  # logging takes a falsy exception for none
     with suppress(Exception):  # an exception or a logging filter may be broken; the other receivers must run
-        logger.error("%s failed as a receiver of signal %r", name, signal.name, exc_info=traceback, extra=facts)
+        logger.error("%s failed as a receiver of signal %r", text, signal.name, exc_info=traceback, extra=facts)
     # The first frame is that of the sender's loop, whose results will hold the error: a reference cycle.
     if error.__traceback__ is not None:
         error.with_traceback(error.__traceback__.tb_next)  # an assignment fails for frozen exceptions
     return connection.target(), error
 
 
-def _as_exception(cause: BaseException, text: str) -> RuntimeError:
-    error = RuntimeError(text)
-    error.__cause__ = cause
-    return error.with_traceback(cause.__traceback__)
+def _type_name(thing: object) -> str:
+    return f"{type(thing).__module__}.{type(thing).__qualname__}"
 
 
 def raise_errors(results: Iterable[tuple[Any, R | Exception]]) -> list[tuple[Any, R]]:

@@ -175,7 +175,7 @@ class Observed:
     @staticmethod
     def _leave(watcher: Watcher, manager: AbstractContextManager[object], error: BaseException | None) -> None:
         try:
-            manager.__exit__(None if error is None else type(error), error, error and error.__traceback__)
+            manager.__exit__(type(error) if error else None, error, getattr(error, "__traceback__", None))
         except Exception as raised:  # noqa: BLE001  logged
             if raised is not error:  # raising again what it was given is a way to leave, too
                 watcher.failed(raised)

@@ -9,16 +9,13 @@ from __future__ import annotations
 import functools
 import sys
 import warnings
+from collections.abc import Callable, Hashable
 from itertools import islice
-from types import BuiltinFunctionType, CodeType, FunctionType, MethodType, MethodWrapperType, ModuleType
-from typing import TYPE_CHECKING, Any, TypeGuard, TypeVar
+from types import BuiltinFunctionType, CodeType, FrameType, FunctionType, MethodType, MethodWrapperType, ModuleType
+from typing import Any, TypeGuard, TypeVar
 from weakref import ref
 
 from asignals._core.errors import ReceiverLostWarning
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable, Iterator
-    from types import FrameType
 
 T = TypeVar("T")
 
@@ -49,7 +46,8 @@ def method_of(receiver: object) -> MethodType | None:
 def identify(receiver: Callable[..., Any]) -> Hashable:
     """The identity of a receiver: equal for two accesses to one method of one object, and for nothing else.
 
-    Bound methods of Python and C, those that wrapt wraps, and `functools.partialmethod`s are new objects at each access.
+    Bound methods of Python and C, those that wrapt wraps, and those of `functools.partialmethod` are new objects at
+    each access.
     """
     method = method_of(receiver)
     if method is not None:
@@ -77,11 +75,10 @@ def sender_key(sender: object) -> Hashable:
 class WeakSender(ref[Any]):
     """A weak reference to a sender, with its key and the place of the `connect` that made it."""
 
-    __slots__ = ("code", "instruction", "key")
+    __slots__ = ("key", "place")
 
     key: Hashable
-    code: CodeType | None
-    instruction: int
+    place: tuple[CodeType, int] | None
 
 
 class HeldSender:
@@ -101,17 +98,17 @@ EVERYONE = HeldSender(None, None)
 
 
 def refer_to_sender(
-    sender: object, on_death: Callable[[WeakSender], object], code: CodeType | None, instruction: int
+    sender: object, on_death: Callable[[WeakSender], object], place: tuple[CodeType, int] | None
 ) -> WeakSender | HeldSender:
     """Refers to a sender: weakly, unless it is a value or does not support weak references."""
     key = sender_key(sender)
-    if type(key) is tuple:
-        return HeldSender(sender, key)
     try:
-        weak = WeakSender(sender, on_death)
+        weak = None if type(key) is tuple else WeakSender(sender, on_death)
     except TypeError:
+        weak = None
+    if weak is None:
         return HeldSender(sender, key)
-    weak.key, weak.code, weak.instruction = key, code, instruction
+    weak.key, weak.place = key, place
     return weak
 
 
@@ -175,49 +172,40 @@ def describe(receiver: object) -> str:
 
 # -- death -------------------------------------------------------------------------------------------------------------
 
-_OWN_MODULES = ("asignals", "contextlib")
-_COMPREHENSIONS = frozenset({"<listcomp>", "<setcomp>", "<dictcomp>"})  # frames of their own before CPython 3.12
-
 
 def calling_frame(kind: type) -> FrameType:
     """The frame of the user's code that called: outside of this package, `contextlib` and a subclass's methods."""
     frame = sys._getframe(1)
-    while (_is_own(frame) or _is_method(frame.f_code, kind)) and frame.f_back is not None:
+    while frame.f_back is not None:
+        module, code = str(frame.f_globals.get("__name__", "")), frame.f_code
+        methods = [base.__dict__.get(code.co_name) for base in kind.__mro__]
+        is_method = any(is_a(method, FunctionType) and method.__code__ is code for method in methods)
+        is_own = module in {"asignals", "contextlib"} or module.startswith(("asignals.", "<asignals "))
+        if not is_own and not is_method:
+            break
         frame = frame.f_back
     return frame
 
 
-def _is_own(frame: FrameType) -> bool:
-    module = frame.f_globals.get("__name__", "")
-    return isinstance(module, str) and (module in _OWN_MODULES or module.startswith(("asignals.", "<asignals ")))
-
-
-def _is_method(code: CodeType, kind: type) -> bool:
-    found = [base.__dict__.get(code.co_name) for base in kind.__mro__]
-    return any(is_a(method, FunctionType) and method.__code__ is code for method in found)
-
-
-def statement_of(frame: FrameType) -> tuple[CodeType, int]:
-    """The code and the instruction that a frame runs; of the function around, where it is a comprehension's."""
-    while frame.f_code.co_name in _COMPREHENSIONS and frame.f_back is not None:
+def place_of(frame: FrameType) -> tuple[CodeType, int]:
+    """The code and the instruction that a frame runs: a place in the source."""
+    # Before Python 3.12 a comprehension has a frame of its own, and its values die in the one around it.
+    while frame.f_code.co_name in {"<listcomp>", "<setcomp>", "<dictcomp>"} and frame.f_back is not None:
         frame = frame.f_back
     return frame.f_code, frame.f_lasti
 
 
+def _position(code: CodeType, instruction: int) -> tuple[int | None, int | None, int | None, int | None]:
+    return next(islice(code.co_positions(), instruction // 2, None), (None, None, None, None))
+
+
 def line_of(code: CodeType, instruction: int) -> int:
-    """The line number of an instruction."""
+    """The line of a place."""
     return _position(code, instruction)[0] or code.co_firstlineno
 
 
-def _position(code: CodeType, instruction: int) -> tuple[int | None, int | None, int | None, int | None]:
-    positions: Iterator[Any] = code.co_positions()
-    found: tuple[int | None, int | None, int | None, int | None]
-    found = next(islice(positions, instruction // 2, None), (None,) * 4)
-    return found
-
-
-def is_running(frame: FrameType, code: CodeType | None, instruction: int) -> bool:
-    """Whether a frame runs the expression, or one around it, that an instruction of this code belongs to."""
+def is_running(frame: FrameType, code: CodeType, instruction: int) -> bool:
+    """Whether a frame runs the expression of a place, or one around it."""
     if frame.f_code is not code:
         return False
     first, last, column, end = _position(code, frame.f_lasti)
@@ -229,6 +217,9 @@ def is_running(frame: FrameType, code: CodeType | None, instruction: int) -> boo
     return (first, column) <= (line, start) < (last, end)
 
 
+_CACHED = type(functools.cache(len))
+
+
 def is_easily_lost(receiver: object) -> bool:
     """Whether a receiver that dies unheard is a surprise: a nested function, a lambda, a wrapper or a partial.
 
@@ -236,12 +227,10 @@ def is_easily_lost(receiver: object) -> bool:
     """
     if is_a(receiver, FunctionType):  # by its code: functools.wraps copies the name of what it wraps
         return "<locals>" in receiver.__code__.co_qualname or receiver.__code__.co_name == "<lambda>"
-    return is_a(receiver, functools.partial) or is_a(receiver, _Cached)
+    return is_a(receiver, functools.partial) or is_a(receiver, _CACHED)
 
 
-_Cached = type(functools.cache(len))
-
-# By file, as each module has one: Python's own record of the warnings that were shown.
+# For each file, as each module has one: Python's own record of the warnings that were shown.
 _warned: dict[str, dict[Any, Any]] = {}
 
 
@@ -250,11 +239,9 @@ def warn_lost(text: str, code: CodeType, instruction: int) -> None:
     if sys.is_finalizing():
         return
     text += " Connect with weak=False, or keep a reference to it."
-    registry = _warned.setdefault(code.co_filename, {})
+    file, line = code.co_filename, line_of(code, instruction)
     try:
-        warnings.warn_explicit(
-            text, ReceiverLostWarning, code.co_filename, line_of(code, instruction), registry=registry
-        )
+        warnings.warn_explicit(text, ReceiverLostWarning, file, line, registry=_warned.setdefault(file, {}))
     except ReceiverLostWarning as error:  # a filter made it an error, and whoever runs now has not asked for it
         _Unraisable(error)
 

@@ -20,14 +20,14 @@ from asignals._core.dispatch import TaskGroupFactory, deliver
 from asignals._core.errors import InvalidReceiverError
 from asignals._core.loops import new_lock
 from asignals._core.monitor import watchers
-from asignals._core.references import calling_frame, describe, is_a, statement_of
-from asignals._core.registry import Plan, Registry, Scope
+from asignals._core.references import calling_frame, describe, is_a, place_of
+from asignals._core.registry import Connected, Mute, Plan, Registry, is_alive
 from asignals._core.signatures import Mismatch, Receiver, Shape, check_names, examine, read_stub
 from asignals._core.stream import Event, Overflow, Stream, Where
 from asignals._core.written import class_for_names, class_for_stub, loop_for_keywords, mark_as_send
 
 P = ParamSpec("P")
-R = TypeVar("R", covariant=True)
+R_co = TypeVar("R_co", covariant=True)
 F = TypeVar("F", bound=Receiver)
 
 
@@ -54,7 +54,7 @@ _NO_PLAN = _NoPlan()
 _MISSING: Any = _Missing()
 
 
-class Signal(Generic[P, R]):
+class Signal(Generic[P, R_co]):
     """Something that happens, which receivers hear of.
 
     `Signal()` sends any keyword arguments, `Signal(["toppings", "size"])` exactly these. For types, defaults and a
@@ -144,9 +144,9 @@ class Signal(Generic[P, R]):
 
     if TYPE_CHECKING:
 
-        async def send(self, *args: P.args, **kwargs: P.kwargs) -> list[tuple[Receiver, R]]: ...
+        async def send(self, *args: P.args, **kwargs: P.kwargs) -> list[tuple[Receiver, R_co]]: ...
 
-        async def send_robust(self, *args: P.args, **kwargs: P.kwargs) -> list[tuple[Receiver, R | Exception]]: ...
+        async def send_robust(self, *args: P.args, **kwargs: P.kwargs) -> list[tuple[Receiver, R_co | Exception]]: ...
 
     else:
         # The types are above: here a sender is just an object. A signal with declared arguments has written methods.
@@ -198,7 +198,7 @@ class Signal(Generic[P, R]):
         loop = None if plan is None else loop_for_keywords(tuple(named), robust=robust)
         if plan is None or loop is None:
             return deliver(self, *self._bind(sender, **named), robust=robust)
-        return loop(plan.subscribers, self, sender, *named.values())
+        return loop(plan.connections, self, sender, *named.values())
 
     def _direct_plan_for(self, sender: object) -> Plan | None:
         """The plan for the written loop; `None` when `deliver` has to send."""
@@ -329,11 +329,10 @@ class Signal(Generic[P, R]):
         in_thread = in_thread if isinstance(in_thread, CapacityLimiter) else bool(in_thread)
         options = Options(bool(weak), priority, bool(subclasses), in_thread, timeout, bool(once))
         if receiver is _MISSING:
-            return partial(
-                self.connect, sender=sender, weak=weak, dispatch_uid=dispatch_uid, replace=replace, **options.given()
-            )
+            given = {**options._asdict(), "replace": replace}
+            return partial(self.connect, sender=sender, dispatch_uid=dispatch_uid, **given)
         shape = self._examine(receiver, sender, dispatch_uid, options)
-        place = statement_of(calling_frame(type(self)))
+        place = place_of(calling_frame(type(self)))
         self._registry.connect(receiver, sender, dispatch_uid, options, shape, place, replace=replace)
         return receiver
 
@@ -348,9 +347,11 @@ class Signal(Generic[P, R]):
         self._callable(receiver)
         try:
             shape = examine(receiver, self.providing_args)
-            options.check(sender, is_async=shape.is_async)
+            problem = options.problem(sender, is_async=shape.is_async)
         except Mismatch as mismatch:
-            raise InvalidReceiverError(self, receiver, describe(receiver), str(mismatch)) from mismatch.__cause__
+            problem = str(mismatch)
+        if problem:
+            raise InvalidReceiverError(self, receiver, describe(receiver), problem)
         try:
             hash(uid)
             if options.weak:
@@ -382,7 +383,7 @@ class Signal(Generic[P, R]):
     @property
     def connections(self) -> tuple[Connection, ...]:
         """The live connections, for all senders and each single one, in order; the same objects each time."""
-        return tuple(each for each in self._registry.all_subscribers() if isinstance(each, Connection))
+        return tuple(each for each in self._registry.all_connections() if each.is_receiver)
 
     def _registries(self) -> dict[str, Registry]:
         """Where the connections are; a subclass may keep those of several phases apart, and names them."""
@@ -390,11 +391,11 @@ class Signal(Generic[P, R]):
 
     def has_listeners(self, sender: object = None) -> bool:
         """Whether a send from this sender would reach a receiver or a stream, muted or not."""
-        return self._registry.has_subscribers(sender)
+        return any(map(is_alive, self._registry.connections_for(sender)))
 
     def receivers_for(self, sender: object) -> list[Receiver]:
         """The receivers that a send from this sender would call, in order, muted or not."""
-        found = [each.target() for each in self._registry.subscribers_for(sender) if isinstance(each, Connection)]
+        found = [each.target() for each in self._registry.connections_for(sender) if each.is_receiver]
         return [receiver for receiver in found if receiver is not None]
 
     def connected(
@@ -413,7 +414,7 @@ class Signal(Generic[P, R]):
         What `connect` refuses is refused as the block is entered. Not a decorator: that is refused with a `TypeError`.
         """
         connect = partial(self.connect, receiver, sender, weak, dispatch_uid, **options)
-        return Scope(lambda: self._registry.connected(receiver, sender, dispatch_uid, connect))
+        return Connected(self._registry, receiver, sender, dispatch_uid, connect)
 
     def muted(self, *receivers: Receiver, everywhere: bool = False) -> AbstractContextManager[None]:
         """For the length of a `with` block, let sends reach nobody, no stream either; or, given receivers, not these.
@@ -423,11 +424,11 @@ class Signal(Generic[P, R]):
         when it runs later. Sends under way go on. Blocks may nest and overlap in any order.
 
         Raises:
-            TypeError: used as a decorator (see `asignals.testing.muted` for one), or one of the receivers is not callable.
+            TypeError: one of the receivers is not callable; or used as a decorator (`asignals.testing.muted` is one).
         """
         for receiver in receivers:
             self._callable(receiver)
-        return Scope(lambda: self._registry.muted(receivers, everywhere=everywhere))
+        return Mute(self._registry, receivers, everywhere=everywhere)
 
     # -- listening -------------------------------------------------------------------------------------------------
 
@@ -500,11 +501,11 @@ def _check_mode(task_group: object, limit: object) -> None:
 
 
 @overload
-def signal(stub: Callable[P, Coroutine[Any, Any, R]]) -> Signal[P, R]: ...
+def signal(stub: Callable[P, Coroutine[Any, Any, R_co]]) -> Signal[P, R_co]: ...
 
 
 @overload
-def signal(stub: Callable[P, R]) -> Signal[P, R]: ...
+def signal(stub: Callable[P, R_co]) -> Signal[P, R_co]: ...
 
 
 @overload
@@ -557,9 +558,9 @@ class _SignalMaker(Protocol):
     """What `@signal(...)` with options returns."""
 
     @overload
-    def __call__(self, stub: Callable[P, Coroutine[Any, Any, R]], /) -> Signal[P, R]: ...
+    def __call__(self, stub: Callable[P, Coroutine[Any, Any, R_co]], /) -> Signal[P, R_co]: ...
     @overload
-    def __call__(self, stub: Callable[P, R], /) -> Signal[P, R]: ...
+    def __call__(self, stub: Callable[P, R_co], /) -> Signal[P, R_co]: ...
 
 
 def receiver(

@@ -2,34 +2,28 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import keyword
 import sys
 import unicodedata
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from importlib import import_module
-from inspect import (
-    CO_ASYNC_GENERATOR,
-    CO_COROUTINE,
-    CO_GENERATOR,
-    CO_ITERABLE_COROUTINE,
-    CO_VARKEYWORDS,
-    Parameter,
-    Signature,
-)
+from inspect import CO_ASYNC_GENERATOR, CO_COROUTINE, CO_GENERATOR, CO_ITERABLE_COROUTINE, CO_VARKEYWORDS, Parameter
 from types import FunctionType, MethodType
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 from asignals._core.errors import DeclarationError
-from asignals._core.references import function_of, is_a, method_of
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
+from asignals._core.references import function_of, is_a
 
 Receiver: TypeAlias = Callable[..., Any]
 Names: TypeAlias = tuple[str, ...]
 
 RESERVED = frozenset({"signal", "sender"})
+
+# The attribute of functions that send, which says whether they are to be awaited. As a receiver, such a function passes
+# the event on: its signal is another.
+FORWARDS = "_forwards"
 
 
 class Mismatch(Exception):  # noqa: N818  never leaves the core: connect turns it into InvalidReceiverError
@@ -43,12 +37,12 @@ class Shape(NamedTuple):
     wanted: frozenset[str] | None
     """The names of the arguments that it takes; `None` when it takes all."""
     by_position: str | None = None
-    """The parameter that is given by position: a `singledispatch` function chooses by it."""
+    """The argument that is given by position: a `singledispatch` function chooses by it."""
     takes_signal: bool = True
 
     @property
     def is_plain(self) -> bool:
-        """Whether all its arguments go by name."""
+        """Whether all that it takes goes by name."""
         return self.by_position is None and (self.takes_signal or self.wanted is not None)
 
     def call(self, receiver: Receiver, signal: object, sender: object, arguments: dict[str, Any]) -> Any:
@@ -58,9 +52,8 @@ class Shape(NamedTuple):
             given["signal"] = signal
         if self.wanted is not None:
             given = {name: given[name] for name in self.wanted}
-        if self.by_position is None:
-            return receiver(**given)
-        return receiver(given.pop(self.by_position), **given)
+        first = () if self.by_position is None else (given.pop(self.by_position),)
+        return receiver(*first, **given)
 
 
 def is_coroutine_function(receiver: Receiver) -> bool:
@@ -68,14 +61,10 @@ def is_coroutine_function(receiver: Receiver) -> bool:
     function = function_of(receiver)
     if function is not None and (function.__code__.co_flags & CO_COROUTINE or function.__dict__.get(FORWARDS)):
         return True
-    return _is_marked(receiver) or inspect.iscoroutinefunction(function)
-
-
-def _is_marked(receiver: Receiver) -> bool:
     try:
-        if isinstance(receiver, FunctionType | MethodType) and type(receiver) not in (FunctionType, MethodType):
-            return False  # a mock, whose code's flags are mocks too
-        return inspect.iscoroutinefunction(receiver)
+        # A mock lies about its class, and its code's flags are mocks too.
+        lies = isinstance(receiver, FunctionType | MethodType) and type(receiver) not in (FunctionType, MethodType)
+        return inspect.iscoroutinefunction(function) or (not lies and inspect.iscoroutinefunction(receiver))
     except Exception:  # noqa: BLE001  inspect asks for attributes, and those of proxies may raise anything
         return False
 
@@ -85,94 +74,78 @@ def examine(receiver: Receiver, names: Names | None) -> Shape:
 
     Raises `Mismatch`, with the reason, when no send could call it.
     """
-    if _is_generator_function(receiver):
-        reason = "it is a generator function, so calling it would run none of its code; make it a function"
-        raise Mismatch(reason)
-    function = function_of(receiver)
-    is_send = function is not None and FORWARDS in function.__dict__
-    parameters = _parameters(receiver)
-    if parameters is None:
-        return Shape(is_coroutine_function(receiver), None, takes_signal=not is_send)
-    wanted = _wanted(parameters, names)
-    first = parameters[0].name if parameters and _is_single_dispatch(receiver) else None
-    if wanted is not None and is_send:
-        wanted -= {"signal"}
-    if first is not None and first not in RESERVED.union(names or ()):
-        reason = f"singledispatch chooses by the first parameter, and {first!r} is none of the sent arguments"
-        raise Mismatch(reason)
-    return Shape(is_coroutine_function(receiver), wanted, first, takes_signal=not is_send)
-
-
-# The attribute of functions that send, which says whether they are to be awaited. As a receiver, such a function passes
-# the event on: its signal is another.
-FORWARDS = "_forwards"
-
-
-def _is_generator_function(receiver: Receiver) -> bool:
     function = function_of(receiver)
     flags = 0 if function is None else function.__code__.co_flags
     # types.coroutine marks generator functions whose generators are awaitable; those are receivers.
-    return bool(flags & CO_ASYNC_GENERATOR) or flags & (CO_GENERATOR | CO_ITERABLE_COROUTINE) == CO_GENERATOR
+    if flags & CO_ASYNC_GENERATOR or flags & (CO_GENERATOR | CO_ITERABLE_COROUTINE) == CO_GENERATOR:
+        reason = "it is a generator function, so calling it would run none of its code; make it a function"
+        raise Mismatch(reason)
+    forwards = function is not None and FORWARDS in function.__dict__
+    is_async = is_coroutine_function(receiver)
+    parameters = _parameters_of(receiver)
+    if parameters is None:
+        return Shape(is_async, None, takes_signal=not forwards)
+    wanted = parameters.wanted(names)
+    by_position = None
+    if is_a(receiver, FunctionType) and {"dispatch", "registry", "register"} <= receiver.__dict__.keys():
+        by_position = next(iter(parameters.by_name), None)
+        if by_position not in RESERVED.union(names or ()):
+            reason = f"singledispatch chooses by its first parameter, and {by_position!r} is none of the sent arguments"
+            raise Mismatch(reason)
+    return Shape(is_async, wanted, by_position, not forwards)
 
 
-def _is_single_dispatch(receiver: Receiver) -> bool:
-    return is_a(receiver, FunctionType) and {"dispatch", "registry", "register"} <= receiver.__dict__.keys()
+class _Parameters(NamedTuple):
+    """The parameters of a receiver: those required by position only, those by name (and whether required)."""
+
+    by_position: list[str]
+    by_name: dict[str, bool]
+    takes_all: bool
+
+    def wanted(self, names: Names | None) -> frozenset[str] | None:
+        """The sent arguments that it takes, `None` for all; raises `Mismatch` where it needs others."""
+        if self.by_position:
+            first = self.by_position[0]
+            reason = f"arguments go by name, and its parameter {first!r} can only be given by position"
+            raise Mismatch(reason)
+        sent = RESERVED.union(names or ())
+        first = next(iter(self.by_name), "")
+        if first in {"self", "cls"} - sent and self.by_name[first]:
+            reason = f"it asks for {first!r}: connect the method of an object, not the function of its class"
+            raise Mismatch(reason)
+        if names is None:
+            if self.takes_all:
+                return None
+            reason = "it must accept any keyword arguments: add **kwargs (or declare the signal's arguments)"
+            raise Mismatch(reason)
+        unsent = [repr(name) for name, is_required in self.by_name.items() if is_required and name not in sent]
+        if unsent:
+            listing = ", ".join(["signal", "sender", *names])
+            reason = f"it asks for {', '.join(unsent)}, and the signal sends {listing}"
+            raise Mismatch(reason)
+        return None if self.takes_all else frozenset(self.by_name.keys() & sent)
 
 
-# -- parameters --------------------------------------------------------------------------------------------------------
-
-
-class _Parameter(NamedTuple):
-    name: str
-    kind: Any
-    is_required: bool
-
-
-def _parameters(receiver: Receiver) -> list[_Parameter] | None:
+def _parameters_of(receiver: Receiver) -> _Parameters | None:
     """The parameters that matter: a wrapper that passes everything on takes what the wrapped function takes."""
-    function = receiver.__func__ if type(receiver) is MethodType else receiver
-    if type(function) is FunctionType and not function.__dict__:
-        found = _parameters_of(function)
-        if function is receiver:
-            return found
-        if function.__code__.co_argcount:
-            return found[1:]
-    # inspect compares the objects that it is asked about, so it is not asked about those with an __eq__ of their own.
-    called = _plain_call_of(receiver)
-    if called is not None:
-        return _parameters_of(called)[1:]
-    outer = _signature(receiver, follow_wrapped=False)
-    if outer is not None and not _takes_all(outer):
-        return outer
-    return _signature(receiver, follow_wrapped=True)
+    function = function_of(receiver)
+    skipped = 0 if function is receiver else 1
+    # inspect takes ten times as long, and compares the objects that it is asked about with their own __eq__.
+    if function is not None and not function.__dict__ and function.__code__.co_argcount >= skipped:
+        kinds = type(receiver).__mro__
+        if functools.partial not in kinds and not any({"__signature__", "__wrapped__"} & vars(k).keys() for k in kinds):
+            return _read_function(function, skipped)
+    outer = _read_signature(receiver, follow_wrapped=False)
+    return outer if outer is not None and not outer.takes_all else _read_signature(receiver, follow_wrapped=True)
 
 
-def _plain_call_of(receiver: Receiver) -> FunctionType | None:
-    """The `__call__` of an object's class, if nothing else says what its signature is."""
-    kinds = type(receiver).__mro__
-    if not any("__eq__" in kind.__dict__ for kind in kinds[:-1]) or is_a(receiver, type):
-        return None
-    if method_of(receiver) is not None or any("__signature__" in kind.__dict__ for kind in kinds):
-        return None
-    called = function_of(receiver)
-    return called if called is not None and not called.__dict__ and called.__code__.co_argcount else None
-
-
-def _parameters_of(function: FunctionType) -> list[_Parameter]:
-    """What `inspect.signature` says of a function without attributes, in a tenth of the time."""
-    code, defaults, keyword_defaults = function.__code__, function.__defaults__ or (), function.__kwdefaults__ or {}
-    by_position = code.co_varnames[: code.co_argcount]
-    by_keyword = code.co_varnames[code.co_argcount :][: code.co_kwonlyargcount]
-    kinds: list[Any] = [Parameter.POSITIONAL_ONLY] * code.co_posonlyargcount
-    kinds += [Parameter.POSITIONAL_OR_KEYWORD] * (code.co_argcount - len(kinds))
-    required = code.co_argcount - len(defaults)
-    found = [
-        _Parameter(name, kind, i < required) for i, (name, kind) in enumerate(zip(by_position, kinds, strict=True))
-    ]
-    found += [_Parameter(name, Parameter.KEYWORD_ONLY, name not in keyword_defaults) for name in by_keyword]
-    if code.co_flags & CO_VARKEYWORDS:
-        found.append(_Parameter("", Parameter.VAR_KEYWORD, is_required=False))
-    return found
+def _read_function(function: FunctionType, skipped: int) -> _Parameters:
+    code, defaults = function.__code__, function.__defaults__ or ()
+    names = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
+    optional = {*names[code.co_argcount - len(defaults) : code.co_argcount], *(function.__kwdefaults__ or ())}
+    by_position = [name for name in names[skipped : code.co_posonlyargcount] if name not in optional]
+    by_name = {name: name not in optional for name in names[max(skipped, code.co_posonlyargcount) :]}
+    return _Parameters(by_position, by_name, bool(code.co_flags & CO_VARKEYWORDS))
 
 
 # Annotations are never needed here. From 3.14 on they are evaluated unless one asks not to, and that may raise.
@@ -181,45 +154,17 @@ _UNEVALUATED: dict[str, Any] = (
 )
 
 
-def _signature_of(function: Callable[..., Any], *, follow_wrapped: bool = True) -> Signature:
-    return inspect.signature(function, follow_wrapped=follow_wrapped, **_UNEVALUATED)
-
-
-def _signature(receiver: Receiver, *, follow_wrapped: bool) -> list[_Parameter] | None:
+def _read_signature(receiver: Receiver, *, follow_wrapped: bool) -> _Parameters | None:
     try:
-        parameters = _signature_of(receiver, follow_wrapped=follow_wrapped).parameters.values()
+        found = inspect.signature(receiver, follow_wrapped=follow_wrapped, **_UNEVALUATED).parameters.values()
     except Exception:  # noqa: BLE001  it has none, or is a mock that calls itself a function, or as above
         return None
-    return [_Parameter(p.name, p.kind, p.default is Parameter.empty) for p in parameters]
-
-
-def _takes_all(parameters: list[_Parameter]) -> bool:
-    return any(p.kind is Parameter.VAR_KEYWORD for p in parameters)
-
-
-def _wanted(parameters: list[_Parameter], names: Names | None) -> frozenset[str] | None:
-    by_name = {p.name for p in parameters if p.kind in (Parameter.KEYWORD_ONLY, Parameter.POSITIONAL_OR_KEYWORD)}
-    required = [p for p in parameters if p.is_required]
-    for parameter in required:
-        if parameter.kind is Parameter.POSITIONAL_ONLY:
-            reason = f"arguments go by name, and its parameter {parameter.name!r} can only be given by position"
-            raise Mismatch(reason)
-    sent = RESERVED.union(names or ())
-    if required and required[0] is parameters[0] and required[0].name in {"self", "cls"} - sent:
-        reason = f"it asks for {required[0].name!r}: connect the method of an object, not the function of its class"
-        raise Mismatch(reason)
-    takes_all = _takes_all(parameters)
-    if names is None:
-        if not takes_all:
-            reason = "it must accept any keyword arguments: add **kwargs (or declare the signal's arguments)"
-            raise Mismatch(reason)
-        return None
-    unsent = [p.name for p in required if p.name in by_name and p.name not in sent]
-    if unsent:
-        listing = ", ".join(["signal", "sender", *names])
-        reason = f"it asks for {', '.join(map(repr, unsent))}, and the signal sends {listing}"
-        raise Mismatch(reason)
-    return None if takes_all else frozenset(by_name & sent)
+    named = (Parameter.KEYWORD_ONLY, Parameter.POSITIONAL_OR_KEYWORD)
+    return _Parameters(
+        [p.name for p in found if p.kind is Parameter.POSITIONAL_ONLY and p.default is p.empty],
+        {p.name: p.default is p.empty for p in found if p.kind in named},
+        any(p.kind is Parameter.VAR_KEYWORD for p in found),
+    )
 
 
 # -- declarations ------------------------------------------------------------------------------------------------------
@@ -237,14 +182,14 @@ def check_names(names: Iterable[str]) -> Names:
             raise DeclarationError(msg)
         # Plain strings, because enumerations are formatted in their own ways.
         plain = unicodedata.normalize("NFKC", str.__str__(name))
+        msg = ""
         if not name.isidentifier() or keyword.iskeyword(plain) or plain == "__debug__":
             msg = f"{name!r} cannot be the name of an argument"
-            raise DeclarationError(msg)
-        if plain in RESERVED:
+        elif plain in RESERVED:
             msg = f"{plain!r} is reserved: every receiver gets it anyway"
-            raise DeclarationError(msg)
-        if plain in checked:
+        elif plain in checked:
             msg = f"argument {plain!r} is declared twice"
+        if msg:
             raise DeclarationError(msg)
         checked.append(plain)
     return tuple(checked)
@@ -267,8 +212,8 @@ def read_stub(stub: Callable[..., Any]) -> Stub:
         msg = f"@signal takes a function as a stub, not {type(stub).__name__}: {stub!r:.80}"
         raise DeclarationError(msg)
     where = f"@signal stub {stub.__module__}.{stub.__qualname__}"
-    parameters = list(_signature_of(stub).parameters.values())
-    if not parameters or parameters[0].name != "sender" or parameters[0].kind not in _SENDER_KINDS:
+    parameters = list(inspect.signature(stub, **_UNEVALUATED).parameters.values())
+    if not parameters or parameters[0].name != "sender" or parameters[0].kind > Parameter.POSITIONAL_OR_KEYWORD:
         msg = f"{where}: its first parameter must be 'sender'"
         raise DeclarationError(msg)
     sender, *rest = parameters
@@ -282,13 +227,10 @@ def read_stub(stub: Callable[..., Any]) -> Stub:
         msg = f"{where}: {error}"
         raise DeclarationError(msg) from None
     return Stub(
-        module=stub.__module__,
-        qualname=stub.__qualname__,
-        names=names,
-        parameters=[sender.replace(kind=Parameter.POSITIONAL_OR_KEYWORD), *rest],
-        defaults={p.name: p.default for p in rest if p.default is not Parameter.empty},
-        sender_default=None if sender.default is Parameter.empty else (sender.default,),
+        stub.__module__,
+        stub.__qualname__,
+        names,
+        [sender.replace(kind=Parameter.POSITIONAL_OR_KEYWORD), *rest],
+        {p.name: p.default for p in rest if p.default is not Parameter.empty},
+        None if sender.default is Parameter.empty else (sender.default,),
     )
-
-
-_SENDER_KINDS = (Parameter.POSITIONAL_OR_KEYWORD, Parameter.POSITIONAL_ONLY)

@@ -20,9 +20,10 @@ import inspect
 import linecache
 import sys
 import textwrap
+from collections.abc import Callable, Collection, Coroutine
 from inspect import Signature
 from types import FunctionType, MethodType
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any, TypeAlias
 
 from asignals._core.connection import PLAIN_TYPES, Kind, Style, is_awaitable, style_of
 from asignals._core.dispatch import deliver
@@ -33,12 +34,8 @@ from asignals._core.signatures import FORWARDS, Names, Stub, check_names
 if sys.version_info < (3, 12):
     from asyncio import coroutines
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Coroutine
 
-    from asignals._core.signal import Signal
-
-    Loop: TypeAlias = Callable[..., Coroutine[Any, Any, list[tuple[Any, Any]]]]
+Loop: TypeAlias = Callable[..., Coroutine[Any, Any, list[tuple[Any, Any]]]]
 
 # `@` marks what belongs to the template; it becomes a prefix that no declared name begins with.
 _SEND = """\
@@ -48,7 +45,7 @@ def @send(@self, /, sender@parameters):
         @plan = @self._direct_plan_for(sender)
         if @plan is None:
             return @deliver(@self, sender, @arguments, robust=@robust)
-    return (@plan.@loop or @plan.write_@loop())(@plan.subscribers, @self, sender@positions)
+    return (@plan.@loop or @plan.write_loop(robust=@robust))(@plan.connections, @self, sender@positions)
 """
 _BIND = """\
 def @bind(@self, /, sender@parameters):
@@ -59,74 +56,65 @@ def @choose(@receiver, @self, sender, /@positions):
     return @receiver(@keywords)
 """
 _LOOP = """\
-async def @loop(@subscribers, @self, sender, /@positions):
+async def @loop(@connections, @self, sender, /@positions):
     @results = []
-    try:
-        for @subscriber in @subscribers:
-            @calls
-    except @Exception as @error:
-        @annotate(@error, @subscriber, @self)
-        raise
-    return @results
-"""
-_ROBUST_LOOP = """\
-async def @loop(@subscribers, @self, sender, /@positions):
-    @results = []
-    for @subscriber in @subscribers:
+    @response = @pair = None
+    for @connection in @connections:
         try:
-            @calls
+            @branches
         except @BaseException as @error:
-            if not @is_receivers_error(@error):
-                raise
-            @results.append(@log_failure(@error, @subscriber, @self, sender))
+            @handle
     try:
         return @results
     finally:
-        del @results  # it holds errors, whose frames lead back to this one
+        del @results, @response, @pair  # they may hold errors, whose frames lead back to this one
 """
-# The calls of the four kinds. A method is called as the function of its class, with its object.
-_CALL = {
-    Kind.COROUTINE_FUNCTION: """\
-if (@receiver := @subscriber()) is not None:
-    @results.append((@receiver, await @receiver(@keywords)))
-""",
-    Kind.FUNCTION: """\
-if (@receiver := @subscriber()) is not None:
-    @response = @receiver(@keywords)
-    if @type(@response) not in @PLAIN_TYPES and @is_awaitable(@response):
-        @response = await @response
-    @results.append((@receiver, @response))
-""",
-    Kind.COROUTINE_METHOD: """\
-if (@receiver := @subscriber()) is not None:
-    @function = @subscriber.function
-    @results.append((@Method(@function, @receiver), await @function(@receiver@more_keywords)))
-""",
-    Kind.METHOD: """\
-if (@receiver := @subscriber()) is not None:
-    @function = @subscriber.function
-    @response = @function(@receiver@more_keywords)
-    if @type(@response) not in @PLAIN_TYPES and @is_awaitable(@response):
-        @response = await @response
-    @results.append((@Method(@function, @receiver), @response))
-""",
+_RAISE = """\
+@annotate(@error, @connection, @self)
+            raise
+"""
+_COLLECT = """\
+if not @is_receivers_error(@error):
+                raise
+            @results.append(@log_failure(@error, @connection, @self, sender))
+"""
+# A method is called as the function of its class, with its object.
+_CALL_FUNCTION = "@receiver(@keywords)", "@receiver"
+_CALL_METHOD = "@connection.function(@receiver@more_keywords)", "@Method(@connection.function, @receiver)"
+_ASYNC = """\
+if @connection.style is @style:
+    if (@receiver := @connection()) is not None:
+        @results.append((@answering, await @call))
+"""
+_SYNC = """\
+if @connection.style is @style:
+    if (@receiver := @connection()) is not None:
+        @response = @call
+        if @type(@response) not in @PLAIN_TYPES and @is_awaitable(@response):
+            @response = await @response
+        @results.append((@answering, @response))
+"""
+_BRANCHES = {
+    Kind.COROUTINE_FUNCTION: (_ASYNC, *_CALL_FUNCTION),
+    Kind.FUNCTION: (_SYNC, *_CALL_FUNCTION),
+    Kind.COROUTINE_METHOD: (_ASYNC, *_CALL_METHOD),
+    Kind.METHOD: (_SYNC, *_CALL_METHOD),
 }
-_CHOOSY = """\
-elif (@choose := @subscriber.choose) is not None:
-    if (@receiver := @subscriber() if @subscriber.method is None else @subscriber.target()) is not None:
+_OTHER_ARGUMENTS = """\
+elif (@choose := @connection.choose) is not None:
+    if (@receiver := @connection() if @connection.method is None else @connection.target()) is not None:
         @response = @choose(@receiver, @self, sender@positions)
-        if @subscriber.shape.is_async or @is_awaitable(@response):
+        if @connection.shape.is_async or @is_awaitable(@response):
             @response = await @response
         @results.append((@receiver, @response))
 """
-_OTHERS = """\
-elif (@pair := await @subscriber.respond(@self, sender, @arguments)) is not None:
+_WITH_CARE = """\
+elif (@pair := await @connection.respond(@self, sender, @arguments)) is not None:
     @results.append(@pair)
 """
 
 _NAMESPACE = {
     "BaseException": BaseException,
-    "Exception": Exception,
     "Method": MethodType,
     "PLAIN_TYPES": PLAIN_TYPES,
     "annotate": annotate,
@@ -139,11 +127,16 @@ _NAMESPACE = {
 }
 
 
-def _calls(first: Kind) -> str:
-    """The branches of the loop. The first one is entered without a look at the others."""
-    kinds = sorted(_CALL, key=lambda kind: kind is not first)
-    branches = [f"if @subscriber.style is @{kind.name}:\n{textwrap.indent(_CALL[kind], '    ')}" for kind in kinds]
-    return branches[0] + _CHOOSY + "".join(f"el{branch}" for branch in branches[1:]) + _OTHERS
+def _loop(first: Kind, *, robust: bool) -> str:
+    """The text of a loop whose first branch is for one kind: a plan's most common kind is found without a look."""
+    branches = []
+    for kind in sorted(_BRANCHES, key=lambda kind: kind is not first):
+        text, call, answering = _BRANCHES[kind]
+        marks = {"@style": f"@{kind.name}", "@call": call, "@answering": answering}
+        branches.append(functools.reduce(lambda text, mark: text.replace(mark, marks[mark]), marks, text))
+    text = branches[0] + _OTHER_ARGUMENTS + "".join(f"el{branch}" for branch in branches[1:]) + _WITH_CARE
+    loop = _LOOP.replace("@branches", textwrap.indent(text, 12 * " ").strip())
+    return loop.replace("@handle", (_COLLECT if robust else _RAISE).strip())
 
 
 def _write(
@@ -188,11 +181,9 @@ def _title(what: str, names: Names, wanted: Collection[str] | None = None) -> st
 def write_loop(names: Names, style: Style, robust: bool) -> Loop:  # noqa: FBT001  a key of the cache
     """The loop over receivers of which most are called in one style: `(subscribers, signal, sender, /, *values)`."""
     title = f"{'robust ' if robust else ''}loop over {style.kind.name.lower().replace('_', ' ')}s"
-    template = (_ROBUST_LOOP if robust else _LOOP).replace(
-        "@calls", textwrap.indent(_calls(style.kind), 12 * " ").strip()
-    )
     styles = {kind.name: style_of(kind, style.wanted) for kind in Kind}
-    loop = _write(template, _title(title, names, style.wanted), names, style.wanted, **styles)
+    text = _loop(style.kind, robust=robust)
+    loop = _write(text, _title(title, names, style.wanted), names, style.wanted, **styles)
     loop.__qualname__ = (
         "Signal.send_robust" if robust else "Signal.send"
     )  # Python names a coroutine so that is not awaited
@@ -300,7 +291,7 @@ def mark_as_send(function: Any) -> None:
 
 
 @functools.lru_cache(maxsize=4096)
-def class_for_names(base: type[Signal[..., Any]], root: type[Signal[..., Any]], names: Names) -> type[Any]:
+def class_for_names(base: type[Any], root: type[Any], names: Names) -> type[Any]:
     """`base` with methods written for `names`, below whatever `base` overrides itself."""
     specialised = _specialised(root, names, None)
     if base is root:
@@ -308,7 +299,7 @@ def class_for_names(base: type[Signal[..., Any]], root: type[Signal[..., Any]], 
     return type(base.__name__, (_silent(root), base, specialised), _namespace(base))
 
 
-def class_for_stub(root: type[Signal[..., Any]], stub: Stub) -> type[Any]:
+def class_for_stub(root: type[Any], stub: Stub) -> type[Any]:
     """`root` with methods written for a stub, with its types and defaults."""
     return _specialised(root, stub.names, stub)
 
@@ -318,7 +309,6 @@ def _specialised(root: type[Any], names: Names, stub: Stub | None) -> type[Any]:
     return type(root.__name__, (root,), {**_namespace(root), **methods})
 
 
-@functools.cache
 def _silent(root: type[Any]) -> type[Any]:
     """Keeps a user's `__init_subclass__` from being called for classes that the user did not write."""
     hook = classmethod(lambda cls: None)  # noqa: ARG005  the hook's parameter

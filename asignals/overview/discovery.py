@@ -117,7 +117,7 @@ def connections_of(signal: AnySignal) -> list[tuple[Connection, str | None]]:
     return [
         (link, phase or None)
         for phase, registry in signal._registries().items()
-        for link in registry.all_subscribers()
+        for link in registry.all_connections()
         if is_a(link, Connection)
     ]
 
@@ -169,7 +169,7 @@ def location_of(connection: Connection) -> str:
 
 def is_orphan(signal: AnySignal) -> bool:
     """Whether nobody hears the signal, whoever sends it: no receiver, and no stream."""
-    return not (signal.connections or signal._registry.all_subscribers())
+    return not (signal.connections or signal._registry.all_connections())
 
 
 def arguments_of(signal: AnySignal) -> list[dict[str, Any]] | None:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
 
     from asignals import Signal
-    from asignals._core import Subscriber as Link
+    from asignals._core import Connection as Link
     from asignals.relay._codec import Codec
     from asignals.relay._inbox import Inbox
     from asignals.relay._transport import Delivery
@@ -55,7 +55,7 @@ class Subscription:
 
     def links(self, sender: object) -> list[tuple[Link, str]]:
         """Whom to call for a sender, in order and by name; exporting receivers are left out."""
-        plan = registry_of(self.signal).plan_for(sender).subscribers
+        plan = registry_of(self.signal).plan_for(sender).connections
         if plan is not self._plan:
             taken: set[str] = set()
             links = [link for link in plan if not _is_exporter(link)]

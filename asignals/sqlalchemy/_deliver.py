@@ -27,8 +27,8 @@ from asignals.sqlalchemy._errors import AsyncReceiverError, FlushInProgressError
 if TYPE_CHECKING:
     from collections.abc import Coroutine, Generator, Iterable, Iterator
 
-    from asignals._core import Subscriber as Link
-    from asignals._core import Subscribers as Plan
+    from asignals._core import Connection as Link
+    from asignals._core import Connections as Plan
     from asignals.sqlalchemy._signal import ModelSignal, SessionSignal
     from asignals.sqlalchemy._state import SessionState
 
@@ -62,7 +62,7 @@ class Event:
 
     def plan(self, phase: Phase) -> Plan:
         """Who is to hear of it in a phase, muting minded."""
-        plan = self.signal.registry(phase).plan_for(self.sender).subscribers
+        plan = self.signal.registry(phase).plan_for(self.sender).connections
         return tuple(link for link in plan if link.source is not EVERYONE) if self.named_only else plan
 
 
@@ -218,6 +218,6 @@ def refuse_async(sender: object, *signals: ModelSignal) -> None:
     """Raise `AsyncReceiverError` if events of this sender would reach a receiver that has to be awaited."""
     for signal in signals:
         for phase in PHASES:
-            for link in signal.registry(phase).plan_for(sender).subscribers:
+            for link in signal.registry(phase).plan_for(sender).connections:
                 if link.is_async:
                     raise AsyncReceiverError(signal, link.describe())

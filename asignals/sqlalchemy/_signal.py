@@ -67,11 +67,11 @@ class ModelSignal(Signal[..., Any]):
     @property
     def is_connected(self) -> bool:
         """Whether anybody is connected for any sender, in any phase."""
-        return any(phase._registry.all_subscribers() for phase in self._phases.values())
+        return any(phase._registry.all_connections() for phase in self._phases.values())
 
     def is_heard(self, sender: object, *phases: Phase) -> bool:
         """Whether an event of this sender would reach anybody in one of these phases, muting minded."""
-        return any(self.registry(phase).plan_for(sender).subscribers for phase in phases)
+        return any(self.registry(phase).plan_for(sender).connections for phase in phases)
 
     # -- connecting ------------------------------------------------------------------------------------------------
 
@@ -245,7 +245,7 @@ class ModelSignal(Signal[..., Any]):
     @property
     def connections(self) -> tuple[Connection, ...]:
         """The live connections of all phases, those of the flush first."""
-        links = [link for registry in self._registries().values() for link in registry.all_subscribers()]
+        links = [link for registry in self._registries().values() for link in registry.all_connections()]
         return tuple(link for link in links if isinstance(link, Connection))
 
     def _registries(self) -> dict[str, Registry]:

@@ -1,0 +1,454 @@
+"""What people who come from other libraries try: each test is a kind of input that once failed."""
+
+import asyncio
+import concurrent.futures
+import copy
+import dataclasses
+import functools
+import gc
+import importlib
+import logging
+import multiprocessing
+import pickle
+import subprocess
+import sys
+import textwrap
+import types
+import warnings
+
+import anyio
+import pytest
+import wrapt
+
+from asignals import Background, Event, InvalidReceiverError, Signal, signal
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture(params=["asyncio", "trio"])
+def anyio_backend(request):
+    """Nothing here waits: two loops will do."""
+    return request.param
+
+
+@pytest.fixture(params=[None, ["a"]], ids=["any", "declared"])
+def made(request):
+    """A signal with any keywords, and one with declared arguments."""
+    return Signal(request.param, name="shop.sold")
+
+
+def hear(sender, **named):
+    return "heard"
+
+
+# -- what can be connected ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("source", [None, ["a"]], ids=["from any", "from declared"])
+@pytest.mark.parametrize("how", ["send", "send_robust", "view", "partial"])
+async def test_a_signal_forwards_to_another(source, how):
+    """`a.connect(b.send)` sends the event on: the sender and the arguments as they were, the signal being `b`."""
+    a, b = Signal(source, name="a"), Signal(name="b")
+    calls = []
+
+    def receives(**named):
+        calls.append(named)
+
+    b.connect(receives)
+    forwards = {
+        "send": lambda: b.send,
+        "send_robust": lambda: b.send_robust,
+        "view": lambda: b.using(task_group=anyio.create_task_group).send,
+        "partial": lambda: functools.partial(b.send),
+    }[how]()
+    a.connect(forwards, weak=False)
+    for _ in range(2):
+        await a.send("s", a=1)
+    await a.using(task_group=anyio.create_task_group).send("s", a=1)
+    assert calls == [{"signal": b, "sender": "s", "a": 1}] * 3
+
+
+async def test_a_declared_signal_forwards_to_a_declared_one():
+    """Only what the other one declares is sent on."""
+    a, b = Signal(["x", "y"]), Signal(["x"])
+    calls = []
+
+    def receives(**named):
+        calls.append(named)
+
+    b.connect(receives)
+    a.connect(b.send)
+    await a.send("s", x=1, y=2)
+    assert calls == [{"signal": b, "sender": "s", "x": 1}]
+    with pytest.raises(InvalidReceiverError, match="asks for 'x'"):
+        Signal(["y"]).connect(b.send)
+
+
+async def test_a_signal_forwards_to_a_background():
+    """`background.send` for a signal is a receiver as well."""
+    a, b = Signal(["x"]), Signal()
+    calls = []
+
+    def receives(sender, **named):
+        calls.append(sender)
+
+    b.connect(receives)
+    async with Background() as background:
+        a.connect(functools.partial(background.send, b), weak=False)
+        a.connect(functools.partial(background.send_nowait, b), weak=False)
+        await a.send("s", x=1)
+    assert calls == ["s", "s"]
+
+
+async def test_a_singledispatch_function_chooses_by_the_sender(made):
+    """It gets the argument that it chooses by, by position."""
+
+    @functools.singledispatch
+    def chooses(sender, **named):
+        return "anything"
+
+    @chooses.register
+    def _(sender: int, **named):
+        return "a number"
+
+    made.connect(chooses)
+    assert [response for _, response in await made.send(3, a=1)] == ["a number"]
+    assert [response for _, response in await made.send("s", a=1)] == ["anything"]
+
+
+async def test_a_singledispatch_function_chooses_by_an_argument():
+    """Also by another argument than the sender, if the signal declares it."""
+
+    @functools.singledispatch
+    def chooses(order, size):
+        return type(order).__name__, size
+
+    made = Signal(["order", "size"])
+    made.connect(chooses)
+    assert [response for _, response in await made.send(None, order=2.5, size=3)] == [("float", 3)]
+    with pytest.raises(InvalidReceiverError, match="'order' is none of the sent"):
+        Signal().connect(functools.singledispatch(lambda order, **named: None), weak=False)
+
+
+class Shop:
+    """Has methods of all kinds."""
+
+    def hear(self, **named):
+        return "heard"
+
+    @classmethod
+    def hear_as_class(cls, **named):
+        return "class"
+
+    @staticmethod
+    def hear_without(**named):
+        return "static"
+
+    @wrapt.decorator
+    def passing(wrapped, instance, args, kwargs):  # noqa: N805  as wrapt wants it
+        return wrapped(*args, **kwargs)
+
+    @passing
+    def wrapped(self, **named):
+        return "wrapped"
+
+    def part(self, extra, **named):
+        return extra
+
+    partial = functools.partialmethod(part, 3)
+
+
+async def test_a_method_taken_from_its_class_is_refused(made):
+    """No send has a `self` to give; the error says what to connect instead."""
+    for each in (Shop.hear, Shop.__dict__["hear"]):
+        with pytest.raises(InvalidReceiverError, match=r"asks for 'self'.*method of an object"):
+            made.connect(each)
+    with pytest.raises(TypeError, match="must be callable"):
+        made.connect(Shop.__dict__["hear_as_class"])
+    assert made.connections == ()
+    made.connect(Shop.hear_as_class)
+    made.connect(Shop.hear_without)
+    assert [response for _, response in await made.send(None, a=1)] == ["class", "static"]
+
+
+async def test_self_may_be_an_argument():
+    """A signal that sends `self` has receivers that ask for it."""
+    made = Signal(["self"])
+    made.connect(receiver := lambda self: self)
+    assert await made.send(None, self=1) == [(receiver, 1)]
+
+
+@pytest.mark.parametrize("name", ["hear", "wrapped", "partial", "hear_as_class"])
+async def test_what_is_a_new_object_at_each_access_is_one_receiver(made, name):
+    """Bound methods, those that wrapt wraps and those of `partialmethod` are connected once, and disconnected by name."""
+    shop, other = Shop(), Shop()
+    for _ in range(2):
+        made.connect(getattr(shop, name), weak=False)
+    assert len(made.connections) == 1
+    if name != "hear_as_class":
+        assert not made.disconnect(getattr(other, name))
+    assert len(await made.send(None, a=1)) == 1
+    with made.muted(getattr(shop, name)):
+        assert await made.send(None, a=1) == []
+    assert made.disconnect(getattr(shop, name))
+    assert made.connections == ()
+
+
+async def test_a_method_dies_with_its_object_and_with_its_function(made):
+    """`weakref.WeakMethod` tracks both parts, also where the function is no attribute of the class."""
+    shop = Shop()
+    made.connect(shop.hear)
+
+    def function(self, **named):
+        return "function"
+
+    shop.own = types.MethodType(function, shop)
+    made.connect(shop.own)
+    assert [response for _, response in await made.send(None, a=1)] == ["heard", "function"]
+    del shop.own, function
+    gc.collect()
+    assert [response for _, response in await made.send(None, a=1)] == ["heard"]
+    del shop
+    gc.collect()
+    assert made.connections == ()
+
+
+async def test_none_is_no_receiver_and_nothing_is_the_decorator(made):
+    """`connect(make_handler())` where that returns `None` is told; `connect()` is a decorator."""
+    for connect in (lambda: made.connect(None), lambda: made.connect(None, "s"), lambda: made.connect(receiver=None)):
+        with pytest.raises(TypeError, match=r"shop\.sold.*must be callable, not 'NoneType'"):
+            connect()
+    assert made.connect()(hear) is hear
+    assert made.connect(sender="s", priority=2)(hear) is hear
+    assert [connection.priority for connection in made.connections] == [2, 0]
+
+
+@pytest.mark.parametrize("make", [lambda made: made.muted(), lambda made: made.connected(hear)])
+async def test_a_block_is_no_decorator(made, make):
+    """On an `async def` it would end before the body runs: it is refused, with words."""
+    with pytest.raises(TypeError, match=r"no decorator.*inside of .*test_it"):
+
+        @make(made)
+        async def test_it(): ...
+
+
+# -- reload ------------------------------------------------------------------------------------------------------------
+
+
+async def test_replace_takes_the_place_under_a_uid(made):
+    """A module that is loaded again connects its new function in the place of the old one."""
+    old, new, after = (lambda **named: "old"), (lambda **named: "new"), (lambda **named: "after")
+    made.connect(old, dispatch_uid="cook")
+    made.connect(after)
+    made.connect(new, dispatch_uid="cook")
+    assert [response for _, response in await made.send(None, a=1)] == ["old", "after"]
+    made.connect(new, dispatch_uid="cook", replace=True)
+    assert [response for _, response in await made.send(None, a=1)] == ["new", "after"]
+    made.connect(new, dispatch_uid="cook", replace=True, once=True)
+    assert [response for _, response in await made.send(None, a=1)] == ["new", "after"]
+    assert [response for _, response in await made.send(None, a=1)] == ["after"]
+
+
+async def test_a_module_that_is_reloaded_is_heard_in_its_new_version(tmp_path, monkeypatch):
+    """`dispatch_uid` with `replace=True` in the module, then `importlib.reload`."""
+    shop = types.ModuleType("reload_shop")
+    shop.sold = Signal(name="reload_shop.sold")
+    monkeypatch.setitem(sys.modules, "reload_shop", shop)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)  # both versions are of the same second
+    source = """
+        from reload_shop import sold
+
+        @sold.connect(dispatch_uid="handlers.hear", replace=True)
+        def hear(**named):
+            return VERSION
+    """
+    (tmp_path / "reload_handlers.py").write_text(textwrap.dedent(source).replace("VERSION", "1"))
+    monkeypatch.delitem(sys.modules, "reload_handlers", raising=False)
+    module = importlib.import_module("reload_handlers")
+    assert [response for _, response in await shop.sold.send(None)] == [1]
+    (tmp_path / "reload_handlers.py").write_text(textwrap.dedent(source).replace("VERSION", "22"))
+    importlib.invalidate_caches()
+    importlib.reload(module)
+    assert [response for _, response in await shop.sold.send(None)] == [22]
+
+
+# -- signals and events as data ----------------------------------------------------------------------------------------
+
+module_level = Signal(["a"])
+
+
+@signal
+def typed_signal(sender: object, *, size: int) -> int:
+    """A signal of a module."""
+    raise NotImplementedError
+
+
+class Holder:
+    """Has a signal in its body."""
+
+    changed = Signal()
+
+
+@pytest.mark.parametrize("each", [module_level, typed_signal, Holder.changed], ids=["module", "stub", "class"])
+def test_a_signal_is_an_identity(each):
+    """Copies are the signal, and a pickle finds it by its name."""
+    assert copy.copy(each) is each
+    assert copy.deepcopy({"in": each})["in"] is each
+    for protocol in range(pickle.HIGHEST_PROTOCOL + 1):
+        assert pickle.loads(pickle.dumps(each, protocol)) is each  # noqa: S301  our own
+
+
+@pytest.mark.parametrize(
+    "each",
+    [Signal(), Signal(name="no.such_module"), Signal(name=f"{__name__}.module_level"), module_level.using(limit=2)],
+    ids=["local", "no module", "another's name", "view"],
+)
+def test_a_signal_that_cannot_be_found_is_not_pickled(each):
+    """The error names the signal and where it was looked for."""
+    with pytest.raises(pickle.PicklingError, match="cannot pickle signal"):
+        pickle.dumps(each)
+
+
+def _tell(event):
+    return event.signal is module_level, event.sender, event["a"]
+
+
+def test_an_event_goes_through_a_process_pool():
+    """With its signal, in a process that is started anew."""
+    event = Event(module_level, "sender", {"a": 1})
+    context = multiprocessing.get_context("spawn")
+    with concurrent.futures.ProcessPoolExecutor(1, mp_context=context) as pool:
+        assert pool.submit(_tell, event).result(timeout=60) == (True, "sender", 1)
+
+
+def test_an_event_is_data():
+    """It copies, compares, hashes, and becomes plain data."""
+    event = Event(module_level, "sender", {"a": [1, 2]})
+    twin = copy.deepcopy(event)
+    assert twin == event
+    assert twin.signal is module_level
+    assert twin["a"] is not event["a"]
+    assert pickle.loads(pickle.dumps(event)) == event  # noqa: S301  our own
+    assert dataclasses.asdict(event)["arguments"] == {"a": [1, 2]}
+    assert dict(event.as_dict()["arguments"]) == {"a": [1, 2]}
+    assert hash(Event(module_level, "s", {"a": 1})) == hash(Event(module_level, "s", {"a": 1}))
+    with pytest.raises(TypeError):
+        hash(event)
+
+
+# -- errors ------------------------------------------------------------------------------------------------------------
+
+
+async def test_a_log_record_has_the_facts(made, caplog):
+    """Whoever groups log records by receiver need not read their text."""
+
+    def fails(**named):
+        raise ValueError
+
+    made.connect(fails)
+    await made.send_robust(Shop(), a=1)
+    (record,) = caplog.records
+    assert record.signal == "shop.sold"
+    assert record.receiver == f"{fails.__module__}.{fails.__qualname__}"
+    assert record.sender_type == f"{__name__}.Shop"
+    assert record.location == f"{__file__}:{fails.__code__.co_firstlineno}"
+    assert logging.getLogger("asignals").name == record.name
+
+
+async def test_an_error_of_a_misspelt_option_names_it(made):
+    """Every way to connect refuses an option that there is not."""
+    from asignals import receiver
+
+    for connect in (
+        lambda: made.connect(hear, prioriti=3),
+        lambda: receiver(made, prioriti=3)(hear),
+        lambda: made.connected(hear, prioriti=3).__enter__(),
+    ):
+        with pytest.raises(TypeError, match="prioriti"):
+            connect()
+    assert made.connections == ()
+
+
+# -- threads that hold the places of others ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("depth", [1, 3])
+async def test_sync_callers_never_wait_for_the_places_that_they_hold(depth):
+    """Threads of anyio's limiter that send to receivers in threads, which send on, all end: more than there are places."""
+    signals = [Signal(["n"]) for _ in range(depth)]
+    calls = []
+
+    def make(number):
+        def receives(n):
+            if number + 1 < depth:
+                anyio.from_thread.run(functools.partial(signals[number + 1].send, None, n=n))
+            else:
+                calls.append(n)
+
+        return receives
+
+    receivers = [make(number) for number in range(depth)]
+    for each, one in zip(signals, receivers, strict=True):
+        each.connect(one, in_thread=True)
+
+    def endpoint(n):
+        anyio.from_thread.run(functools.partial(signals[0].send, None, n=n))
+
+    with anyio.fail_after(60):
+        async with anyio.create_task_group() as group:
+            for n in range(100):
+                group.start_soon(anyio.to_thread.run_sync, endpoint, n)
+    assert sorted(calls) == list(range(100))
+
+
+# -- type checkers and interpreters --------------------------------------------------------------------------------------
+
+
+def test_errors_of_submodules_come_through(tmp_path):
+    """An `AttributeError` inside of the core is not taken for a missing name of the package."""
+    code = """
+        import sys, types
+        broken = types.ModuleType("anyio")
+        sys.modules["anyio"] = broken
+        import asignals
+        asignals.Signal
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, check=False, timeout=60
+    )
+    assert done.returncode == 1
+    assert "has no attribute 'Signal'" not in done.stderr
+    assert "anyio" in done.stderr
+
+
+async def test_no_warning_for_an_ordinary_life(made):
+    """Connecting, sending and letting go as the documentation has it warns of nothing."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        shop = Shop()
+        made.connect(hear)
+        made.connect(shop.hear)
+        await made.send(None, a=1)
+        del shop
+        made.disconnect(hear)
+        await made.send(None, a=1)
+        gc.collect()
+    assert [warning for warning in caught if warning.category is not ResourceWarning] == []
+
+
+async def test_a_send_from_a_callback_of_the_loop_is_one_like_others(made):
+    """`asyncio.create_task(sig.send(…))` and `gather` take a send for a coroutine."""
+    made.connect(hear)
+    if asyncio.get_running_loop.__module__ and not _is_trio():
+        task = asyncio.create_task(made.send("s", a=1))
+        assert await task == [(hear, "heard")]
+        assert await asyncio.gather(made.send(1, a=1), made.send(2, a=1)) == [[(hear, "heard")]] * 2
+
+
+def _is_trio():
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return True
+    return False
