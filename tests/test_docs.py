@@ -43,6 +43,7 @@ NOT_YET: dict[str, str] = {
     "howto/inspector": "the inspector's token is not merged yet",
     "howto/migrations": _RELAY,
     "howto/rolling-deploys": _RELAY,
+    "howto/testing-relay": "the fixture `relay` is not merged yet",
     "howto/testing-tools": "`replaced` and `assert_order` are not merged yet",
     "howto/worker": _RELAY,
 }
