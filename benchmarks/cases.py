@@ -57,10 +57,18 @@ LOOP = "loop by hand"
 COUNTS = (0, 1, 10, 100, 1000)
 
 GOALS = {
+    "named coroutines/1": [("asignals", LOOP, 1.35), ("asignals", "aiosignal bare", 1.0)],
+    "named coroutines/10": [("asignals", LOOP, 1.20), ("asignals", "aiosignal bare", 1.0)],
+    "named coroutines/100": [("asignals", "aiosignal bare", 1.0)],
+    "named functions/10": [("asignals", LOOP, 1.60)],
+    "named methods/10": [("asignals", LOOP, 1.70)],
+    "named sync methods/10": [("asignals", LOOP, 2.40)],
+    "named mix/10": [("asignals", LOOP, 1.65)],
+    "by turns/10": [("asignals", LOOP, 1.60)],
     "coroutines/0": [("asignals", "aiosignal", 0.55)],
     "coroutines/1": [("asignals", "aiosignal", 0.85)],
     "coroutines/10": [
-        ("asignals", LOOP, 1.15),
+        ("asignals", LOOP, 1.12),
         ("asignals", "aiosignal", 0.92),
         ("asignals", "blinker", 0.30),
         ("asignals", "Django asend", 0.08),

@@ -8,9 +8,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 PANELS = {
-    "coroutines/10": "10 coroutine functions",
-    "methods/10": "10 bound methods",
-    "functions/10": "10 functions",
+    "named coroutines/10": "10 coroutine functions that name their arguments: async def serve(sender, toppings, size)",
+    "named methods/10": "10 coroutine methods of that style",
+    "named functions/10": "10 functions of that style",
+    "coroutines/10": "10 coroutine functions with **kwargs",
 }
 INK, OURS, THEIRS, BASE = "#808890", "#7c5cd6", "#8fa3b8", "#5b9e6f"
 

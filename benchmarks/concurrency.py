@@ -13,7 +13,7 @@ import anyio
 from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
 
 import asignals
-from asignals import _compile
+from asignals._core import written
 
 from .cases import Case, Goal, check
 from .contenders import LOOPS, SIGNAL, Contender, Send, connect_all, django_asend, send_repeatedly
@@ -255,9 +255,9 @@ async def prepare_monitor(stack: AsyncExitStack, *, count: int) -> dict[str, Rou
     receivers = [coroutine_function(None) for _ in range(count)]
     signal = connect_all(asignals.Signal(["a", "b"]), receivers)
     stack.callback(receivers.clear)
-    template = _compile._SEND.replace(" or @watchers", "")
-    assert template != _compile._SEND, "the template has changed"
-    unwatchable = _compile._write(template, ("a", "b"), "send", "unwatchable send").__get__(signal)
+    template = written._SEND.replace(" or @watchers", "")
+    assert template != written._SEND, "the template has changed"
+    unwatchable = written._write(template, "unwatchable send", ("a", "b"), robust="False", loop="loop").__get__(signal)
     rounds = {
         name: await time_repeated(partial(send_repeatedly, send, object()))
         for name, send in {"asignals without monitors": unwatchable, "asignals": signal.send}.items()

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from functools import partial
-from inspect import isawaitable
+from inspect import isawaitable, iscoroutinefunction
 from itertools import repeat
 from typing import Any, TypeAlias
 
@@ -39,6 +39,9 @@ async def send_all_by_name(send: Send, sender: object, times: int) -> None:
 
 EVERY_KIND = frozenset({"coroutines", "functions", "methods", "mixed"})
 ASYNC = frozenset({"coroutines", "methods"})
+NAMED = frozenset({"named coroutines", "named functions", "named methods", "named sync methods", "named mix"})
+NAMED_ASYNC = frozenset({"named coroutines", "named methods"})
+DECLARED = EVERY_KIND | NAMED | {"choosy", "by turns"}
 
 
 @dataclass(frozen=True)
@@ -104,7 +107,47 @@ def loop_over_choosy(receivers: list[Receiver]) -> Send:
     return send
 
 
+def loop_over_named_coroutines(receivers: list[Receiver]) -> Send:
+    async def send(sender, *, a, b):
+        return [(r, await r(sender=sender, a=a, b=b)) for r in receivers]
+
+    return send
+
+
+def loop_over_named_functions(receivers: list[Receiver]) -> Send:
+    async def send(sender, *, a, b):
+        return [(r, r(sender=sender, a=a, b=b)) for r in receivers]
+
+    return send
+
+
+def loop_over_a_named_mix(receivers: list[Receiver]) -> Send:
+    pairs = [(receiver, iscoroutinefunction(receiver)) for receiver in receivers]
+
+    async def send(sender, *, a, b):
+        return [
+            (r, await r(sender=sender, a=a, b=b) if is_async else r(sender=sender, a=a, b=b)) for r, is_async in pairs
+        ]
+
+    return send
+
+
+def loop_by_turns(receivers: list[Receiver]) -> Send:
+    pairs = [(receiver, number % 2) for number, receiver in enumerate(receivers)]
+
+    async def send(sender, *, a, b):
+        return [(r, await r(sender=sender, a=a) if few else await r(sender=sender, a=a, b=b)) for r, few in pairs]
+
+    return send
+
+
 LOOPS = {
+    "named coroutines": loop_over_named_coroutines,
+    "named functions": loop_over_named_functions,
+    "named methods": loop_over_named_coroutines,
+    "named sync methods": loop_over_named_functions,
+    "named mix": loop_over_a_named_mix,
+    "by turns": loop_by_turns,
     "coroutines": loop_over_coroutines,
     "functions": loop_over_functions,
     "methods": loop_over_coroutines,
@@ -122,12 +165,12 @@ def connect_all(signal: Any, receivers: list[Receiver]) -> Any:
     return signal
 
 
-@contender("asignals", kinds=EVERY_KIND | {"choosy"}, asyncio_only=False, note="declared arguments")
+@contender("asignals", kinds=DECLARED, asyncio_only=False, note="declared arguments")
 def declared(receivers: list[Receiver]) -> Send:
     return connect_all(asignals.Signal(["a", "b"]), receivers).send
 
 
-@contender("asignals robust", kinds=EVERY_KIND | {"choosy"}, asyncio_only=False, note="send_robust, declared arguments")
+@contender("asignals robust", kinds=DECLARED, asyncio_only=False, note="send_robust, declared arguments")
 def robust(receivers: list[Receiver]) -> Send:
     return connect_all(asignals.Signal(["a", "b"]), receivers).send_robust
 
@@ -154,7 +197,7 @@ def aiosignal_with_the_same_keywords(receivers: list[Receiver]) -> Send:
 CONTENDERS["aiosignal bare"] = Contender(
     "aiosignal bare",
     aiosignal_with_the_same_keywords,
-    ASYNC,
+    ASYNC | NAMED_ASYNC,
     asyncio_only=False,
     note=f"{AIOSIGNAL_LACKS}, nor the signal",
 )
@@ -167,7 +210,13 @@ def _awaitable(receiver: Receiver) -> Receiver:
     return call
 
 
-@contender("blinker", asyncio_only=False, has_order=False, note="no order; its receivers do not get the signal")
+@contender(
+    "blinker",
+    kinds=EVERY_KIND | NAMED,
+    asyncio_only=False,
+    has_order=False,
+    note="no order; its receivers do not get the signal",
+)
 def blinker_send_async(receivers: list[Receiver]) -> Send:
     signal = connect_all(blinker.Signal(), receivers)
     if all(map(asyncio.iscoroutinefunction, receivers)):
@@ -185,7 +234,12 @@ def django_asend_robust(receivers: list[Receiver]) -> Send:
     return connect_all(django.dispatch.Signal(), receivers).asend_robust
 
 
-@contender("pyee", has_order=False, note="no weak references, senders or results; a task for each async receiver")
+@contender(
+    "pyee",
+    kinds=EVERY_KIND | NAMED,
+    has_order=False,
+    note="no weak references, senders or results; a task for each async receiver",
+)
 def pyee_emit(receivers: list[Receiver]) -> Send:
     emitter = AsyncIOEventEmitter()
     for receiver in receivers:

@@ -173,13 +173,13 @@ async def test_keywords_that_never_come_again_write_no_code():
     """An undeclared signal that a client sends ever new keywords keeps nothing of them."""
     made = Signal()
     made.connect(slow)
-    before = len(written._loops), len(linecache.cache)
+    before = len(written.keyword_loops), len(linecache.cache)
     for number in range(2000):
         for method in (made.send, made.send_robust):
             assert await method(None, **keywords(f"name{number}")) == [
                 (slow, {"signal": made, "sender": None, **keywords(f"name{number}")})
             ]
-    assert (len(written._loops), len(linecache.cache)) == before
+    assert (len(written.keyword_loops), len(linecache.cache)) == before
     assert len(written._uses) <= 256
 
 
@@ -211,7 +211,7 @@ async def test_keywords_that_come_again_are_written_once():
     for _ in range(30):
         (pair,) = await made.send(None, often=1, again=2)
         assert pair == (slow, {"signal": made, "sender": None, "often": 1, "again": 2})
-    assert (False, ("often", "again")) in written._loops
+    assert ("often", "again") in written.keyword_loops
 
 
 async def test_long_and_impossible_names_are_never_written():
@@ -221,19 +221,19 @@ async def test_long_and_impossible_names_are_never_written():
     for named in ({"x" * 2000: 1}, {"not a name": 1}, {"class": 1}, {"\ufb01": 1}):
         for _ in range(30):
             assert (await made.send(None, **named))[0][1] == {"signal": made, "sender": None, **named}
-        assert (False, tuple(named)) not in written._loops
+        assert tuple(named) not in written.keyword_loops
 
 
 async def test_the_number_of_written_sets_is_bounded(monkeypatch):
     """After the first sets of keywords no more are written."""
     made = Signal()
     made.connect(slow)
-    monkeypatch.setattr(written, "_loops", {})
+    monkeypatch.setattr(written, "keyword_loops", {})
     monkeypatch.setattr(written, "_MOST_SETS", 3)
     for number in range(6):
         for _ in range(30):
             await made.send(None, **{f"bounded_{number}": 1})
-    assert len(written._loops) == 3
+    assert len(written.keyword_loops) == 3
 
 
 async def test_a_signal_and_its_methods_make_no_reference_cycle():

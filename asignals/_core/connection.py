@@ -103,14 +103,15 @@ class Connection(ref[Any]):
         "_held",
         "_name",
         "choose",
+        "code",
         "function",
+        "instruction",
         "is_easily_lost",
         "is_live",
         "key",
         "method",
         "options",
         "order",
-        "place",
         "shape",
         "source",
         "style",
@@ -123,6 +124,7 @@ class Connection(ref[Any]):
 
     key: Hashable
     order: int
+    _name: str
 
     def __new__(cls, target: object, on_death: Callable[[Any], object], *_: object) -> Self:
         """Refer to the target weakly."""
@@ -130,14 +132,14 @@ class Connection(ref[Any]):
 
     def __init__(self, target: object, _: object, options: Options, shape: Shape, place: tuple[CodeType, int]) -> None:
         self._held: object = None
-        self._name: str = name_of(target)
         self.choose: Callable[..., Any] | None = None
         self.function: FunctionType | None = None
         self.is_easily_lost: bool = False
         self.is_live: bool = True
         self.method: WeakMethod[Any] | None = None
         self.options: Options = options
-        self.place: tuple[CodeType, int] = place
+        self.code: CodeType = place[0]
+        self.instruction: int = place[1]
         self.shape: Shape = shape
         self.source: WeakSender | HeldSender = EVERYONE
         self.style: Style | None = None
@@ -186,7 +188,12 @@ class Connection(ref[Any]):
     @property
     def connected_at(self) -> str:
         """The line that called `connect`, as `file:line`."""
-        return f"{self.place[0].co_filename}:{line_of(*self.place)}"
+        return f"{self.code.co_filename}:{line_of(self.code, self.instruction)}"
+
+    @property
+    def place(self) -> tuple[CodeType, int]:
+        """The code and the instruction that called `connect`."""
+        return self.code, self.instruction
 
     def target(self) -> Any:
         """The receiver while it lives, connected or not."""
@@ -300,7 +307,7 @@ def make_connection(
         weak_method, holder = None, _Holder(receiver)
         connection = Connection(holder, on_death, options, shape, place)
     connection._held = holder
-    connection._name = name_of(receiver)
+    connection._name = receiver.__qualname__ if type(receiver) is FunctionType else name_of(receiver)
     connection.is_easily_lost = references.is_easily_lost(receiver)
     connection.method = weak_method
     connection.function = None if weak_method is None else _function_of_class(receiver)

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import logging
 import sys
+from collections.abc import Callable, Iterable
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, cast
 
 import anyio
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
-
     from asignals._core.signal import Signal
 
 R = TypeVar("R")
+Receiver: TypeAlias = Callable[..., Any]
 
 logger = logging.getLogger("asignals")
 
@@ -25,7 +25,7 @@ class InvalidReceiverError(ValueError):
     `signal` and `receiver` are what `connect` was called with, `reason` says what is wrong and what to write instead.
     """
 
-    def __init__(self, signal: Signal[..., Any], receiver: Callable[..., Any], name: str, reason: str) -> None:
+    def __init__(self, signal: Signal[..., Any], receiver: Receiver, name: str, reason: str) -> None:
         super().__init__(f"cannot connect {name} to signal {signal.name!r}: {reason}")
         self.signal = signal
         self.receiver = receiver
@@ -112,7 +112,7 @@ def _type_name(thing: object) -> str:
     return f"{type(thing).__module__}.{type(thing).__qualname__}"
 
 
-def raise_errors(results: Iterable[tuple[Any, R | Exception]]) -> list[tuple[Any, R]]:
+def raise_errors(results: Iterable[tuple[Receiver, R | Exception]]) -> list[tuple[Receiver, R]]:
     """Raise the exceptions among the results of `send_robust` as one `ExceptionGroup`; without any, return the results.
 
     So every receiver runs, and the caller cannot miss a failure. The group has the exceptions in the order of the
@@ -123,4 +123,4 @@ def raise_errors(results: Iterable[tuple[Any, R | Exception]]) -> list[tuple[Any
     if errors:
         msg = f"{len(errors)} of {len(pairs)} receivers failed"
         raise ExceptionGroup(msg, errors)
-    return cast("list[tuple[Any, R]]", pairs)
+    return cast("list[tuple[Receiver, R]]", pairs)

@@ -32,6 +32,8 @@ def is_a(thing: object, kind: type[T]) -> TypeGuard[T]:
 
 def method_of(receiver: object) -> MethodType | None:
     """The bound method that a receiver is, or that a proxy stands for: wrapt makes a new proxy at each access."""
+    if type(receiver) is FunctionType:
+        return None
     if is_a(receiver, MethodType):
         return receiver
     if any("__wrapped__" in kind.__dict__ for kind in type(receiver).__mro__):
@@ -49,6 +51,8 @@ def identify(receiver: Callable[..., Any]) -> Hashable:
     Bound methods of Python and C, those that wrapt wraps, and those of `functools.partialmethod` are new objects at
     each access.
     """
+    if type(receiver) is FunctionType:
+        return id(receiver)
     method = method_of(receiver)
     if method is not None:
         kind = () if method is receiver else (id(type(receiver)),)
@@ -116,6 +120,8 @@ def refer_to_sender(
 
 
 def _underlying(receiver: object) -> object:
+    if type(receiver) is FunctionType:
+        return receiver
     while is_a(receiver, functools.partial):
         receiver = receiver.func
     method = method_of(receiver)
@@ -178,11 +184,10 @@ def calling_frame(kind: type) -> FrameType:
     frame = sys._getframe(1)
     while frame.f_back is not None:
         module, code = str(frame.f_globals.get("__name__", "")), frame.f_code
-        methods = [base.__dict__.get(code.co_name) for base in kind.__mro__]
-        is_method = any(is_a(method, FunctionType) and method.__code__ is code for method in methods)
-        is_own = module in {"asignals", "contextlib"} or module.startswith(("asignals.", "<asignals "))
-        if not is_own and not is_method:
-            break
+        if module not in {"asignals", "contextlib"} and not module.startswith(("asignals.", "<asignals ")):
+            methods = [base.__dict__.get(code.co_name) for base in kind.__mro__]
+            if not any(is_a(method, FunctionType) and method.__code__ is code for method in methods):
+                break
         frame = frame.f_back
     return frame
 

@@ -93,7 +93,7 @@ class Registry:
 
     def __init__(self, signal: ref[Signal[..., Any]], names: Names | None) -> None:
         self.plan: Plan | None = None
-        self.changes = 0  # of any connection, and of what is muted
+        self.changes: int = 0  # of any connection, and of what is muted
         self.lock: AbstractContextManager[bool] = new_lock()
         self.blocks: dict[Hashable, list[Connected[Any]]] = {}  # by the identity that they connect
         self.mutes: tuple[Mute, ...] = ()
@@ -434,7 +434,7 @@ class Mute(_Block):
     """A block that hides receivers, or all, from the plans that are made inside it."""
 
     def __init__(self, registry: Registry, receivers: Iterable[Receiver], *, everywhere: bool) -> None:
-        self.receivers = tuple(receivers)  # kept alive, because their ids are compared
+        self.receivers: tuple[Receiver, ...] = tuple(receivers)  # kept alive, because their ids are compared
         self._registry = registry
         self._keys: frozenset[Hashable] = frozenset(map(identify, self.receivers))
         self._everywhere = everywhere

@@ -15,7 +15,7 @@ from weakref import WeakValueDictionary, ref
 
 from anyio import CapacityLimiter
 
-from asignals._core.connection import Connection, ConnectOptions, Options
+from asignals._core.connection import DEFAULTS, Connection, ConnectOptions, Options
 from asignals._core.dispatch import TaskGroupFactory, deliver
 from asignals._core.errors import InvalidReceiverError
 from asignals._core.loops import new_lock
@@ -24,7 +24,8 @@ from asignals._core.references import calling_frame, describe, is_a, place_of
 from asignals._core.registry import Connected, Mute, Plan, Registry, is_alive
 from asignals._core.signatures import Mismatch, Receiver, Shape, check_names, examine, read_stub
 from asignals._core.stream import Event, Overflow, Stream, Where
-from asignals._core.written import class_for_names, class_for_stub, loop_for_keywords, mark_as_send
+from asignals._core.written import class_for_names, class_for_stub, keyword_loops, loop_for_keywords, mark_as_send
+from asignals._core.written import robust_keyword_loops
 
 P = ParamSpec("P")
 R_co = TypeVar("R_co", covariant=True)
@@ -172,7 +173,10 @@ class Signal(Generic[P, R_co]):
             Raises:
                 TypeError: the arguments are not those that the signal declares; no receiver was called.
             """
-            return self._send_keywords(sender, named, robust=False)
+            plan, loop = self._direct.plan, keyword_loops.get(tuple(named))
+            if plan is None or loop is None or watchers:
+                return self._send_keywords(sender, named, robust=False)
+            return loop(plan.connections, self, sender, *named.values())
 
         def send_robust(self, /, sender: object, **named: Any) -> Coroutine[Any, Any, list[tuple[Receiver, Any]]]:
             """Call every receiver, and return exceptions in place of the responses of those that failed.
@@ -184,7 +188,10 @@ class Signal(Generic[P, R_co]):
             Raises:
                 TypeError: the arguments are not those that the signal declares; no receiver was called.
             """
-            return self._send_keywords(sender, named, robust=True)
+            plan, loop = self._direct.plan, robust_keyword_loops.get(tuple(named))
+            if plan is None or loop is None or watchers:
+                return self._send_keywords(sender, named, robust=True)
+            return loop(plan.connections, self, sender, *named.values())
 
         mark_as_send(send)
         mark_as_send(send_robust)
@@ -192,9 +199,7 @@ class Signal(Generic[P, R_co]):
     def _send_keywords(
         self, sender: object, named: dict[str, Any], *, robust: bool
     ) -> Coroutine[Any, Any, list[tuple[Receiver, Any]]]:
-        plan = self._direct.plan
-        if plan is None or watchers:
-            plan = self._direct_plan_for(sender)
+        plan = self._direct_plan_for(sender)
         loop = None if plan is None else loop_for_keywords(tuple(named), robust=robust)
         if plan is None or loop is None:
             return deliver(self, *self._bind(sender, **named), robust=robust)
@@ -328,6 +333,7 @@ class Signal(Generic[P, R_co]):
         """
         in_thread = in_thread if isinstance(in_thread, CapacityLimiter) else bool(in_thread)
         options = Options(bool(weak), priority, bool(subclasses), in_thread, timeout, bool(once))
+        options = DEFAULTS if options == DEFAULTS else options  # one object, as most have these
         if receiver is _MISSING:
             given = {**options._asdict(), "replace": replace}
             return partial(self.connect, sender=sender, dispatch_uid=dispatch_uid, **given)

@@ -14,9 +14,9 @@ from types import FunctionType, MethodType
 from typing import Any, NamedTuple, TypeAlias
 
 from asignals._core.errors import DeclarationError
+from asignals._core.errors import Receiver as Receiver  # noqa: PLC0414  it belongs here, but errors come first
 from asignals._core.references import function_of, is_a
 
-Receiver: TypeAlias = Callable[..., Any]
 Names: TypeAlias = tuple[str, ...]
 
 RESERVED = frozenset({"signal", "sender"})
@@ -31,7 +31,7 @@ class Mismatch(Exception):  # noqa: N818  never leaves the core: connect turns i
 
 
 class Shape(NamedTuple):
-    """How a receiver is called."""
+    """How a receiver is called; one object for all receivers that are called alike (`shape_of`)."""
 
     is_async: bool
     wanted: frozenset[str] | None
@@ -54,6 +54,9 @@ class Shape(NamedTuple):
             given = {name: given[name] for name in self.wanted}
         first = () if self.by_position is None else (given.pop(self.by_position),)
         return receiver(*first, **given)
+
+
+shape_of = functools.lru_cache(maxsize=4096)(Shape)
 
 
 def is_coroutine_function(receiver: Receiver) -> bool:
@@ -84,7 +87,7 @@ def examine(receiver: Receiver, names: Names | None) -> Shape:
     is_async = is_coroutine_function(receiver)
     parameters = _parameters_of(receiver)
     if parameters is None:
-        return Shape(is_async, None, takes_signal=not forwards)
+        return shape_of(is_async, None, None, not forwards)
     wanted = parameters.wanted(names)
     by_position = None
     if is_a(receiver, FunctionType) and {"dispatch", "registry", "register"} <= receiver.__dict__.keys():
@@ -92,7 +95,7 @@ def examine(receiver: Receiver, names: Names | None) -> Shape:
         if by_position not in RESERVED.union(names or ()):
             reason = f"singledispatch chooses by its first parameter, and {by_position!r} is none of the sent arguments"
             raise Mismatch(reason)
-    return Shape(is_async, wanted, by_position, not forwards)
+    return shape_of(is_async, wanted, by_position, not forwards)
 
 
 class _Parameters(NamedTuple):
@@ -132,7 +135,7 @@ def _parameters_of(receiver: Receiver) -> _Parameters | None:
     skipped = 0 if function is receiver else 1
     # inspect takes ten times as long, and compares the objects that it is asked about with their own __eq__.
     if function is not None and not function.__dict__ and function.__code__.co_argcount >= skipped:
-        kinds = type(receiver).__mro__
+        kinds = () if function is receiver else type(receiver).__mro__
         if functools.partial not in kinds and not any({"__signature__", "__wrapped__"} & vars(k).keys() for k in kinds):
             return _read_function(function, skipped)
     outer = _read_signature(receiver, follow_wrapped=False)

@@ -210,32 +210,26 @@ def _write_method(name: str, names: Names) -> FunctionType:
 _MOST_SETS = 256
 _LONGEST_SET = 1000  # characters
 _USES_BEFORE_WRITING = 16
-_loops: dict[tuple[bool, Names], Loop] = {}
+# By the names: the loops of `send` and of `send_robust`, and how often others were sent.
+keyword_loops: dict[Names, Loop] = {}
+robust_keyword_loops: dict[Names, Loop] = {}
 _uses: dict[tuple[bool, Names], int] = {}
 
 
 def loop_for_keywords(names: Names, *, robust: bool) -> Loop | None:
     """The loop of an undeclared signal for keywords that are sent often; `None` for all others."""
-    loop = _loops.get((robust, names))
-    return loop if loop is not None or len(_loops) >= _MOST_SETS else _count_use(names, robust=robust)
-
-
-def _count_use(names: Names, *, robust: bool) -> Loop | None:
-    key = robust, names
-    if sum(map(len, names)) > _LONGEST_SET:
-        return None
+    loops = robust_keyword_loops if robust else keyword_loops
+    if names in loops or len(loops) >= _MOST_SETS or sum(map(len, names)) > _LONGEST_SET:
+        return loops.get(names)
     if len(_uses) >= _MOST_SETS:
         _uses.clear()
-    uses = _uses[key] = _uses.get(key, 0) + 1
-    if uses < _USES_BEFORE_WRITING:
-        return None
+    uses = _uses[robust, names] = _uses.get((robust, names), 0) + 1
     try:
-        if check_names(names) != names:  # Python would read them in another spelling
-            return None
+        if uses >= _USES_BEFORE_WRITING and check_names(names) == names:  # as Python spells them
+            loops[names] = write_loop(names, style_of(Kind.COROUTINE_FUNCTION, None), robust)
     except DeclarationError:
         return None
-    _loops[key] = write_loop(names, style_of(Kind.COROUTINE_FUNCTION, None), robust)
-    return _loops[key]
+    return loops.get(names)
 
 
 # -- classes -----------------------------------------------------------------------------------------------------------
