@@ -39,6 +39,7 @@ NOT_YET: dict[str, str] = {
     "howto/broadcast": _RELAY,
     "howto/changes-and-bulk": "`changes` and bulk signals are not merged yet",
     "howto/engines": _RELAY,
+    "howto/exactly-once": _RELAY,
     "howto/find-unheard": "`asignals check` is not merged yet",
     "howto/inspector": "the inspector's token is not merged yet",
     "howto/migrations": _RELAY,
