@@ -1,4 +1,4 @@
-"""The command `asignals` (extra: `asignals[demo]`).
+"""The command `asignals` (extra: `asignals[cli]`; the demo needs `asignals[demo]`).
 
 A command is a function here. It imports what it needs when it is called, in a `with needs(extra):` block, so that no
 command needs, or waits for, what only another one uses. A command with commands of its own is a `typer.Typer` in the
@@ -12,7 +12,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn
 
-from asignals._extra import advice
+from asignals.overview.extras import advice
 
 
 @contextmanager
@@ -26,10 +26,10 @@ def needs(extra: str) -> Iterator[None]:
         sys.exit(f"asignals: {advice(error.name, extra)}")
 
 
-with needs("demo"):
+with needs("cli"):
     import typer
 
-app: typer.Typer = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+app: typer.Typer = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
 
 # For a command that hands all its arguments over.
 PASS_ON: dict[str, Any] = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
@@ -85,32 +85,76 @@ def demo(
 
 Targets = Annotated[
     list[str],
-    typer.Argument(metavar="TARGET…", help="Modules, packages, or one of a module: shop.signals, shop, shop:Order."),
+    typer.Argument(
+        metavar="ENTRY…", help="What a server is given, a module, or a signal: shop.main:app, shop.signals."
+    ),
 ]
-SkipBroken = Annotated[bool, typer.Option("--skip-broken", help="Leave out what does not import inside a package.")]
+Everything = Annotated[bool, typer.Option("--all", help="Import every module of the program's packages.")]
+SkipBroken = Annotated[bool, typer.Option("--skip-broken", help="As --all, without what does not import.")]
 Tracebacks = Annotated[bool, typer.Option("--traceback", help="Show the traceback of what does not import.")]
 
 
 @app.command("list")
-def list_(
+def list_(  # noqa: PLR0913  its options
     targets: Targets,
     *,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    counts: Annotated[
+        str | None,
+        typer.Option(metavar="FILE|URL", help="Of pytest --signals-report, or of an inspector: who was called?"),
+    ] = None,
+    everything: Everything = False,
     skip_broken: SkipBroken = False,
     tracebacks: Tracebacks = False,
 ) -> None:
-    """Show the signals of modules and packages, and who hears them in which order.
+    """Show the signals of a program, and who hears them in which order.
 
-    The exit status is 2 if a target does not import.
+    The program is loaded by its entry point alone, as a server does it; what --all would add is marked. The exit status
+    is 2 if a target does not import.
     """
     from asignals.overview.commands import list_signals  # noqa: PLC0415  loads what only this command needs
 
-    with needs("demo"):
-        raise typer.Exit(list_signals(targets, to_json=as_json, skip_broken=skip_broken, tracebacks=tracebacks))
+    with needs("cli"):
+        raise typer.Exit(
+            list_signals(
+                targets,
+                to_json=as_json,
+                everything=everything,
+                skip_broken=skip_broken,
+                tracebacks=tracebacks,
+                counts=counts,
+            )
+        )
 
 
 @app.command()
-def graph(
+def check(
+    entries: Annotated[
+        list[str],
+        typer.Argument(metavar="ENTRY…", help="What a server is given: shop.main:app, shop.relay:relay, or a module."),
+    ],
+    *,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    factory: Annotated[bool, typer.Option("--factory", help="ENTRY is a function that makes the application.")] = False,
+    ignore: Annotated[
+        list[str] | None,
+        typer.Option(metavar="PATTERN", help="Leave out findings of this kind, signal or file: shop.audit.*"),
+    ] = None,
+    tracebacks: Tracebacks = False,
+) -> None:
+    """Find receivers that are not loaded, sends that nobody hears, and other things that are missing.
+
+    Each program is loaded by its entry point alone, as a server does it, in a process of its own. A module that one of
+    several entry points loads is not missing. The exit status is 1 if something was found, 2 if one does not load.
+    """
+    from asignals.overview.check_command import check_programs  # noqa: PLC0415  loads what only this command needs
+
+    status = check_programs(entries, to_json=as_json, factory=factory, ignore=ignore or [], tracebacks=tracebacks)
+    raise typer.Exit(status)
+
+
+@app.command()
+def graph(  # noqa: PLR0913  its options
     targets: Targets,
     *,
     form: Annotated[
@@ -118,16 +162,22 @@ def graph(
         typer.Option("--format", "-f", help="By default what the name of the output says, else mermaid."),
     ] = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="A file to write, instead of stdout.")] = None,
+    everything: Everything = False,
     skip_broken: SkipBroken = False,
     tracebacks: Tracebacks = False,
 ) -> None:
     """Draw who sends what to whom: Mermaid, Graphviz's DOT, JSON, or a page with the picture in it.
 
-    The exit status is 2 if a target does not import, or the output cannot be written.
+    The program is loaded by its entry point alone, as a server does it; what --all would add is marked. The exit status
+    is 2 if a target does not import, or the output cannot be written.
     """
     from asignals.overview.commands import draw_graph  # noqa: PLC0415  loads what only this command needs
 
-    raise typer.Exit(draw_graph(targets, form=form, output=output, skip_broken=skip_broken, tracebacks=tracebacks))
+    raise typer.Exit(
+        draw_graph(
+            targets, form=form, output=output, everything=everything, skip_broken=skip_broken, tracebacks=tracebacks
+        )
+    )
 
 
 @app.command(context_settings=PASS_ON)

@@ -10,7 +10,8 @@ conventions:
 - Spans `send shop.signals.order_paid` and, inside it, `process shop.signals.order_paid`, of kind INTERNAL, since both
   ends are in this process. Attributes: `messaging.system` ("asignals"), `messaging.destination.name` (the signal),
   `messaging.operation.name` and `.type` ("send", "process"); on receivers `code.function.name`, `code.file.path`,
-  `code.line.number`; `error.type` when it failed, with the exception as an event. What is sent is not recorded.
+  `code.line.number`; `error.type` when it failed, with the exception as an event, whose
+  text is masked as the inspector masks it. What is sent is not recorded.
 - Metrics `messaging.client.sent.messages` (sends), `messaging.client.consumed.messages` (receivers' calls),
   `messaging.client.operation.duration` (seconds of a send) and `messaging.process.duration` (seconds of a receiver),
   each with `error.type` where it failed: errors are counted by it.
@@ -30,9 +31,10 @@ from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any, Final, Self
 
 from asignals import Signal, monitor
-from asignals._extra import needs
-from asignals._core import locate
-from asignals._show import name_of
+from asignals._core import locate, origin_of
+from asignals.overview.extras import needs
+from asignals.overview.relays import exporter_name
+from asignals.overview.values import Shower, message_of, name_of, trace_of
 
 with needs("opentelemetry"):
     from opentelemetry import context, metrics, trace
@@ -45,7 +47,7 @@ if TYPE_CHECKING:
     from opentelemetry.metrics import Counter, Histogram, MeterProvider
     from opentelemetry.trace import Span, TracerProvider
 
-    from asignals._core import Send
+    from asignals._core import SendInfo
 
 __all__ = ["Instrumentation", "instrument", "uninstrument"]
 
@@ -55,6 +57,9 @@ SCHEMA: Final = "https://opentelemetry.io/schemas/1.30.0"
 BUCKETS: Final = (0.0001, 0.0005, 0.001, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10)
 
 Attributes = dict[str, str | int]
+
+_show: Final = Shower()
+_TEXT: Final = 16_000  # characters of an exception's message or traceback
 
 
 class Instrumentation:
@@ -79,7 +84,7 @@ class Instrumentation:
             meter.create_counter("messaging.client.consumed.messages", "{message}", "Calls of receivers."),
             _histogram(meter, "messaging.process.duration", "Duration of a receiver's call."),
         )
-        signals = [each._origin or each for each in exclude if isinstance(each, Signal)]
+        signals = [origin_of(each) for each in exclude if isinstance(each, Signal)]
         self._excluded = {id(signal): signal for signal in signals}
         self._patterns = [name for name in exclude if isinstance(name, str)]
         self._undo: Callable[[], object] = monitor(around=self._around)
@@ -98,7 +103,7 @@ class Instrumentation:
         """End it."""
         self()
 
-    def _around(self, send: Send, receiver: Any) -> AbstractContextManager[None] | None:
+    def _around(self, send: SendInfo, receiver: Any) -> AbstractContextManager[None] | None:
         if context.get_value(_SUPPRESS) or self._is_excluded(send.signal):
             return None
         if receiver is None:
@@ -111,7 +116,7 @@ class Instrumentation:
         return any(fnmatchcase(signal.name, pattern) for pattern in self._patterns)
 
     @contextmanager
-    def _observed(self, instruments: _Instruments, send: Send, code: Attributes) -> Iterator[None]:
+    def _observed(self, instruments: _Instruments, send: SendInfo, code: Attributes) -> Iterator[None]:
         name = send.signal.name
         attributes: Attributes = {
             "messaging.system": SYSTEM,
@@ -201,6 +206,9 @@ def _histogram(meter: metrics.Meter, name: str, description: str) -> Histogram:
 
 
 def _code(receiver: object) -> Attributes:
+    exporter = exporter_name(receiver)
+    if exporter is not None:  # how a relay does it is nobody's business
+        return {"code.function.name": exporter}
     attributes: Attributes = {"code.function.name": name_of(receiver)}
     path, _, line = (locate(receiver) or "").rpartition(":")
     if path:
@@ -216,7 +224,13 @@ def _kind(error: BaseException) -> str:
 
 def _fail(span: Span, error: Exception) -> None:
     span.set_attribute("error.type", _kind(error))
-    span.record_exception(error)
+    # As `Span.record_exception` does it, but for the secrets that a message may hold.
+    event = {
+        "exception.type": _kind(error),
+        "exception.message": message_of(error),
+        "exception.stacktrace": trace_of(error),
+    }
+    span.add_event("exception", {name: _show.clean(text, _TEXT) for name, text in event.items()})
     span.set_status(StatusCode.ERROR, type(error).__name__)
 
 

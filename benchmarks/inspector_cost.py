@@ -81,7 +81,7 @@ def make_bare(*, is_mounted: bool) -> ASGIApp:
 
     routes = [Route("/pizzas", pay, methods=["POST"]), Route("/used", used_by_now)]
     if is_mounted:
-        routes.append(Mount("/signals", Inspector()))
+        routes.append(Mount("/signals", Inspector(allow=lambda _: True)))
     app = Starlette(routes=routes)
     app.state.receivers = ship, book, count, log
     return SignalMiddleware(app)

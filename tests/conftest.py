@@ -1,14 +1,18 @@
-"""What all tests share: the event loops they run on."""
+"""What all tests share: the event loops they run on, and the workers that share them."""
 
 import asyncio
 import gc
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from importlib.metadata import entry_points
+from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import settings
+
+import asignals
 
 # A machine that is busy with something else is no failure; in CI a failure can be made again.
 settings.register_profile("asignals", deadline=None, derandomize=bool(os.environ.get("CI")))
@@ -32,12 +36,69 @@ if sys.version_info >= (3, 12):
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """`--long`, or `ASIGNALS_LONG=1`: the sizes that the tests of trust are meant for, instead of those for CI."""
-    parser.addoption("--long", action="store_true", default=os.environ.get("ASIGNALS_LONG") == "1")
+    """Options for what a newcomer does not wait for; each has an environment variable, for the tests' own processes."""
+    parser.addoption(
+        "--full",
+        action="store_true",
+        default=os.environ.get("ASIGNALS_FULL") == "1",
+        help="every test on every event loop, and the slow tests (as CI does)",
+    )
+    parser.addoption(
+        "--long",
+        action="store_true",
+        default=os.environ.get("ASIGNALS_LONG") == "1",
+        help="--full, and campaigns of hours where minutes would do",
+    )
 
 
-def pytest_collection_finish() -> None:
-    """Hide what imports have made from the garbage collector: some tests collect thousands of times."""
+def pytest_configure(config: pytest.Config) -> None:
+    """Register the markers of this directory."""
+    config.addinivalue_line("markers", "loops(*names): the event loops that the tests run on without `--full`")
+    config.addinivalue_line("markers", "slow: the test runs with `--full` only")
+
+
+def is_full(config: pytest.Config) -> bool:
+    return bool(config.getoption("--full") or config.getoption("--long"))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_cmdline_main(config: pytest.Config) -> Iterator[None]:
+    """Share the tests of a directory among workers, if xdist is there and the command says nothing else."""
+    options = config.option
+    if getattr(options, "numprocesses", 0) is None and all(Path(argument).is_dir() for argument in config.args):
+        options.numprocesses = "auto"
+        options.dist = "worksteal"
+    return (yield)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """One more than there are processors: many tests wait for a server or a process."""
+    return (os.cpu_count() or 1) + 1
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Without `--full`, leave out the loops that a marker `loops` does not name, and skip what is slow."""
+    if is_full(config):
+        return
+    left_out = [item for item in items if not _is_on_a_loop_to_try(item)]
+    config.hook.pytest_deselected(items=left_out)
+    items[:] = [item for item in items if _is_on_a_loop_to_try(item)]
+    for item in items:
+        if item.get_closest_marker("slow"):
+            item.add_marker(pytest.mark.skip(reason="slow: runs with --full"))
+
+
+def _is_on_a_loop_to_try(item: pytest.Item) -> bool:
+    marker = item.get_closest_marker("loops")
+    parameters = item.callspec.params if isinstance(item, pytest.Function) and hasattr(item, "callspec") else {}
+    loop = next((name for name, found in LOOPS.items() if found == parameters.get("anyio_backend")), None)
+    return marker is None or loop is None or loop in marker.args
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _frozen_heap() -> None:
+    """Hide what was there before from the garbage collector: some tests collect thousands of times."""
     gc.collect()
     gc.freeze()
 
@@ -48,9 +109,15 @@ def long(request: pytest.FixtureRequest) -> bool:
     return bool(request.config.getoption("--long"))
 
 
+@pytest.fixture
+def full(request: pytest.FixtureRequest) -> bool:
+    """Whether to try all cases, where a newcomer's run tries a part of them."""
+    return is_full(request.config)
+
+
 @pytest.fixture(params=list(LOOPS.values()), ids=list(LOOPS))
 def anyio_backend(request: pytest.FixtureRequest) -> tuple[str, dict[str, Any]]:
-    """Every test marked `anyio` runs once on each loop."""
+    """Every test marked `anyio` runs once on each loop, or on those of its nearest marker `loops`."""
     return request.param
 
 
@@ -63,3 +130,11 @@ def collect() -> Callable[..., Any]:
 
     receiver.calls = []
     return receiver
+
+
+@pytest.fixture
+def plugin(monkeypatch: pytest.MonkeyPatch) -> tuple[str, ...]:
+    """What loads the pytest plugin in a project's own run: installed, it loads itself."""
+    monkeypatch.setenv("PYTHONPATH", str(Path(asignals.__file__).parent.parent), prepend=os.pathsep)
+    is_installed = any(each.name == "asignals" for each in entry_points(group="pytest11"))
+    return () if is_installed else ("-p", "asignals.pytest_plugin")

@@ -4,8 +4,10 @@ The functions below are called in that process, by `concurrent.futures`; one bro
 """
 
 import gc
+import itertools
 import socket
 import threading
+import time
 from typing import Any
 
 import anyio
@@ -13,7 +15,7 @@ import uvicorn
 from starlette.applications import Starlette
 from starlette.routing import Mount
 
-from asignals import Signal
+from asignals import Background, Signal
 from asignals.inspector import Inspector, _app
 
 EVIL = "<script>window.pwned=1</script><img src=x onerror='window.pwned=1'>"
@@ -56,7 +58,7 @@ class Program:
 
     def __init__(self) -> None:
         self.shop = Shop()
-        self.inspector = Inspector()
+        self.inspector = Inspector(allow=lambda _: True)
         self.streams: list[int] = []
         app = Starlette(routes=[Mount("/signals", self.serve)])
         config = uvicorn.Config(app, lifespan="off", log_level="error", timeout_graceful_shutdown=1)
@@ -98,7 +100,7 @@ def renew(lifetime: int) -> None:
     one = program()
     _app.LIFETIME = lifetime  # type: ignore[misc]  # as above
     one.shop = Shop()
-    one.inspector = Inspector()
+    one.inspector = Inspector(allow=lambda _: True)
     one.streams = []
     watch = one.inspector._watch
     one.inspector._watch = lambda seen: one.streams.append(seen) or watch(seen)  # type: ignore[method-assign, func-returns-value]  # counts
@@ -142,3 +144,62 @@ def is_watching() -> bool:
 def streams() -> list[int]:
     """The numbers after which the streams so far began."""
     return program().streams
+
+
+def send_tree() -> None:
+    """Send what leads to other sends: in a receiver, in a task group, and in a background after it has ended."""
+    shop = program().shop
+    more = {name: Signal([], name=f"shop.orders.{name}") for name in ("placed", "charged", "mailed", "counted")}
+    shop.more += more.values()
+
+    async def run() -> None:
+        async with Background() as background:
+
+            async def place(**_: Any) -> None:
+                await more["charged"].send(None)
+                await background.send(more["counted"], None)
+
+            async def charge(**_: Any) -> None:
+                await anyio.sleep(0.01)
+                async with anyio.create_task_group() as group:
+                    group.start_soon(more["mailed"].send, None)
+
+            more["placed"].connect(place)
+            more["charged"].connect(charge)
+            await more["placed"].send(None)
+
+    anyio.run(run)
+
+
+def enlarge(signals: int, receivers: int) -> None:
+    """Make a large program: so many signals with so many receivers altogether."""
+    shop = program().shop
+
+    def receiver_of(number: int) -> Any:
+        def receiver(**_: Any) -> None: ...
+
+        receiver.__qualname__ = f"Receiver.on_{number}"
+        return receiver
+
+    for number in range(signals):
+        signal = Signal(["number"], name=f"large.part{number % 12}.module.signal_{number}", doc="Something happened.")
+        for each in range(receivers // signals):
+            signal.connect(receiver_of(each), weak=False)
+        shop.more.append(signal)
+
+
+def flood(per_second: int, duration: float) -> float:
+    """Send that many a second, of all signals by turns; returns how many there were a second in fact."""
+    signals = itertools.cycle(program().shop.more)
+
+    async def run() -> float:
+        start = time.perf_counter()
+        count = 0
+        while (passed := time.perf_counter() - start) < duration:
+            while count < passed * per_second:
+                await next(signals).send(None, number=count)
+                count += 1
+            await anyio.sleep(0.005)
+        return count / duration
+
+    return anyio.run(run)

@@ -213,6 +213,7 @@ WORK = {
     }.items()
 }
 ON_ASYNCIO_ONLY = {"savepoints"}
+OF_THE_LOOP = {"failing_sends", "streams", "background_sends"}  # what tasks that wait and fail leave, each loop itself
 
 
 def resident():

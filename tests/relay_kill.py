@@ -41,14 +41,14 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 
 from asignals import Signal
-from asignals.relay import Relay, SQLAlchemyInbox, SQLAlchemyOutbox, metadata
+from asignals.relay import Relay, SQLAlchemyInbox, SQLAlchemyOutbox, once, table_metadata
 from asignals.relay.worker import run_worker
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
 SERVICES = ("billing", "shipping")
-CLAIM = 2.0
+LEASE = 2.0
 PATIENCE = 60.0
 ENGINES = ("sqlite", "postgres", "jetstream", "redis", "rabbitmq", "kafka")
 
@@ -60,26 +60,24 @@ def transport_for(config: dict[str, Any]) -> Any:
         from asignals.relay import Database
 
         if name == "postgres":
-            return Database(engine_for(config), claim=CLAIM)
-        return Database(url, claim=CLAIM)
+            return Database(engine_for(config), lease=LEASE)
+        return Database(url, lease=LEASE)
     if name == "jetstream":
         from asignals.relay import JetStream
 
-        return JetStream(url, stream=config["name"], claim=CLAIM)
+        return JetStream(url, stream=config["name"], ack_wait=LEASE)
     if name == "redis":
         from asignals.relay import RedisStreams
 
-        return RedisStreams(url, prefix=config["name"], claim=CLAIM)
-    from asignals.relay import FastStreamTransport
-
+        return RedisStreams(url, prefix=config["name"], lease=LEASE)
     if name == "kafka":
-        from faststream.confluent import KafkaBroker
+        from asignals.relay import Kafka
 
         settings = {"heartbeat.interval.ms": 300, "session.timeout.ms": 6000, "log_level": 0}
-        return FastStreamTransport(KafkaBroker(url, config=settings), name=config["name"])
-    from faststream.rabbit import RabbitBroker
+        return Kafka(url, name=config["name"], **settings)
+    from asignals.relay import RabbitMQ
 
-    return FastStreamTransport(RabbitBroker(url), name=config["name"])
+    return RabbitMQ(url, name=config["name"])
 
 
 def engine_for(config: dict[str, Any]) -> Any:
@@ -106,7 +104,7 @@ async def run_consumer(config: dict[str, Any], service: str) -> None:
     write = text("INSERT INTO heard (service, number) VALUES (:service, :number)")
 
     async def book(number: int, **_: Any) -> None:
-        async with engine.begin() as connection:
+        async with engine.begin() as connection, once(connection):
             await connection.execute(write, {"service": service, "number": number})
 
     heard.connect(book, weak=False, dispatch_uid="book")
@@ -320,7 +318,7 @@ async def run_of(engine: str, directory: Path, seed: int, *, own: bool) -> Async
     async with AsyncExitStack() as stack:
         database, schema = await stack.enter_async_context(postgres_schema())
         async with database.begin() as connection:
-            await connection.run_sync(metadata().create_all)
+            await connection.run_sync(table_metadata().create_all)
             await connection.execute(text("CREATE TABLE orders (number INTEGER PRIMARY KEY)"))
             await connection.execute(text("CREATE TABLE heard (service TEXT, number INTEGER)"))
         broker = None
@@ -346,7 +344,7 @@ async def run_of(engine: str, directory: Path, seed: int, *, own: bool) -> Async
             await transport.init()
         if hasattr(transport, "add_service"):
             for service in SERVICES:
-                await transport.add_service(service)
+                await transport.add_service(service, ["order.paid"])
         if hasattr(transport, "aclose"):
             await transport.aclose()
         if engine == "postgres":

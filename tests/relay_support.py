@@ -24,7 +24,7 @@ URLS = {
     "rabbitmq": os.environ.get("ASIGNALS_RABBITMQ_URL", "amqp://guest:guest@127.0.0.1:5672/"),
     "nats": os.environ.get("ASIGNALS_NATS_URL", "nats://127.0.0.1:4222"),
 }
-CLAIM = 0.6  # seconds: short, so that tests of lost consumers are
+LEASE = 0.6  # seconds: short, so that tests of lost consumers are
 
 
 def require(service: str) -> str:
@@ -77,7 +77,7 @@ class World:
 
     def __init__(self, name: str, make: Callable[[], Any]) -> None:
         self.name = name
-        self.claim = 0.02 if name in ("memory", "rabbitmq", "kafka") else CLAIM  # those go by connections, not by time
+        self.lease = 0.02 if name in ("memory", "rabbitmq", "kafka") else LEASE  # those go by connections, not by time
         self._make = make
         self._opened: list[Any] = []
 
@@ -103,6 +103,12 @@ async def world(name: str, tmp_path: Path) -> AsyncIterator[World]:
             await made.close()
 
 
+async def init(transport: Any) -> None:
+    """Create the tables of a database, those of its inbox too."""
+    await transport.init()
+    await transport.inbox().init()
+
+
 @asynccontextmanager
 async def _memory(_path: Path) -> AsyncIterator[World]:
     from asignals.relay import Memory
@@ -115,8 +121,8 @@ async def _memory(_path: Path) -> AsyncIterator[World]:
 async def _sqlite(path: Path) -> AsyncIterator[World]:
     from asignals.relay import Database
 
-    made = World("sqlite", lambda: Database(f"sqlite+aiosqlite:///{path}/relay.db", claim=CLAIM))
-    await made.open().init()
+    made = World("sqlite", lambda: Database(f"sqlite+aiosqlite:///{path}/relay.db", lease=LEASE))
+    await init(made.open())
     yield made
 
 
@@ -125,8 +131,8 @@ async def _postgres(_path: Path) -> AsyncIterator[World]:
     from asignals.relay import Database
 
     async with postgres_schema() as (engine, schema):
-        made = World("postgres", lambda: Database(engine, schema=schema, claim=CLAIM))
-        await made.open().init()
+        made = World("postgres", lambda: Database(engine, schema=schema, lease=LEASE))
+        await init(made.open())
         yield made
 
 
@@ -136,8 +142,8 @@ async def _psycopg(_path: Path) -> AsyncIterator[World]:
 
     url = require("postgres").replace("+asyncpg", "+psycopg")
     async with postgres_schema() as (_, schema):
-        made = World("psycopg", lambda: Database(url, schema=schema, claim=CLAIM))
-        await made.open().init()
+        made = World("psycopg", lambda: Database(url, schema=schema, lease=LEASE))
+        await init(made.open())
         try:
             yield made
         finally:
@@ -151,7 +157,7 @@ async def _jetstream(_path: Path) -> AsyncIterator[World]:
     from asignals.relay import JetStream
 
     url, stream = require("nats"), unique()
-    made = World("jetstream", lambda: JetStream(url, stream=stream, claim=CLAIM))
+    made = World("jetstream", lambda: JetStream(url, stream=stream, ack_wait=LEASE))
     try:
         yield made
     finally:
@@ -170,7 +176,7 @@ async def _redis(_path: Path) -> AsyncIterator[World]:
     from asignals.relay import RedisStreams
 
     url, prefix = require("redis"), unique()
-    made = World("redis", lambda: RedisStreams(url, prefix=prefix, claim=CLAIM))
+    made = World("redis", lambda: RedisStreams(url, prefix=prefix, lease=LEASE))
     try:
         yield made
     finally:
@@ -182,12 +188,10 @@ async def _redis(_path: Path) -> AsyncIterator[World]:
 
 @asynccontextmanager
 async def _rabbitmq(_path: Path) -> AsyncIterator[World]:
-    from faststream.rabbit import RabbitBroker
-
-    from asignals.relay import FastStreamTransport
+    from asignals.relay import RabbitMQ
 
     url, name = require("rabbitmq"), unique()
-    made = World("rabbitmq", lambda: FastStreamTransport(RabbitBroker(url), name=name))
+    made = World("rabbitmq", lambda: RabbitMQ(url, name=name))
     try:
         yield made
     finally:
@@ -196,31 +200,36 @@ async def _rabbitmq(_path: Path) -> AsyncIterator[World]:
 
 @asynccontextmanager
 async def _kafka(_path: Path) -> AsyncIterator[World]:
-    from confluent_kafka import Producer
-    from faststream.confluent import KafkaBroker
-
-    from asignals.relay import FastStreamTransport
+    confluent_kafka = pytest.importorskip("confluent_kafka")  # an interpreter may have no wheel of it
+    from asignals.relay import Kafka
 
     quiet, name = {"log_level": 0}, unique()
-    cluster = Producer({"bootstrap.servers": "none", "test.mock.num.brokers": 1, **quiet})
+    cluster = confluent_kafka.Producer({"bootstrap.servers": "none", "test.mock.num.brokers": 1, **quiet})
     brokers = cluster.list_topics(timeout=10).brokers.values()
     servers = [f"{broker.host}:{broker.port}" for broker in brokers]
     settings = {"heartbeat.interval.ms": 300, "session.timeout.ms": 6000, **quiet}
-    yield World("kafka", lambda: FastStreamTransport(KafkaBroker(servers, config=settings), name=name))
+    yield World("kafka", lambda: Kafka(servers, name=name, **settings))
     del cluster
 
 
 async def remove_rabbitmq(url: str, name: str) -> None:
-    """Delete the exchange and the queues that tests make."""
+    """Delete the exchanges and the queues that tests make."""
     import aio_pika
 
-    services = ["first", "second", "billing", "shipping", "shop", "other"]
+    from asignals.relay.engines.rabbitmq import _DELAYS
+
+    queues = [f"{name}.unrouted", f"{name}.services"]
+    for service in ("first", "second", "billing", "shipping", "shop", "other"):
+        queues.append(f"{name}.dead.dlq.{service}")
+        for topic in ("numbers", "letters", "old", "new", "both"):
+            queue = f"{name}.{service}/{topic}"
+            queues += [queue, *(f"{queue}#{delay}" for delay in _DELAYS)]
     async with await aio_pika.connect(url) as connection:
         channel = await connection.channel()
-        for service in services:
-            await channel.queue_delete(f"{name}.{service}")
-            await channel.queue_delete(f"{name}.dead.dlq.{service}")
-        await channel.exchange_delete(name)
+        for queue in queues:
+            await channel.queue_delete(queue)
+        for exchange in (name, f"{name}.unrouted"):
+            await channel.exchange_delete(exchange)
 
 
 _WORLDS = {

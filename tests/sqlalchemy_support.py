@@ -61,10 +61,13 @@ ALL_SIGNALS = (
 )
 
 DEFAULT_URL = "postgresql://postgres@127.0.0.1:5432/test"
+DEFAULT_MARIADB_URL = "mariadb://root@127.0.0.1:3306/test"
 
 
 class Base(AsyncAttrs, DeclarativeBase):
     """All models of the tests."""
+
+    type_annotation_map = {str: String(100)}  # noqa: RUF012  MariaDB needs lengths
 
 
 class Stamped:
@@ -123,8 +126,19 @@ class Page(Base):
     body: Mapped[str | None]
     revision: Mapped[int] = mapped_column()
     touched: Mapped[datetime | None] = mapped_column(onupdate=func.now())
+    words: Mapped[list["Word"]] = relationship(cascade="all, delete-orphan")
 
     __mapper_args__ = {"version_id_col": revision}  # noqa: RUF012  as SQLAlchemy documents it
+
+
+class Word(Base):
+    """A part of a page."""
+
+    __tablename__ = "words"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    page_id: Mapped[int | None] = mapped_column(ForeignKey("pages.id"))
+    text: Mapped[str]
 
 
 class Pair(Base):
@@ -254,7 +268,8 @@ class Person(Base):
 
 # -- databases ---------------------------------------------------------------------------------------------------------
 
-DATABASES = ("aiosqlite", "asyncpg", "psycopg")
+DATABASES = ("aiosqlite", "asyncpg", "psycopg", "aiomysql", "asyncmy")
+MARIADB = ("aiomysql", "asyncmy")
 
 
 def postgres_url(driver: str) -> Any:
@@ -263,18 +278,27 @@ def postgres_url(driver: str) -> Any:
     return url.set(drivername=f"postgresql+{driver}")
 
 
-def require_postgres() -> None:
+def mariadb_url(driver: str) -> Any:
+    """Where MariaDB is, for a driver."""
+    url = make_url(os.environ.get("ASIGNALS_MARIADB_URL", DEFAULT_MARIADB_URL))
+    return url.set(drivername=f"mariadb+{driver}")
+
+
+def require_server(database: str) -> None:
     """Skip, or fail where services are required, when no server answers."""
     try:
-        asyncio.run(_ask_postgres())
+        asyncio.run(_ask_server(database))
     except Exception as error:
         if os.environ.get("ASIGNALS_REQUIRE_SERVICES") == "1":
             raise
-        pytest.skip(f"no PostgreSQL server answers at {postgres_url('asyncpg')} (ASIGNALS_POSTGRES_URL): {error!r}")
+        name = "MARIADB" if database in MARIADB else "POSTGRES"
+        pytest.skip(f"no server answers {database} (ASIGNALS_{name}_URL): {error!r}")
 
 
-async def _ask_postgres() -> None:
-    engine = create_async_engine(postgres_url("asyncpg"), connect_args={"timeout": 5})
+async def _ask_server(database: str) -> None:
+    is_mariadb = database in MARIADB
+    url = mariadb_url(database) if is_mariadb else postgres_url(database)
+    engine = create_async_engine(url, connect_args={"timeout" if database == "asyncpg" else "connect_timeout": 5})
     try:
         async with engine.connect() as connection:
             await connection.execute(text("select 1"))
@@ -283,11 +307,13 @@ async def _ask_postgres() -> None:
 
 
 def make_engine(database: str, place: str, **options: Any) -> AsyncEngine:
-    """An engine for a SQLite file, or for a schema of the PostgreSQL database."""
+    """An engine for a SQLite file, a schema of the PostgreSQL database, or a database of MariaDB."""
     if database == "aiosqlite":
         engine = create_async_engine(f"sqlite+aiosqlite:///{place}", **options)
         _repair_savepoints(engine.sync_engine)
         return engine
+    if database in MARIADB:
+        return create_async_engine(mariadb_url(database).set(database=place), **options)
     connect_args: dict[str, Any] = (
         {"server_settings": {"search_path": place}} if database == "asyncpg" else {"options": f"-csearch_path={place}"}
     )
@@ -316,15 +342,22 @@ async def _disposing(engine: AsyncEngine) -> AsyncIterator[AsyncEngine]:
 
 async def create_place(database: str, place: str) -> None:
     """Make the schema, if it takes one, and the tables."""
-    if database != "aiosqlite":
+    if database in MARIADB:
+        async with _disposing(create_async_engine(mariadb_url(database))) as engine, engine.begin() as connection:
+            await connection.execute(text(f"create database {place}"))
+    elif database != "aiosqlite":
         async with _disposing(make_engine(database, "public")) as engine, engine.begin() as connection:
             await connection.execute(text(f'create schema "{place}"'))
     async with _disposing(make_engine(database, place)) as engine, engine.begin() as connection:
         await connection.run_sync(Base.metadata.create_all)
 
 
-async def drop_place(place: str) -> None:
-    """Remove a schema with all that is in it."""
+async def drop_place(database: str, place: str) -> None:
+    """Remove a schema, or database, with all that is in it."""
+    if database in MARIADB:
+        async with _disposing(create_async_engine(mariadb_url(database))) as engine, engine.begin() as connection:
+            await connection.execute(text(f"drop database if exists {place}"))
+        return
     async with _disposing(make_engine("asyncpg", "public")) as engine, engine.begin() as connection:
         await connection.execute(text(f'drop schema if exists "{place}" cascade'))
 
@@ -343,12 +376,12 @@ def place(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     if database == "aiosqlite":
         where = str(tmp_path_factory.mktemp("models") / "test.sqlite")
     else:
-        require_postgres()
+        require_server(database)
         where = f"asignals_{uuid4().hex}"
     asyncio.run(create_place(database, where))
     yield database, where
     if database != "aiosqlite":
-        asyncio.run(drop_place(where))
+        asyncio.run(drop_place(database, where))
 
 
 @pytest.fixture

@@ -143,7 +143,7 @@ def cancel_when(request: pytest.FixtureRequest, anyio_backend_name: str) -> Any:
 
 
 class Framework:
-    """An application that names itself in the scope and calls the middleware that was added to it, as Starlette does."""
+    """An application that names itself in the scope and calls the middleware that was added to it, as Starlette."""
 
     def __init__(self, *messages: Message) -> None:
         self.handler: ASGIApp = sending(*messages)

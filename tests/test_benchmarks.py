@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,49 +20,46 @@ def run(*arguments: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=120)  # noqa: S603
 
 
-@pytest.mark.parametrize(
-    "name", ["coroutines/1", "functions/1", "methods/1", "mixed/10", "choosy/1", "trio/1", "groups/anyio 2"]
-)
-def test_contenders_agree_and_the_json_has_the_documented_shape(name: str, tmp_path: Path) -> None:
-    """Each run checks first that all contenders call the same receivers with the same arguments."""
-    file = tmp_path / "results.json"
+SHAPED = ["coroutines/1", "functions/1", "methods/1", "mixed/10", "choosy/1", "trio/1", "groups/anyio 2"]
 
-    ran = run(name, "--quick", "--seconds", 0.01, "--json", file)
 
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """Of one run for all tests that look at its results."""
+    file = tmp_path_factory.mktemp("benchmarks") / "results.json"
+    ran = run(*SHAPED, "coroutines/10", "--quick", "--seconds", 0.01, "--json", file)
     assert ran.returncode == 0, ran.stderr
-    data = json.loads(file.read_text())
-    assert {"python", "implementation", "machine", "system", "libraries", "quick", "cases"} == set(data)
-    assert data["quick"] is True
-    [case] = data["cases"]
+    return json.loads(file.read_text())
+
+
+@pytest.mark.parametrize("name", SHAPED)
+def test_contenders_agree_and_the_json_has_the_documented_shape(name: str, results: dict[str, Any]) -> None:
+    """Each run checks first that all contenders call the same receivers with the same arguments."""
+    assert {"python", "implementation", "machine", "system", "libraries", "quick", "cases"} == set(results)
+    assert results["quick"] is True
+    [case] = [case for case in results["cases"] if case["name"] == name]
     assert {"name", "group", "loop", "unit", "rounds", "over", "contenders", "goals"} == set(case)
-    assert case["name"] == name
     assert case["rounds"] >= 3
     assert case["contenders"][case["over"]]["ratio"] == 1
     assert "asignals" in case["contenders"]
     assert all(found["cost"] > 0 and found["ratio"] > 0 for found in case["contenders"].values())
 
 
-def test_goals_are_in_the_results_and_do_not_fail_the_run(tmp_path: Path) -> None:
+def test_goals_are_in_the_results_and_do_not_fail_the_run(results: dict[str, Any]) -> None:
     """A goal has what it compares, its limit, and what was seen."""
-    file = tmp_path / "results.json"
-
-    ran = run("coroutines/10", "--quick", "--seconds", 0.01, "--json", file)
-
-    assert ran.returncode == 0, ran.stderr
-    [case] = json.loads(file.read_text())["cases"]
+    [case] = [case for case in results["cases"] if case["name"] == "coroutines/10"]
     assert case["goals"]
     for goal in case["goals"]:
         assert set(goal) == {"of", "over", "limit", "seen", "met"}
         assert goal["met"] is (goal["seen"] <= goal["limit"])
 
 
-@pytest.mark.parametrize("name", ["senders", "listeners", "memory", "streams", "background/1", "monitor/1"])
-def test_what_else_is_measured_runs(name: str) -> None:
+def test_what_else_is_measured_runs() -> None:
     """Figures that are not of a send among others."""
-    ran = run(name, "--quick", "--seconds", 0.01)
+    ran = run("senders", "listeners", "memory", "streams", "background/1", "monitor/1", "--quick", "--seconds", 0.01)
 
     assert ran.returncode == 0, ran.stderr
-    assert "goals" in ran.stdout or name == "listeners"
+    assert "goals" in ran.stdout
 
 
 def test_a_contender_that_calls_otherwise_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:

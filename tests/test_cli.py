@@ -1,5 +1,6 @@
 """The command line itself: what is common to all commands, and what each loads."""
 
+import os
 import subprocess
 import sys
 from importlib.metadata import version
@@ -59,14 +60,20 @@ def test_a_wrong_use_is_status_2_and_a_message(arguments: list[str], message: st
 
 
 @pytest.mark.parametrize(
-    ("package", "arguments"), [("typer", ["--help"]), ("uvicorn", ["demo"]), ("aiosqlite", ["demo"])]
+    ("package", "arguments", "extra"),
+    [
+        ("typer", ["--help"], "cli"),
+        ("rich", ["list", "asignals.asgi"], "cli"),
+        ("uvicorn", ["demo"], "demo"),
+        ("aiosqlite", ["demo"], "demo"),
+    ],
 )
-def test_a_missing_extra_is_named_in_one_line(package: str, arguments: list[str]) -> None:
+def test_a_missing_extra_is_named_in_one_line(package: str, arguments: list[str], extra: str) -> None:
     """And there is no traceback."""
     result = without(package, *arguments)
     assert result.returncode == 1
     assert result.stdout == ""
-    expected = f"asignals: {package} is not installed; get it with: pip install 'asignals[demo]'\n"
+    expected = f"asignals: {package} is not installed; get it with: pip install 'asignals[{extra}]'\n"
     assert result.stderr == expected
 
 
@@ -89,6 +96,14 @@ def test_the_command_line_loads_no_command() -> None:
         " 'asignals.inspector') if name in sys.modules))"
     )
     assert python(code).stdout == "\n"
+
+
+def test_a_shell_completes_commands() -> None:
+    """As after `asignals --install-completion`."""
+    environment = {**os.environ, "_ASIGNALS_COMPLETE": "complete_bash", "COMP_WORDS": "asignals ch", "COMP_CWORD": "1"}
+    command = [sys.executable, "-m", "asignals"]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)  # noqa: S603  our own
+    assert result.stdout.split() == ["check"]
 
 
 def test_python_dash_m() -> None:

@@ -15,7 +15,7 @@ import asignals
 from asignals import InvalidReceiverError, Signal, receiver
 from asignals._core import registry as _registry
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.loops("asyncio")]
 
 
 class Weakless:

@@ -17,6 +17,8 @@ from hypothesis import strategies as st
 import asignals
 from asignals import Background, DeclarationError, Signal, signal
 
+pytestmark = pytest.mark.loops("asyncio")
+
 at_module_level = Signal(["size"])
 
 identifiers = st.text(

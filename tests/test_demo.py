@@ -126,13 +126,15 @@ def test_serve_stays_open_until_a_signal(tmp_path: Path, number: signal.Signals)
         assert request(address, "GET", "/pizzas/1")[0] == 200
         status, page = request(address, "GET", "/")
         assert (status, b"<h1>Pizza</h1>" in page) == (200, True)
-        live = line_of(process, r"signals live at http://127\.0\.0\.1:\d+(/.*/)")
+        live = line_of(process, r"signals live at http://127\.0\.0\.1:\d+(/signals/\?token=\S+)")
         assert request(address, "GET", live)[0] == 200
+        assert request(address, "GET", "/signals/")[0] == 401
         line_of(process, "(stays open)")
         process.send_signal(number)
         status, output, errors = finish(process)
-    assert (status, errors) == (0, "")
-    assert "requests started = finished: 16 = 16 proven" in output.splitlines()
+    assert status == 0
+    assert errors == f"the inspector asks for its token: {live}\n"
+    assert "requests started = finished: 17 = 17 proven" in output.splitlines()
 
 
 @posix

@@ -36,28 +36,10 @@ MODULES = [
     "asignals.testing",
 ]
 
-_RELAY = "the relay's new names and rules are not merged yet"
 NOT_YET: dict[str, str] = {
-    "howto/broadcast": _RELAY,
     "howto/changes-and-bulk": "`changes` and bulk signals are not merged yet",
-    "howto/engines": _RELAY,
-    "howto/exactly-once": _RELAY,
-    "howto/find-unheard": "`asignals check` is not merged yet",
-    "howto/inspector": "the inspector's token is not merged yet",
-    "howto/migrations": _RELAY,
-    "howto/rolling-deploys": _RELAY,
-    "howto/testing-relay": "the fixture `relay` is not merged yet",
-    "howto/testing-tools": "`replaced` and `assert_order` are not merged yet",
-    "howto/worker": _RELAY,
 }
 """Pages whose examples need what is not here yet, with the reason. The aim is that it is empty."""
-
-NOT_YET_MESSAGES = {  # file and text: those of today's relay, which go with the merge
-    ("_link.py", "lost … (…: …); trying again until it is back"),
-    ("_receive.py", "event … of … waits: the inbox failed (…)"),
-    ("_receive.py", "a dead letter for … could not be kept yet (…)"),
-    ("_relay.py", "relay of … stopped; what is left cannot be told (…)"),
-}
 
 MISSING = [name for name in ("sphinx", "myst_parser", "furo") if find_spec(name) is None]
 needs_sphinx = pytest.mark.skipif(
@@ -223,7 +205,7 @@ def test_the_reference_has_every_log_message() -> None:
         for message in messages(ast.parse(path.read_text("utf-8")))
     }
     assert logged
-    missing = [each for each in sorted(logged) if each not in NOT_YET_MESSAGES and each[1] not in text]
+    missing = [each for each in sorted(logged) if each[1] not in text]
     assert missing == []
 
 

@@ -11,6 +11,9 @@ PARTS = [
     ("sqlalchemy", "from asignals.relay import Database", "sqlalchemy"),
     ("nats", "from asignals.relay import JetStream", "nats"),
     ("redis", "from asignals.relay import RedisStreams", "redis"),
+    ("aio_pika", "from asignals.relay import RabbitMQ", "rabbitmq"),
+    ("confluent_kafka", "from asignals.relay import Kafka", "kafka"),
+    ("confluent_kafka", "from asignals.relay import engine_from_url; engine_from_url('kafka://h:9092')", "kafka"),
     ("starlette", "from asignals.inspector import Inspector", "inspector"),
     ("jinja2", "from asignals.inspector import Inspector", "inspector"),
     ("opentelemetry", "from asignals.opentelemetry import instrument", "opentelemetry"),
@@ -36,7 +39,7 @@ sys.meta_path.insert(0, Hidden())
 
 def test_a_mistake_of_ours_is_no_missing_extra() -> None:
     """A module of the package itself that is not there is shown as the bug that it is."""
-    from asignals._extra import needs
+    from asignals.overview.extras import needs
 
     with pytest.raises(ModuleNotFoundError, match=r"No module named 'asignals\.oven'"), needs("demo"):
         import asignals.oven  # noqa: F401  # type: ignore[import-not-found]

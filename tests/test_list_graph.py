@@ -1,23 +1,18 @@
 """`asignals list` and `asignals graph`: on the demo, on a package of fifty modules, and on what does not import."""
 
-import itertools
+import functools
 import json
 import os
 import re
-import subprocess
 import sys
-import textwrap
-import xml.etree.ElementTree as ET
-from pathlib import Path
 
 import pytest
+from project_support import run, write
 
-import asignals
-from asignals.overview.discovery import Discovery, Found, TargetError, describe, discover, is_orphan, notes_of
+from asignals.overview.discovery import Discovery, Found, describe, discover, is_orphan, notes_of
 from asignals.overview.graph import build, dot, mermaid
 from asignals.overview.graph_page import page
-
-ROOT = Path(asignals.__file__).parent.parent
+from asignals.overview.program import TargetError
 
 
 @pytest.fixture
@@ -26,16 +21,7 @@ def project(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.chdir(tmp_path)
 
-    def write(files):
-        for name, text in files.items():
-            path = (tmp_path / name).with_suffix(".py")
-            path.parent.mkdir(parents=True, exist_ok=True)
-            for parent in path.relative_to(tmp_path).parents[:-1]:
-                (tmp_path / parent / "__init__.py").touch()
-            path.write_text(textwrap.dedent(text))
-        return tmp_path
-
-    yield write
+    yield functools.partial(write, tmp_path)
     for name, module in list(sys.modules.items()):
         if str(getattr(module, "__file__", None)).startswith(str(tmp_path)):
             del sys.modules[name]
@@ -103,22 +89,9 @@ def shop(project):
     return project(files)
 
 
-def run(*arguments, directory=None):
-    """Run the command as a user does."""
-    return subprocess.run(  # noqa: S603  our own command
-        [sys.executable, "-c", "from asignals.cli import main; main()", *arguments],
-        cwd=directory,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "utf-8"},
-        capture_output=True,
-        encoding="utf-8",
-        timeout=60,
-        check=False,
-    )
-
-
 def test_list_shows_signals_arguments_and_receivers_in_order(shop):
     """The tree has each signal with its arguments and first line, and its receivers as they are called."""
-    result = run("list", "shop", directory=shop)
+    result = run("list", "--all", "shop", directory=shop)
     assert (result.returncode, result.stderr) == (0, "")
     lines = [line.strip("│├└─ ") for line in result.stdout.splitlines()]
     assert lines[:2] == ["signals", "shop.signals"]
@@ -136,6 +109,59 @@ def test_list_shows_signals_arguments_and_receivers_in_order(shop):
     assert lines[6] == "Order.saved(created)"
     assert lines[8] == "never_heard(**any)  nobody hears this"
     assert lines[9] == "3 signals, 4 receivers, 1 orphan"
+
+
+def test_what_the_entry_point_does_not_load_is_marked(shop, capsys):
+    """Without `--all` only the entry point is loaded: list, graph and JSON say so, and what more there would be."""
+    (shop / "shop" / "main.py").write_text("import shop.signals\napp = 1")
+    listed = run("list", "shop.main:app", directory=shop)
+    assert "-  shop.receivers.mail  shop/receivers.py:10  not loaded" in listed.stdout
+    assert "3 signals, 0 receivers, 3 orphans" in listed.stdout
+    said = "asignals: loaded shop.main:app alone, as a server does\nasignals: not loaded, --all adds: shop.receivers\n"
+    assert listed.stderr == said
+    signals = {each["path"]: each for each in json.loads(run("list", "shop.main:app", "--json", directory=shop).stdout)}
+    assert [each["name"] for each in signals["shop.signals:order_paid"]["not_loaded"]] == [
+        "shop.receivers.mail",
+        "shop.receivers.log",
+        "shop.receivers.ledger.book",
+    ]
+    drawn = run("graph", "shop.main:app", directory=shop)
+    assert drawn.stderr == said
+    assert 'not loaded"]:::missing' in drawn.stdout
+    everything = run("list", "shop.main:app", "--all", directory=shop)
+    assert "3 signals, 4 receivers, 1 orphan" in everything.stdout
+    assert "not loaded" not in everything.stdout
+
+
+def test_a_relay_is_shown_as_services_and_topics(project):
+    """`relay shop → order.paid`, and nothing of how it is done; topics are nodes of the graph."""
+    pytest.importorskip("pydantic")
+    project(
+        {
+            "hub/main": """
+            from asignals import Signal, signal
+            from asignals.relay import Memory, Relay
+
+            @signal
+            def paid(sender: str, *, amount: int) -> None: ...
+            @signal
+            def sent(sender: str, *, number: int) -> None: ...
+            relay = Relay(Memory(), "shop")
+            relay.export(paid, "order.paid")
+            relay.receive(sent, "order.sent")
+            """
+        }
+    )
+    found = discover(["hub.main"])
+    described = describe(next(each for each in found.signals if each.name == "hub.main.paid"))
+    assert described["receivers"][0]["name"] == "relay shop → order.paid"
+    assert notes_of(described["receivers"][0]) == []
+    text = mermaid(build(found))
+    edges = {(edge.start, edge.label, edge.end) for edge in build(found).edges}
+    assert ("signal:hub.main:paid", "exported by shop", "topic:order.paid") in edges
+    assert ("topic:order.sent", "received by shop", "signal:hub.main:sent") in edges
+    for internal in ("Exporter", "ExportUid", "inf", "_Exporter", "uid"):
+        assert internal not in text
 
 
 def test_list_as_json(shop):
@@ -165,9 +191,9 @@ def test_one_signal_or_class_may_be_the_target(shop):
 def test_the_demo_is_listed_and_drawn():
     """The shop that comes with the library, as JSON and as Mermaid."""
     pytest.importorskip("aiosqlite")
-    listed = json.loads(run("list", "asignals.demo", "--json").stdout)
+    listed = json.loads(run("list", "asignals.demo.shop:asgi", "--json").stdout)
     assert {"asignals.demo.shop.order_paid", "asignals.demo.shop.pizza_done"} <= {each["name"] for each in listed}
-    drawn = run("graph", "asignals.demo")
+    drawn = run("graph", "asignals.demo.shop:asgi")
     assert drawn.returncode == 0
     assert drawn.stdout.startswith("flowchart LR\n")
     assert "asignals.demo.shop.order_paid" in drawn.stdout
@@ -190,7 +216,7 @@ def test_a_package_of_fifty_modules(project):
     }
     # Imports go around in a circle, as those of real programs do.
     project(files)
-    found = discover(["big"])
+    found = discover(["big"], everything=True)
     assert len(found.modules) == 56  # the packages are modules, too
     assert sorted({each.name for each in found.signals}) == sorted(
         f"big.part{number % 5}.m{number:02}.happened" for number in range(50)
@@ -203,7 +229,7 @@ def test_a_package_of_fifty_modules(project):
 
 def test_graph_finds_who_sends_what_to_whom(shop):
     """Sends through modules, views, backgrounds, methods, base classes and local imports are found, others not."""
-    graph = build(discover(["shop"]))
+    graph = build(discover(["shop"], everything=True))
     names = {key: node.name for key, node in graph.nodes.items()}
     edges = {(names[edge.start], names[edge.end]) for edge in graph.edges}
     assert edges == {
@@ -224,7 +250,7 @@ def test_graph_finds_who_sends_what_to_whom(shop):
 
 def test_mermaid_and_dot_escape_what_they_hold(shop):
     """Quotes, angle brackets and backslashes of docstrings cannot end a label."""
-    graph = build(discover(["shop"]))
+    graph = build(discover(["shop"], everything=True))
     chart, digraph = mermaid(graph), dot(graph)
     assert "was #lt;paid#gt; #quot;in full#quot;." in chart
     assert 'was <paid> \\"in full\\".' in digraph
@@ -235,35 +261,29 @@ def test_mermaid_and_dot_escape_what_they_hold(shop):
         ), line
 
 
-def test_the_page_holds_the_picture_and_no_markup_of_the_program(shop):
-    """One page with an SVG in it, well-formed, without scripts or references, every name escaped."""
+def test_the_page_holds_the_graph_and_no_markup_of_the_program(shop):
+    """One file, nothing loaded, no script but its own, every name escaped or data; its look is a browser's test."""
     (shop / "shop" / "signals.py").write_text(
-        "from asignals import Signal\nx = Signal(name='<script>alert(1)</script>', doc='</svg><img src=x onerror=y>')"
+        "from asignals import Signal\n"
+        "x = Signal(name='</script><script>alert(1)</script>', doc='<img src=x onerror=y>')"
     )
     text = page(build(discover(["shop.signals"])), "<b>shop</b>")
-    assert "<script" not in text
+    assert text.count("<script") == text.count("</script>") == 2
     assert "<img" not in text
-    assert "&lt;script&gt;" in text
-    assert not re.search(r"<[^>]*(?:src|href)=|url\(|@import", text)
-    svg = ET.fromstring(text[text.index("<svg") : text.index("</main>")])  # noqa: S314  our own text
-    assert "<script>alert(1)</script>" in ["".join(each.itertext()) for each in svg.iter("text")]
+    assert "<b>" not in text
+    assert not re.search(r"<[^>]*(?:src|href)=|url\(|@import|https?://(?!www\.w3\.org/2000/svg)", text)
+    data = json.loads(re.search(r'<script type="application/json" id="graph">(.*?)</script>', text)[1])
+    assert [node["name"] for node in data["nodes"]] == ["</script><script>alert(1)</script>"]
+    assert "unsafe" not in text
 
 
-def test_the_page_draws_every_node_inside_the_picture(shop):
-    """Each node has a box in the view, boxes of a column do not overlap, and each edge has a curve."""
-    graph = build(discover(["shop"]))
+def test_the_page_has_a_table_where_there_is_no_script(shop):
+    """Each connection is a row."""
+    graph = build(discover(["shop"], everything=True))
     text = page(graph, "shop")
-    svg = ET.fromstring(text[text.index("<svg") : text.index("</main>")])  # noqa: S314  our own text
-    width, height = float(svg.attrib["width"]), float(svg.attrib["height"])
-    boxes = [{name: float(box.attrib[name]) for name in ("x", "y", "width", "height")} for box in svg.iter("rect")]
-    assert len(boxes) == len(graph.nodes)
-    assert len(list(svg.iter("path"))) == len(graph.edges)
-    for box in boxes:
-        assert 0 <= box["x"] <= box["x"] + box["width"] <= width
-        assert 0 <= box["y"] <= box["y"] + box["height"] <= height
-    for column in {box["x"] for box in boxes}:
-        rows = sorted(box["y"] for box in boxes if box["x"] == column)
-        assert all(later - row >= 46 for row, later in itertools.pairwise(rows))
+    table = text[text.index("<table>") : text.index("</table>")]
+    assert table.count("<tr>") == 1 + len(graph.edges)
+    assert "<td>shop.checkout.pay</td><td>shop.signals.order_paid</td>" in table
 
 
 def test_a_program_without_signals(project):
@@ -279,7 +299,7 @@ def test_a_program_without_signals(project):
 def test_the_output_file_decides_the_form(shop, suffix):
     """`-o graph.html` writes a page, `.dot` DOT, and so on; stdout stays empty."""
     output = shop / f"graph{suffix}"
-    result = run("graph", "shop", "-o", str(output), directory=shop)
+    result = run("graph", "--all", "shop", "-o", str(output), directory=shop)
     assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
     start = {".html": "<!doctype html>", ".dot": "digraph", ".mmd": "flowchart LR", ".json": "{"}[suffix]
     assert output.read_text(encoding="utf-8").startswith(start)
@@ -308,7 +328,7 @@ def test_the_form_may_be_named_and_is_mermaid_if_nothing_tells(shop, capsys, arg
 
 def test_a_file_that_cannot_be_written(shop):
     """A missing directory is one line on stderr and status 2."""
-    result = run("graph", "shop", "-o", "missing/graph.html", directory=shop)
+    result = run("graph", "--all", "shop", "-o", "missing/graph.html", directory=shop)
     assert result.returncode == 2
     assert re.fullmatch(r"asignals: cannot write 'missing.graph.html': .*\n", result.stderr)
 
@@ -365,7 +385,7 @@ def test_a_broken_module_inside_a_package(project):
             "pack/bad": "raise RuntimeError('no')",
         }
     )
-    result = run("list", "pack", directory=directory)
+    result = run("list", "--all", "pack", directory=directory)
     assert result.returncode == 2
     assert f"cannot import 'pack.bad' (in 'pack'): RuntimeError: no\n  at pack{os.sep}bad.py:1" in result.stderr
     for command in ("list", "graph"):

@@ -10,6 +10,8 @@ import pytest
 
 from asignals import Background, ReceiverLostWarning, Signal, receiver, signal
 
+pytestmark = pytest.mark.loops("asyncio")
+
 HERE = r"\(.*test_mistakes\.py:\d+\)"
 
 

@@ -9,7 +9,7 @@ from anyio.lowlevel import checkpoint
 
 from asignals import Signal, monitor
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.loops("asyncio", "trio")]
 
 
 @pytest.fixture(params=[None, ("a",)], ids=["any", "declared"])

@@ -410,3 +410,34 @@ async def test_telemetry_that_fails_harms_no_send(caplog, collect, part):
     assert len(collect.calls) == 2
     assert "a monitor failed and was removed" in caplog.text
     assert watchers == []
+
+
+async def test_what_an_exception_says_is_masked(telemetry):
+    """Its event has type, message and traceback as the conventions ask, without the secrets in them."""
+    paid = Signal([], name="shop.paid")
+
+    async def receiver(**named):
+        raise LookupError("no login for me with password=hunter2")  # noqa: EM101, TRY003  looked for
+
+    paid.connect(receiver)
+    await paid.send_robust(None)
+    (span,) = [span for span in telemetry.spans if span.name == "process shop.paid"]
+    (event,) = span.events
+    assert event.name == "exception"
+    assert event.attributes["exception.type"] == "LookupError"
+    assert event.attributes["exception.message"] == "no login for me with password=••••"
+    assert "LookupError: no login" in event.attributes["exception.stacktrace"]
+    assert "hunter2" not in str(event.attributes)
+
+
+async def test_a_relays_span_says_service_and_topic(telemetry):
+    """`relay shop → order.paid`, and no file of the library."""
+    relays = pytest.importorskip("asignals.relay")
+    paid = Signal(["amount"], name="shop.relayed")
+    relay = relays.Relay(relays.Memory(), "shop")
+    relay.export(paid, "order.paid")
+    await paid.send_robust("web", amount=1)
+    relay.stop_exporting(paid)
+    attributes = telemetry.span("process shop.relayed").attributes
+    assert attributes["code.function.name"] == "relay shop → order.paid"
+    assert "code.file.path" not in attributes

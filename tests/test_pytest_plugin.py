@@ -1,14 +1,14 @@
 """The pytest plugin, tried on projects that use it."""
 
 import sys
-from importlib.metadata import entry_points
-from pathlib import Path
+from importlib.util import find_spec
 
 import pytest
 
-import asignals
-
 pytest_plugins = ["pytester"]
+INI = "[pytest]\naddopts = --strict-markers --strict-config\n"
+if find_spec("pytest_asyncio"):  # which warns without it
+    INI += "asyncio_default_fixture_loop_scope = function\n"
 
 SHOP = """
 from asignals import Signal
@@ -26,25 +26,20 @@ def two(**named): ...
 def three(**named): ...
 def four(**named): ...
 """
-ROOT = Path(asignals.__file__).parent.parent
-# Installed, the plugin loads itself; from a checkout it is named.
-INSTALLED = any(each.name == "asignals" for each in entry_points(group="pytest11"))
-PLUGIN = () if INSTALLED else ("-p", "asignals.pytest_plugin")
 
 
 @pytest.fixture
-def project(pytester, monkeypatch):
+def project(pytester, plugin):
     """Make a project with a module `shop` and the given tests, and run them."""
     pytester.makepyfile(shop=SHOP)
     pytester.syspathinsert()
-    monkeypatch.setenv("PYTHONPATH", str(ROOT), prepend=":")
 
     def run(*arguments, ini="", **files):
-        pytester.makefile(".ini", pytest=f"[pytest]\naddopts = --strict-markers --strict-config\n{ini}")
+        pytester.makefile(".ini", pytest=f"{INI}{ini}")
         pytester.makepyfile(**files)
         sys.modules.pop("shop", None)
         method = pytester.runpytest_subprocess if "-n" in arguments else pytester.runpytest_inprocess
-        return method(*PLUGIN, "-p", "no:cacheprovider", *arguments)
+        return method(*plugin, "-p", "no:cacheprovider", "-p", "no:randomly", *arguments)
 
     yield run
     sys.modules.pop("shop", None)
@@ -86,7 +81,7 @@ def test_the_report_of_a_failed_test_shows_what_was_captured(project):
         import anyio, shop
 
         def test_fails(capture_signals):
-            capture_signals(shop.paid, "shop")
+            capture_signals(shop.paid, sender="shop")
             anyio.run(lambda: shop.paid.send("shop", amount=4711))
             assert False
 
@@ -98,6 +93,128 @@ def test_the_report_of_a_failed_test_shows_what_was_captured(project):
     result.assert_outcomes(passed=1, failed=1)
     result.stdout.fnmatch_lines(["*Captured signals*", "shop.paid: there were 1:", "  1. sender='shop', amount=4711"])
     result.stdout.no_fnmatch_line("*amount=815*")
+
+
+FAILURES = """
+    import anyio, pytest, shop
+    from asignals.testing import capture
+
+    def send(amount):
+        anyio.run(lambda: shop.paid.send("shop", amount=amount))
+
+    @pytest.fixture
+    def fails_at_once(capture_signals):
+        capture_signals(shop.paid)
+        send("in setup")
+        raise RuntimeError
+
+    @pytest.fixture
+    def fails_at_last(capture_signals):
+        sent = capture_signals(shop.paid)
+        yield
+        send("in teardown")
+        raise RuntimeError
+
+    def test_plain():
+        with capture(shop.paid):
+            send("in the test")
+        assert False
+
+    def test_setup(fails_at_once): ...
+
+    def test_teardown(fails_at_last): ...
+
+    def test_that_passes():
+        with capture(shop.paid):
+            send("in a test that passes")
+
+    def test_that_captures_nothing():
+        assert False
+"""
+
+
+@pytest.mark.parametrize(
+    ("which", "shown"),
+    [
+        ("test_plain", "in the test"),
+        ("test_setup", "in setup"),
+        ("test_teardown", "in teardown"),
+        ("test_that", None),
+    ],
+)
+def test_whatever_fails_shows_what_was_captured(project, which, shown):
+    """The test with a plain `capture`, its setup or its teardown; nothing of the tests before."""
+    result = project("-k", f"passes or {which}", test_it=FAILURES)
+    assert result.parseoutcomes().keys() & {"failed", "errors", "error"}
+    if shown is None:
+        result.stdout.no_fnmatch_line("*Captured signals*")
+    else:
+        result.stdout.fnmatch_lines(["*Captured signals*", "shop.paid: there were 1:", f"*amount='{shown}'"])
+    result.stdout.no_fnmatch_line("*in a test that passes'")
+
+
+@pytest.mark.parametrize("backend", [None, "asyncio", "trio"])
+def test_a_failing_hypothesis_test_shows_its_last_example(project, backend):
+    """Not the hundreds that led to it."""
+    result = project(
+        conftest=f"import pytest\n@pytest.fixture(scope='module')\ndef anyio_backend(): return {backend!r}",
+        test_it=f"""
+        import anyio, hypothesis, pytest, shop
+        from hypothesis import strategies
+        from asignals.testing import capture
+
+        @{"hypothesis.seed(1)" if backend is None else "pytest.mark.anyio"}
+        @hypothesis.settings(derandomize=True, database=None, deadline=None)
+        @hypothesis.given(strategies.integers(0, 10_000))
+        {"" if backend is None else "async "}def test_it(amount):
+            with capture(shop.paid) as sent:
+                work = shop.paid.send("shop", amount=amount)
+                {"anyio.run(lambda: work)" if backend is None else "await work"}
+            assert sent.only.amount < 100
+        """,
+    )
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(["*Captured signals*", "shop.paid: there were 1:", "  1. sender='shop', amount=100"])
+    assert str(result.stdout).count("shop.paid: there were") == 1
+
+
+def test_wider_fixtures_capture_for_their_scope(project):
+    """Those of a module or a session see the sends of several tests, and failing ones show them."""
+    result = project(
+        test_it="""
+        import anyio, pytest, shop
+
+        @pytest.fixture(scope="session")
+        def of_session(session_capture_signals):
+            return session_capture_signals(shop.paid)
+
+        @pytest.fixture(scope="package")
+        def of_package(package_capture_signals):
+            return package_capture_signals(shop.paid)
+
+        @pytest.fixture(scope="module")
+        def of_module(module_capture_signals):
+            return module_capture_signals(shop.paid)
+
+        @pytest.fixture(scope="class")
+        def of_class(class_capture_signals):
+            return class_capture_signals(shop.paid)
+
+        class TestIt:
+            @pytest.mark.parametrize("number", [1, 2])
+            def test_it(self, number, of_session, of_package, of_module, of_class, capture_signals):
+                of_test = capture_signals(shop.paid)
+                anyio.run(lambda: shop.paid.send("shop", amount=number))
+                assert len(of_test) == 1
+                assert len(of_class) == len(of_module) == len(of_package) == len(of_session) == number
+
+        def test_after(of_session, of_module, of_class):
+            assert (len(of_class), len(of_module), len(of_session)) == (0, 2, 2)
+            assert False, "show them"
+        """
+    )
+    result.assert_outcomes(passed=2, failed=1)
+    result.stdout.fnmatch_lines(["*Captured signals*", "*  2. sender='shop', amount=2"])
 
 
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])
@@ -185,7 +302,7 @@ def test_captures_choose_by_sender_and_where(project):
         import anyio, shop
 
         def test_it(capture_signals):
-            from_mill = capture_signals(shop.paid, "mill")
+            from_mill = capture_signals(shop.paid, sender="mill")
             large = capture_signals(shop.paid, where=lambda event: event.amount > 1)
             for sender, amount in (("shop", 1), ("mill", 1), ("shop", 2)):
                 anyio.run(lambda: shop.paid.send(sender, amount=amount))
@@ -265,14 +382,45 @@ def test_connections_of_a_test_are_undone_when_asked(project, ini, first, second
     result.assert_outcomes(passed=2, failed=1)
 
 
+def test_doctests_of_stubs_are_collected(project):
+    """In the module that declares the signal, and only there; `python -m doctest` finds them as well."""
+    result = project(
+        "--doctest-modules",
+        orders='''
+        from asignals import signal
+
+        @signal
+        def paid(sender: object, *, amount: int) -> None:
+            """An order was paid.
+
+            >>> paid.providing_args
+            ('amount',)
+            """
+
+        @signal(name="lost")
+        def lost(sender: object) -> None:
+            """
+            >>> 1 + 1
+            3
+            """
+        ''',
+        test_it="""
+        import doctest, orders
+        from orders import lost, paid
+
+        def test_it():
+            assert doctest.testmod(orders, report=False) == (1, 2)
+        """,
+    )
+    result.assert_outcomes(passed=2, failed=1)
+
+
 def test_under_xdist_each_process_has_its_own(project):
     """Forty tests in two processes, failing ones among them, capture, mute and connect without seeing one another."""
     pytest.importorskip("xdist")
     result = project(
         "-n",
         "2",
-        "-p",
-        "no:randomly",
         ini="restore_signals = true",
         test_it="""
         import anyio, pytest, shop

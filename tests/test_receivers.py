@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from asignals import InvalidReceiverError, Signal
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.loops("asyncio", "trio")]
 
 NAMES = ("a", "b")
 

@@ -13,9 +13,9 @@ from relay_support import ENGINES, World, until, world
 from asignals import Signal
 from asignals._to_the_end import to_the_end
 from asignals.relay import Delivery, Envelope, Memory, MemoryInbox, Relay
-from asignals.relay._batch import Batch, Together
+from asignals.relay._batch import Batch, Coalescer
 from asignals.relay._cancel import SelfCancelledError, end, heeding, limited
-from asignals.relay._link import Attempts, Link
+from asignals.relay._connection_state import Attempts, ConnectionState
 from asignals.relay._pool import Pool
 
 if TYPE_CHECKING:
@@ -108,7 +108,7 @@ async def test_attempts_raise_what_their_block_swallows() -> None:
     """A loop of attempts ends when it is cancelled, though a client swallows that, or calls it a failure."""
 
     async def loop(call: Callable[[], Any]) -> None:
-        attempts = Attempts(Link("x"))
+        attempts = Attempts(ConnectionState("x"))
         while True:
             async with attempts:
                 await call()
@@ -119,7 +119,7 @@ async def test_attempts_raise_what_their_block_swallows() -> None:
 
 async def test_attempts_note_losses_and_returns(caplog: pytest.LogCaptureFixture) -> None:
     """Failures are noted once on the link and followed by a pause, a success ends them."""
-    link, failures = Link("the engine"), iter([ConnectionError("1"), OSError("2")])
+    link, failures = ConnectionState("the engine"), iter([ConnectionError("1"), OSError("2")])
     attempts, ups = Attempts(link), []
     for _ in range(3):
         async with attempts:
@@ -279,7 +279,7 @@ async def test_a_batch_ends_though_its_flush_swallows_the_cancellation() -> None
             await turning_into_an_error()
 
     async with asyncio.timeout(5):
-        async with Batch(flush, Link("x")) as batch:
+        async with Batch(flush, ConnectionState("x")) as batch:
             batch.add(1)
             await until(lambda: trips)
     assert trips == [[1], [1]]
@@ -295,7 +295,7 @@ async def test_a_trip_that_cancels_itself_leaves_nobody_waiting() -> None:
             raise asyncio.CancelledError
         return items
 
-    together = Together(function)
+    together = Coalescer(function)
     async with asyncio.timeout(5):
         with pytest.raises(SelfCancelledError):
             await together(1)
@@ -309,7 +309,7 @@ async def test_closing_ends_the_trip_under_way() -> None:
         await asyncio.Event().wait()
         return items
 
-    together = Together(function)
+    together = Coalescer(function)
     waiting = asyncio.create_task(together(1))
     await asyncio.sleep(0)
     before = asyncio.all_tasks()
@@ -400,8 +400,8 @@ async def test_a_relay_that_is_cancelled_leaves_nothing_running(how: str) -> Non
         assert task.cancelled()
     assert (cleaned, closed) == ([True], [True])
     assert asyncio.all_tasks() == before
-    assert relay.left is not None
-    assert relay.left.backlog == 1
+    assert relay.final_status is not None
+    assert relay.final_status.backlog == 1
 
 
 async def test_a_cancellation_lost_in_the_inbox_calls_no_receiver() -> None:
@@ -423,8 +423,8 @@ async def test_a_cancellation_lost_in_the_inbox_calls_no_receiver() -> None:
             await relay.transport.publish_many([Envelope("numbers", b'{"n": 1}')])
             await until(lambda: inbox.asked)
     assert calls == []
-    assert relay.left is not None
-    assert relay.left.backlog == 1
+    assert relay.final_status is not None
+    assert relay.final_status.backlog == 1
 
 
 async def test_a_sender_that_cannot_be_loaded_by_its_own_cancellation_has_failed(
@@ -435,7 +435,7 @@ async def test_a_sender_that_cannot_be_loaded_by_its_own_cancellation_has_failed
     async def load(_text: str | None) -> None:
         raise asyncio.CancelledError
 
-    relay = Relay(Memory(), "billing", senders=(str, load))
+    relay = Relay(Memory(), "billing", sender_codec=(str, load))
     relay.receive(Signal(["n"]), "numbers", retries=0)
     async with asyncio.timeout(10), relay:
         await relay.transport.publish_many([Envelope("numbers", b'{"n": 1}')])
@@ -490,13 +490,13 @@ async def test_a_consumer_ends_whenever_it_is_cancelled(engine: World, how: str,
     """Cancelled at any turn of the loop it ends soon, leaves no task, and what was not handled comes again."""
     transport, ledger = engine.open(), Ledger(hangs=True)
     if hasattr(transport, "add_service"):
-        await transport.add_service("billing")
+        await transport.add_service("billing", ["numbers"])
     scopes: list[anyio.CancelScope] = []
 
     async def consume(instance: str) -> None:
         with anyio.CancelScope() as scope:
             scopes.append(scope)
-            await transport.consume("billing", instance, ledger)
+            await transport.consume("billing", instance, ["numbers"], ledger)
 
     turns = 200 if long else 14
     for turn in range(turns):
@@ -514,7 +514,7 @@ async def test_a_consumer_ends_whenever_it_is_cancelled(engine: World, how: str,
         assert task.cancelled() == (how == "native"), task
         assert parts_running() == []
     rest = Ledger(hangs=False)
-    task = asyncio.create_task(engine.open().consume("billing", "last", rest))
+    task = asyncio.create_task(engine.open().consume("billing", "last", ["numbers"], rest))
     await until(lambda: rest.handled | ledger.handled >= set(range(turns * 10)))
     assert {number for number in ledger.handled if number % 10 == 9} == set()
     await end([task])

@@ -12,8 +12,8 @@ from sqlalchemy import event, text
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 
 from asignals.relay import Database, Envelope, SQLAlchemyOutbox, outbox
-from asignals.relay import database as database_module
 from asignals.relay._sql import as_engine
+from asignals.relay.engines import database as database_module
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
@@ -72,19 +72,25 @@ class Draining:
             await self._task
 
 
+async def make_tables(engine: AsyncEngine) -> None:
+    """Make those of an outbox and of the engine."""
+    for part in (SQLAlchemyOutbox(engine), Database(engine)):
+        await part.init()
+
+
 @asynccontextmanager
 async def database(name: str, directory: Path) -> AsyncIterator[AsyncEngine]:
     """A database with the tables: a file, or a schema of its own by one of the two drivers."""
     if name == "sqlite":
         engine, _ = as_engine(f"sqlite+aiosqlite:///{directory}/app.db")
         try:
-            await SQLAlchemyOutbox(engine).init()
+            await make_tables(engine)
             yield engine
         finally:
             await engine.dispose()
         return
     async with postgres_schema() as (engine, schema):
-        await SQLAlchemyOutbox(engine).init()
+        await make_tables(engine)
         if name == "asyncpg":
             yield engine
             return
@@ -106,15 +112,15 @@ async def test_a_commit_wakes_the_relay_of_this_process(name: str, tmp_path: Pat
             for number in range(3):
                 async with session.begin():
                     async with session.begin_nested():
-                        await box.put(Envelope("n", b"%d" % number), session)
+                        await box.put(Envelope("numbers", b"%d" % number), session)
                     assert len(draining.bodies) == number
                 await until(lambda number=number: len(draining.bodies) == number + 1, 10)
             looks = draining.looks
             with suppress(InterruptedError):
                 async with session.begin():
-                    await box.put(Envelope("n", b"rolled back"), session)
+                    await box.put(Envelope("numbers", b"rolled back"), session)
                     raise InterruptedError
-            await box.put(Envelope("n", b"alone"))
+            await box.put(Envelope("numbers", b"alone"))
             await until(lambda: len(draining.bodies) == 4, 10)
             assert draining.looks <= looks + 2  # one for the put; and one that came too late for the put before
         assert draining.bodies == [b"0", b"1", b"2", b"alone"]
@@ -129,12 +135,12 @@ async def test_a_commit_tells_relays_elsewhere(name: str, tmp_path: Path, monkey
         async with Draining(there) as draining:
             await until(lambda: draining.looks >= 2)  # the second, when it has begun to listen
             async with AsyncSession(engine) as session, session.begin():
-                await here.put(Envelope("n", b"session"), session)
+                await here.put(Envelope("numbers", b"session"), session)
             await until(lambda: draining.bodies == [b"session"], 10)
             async with engine.begin() as connection:
-                await here.put(Envelope("n", b"connection"), connection)
+                await here.put(Envelope("numbers", b"connection"), connection)
             await until(lambda: draining.bodies[1:] == [b"connection"], 10)
-            await here.put(Envelope("n", b"alone"))
+            await here.put(Envelope("numbers", b"alone"))
             await until(lambda: draining.bodies[2:] == [b"alone"], 10)
 
 
@@ -145,7 +151,7 @@ async def test_no_notification_is_part_of_a_sessions_transaction(name: str, tmp_
         box, statements = SQLAlchemyOutbox(engine), []
         event.listen(engine.sync_engine, "before_cursor_execute", lambda *found: statements.append(found[2].upper()))
         async with AsyncSession(engine) as session, session.begin():
-            await box.put(Envelope("n", b"0"), session)
+            await box.put(Envelope("numbers", b"0"), session)
         assert sum("INSERT" in statement for statement in statements) == 1
         assert not any("NOTIFY" in statement for statement in statements)
 
@@ -156,7 +162,7 @@ async def test_a_lost_connection_after_a_commit_does_not_undo_it() -> None:
         box = SQLAlchemyOutbox(engine)
         await box.init()
         async with AsyncSession(engine) as session, session.begin():
-            await box.put(Envelope("n", b"0"), session)
+            await box.put(Envelope("numbers", b"0"), session)
             raw = await (await session.connection()).get_raw_connection()
             event.listen(session.sync_session, "after_commit", lambda _: raw.driver_connection.terminate(), insert=True)
         await engine.dispose()  # the pool does not know yet that the connection has ended
@@ -169,12 +175,12 @@ async def test_old_events_are_forgotten_when_all_services_have_them(name: str, t
     async with database(name, tmp_path) as engine:
         transport = Database(engine)
         for service in ("billing", "shipping"):
-            await transport.add_service(service)
-        await transport.publish_many([Envelope("n", b"%d" % number) for number in range(8)])
+            await transport.add_service(service, ["numbers"])
+        await transport.publish_many([Envelope("numbers", b"%d" % number) for number in range(8)])
         async with engine.begin() as connection:
             await connection.execute(text("UPDATE asignals_event SET time = time - 1000 WHERE seq <= 6"))
-            await connection.execute(text("DELETE FROM asignals_delivery WHERE service = 'billing' AND seq <> 3"))
-            await connection.execute(text("DELETE FROM asignals_delivery WHERE service = 'shipping' AND seq <> 4"))
+            await connection.execute(text("DELETE FROM asignals_delivery WHERE subscription = 1 AND seq <> 3"))
+            await connection.execute(text("DELETE FROM asignals_delivery WHERE subscription = 2 AND seq <> 4"))
         async with engine.begin() as connection:
             await transport._sql.sweep(connection)
         async with engine.connect() as connection:
@@ -186,8 +192,8 @@ async def test_forgetting_looks_at_no_delivery_twice_in_sqlite(tmp_path: Path) -
     """Who sweeps holds the only lock: the index of deliveries is searched for each event, and never read through."""
     async with database("sqlite", tmp_path) as engine:
         transport, plans = Database(engine), []
-        await transport.add_service("billing")
-        await transport.publish_many([Envelope("n", b"0")])
+        await transport.add_service("billing", ["numbers"])
+        await transport.publish_many([Envelope("numbers", b"0")])
         async with engine.begin() as connection:
             await connection.execute(text("DELETE FROM asignals_delivery"))
             await connection.execute(text("UPDATE asignals_event SET time = 0"))
@@ -205,11 +211,11 @@ async def test_a_consumer_with_nothing_to_do_takes_no_lock(tmp_path: Path) -> No
     """Looking for work in SQLite writes nothing while there is none: neither the consumer nor the outbox."""
     async with database("sqlite", tmp_path) as engine:
         transport, box = Database(engine), SQLAlchemyOutbox(engine)
-        await transport.add_service("billing")
+        await transport.add_service("billing", ["numbers"])
         statements: list[str] = []
         event.listen(engine.sync_engine, "before_cursor_execute", lambda *found: statements.append(found[2].upper()))
         async with engine.begin() as connection:
-            assert await transport._sql.claim(connection, "billing", 10, 1.0) == []
+            assert await transport._sql.claim(connection, [1], 10, 1.0) == []
         assert await box.drain_once(Draining(box).publish) == 0
         assert statements
         assert all(statement.startswith("SELECT") for statement in statements)
@@ -258,9 +264,9 @@ async def test_a_claim_that_is_not_answered_is_made_again(
         heard.set()
 
     monkeypatch.setattr(transport._sql, "claim", silent_once)
-    await transport.add_service("billing")
+    await transport.add_service("billing", ["numbers"])
     await transport.publish_many([Envelope("numbers", b"1")])
-    task = asyncio.create_task(transport.consume("billing", "one", handle))
+    task = asyncio.create_task(transport.consume("billing", "one", ["numbers"], handle))
     async with asyncio.timeout(10):
         await heard.wait()
     task.cancel()

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import suppress
+import time
+from contextlib import aclosing, suppress
 from typing import TYPE_CHECKING, Any
 
 import pytest
+
+pytest.importorskip("confluent_kafka")  # an interpreter may have no wheel of it
+
 from confluent_kafka import KafkaError, KafkaException, TopicPartition
 from hypothesis import given
 from hypothesis import strategies as st
 from relay_support import until, world
 
-from asignals.relay import DeadLetter, Delivery, Envelope, FastStreamTransport, PublishRefusedError
+from asignals.relay import DeadLetter, Delivery, Envelope, PublishRefusedError, engine_from_url
 from asignals.relay._envelope import MAX_BODY, MAX_HEADER, MAX_KEPT
-from asignals.relay.kafka import Kafka, Offsets, _Consumer
-from asignals.relay.rabbitmq import RabbitMQ
+from asignals.relay.engines.kafka import _CONSUMER_ONLY, _DEFAULTS, _PRODUCER_ONLY, Kafka, Offsets, _but, _Consumer
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -38,6 +41,15 @@ def test_the_position_is_below_all_that_is_not_done(order: list[int], count: int
     assert len(offsets) == 12 - first_open
 
 
+def test_what_another_may_have_begun_is_bounded() -> None:
+    """Not what came after the partition was assigned, nor what lies too far above the first to have been taken."""
+    offsets = Offsets(end=50_000)
+    offsets.take(100)
+    assert offsets.may_be_repeat(100)
+    assert not offsets.may_be_repeat(20_000)
+    assert not Offsets(end=100).may_be_repeat(100)
+
+
 def test_gaps_between_offsets_do_no_harm() -> None:
     """Transactions and compaction leave offsets out; the position follows the ones that came."""
     offsets = Offsets()
@@ -48,15 +60,34 @@ def test_gaps_between_offsets_do_no_harm() -> None:
     assert offsets.position == 8
 
 
-def test_the_broker_object_chooses_the_engine() -> None:
-    """RabbitMQ and Kafka are told apart by the broker; another kind is refused by name."""
-    from faststream.confluent import KafkaBroker
-    from faststream.rabbit import RabbitBroker
+def test_settings_go_to_the_client_that_they_are_for() -> None:
+    """Names may be written with `_`; what is the consumer's does not reach the producer, which would warn of it."""
+    kafka = Kafka(["one:9092", "two:9092"], session_timeout_ms=6000, linger_ms=5, **{"sasl.mechanism": "PLAIN"})
+    given = {"bootstrap.servers": "one:9092,two:9092", "session.timeout.ms": 6000, "linger.ms": 5}
+    assert kafka._settings == {**_DEFAULTS, **given, "sasl.mechanism": "PLAIN"}
+    assert "session.timeout.ms" not in _but(kafka._settings, _CONSUMER_ONLY)
+    assert "linger.ms" not in _but(kafka._settings, _PRODUCER_ONLY)
 
-    assert isinstance(FastStreamTransport(RabbitBroker()), RabbitMQ)
-    assert isinstance(FastStreamTransport(KafkaBroker()), Kafka)
-    with pytest.raises(TypeError, match="not str"):
-        FastStreamTransport("amqp://")  # type: ignore[arg-type]  # what is tested
+
+def test_what_the_promises_rest_on_is_no_setting() -> None:
+    """Whoever sets it is told that it has no effect, instead of finding out."""
+    for setting in ({"enable.auto.commit": True}, {"acks": 1}, {"group_id": "mine"}):
+        with pytest.raises(ValueError, match="by itself, as its promises rest on it"):
+            Kafka("localhost:9092", **setting)
+
+
+@pytest.mark.parametrize("servers", ["", "kafka://localhost:9092", "one:9092,,two:9092", []])
+def test_what_names_no_server_is_refused(servers: Any) -> None:
+    """At once, with what to write instead."""
+    with pytest.raises(ValueError, match="Kafka takes servers such as 'host:9092'"):
+        Kafka(servers)
+
+
+def test_a_url_names_kafkas_servers() -> None:
+    """For programs that get theirs from the environment."""
+    kafka = engine_from_url("kafka://one:9092,two:9092", name="orders")
+    assert isinstance(kafka, Kafka)
+    assert (kafka._settings["bootstrap.servers"], kafka.name) == ("one:9092,two:9092", "orders")
 
 
 class Message:
@@ -67,6 +98,9 @@ class Message:
 
     def error(self) -> None:
         return None
+
+    def topic(self) -> str:
+        return "asignals.numbers"
 
     def partition(self) -> int:
         return 0
@@ -92,13 +126,16 @@ class Client:
         self.told = told
 
     def assign(self, *numbers: int) -> None:
-        partitions = [TopicPartition("asignals", number) for number in numbers]
+        partitions = [TopicPartition("asignals.numbers", number) for number in numbers]
         self.told["on_assign"](self, partitions)
         self.partitions = partitions
 
     def revoke(self) -> None:
         self.told["on_revoke"](self, self.partitions)
         self.partitions = []
+
+    def get_watermark_offsets(self, _partition: TopicPartition, **_: Any) -> tuple[int, int]:
+        return 0, 8
 
     def assignment(self) -> list[TopicPartition]:
         return self.partitions
@@ -122,9 +159,8 @@ class Client:
 
 def consumer(client: Client, handle: Any, limit: int = 1) -> _Consumer:
     """Make one running `consume` on a client of ours."""
-    from faststream.confluent import KafkaBroker
-
-    return _Consumer(Kafka(KafkaBroker()), client, handle, limit)  # type: ignore[arg-type]  # what it needs of one
+    topics = {"asignals.numbers": "numbers"}
+    return _Consumer(Kafka("localhost:9092"), client, topics, handle, limit)  # type: ignore[arg-type]  # what it needs of one
 
 
 def test_a_partition_that_was_taken_away_while_paused_is_resumed_when_it_comes_back() -> None:
@@ -142,23 +178,25 @@ def test_a_partition_that_was_taken_away_while_paused_is_resumed_when_it_comes_b
     assert client.paused == set()
 
 
-async def _hand_over() -> tuple[list[bytes], list[int], bool]:
+async def _hand_over() -> tuple[list[Delivery], list[int], bool]:
     client, begun, go_on = Client(), [], asyncio.Event()
     handed_over = False
 
     async def handle(delivery: Delivery) -> float | None:
-        begun.append(delivery.data)
+        begun.append(delivery)
         await go_on.wait()
         return None
 
     def hand_over() -> None:
         nonlocal handed_over
+        while not begun:
+            time.sleep(0.001)  # in the client's thread
         client.revoke()
         handed_over = True
 
     client.on_look = [lambda: client.assign(0), lambda: [Message(7), Message(8)], hand_over]
     running = asyncio.create_task(consumer(client, handle).run())
-    await until(lambda: not client.on_look)
+    await until(lambda: not client.on_look and begun)
     was_too_soon = handed_over
     go_on.set()
     await until(lambda: handed_over)
@@ -171,7 +209,8 @@ async def _hand_over() -> tuple[list[bytes], list[int], bool]:
 def test_what_runs_is_finished_before_its_partition_is_handed_over() -> None:
     """The event that is being handled is committed for the successor; the one after it is left to it, unbegun."""
     begun, committed, was_too_soon = asyncio.run(_hand_over())
-    assert begun == [b"7"]
+    assert [delivery.data for delivery in begun] == [b"7"]
+    assert begun[0].is_repeat  # it was there when the partition was assigned: another may have begun it
     assert committed == [8]
     assert not was_too_soon
 
@@ -186,12 +225,13 @@ async def _publish_large(path: Path) -> tuple[dict[str, str], list[int], int]:
     async with world("kafka", path) as made:
         transport = made.open()
         await transport.publish_many([largest := Envelope("large", b"x" * MAX_BODY, sender=sender)])
-        await transport.bury("dlq", DeadLetter(b"x" * MAX_KEPT, "billing", "e" * 1_000))
-        letter = (await transport.letters("dlq"))[0]
+        await transport.put_dead_letter("dlq", DeadLetter(b"x" * MAX_KEPT, "billing", "e" * 1_000))
+        async with aclosing(transport.scan_dead_letters("dlq")) as batches:
+            letter = (await anext(batches))[0]
         too_large = Envelope("large", b"x" * (MAX_BODY + 3 * MAX_HEADER))
         with pytest.raises(PublishRefusedError) as caught:
             await transport.publish_many([Envelope("small", b"1"), too_large, Envelope("small", b"2")])
-        running = asyncio.create_task(transport.consume("billing", "one", handle))
+        running = asyncio.create_task(transport.consume("billing", "one", ["large", "small"], handle))
         await until(lambda: len(sizes) >= 3)
         running.cancel()
         await asyncio.wait([running])
@@ -216,7 +256,7 @@ class Batching:
         self._batch: list[tuple[bytes, Callable[..., None]]] = []
         self.kept: list[bytes] = []
 
-    def produce(self, _topic: str, value: bytes, _key: object, *, on_delivery: Callable[..., None]) -> None:
+    def produce(self, _topic: str, value: bytes, _key: object, *, on_delivery: Callable[..., None], **_: int) -> None:
         self._batch.append((value, on_delivery))
 
     def flush(self, _seconds: float) -> int:
@@ -230,9 +270,7 @@ class Batching:
 
 
 def _with(producer: Batching) -> Kafka:
-    from faststream.confluent import KafkaBroker
-
-    transport = Kafka(KafkaBroker())
+    transport = Kafka("localhost:9092")
     transport._producer = producer  # type: ignore[assignment]  # what it needs of one
     return transport
 
@@ -246,7 +284,7 @@ def test_a_batch_that_the_broker_refuses_is_taken_apart() -> None:
     assert caught.value.refused.keys() == {events[1].id}
     assert producer.kept == [events[0].encode(), events[2].encode()]
     with pytest.raises(PublishRefusedError, match="too large"):
-        asyncio.run(_with(producer).bury("dlq", DeadLetter(b"x" * 600, "billing", "error")))
+        asyncio.run(_with(producer).put_dead_letter("dlq", DeadLetter(b"x" * 600, "billing", "error")))
 
 
 def test_another_error_is_raised_to_have_all_repeated() -> None:

@@ -12,7 +12,20 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from asignals import Signal, signal
-from asignals.relay import Envelope, Memory, PublishRefusedError, Relay, SQLAlchemyInbox, SQLAlchemyOutbox, metadata
+from asignals.relay import (
+    Delivery,
+    Envelope,
+    Memo,
+    Memory,
+    NoSessionError,
+    PublishRefusedError,
+    Relay,
+    SQLAlchemyInbox,
+    SQLAlchemyOutbox,
+    current_event,
+    once,
+    table_metadata,
+)
 from asignals.relay._sql import as_engine
 
 if TYPE_CHECKING:
@@ -40,7 +53,7 @@ async def engine(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterato
             made, _ = as_engine(f"sqlite+aiosqlite:///{tmp_path}/app.db")
             stack.push_async_callback(made.dispose)
         async with made.begin() as connection:
-            await connection.run_sync(metadata().create_all)
+            await connection.run_sync(table_metadata().create_all)
             await connection.execute(text("CREATE TABLE orders (number INTEGER PRIMARY KEY)"))
         yield made
 
@@ -101,7 +114,7 @@ async def test_an_event_vanishes_with_a_rollback(engine: AsyncEngine) -> None:
 
 
 async def test_a_send_uses_the_session_it_is_given_or_bound_to(engine: AsyncEngine) -> None:
-    """`session=` and `relay.bind(session)` both write in the caller's transaction; other sends commit themselves."""
+    """`session=` and `relay.bind(session)` both write in the caller's transaction; others say that they mean it."""
 
     @signal
     def order_paid(sender: str, *, amount: int, session: Any = None) -> None:
@@ -121,7 +134,10 @@ async def test_a_send_uses_the_session_it_is_given_or_bound_to(engine: AsyncEngi
         await order_paid.send("A-1", amount=3, session=session)
         with relay.bind(session):
             await order_paid.send("A-1", amount=4)
-    await order_paid.send("A-1", amount=5)
+    with pytest.raises(NoSessionError, match="rolls back"):
+        await order_paid.send("A-1", amount=6)
+    with relay.own_transaction():
+        await order_paid.send("A-1", amount=5)
     await drain(outbox, sink)
     assert [event.body for event in sink.events] == [b'{"amount":%d}' % n for n in (3, 4, 5)]
 
@@ -225,7 +241,7 @@ async def test_events_of_a_key_keep_their_order_among_relays(engine: AsyncEngine
 
 
 async def test_what_is_refused_for_ever_does_not_block_the_rest(engine: AsyncEngine) -> None:
-    """A refused event stays in the table with the reason, and can be tried again."""
+    """A refused event is a dead letter of the sending side, with the reason, shown in health, and can be replayed."""
     outbox, sink = SQLAlchemyOutbox(engine), Sink()
     first, second = event(1), event(2)
     await outbox.put(first)
@@ -239,8 +255,14 @@ async def test_what_is_refused_for_ever_does_not_block_the_rest(engine: AsyncEng
     await drain(outbox, publish)
     assert sink.bodies == [2]
     assert await outbox.count() == 0
-    assert [(one.id, reason) for one, reason in await outbox.refused()] == [(first.id, "too large")]
-    assert await outbox.forgive() == 1
+    relay = Relay(Memory(), "shop", outbox=outbox)
+    assert (await relay.status()).dead == {"dlq.shop": 0, "outbox.refused": 1}
+    assert "outbox.refused" in relay.health().problems
+    (letter,) = await relay.dead_letters()
+    assert letter.envelope == first
+    assert (letter.error, letter.queue) == ("too large", "outbox.refused")
+    assert await relay.replay(error="something else") == 0
+    assert await relay.replay(ids=[first.id]) == 1
     await drain(outbox, sink)
     assert sink.bodies == [2, 1]
 
@@ -291,8 +313,8 @@ async def test_a_relay_with_an_outbox_sends_while_the_engine_is_away(engine: Asy
         assert relay.health().published == 0
         transport.is_away = False
     assert relay.health().published == 10
-    assert relay.left is not None
-    assert relay.left.outbox == 0
+    assert relay.final_status is not None
+    assert relay.final_status.outbox == 0
 
 
 async def test_a_row_that_is_no_envelope_is_put_aside(engine: AsyncEngine) -> None:
@@ -308,16 +330,15 @@ async def test_a_row_that_is_no_envelope_is_put_aside(engine: AsyncEngine) -> No
 async def test_the_inbox_remembers_by_event_service_and_receiver(engine: AsyncEngine) -> None:
     """What is done adds up, failures count, other events and services are not touched, many at once are kept apart."""
     inbox = SQLAlchemyInbox(engine)
-    await inbox.remember("e1", "billing", {"a"}, 1)
-    await inbox.remember("e1", "billing", {"a", "b"}, 2)
-    await inbox.remember("e1", "other", {"c"})
-    memo = await inbox.recall("e1", "billing")
-    assert (memo.done, memo.failures) == ({"a", "b"}, 2)
-    await inbox.remember("e1", "billing", set(), 0)
-    assert (await inbox.recall("e1", "billing")).failures == 0
+    await inbox.remember("e1", "billing", Memo({"a"}, {"b"}, failures=1))
+    await inbox.remember("e1", "billing", Memo({"b"}, {"c"}, failures=2, begun=1, begun_at=5.0))
+    await inbox.remember("e1", "other", Memo({"c"}))
+    assert await inbox.recall("e1", "billing") == Memo({"a", "b"}, {"c"}, 2, 1, 5.0)
+    await inbox.remember("e1", "billing", Memo(begun_at=6.0))
+    assert await inbox.recall("e1", "billing") == Memo({"a", "b"}, begun_at=6.0)
     assert (await inbox.recall("e1", "other")).done == {"c"}
     assert (await inbox.recall("e2", "billing")).done == set()
-    await asyncio.gather(*(inbox.remember(f"m{n}", "billing", {f"r{n}"}, n) for n in range(50)))
+    await asyncio.gather(*(inbox.remember(f"m{n}", "billing", Memo({f"r{n}"}, failures=n)) for n in range(50)))
     memos = await asyncio.gather(*(inbox.recall(f"m{n}", "billing") for n in range(50)))
     assert [(memo.done, memo.failures) for memo in memos] == [({f"r{n}"}, n) for n in range(50)]
 
@@ -325,10 +346,114 @@ async def test_the_inbox_remembers_by_event_service_and_receiver(engine: AsyncEn
 async def test_the_inbox_forgets_what_is_old(engine: AsyncEngine) -> None:
     """Rows older than `keep` go away."""
     inbox = SQLAlchemyInbox(engine, keep=-1)
-    await inbox.remember("e1", "billing", {"a"})
+    for n in range(4):
+        await inbox.remember(f"e{n}", "billing", Memo({"a", "b"}))
     inbox._swept = 0
-    await inbox.remember("e2", "billing", set())
-    assert (await inbox.recall("e1", "billing")).done == set()
+    for n in range(5, 7):
+        await inbox.remember(f"e{n}", "billing", Memo({"a"}))
+    assert [(await inbox.recall(f"e{n}", "billing")).done for n in range(7)] == [set()] * 6 + [{"a"}]
+
+
+async def test_a_receivers_changes_are_made_exactly_once(engine: AsyncEngine) -> None:
+    """Though the process ends between commit and acknowledgement, and the event comes again, twice at once."""
+    gate, calls = asyncio.Event(), []
+
+    def instance() -> tuple[Relay, Any]:
+        paid = Signal(["number"])
+        relay = Relay(Memory(), "billing", inbox=SQLAlchemyInbox(engine))
+        relay.receive(paid, "order.paid", retries=0)
+
+        async def book(number: int, **_: Any) -> None:
+            found = current_event()
+            assert found is not None
+            calls.append((found.id, found.topic, found.attempt, found.origin))
+            async with AsyncSession(engine) as session, session.begin(), once(session):
+                await session.execute(text("INSERT INTO orders VALUES (:number)"), {"number": number})
+            await gate.wait()
+
+        paid.connect(book, weak=False, dispatch_uid="book")
+        return relay, paid
+
+    data = Envelope("order.paid", b'{"number": 5}', id="e5", origin="shop/one").encode()
+    first, one = instance()
+    task = asyncio.create_task(first._inbound.handle(Delivery("order.paid", data)))  # type: ignore[arg-type]
+    await until(lambda: calls)
+    await until_booked(engine)
+    task.cancel()  # killed between the commit and the acknowledgement: nothing was remembered but by the transaction
+    await asyncio.wait([task])
+    second, other = instance()
+    third, another = instance()
+    gate.set()
+    repeats = [Delivery("order.paid", data, 2, is_repeat=True), Delivery("order.paid", data)]
+    outcomes = [await relay._inbound.handle(one) for relay, one in zip((second, third), repeats, strict=True)]
+    assert one and other and another  # noqa: PT018
+    assert outcomes == [None, None]
+    assert second.health().dead == third.health().dead == 0
+    assert calls == [("e5", "order.paid", 1, "shop/one")]
+
+
+async def until_booked(engine: AsyncEngine) -> None:
+    """Wait for the row."""
+    async with asyncio.timeout(10):
+        while True:
+            async with engine.connect() as connection:
+                if (await connection.execute(text("SELECT count(*) FROM orders"))).scalar():
+                    return
+            await asyncio.sleep(0.005)
+
+
+async def test_two_that_handle_one_event_at_once_change_things_once(engine: AsyncEngine) -> None:
+    """The later one waits for the earlier one's transaction, changes nothing, and counts as success."""
+    relays, keep = [], []
+    for _ in range(2):
+        paid = Signal(["number"])
+        relay = Relay(Memory(), "billing", inbox=SQLAlchemyInbox(engine))
+        relay.receive(paid, "order.paid", retries=0)
+
+        async def book(number: int, **_: Any) -> None:
+            async with AsyncSession(engine) as session, session.begin(), once(session):
+                await session.execute(text("INSERT INTO orders VALUES (:number)"), {"number": number})
+                await asyncio.sleep(0.05)
+
+        paid.connect(book, weak=False, dispatch_uid="book")
+        keep.append(paid)
+        relays.append(relay)
+    data = Envelope("order.paid", b'{"number": 5}', id="e5", origin="shop/one").encode()
+    outcomes = await asyncio.gather(*(relay._inbound.handle(Delivery("order.paid", data)) for relay in relays))
+    assert outcomes == [None, None]
+    assert [relay.health().dead for relay in relays] == [0, 0]
+
+
+async def test_once_says_what_it_needs(engine: AsyncEngine) -> None:
+    """An inbox in the database, and a receiver that can be told from others; a local send just runs."""
+    paid, errors = Signal(["number"]), []
+
+    async def book(**_: Any) -> None:
+        try:
+            async with engine.begin() as connection, once(connection):
+                errors.append("ran")
+        except RuntimeError as error:
+            errors.append(str(error))
+
+    paid.connect(book, dispatch_uid="a")
+    await paid.send("shop", number=1)
+    data = Envelope("order.paid", b'{"number": 5}', origin="shop/one").encode()
+    relay = Relay(Memory(), "billing")
+    relay.receive(paid, "order.paid", retries=0)
+    await relay._inbound.handle(Delivery("order.paid", data))
+    paid.disconnect(book, dispatch_uid="a")
+    paid.connect(book)
+    paid.connect(book, sender="shop")
+    relay = Relay(Memory(), "billing", inbox=SQLAlchemyInbox(engine))
+    relay.receive(paid, "order.paid", retries=0)
+    data = Envelope("order.paid", b'{"number": 5}', sender="shop", origin="shop/one").encode()
+    await relay._inbound.handle(Delivery("order.paid", data))
+    assert [error.partition(",")[0] for error in errors] == [
+        "ran",
+        "once(session) needs Relay(inbox=SQLAlchemyInbox(…))",
+        *["once(session) needs a receiver with a name of its own: connect it with a dispatch_uid"] * 2,
+    ]
+    assert current_event() is None
 
 
 async def test_init_creates_the_tables_and_may_be_repeated(tmp_path: Path) -> None:

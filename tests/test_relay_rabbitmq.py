@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from relay_support import World, until, world
 
-from asignals.relay import Delivery, Envelope, rabbitmq
-from asignals.relay.rabbitmq import _Consumer
+from asignals.relay import Delivery, Envelope
+from asignals.relay.engines import rabbitmq
+from asignals.relay.engines.rabbitmq import _Consumer
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -48,7 +49,7 @@ class Slowly:
 
 @asynccontextmanager
 async def consuming(transport: Any, handle: Any) -> AsyncIterator[None]:
-    task = asyncio.create_task(transport.consume("billing", "one", handle, limit=10))
+    task = asyncio.create_task(transport.consume("billing", "one", ["numbers"], handle, limit=10))
     try:
         yield
     finally:
@@ -61,7 +62,7 @@ async def consuming(transport: Any, handle: Any) -> AsyncIterator[None]:
 async def test_an_event_that_outlasts_its_connection_is_handled_once_and_acknowledged(engine: World, ends: str) -> None:
     """What is being handled when the connection is lost is neither handled again nor left with the broker."""
     transport, handle = engine.open(), Slowly()
-    await transport.add_service("billing")
+    await transport.add_service("billing", ["numbers"])
     async with consuming(transport, handle):
         await engine.open().publish_many([Envelope("numbers", b"1")])
         await until(lambda: handle.begun)
@@ -80,11 +81,11 @@ async def test_an_event_that_outlasts_its_connection_is_handled_once_and_acknowl
 async def test_messages_without_an_id_are_not_taken_for_each_other() -> None:
     """Numbers of deliveries begin again with each connection: the same one then is another message."""
     taken: list[str] = []
-    consumer = _Consumer(SimpleNamespace(), "billing", Slowly(), 10)  # type: ignore[arg-type]  # it asks no broker
+    consumer = _Consumer(SimpleNamespace(), "billing", ["numbers"], Slowly(), 10)  # type: ignore[arg-type]  # it asks no broker
     for body in (b"before", b"after"):
         message: Any = SimpleNamespace(message_id=None, delivery_tag=2, headers={}, body=body)
         channel: Any = object()
-        await consumer._take(message, channel, SimpleNamespace(put=taken.append))  # type: ignore[arg-type]
+        await consumer._take("numbers", message, channel, SimpleNamespace(put=taken.append))  # type: ignore[arg-type]
     assert [consumer.held[id_].message.body for id_ in taken] == [b"before", b"after"]
 
 
@@ -95,7 +96,7 @@ async def test_what_could_not_be_acknowledged_is_remembered_within_bounds(monkey
         raise ConnectionError
 
     monkeypatch.setattr(rabbitmq, "_REMEMBERED", 2)
-    consumer = _Consumer(SimpleNamespace(), "billing", Slowly(), 10)  # type: ignore[arg-type]  # it asks no broker
+    consumer = _Consumer(SimpleNamespace(), "billing", ["numbers"], Slowly(), 10)  # type: ignore[arg-type]  # it asks no broker
     for id_ in ("a", "b", "c"):
         await consumer._acknowledge(id_, SimpleNamespace(ack=fails))  # type: ignore[arg-type]
     assert list(consumer.done) == ["b", "c"]
@@ -114,7 +115,7 @@ async def test_a_server_that_does_not_answer_is_waited_for_once(engine: World, m
             async with asyncio.timeout(timeout):
                 await asyncio.Event().wait()
 
-    await transport.add_service("billing")
+    await transport.add_service("billing", ["numbers"])
     line = transport._line
     transport._line = rabbitmq._Line(line.connection, line.channel, Silent())  # type: ignore[arg-type]  # all it needs
     events = [Envelope("numbers", str(number).encode()) for number in range(400)]
@@ -124,3 +125,53 @@ async def test_a_server_that_does_not_answer_is_waited_for_once(engine: World, m
     monkeypatch.undo()
     await transport.publish_many(events)
     assert await transport.backlog("billing") == 400
+
+
+async def test_what_no_service_receives_is_kept_for_the_first_that_does(engine: World) -> None:
+    """An event that is published before any service receives its topic is not lost, and stops no other event."""
+    transport, bodies = engine.open(), []
+    await transport.publish_many([Envelope("letters", b"early"), Envelope("numbers", b"1")])
+
+    async def handle(delivery: Delivery) -> None:
+        bodies.append((delivery.topic, Envelope.decode(delivery.data).body))
+
+    running = asyncio.create_task(transport.consume("billing", "one", ["letters"], handle))
+    await until(lambda: bodies)
+    running.cancel()
+    with suppress(asyncio.CancelledError):
+        await running
+    assert bodies == [("letters", b"early")]
+    assert await transport._count(f"{transport.name}.unrouted") == 1
+
+
+async def test_a_queue_of_other_settings_is_named(engine: World) -> None:
+    """What cannot be changed is an error that says what to do, not a channel that was closed."""
+    transport = engine.open()
+    async with transport._channel() as channel:
+        await channel.declare_queue(f"{transport.name}.billing/numbers", durable=True)
+    with pytest.raises(RuntimeError, match=r"has a queue or exchange of other settings: delete it .*inequivalent arg"):
+        await transport.add_service("billing", ["numbers"])
+
+
+async def test_a_retry_outlives_the_process_and_its_attempts_are_counted(engine: World) -> None:
+    """It waits with the broker, and whoever gets it knows how often it was tried."""
+    transport, attempts = engine.open(), []
+
+    async def handle(delivery: Delivery) -> float | None:
+        attempts.append(delivery.attempt)
+        return 1.0 if len(attempts) == 1 else None
+
+    await transport.add_service("billing", ["numbers"])
+    await transport.publish_many([Envelope("numbers", b"1")])
+    for _ in range(2):
+        async with consuming(engine.open(), handle):
+            before = len(attempts)
+            await until(lambda before=before: len(attempts) > before)
+            await until_backlog(transport, 2 - len(attempts))
+    assert attempts == [1, 2]
+
+
+async def until_backlog(transport: Any, count: int) -> None:
+    async with asyncio.timeout(10):
+        while await transport.backlog("billing") != count:  # noqa: ASYNC110  the broker tells nobody
+            await asyncio.sleep(0.02)

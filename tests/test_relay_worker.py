@@ -21,7 +21,7 @@ from typer.testing import CliRunner
 from asignals import Signal
 from asignals.cli import app
 from asignals.relay import Database, DeadLetter, Envelope, Memory, Relay
-from asignals.relay.worker import JSONFormatter, _health_server, load_relay
+from asignals.relay.worker import JSONFormatter, TextFormatter, _health_server, load_relay
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -206,7 +206,7 @@ def test_one_queue_and_so_many_letters_may_be_chosen(module: str, tmp_path: Path
         database = Database(f"sqlite+aiosqlite:///{tmp_path}/relay.db")
         for queue, error in (("dlq.billing", "first"), ("dlq.other", "second"), ("dlq.other", "third")):
             data = Envelope("order.paid", b'{"amount": 1}').encode()
-            await database.bury(queue, DeadLetter(data, "billing", error))
+            await database.put_dead_letter(queue, DeadLetter(data, "billing", error))
         await database.aclose()
 
     asyncio.run(bury())
@@ -287,6 +287,110 @@ def test_a_target_that_is_no_relay_is_named(module: str, target: str) -> None:
     assert "Invalid value" in output
 
 
+RECEIVERS = """
+from {module} import other_signal
+
+@other_signal.connect
+def heard(**_: object) -> None:
+    print("heard elsewhere", flush=True)
+"""
+
+
+@pytest.fixture
+def unheard(module: str, tmp_path: Path) -> Iterator[str]:
+    """A relay whose receivers are in a module that nobody imports, beside it."""
+    name = f"unheard_{module}"
+    source = """
+from asignals import Signal
+from asignals.relay import Memory, Relay
+
+other_signal = Signal(name="shop.other_signal")
+relay = Relay(Memory(), service="billing")
+relay.receive(other_signal, topic="order.paid")
+"""
+    (tmp_path / f"{name}.py").write_text(source)
+    (tmp_path / f"{name}_receivers.py").write_text(RECEIVERS.format(module=name))
+    yield name
+    sys.modules.pop(name, None)
+
+
+def test_a_worker_that_nobody_hears_does_not_start(unheard: str) -> None:
+    """It names signal and topic, the module that connects to it, and how to import that or to mean it."""
+    output = " ".join(invoke("worker", f"{unheard}:relay", code=1).split())
+    assert "NoReceiversError: nobody would handle what service 'billing' receives" in output
+    assert "'shop.other_signal' (topic 'order.paid')" in output
+    assert f"Import {unheard}_receivers, which nobody has imported: in {unheard}, or with --import" in output
+    assert "--allow-no-receivers" in output
+    assert f"{unheard}_receivers" not in sys.modules
+
+
+@pytest.mark.parametrize("option", ["--import", "--allow-no-receivers"])
+def test_a_worker_starts_when_receivers_are_there_or_not_wanted(unheard: str, option: str) -> None:
+    """`--import MODULE` brings them; `--allow-no-receivers` does without."""
+    options = (option, f"{unheard}_receivers") if option == "--import" else (option,)
+    worker = Worker(f"{unheard}:relay", *options)
+    try:
+        worker.logged("worker of 'billing' runs")
+        assert worker.stop() == 0
+    finally:
+        worker.process.kill()
+
+
+def test_a_worker_whose_relay_receives_nothing_does_not_start(module: str) -> None:
+    """It says what to write."""
+    assert "call relay.receive(signal, topic)" in invoke("worker", f"{module}:silent", code=1)
+
+
+def test_a_module_that_cannot_be_imported_is_named(module: str) -> None:
+    """By `--import`, with what is wrong."""
+    assert "no_such_module" in invoke("worker", f"{module}:relay", "--import", "no_such_module", code=2)
+
+
+def test_a_worker_without_tables_does_not_start(module: str) -> None:
+    """It says which command makes them."""
+    assert "asignals relay init" in invoke("worker", f"{module}:relay", code=1)
+
+
+def test_letters_are_chosen_by_what_they_are(module: str, tmp_path: Path) -> None:
+    """`--id`, `--topic`, `--since`, `--until` and `--error` of `dead`, `replay` and `purge`; `--json` tells all."""
+    target = f"{module}:relay"
+    invoke("relay", "init", target)
+
+    async def put() -> None:
+        database = Database(f"sqlite+aiosqlite:///{tmp_path}/relay.db")
+        for number, (topic, error) in enumerate([("order.paid", "KeyError: a"), ("order.sent", "KeyError: b")] * 2):
+            data = Envelope(topic, b"{}", id=f"e{number}").encode()
+            letter = DeadLetter(data, "billing", error, time=86_400.0 * (number + 1))
+            await database.put_dead_letter("dlq.billing", letter)
+        await database.aclose()
+
+    asyncio.run(put())
+
+    def ids(*options: str) -> list[str]:
+        return [json.loads(line)["id"] for line in invoke("relay", "dead", target, "--json", *options).splitlines()]
+
+    assert ids() == ["e0", "e1", "e2", "e3"]
+    assert ids("--topic", "order.sent") == ["e1", "e3"]
+    assert ids("--since", "1970-01-03", "--until", "1970-01-04T00:00") == ["e1", "e2"]
+    assert ids("--since", "1d") == []
+    assert ids("--id", "e3", "--id", "e0") == ["e0", "e3"]
+    assert "a time is" in invoke("relay", "dead", target, "--since", "yesterday", code=2)
+    assert invoke("relay", "replay", target, "--topic", "order.sent", "--limit", "1") == "1 sent again\n"
+    assert "Aborted" in invoke("relay", "purge", target, code=1)
+    assert invoke("relay", "purge", target, "--error", "KeyError: a", "--yes") == "2 removed\n"
+    assert ids() == ["e3"]
+
+
+def test_a_service_that_is_gone_is_forgotten(module: str, tmp_path: Path) -> None:
+    """Nothing is kept for it any more."""
+    target = f"{module}:relay"
+    invoke("relay", "init", target)
+    publish(tmp_path, 1, 2)
+    assert "backlog  2" in invoke("relay", "status", target)
+    assert "is forgotten" in invoke("relay", "forget", target, "billing", "--yes")
+    assert "backlog  0" in invoke("relay", "status", target)
+
+
 def test_a_database_without_tables_is_one_line(module: str) -> None:
     """A failing engine gives an error and an exit status, not a traceback."""
     result = CliRunner().invoke(app, ["relay", "status", f"{module}:relay"])
@@ -318,7 +422,26 @@ async def test_health_says_503_while_something_is_wrong(caplog: pytest.LogCaptur
             writer.close()
     head, _, body = answer.partition(b"\r\n\r\n")
     assert head.startswith(b"HTTP/1.1 503 ")
-    assert json.loads(body)["problems"] == {"consuming as 'billing'": "ConnectionError: away"}
+    problem = json.loads(body)["problems"]["consuming as 'billing'"]
+    assert problem.startswith("ConnectionError: away")
+
+
+def test_passwords_and_control_characters_stay_out_of_the_log() -> None:
+    """Of URLs in messages and tracebacks, in both formats; an escape sequence is shown, and not obeyed."""
+    try:
+        raise ConnectionError("nats://me:hunter2@host\x1b[2J")  # noqa: EM101, TRY301
+    except ConnectionError:
+        record = logging.makeLogRecord(
+            {"msg": "lost %s\r\n%s", "args": ("redis://u:hunter2@h", "\x1b[1m"), "levelname": "INFO", "name": "x"}
+        )
+        record.exc_info = sys.exc_info()
+    for formatter in (JSONFormatter(), TextFormatter()):
+        line = formatter.format(record)
+        assert "hunter2" not in line
+        assert "\x1b" not in line
+    head, *trace = TextFormatter().format(record).split("\n")
+    assert head.endswith(r"INFO lost redis://u:***@h\r\n\x1b[1m")
+    assert trace[0] == "Traceback (most recent call last):"
 
 
 def test_log_records_are_json_whatever_they_hold() -> None:

@@ -10,7 +10,7 @@ from anyio.lowlevel import checkpoint
 from asignals import InvalidReceiverError, Signal
 from asignals._core import registry as _scoped
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.loops("asyncio", "trio")]
 
 
 class Slotted:

@@ -11,7 +11,7 @@ from anyio.lowlevel import checkpoint
 
 from asignals import Signal, raise_errors
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.loops("asyncio", "trio")]
 
 
 @dataclass(frozen=True)

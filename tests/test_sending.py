@@ -13,7 +13,7 @@ from anyio.lowlevel import checkpoint
 
 from asignals import Signal, monitor, raise_errors
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.loops("asyncio", "trio")]
 
 context = contextvars.ContextVar("context", default="outside")
 

@@ -8,13 +8,16 @@ import contextvars
 import logging
 
 import pytest
-from sqlalchemy import event, func, inspect, select
+from sqlalchemy import event, func, insert, inspect, select
 from sqlalchemy.exc import IntegrityError, InvalidRequestError
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
+from sqlalchemy.orm import selectinload
 from sqlalchemy_support import (  # noqa: F401  fixtures
     Log,
     Note,
+    Page,
     User,
+    Word,
     anyio_backend,
     engine,
     listen,
@@ -347,58 +350,246 @@ async def test_a_receiver_of_commits_that_commits_is_told_of_that_as_well(maker,
     assert heard == [session] * 3
 
 
-async def test_what_commit_receivers_write_and_do_not_commit_is_rolled_back_loudly(maker, listen, caplog, engine):
-    """Nobody else knows of their transaction, so it does not linger; a read leaves nothing to say."""
+WRITES = {}
+
+
+def writes(receiver):
+    WRITES[receiver.__name__] = receiver
+    return receiver
+
+
+@writes
+async def add(session, instance, **_):
+    session.add(Note(user_id=instance.id))
+
+
+@writes
+async def flush(session, instance, **_):
+    session.add(Note(user_id=instance.id))
+    await session.flush()
+
+
+@writes
+async def execute(session, instance, **_):
+    await session.execute(insert(Note), [{"user_id": instance.id}])
+
+
+@writes
+async def execute_core(session, instance, **_):
+    await session.execute(Note.__table__.insert().values(user_id=instance.id))
+
+
+@writes
+def add_sync(session, instance, **_):
+    session.sync_session.add(Note(user_id=instance.id))
+
+
+@pytest.mark.parametrize("write", WRITES.values(), ids=WRITES)
+@pytest.mark.parametrize("fails", [False, True], ids=["returns", "raises"])
+async def test_what_receivers_leave_open_is_committed_or_rolled_back(maker, listen, engine, caplog, write, fails):
+    """Committed when the receiver returns, so that nothing it wrote vanishes; rolled back when it raises."""
+    ends = Log()
+    listen(transaction_committed, ends)
+
+    async def receiver(**named):
+        response = write(**named)
+        if asyncio.iscoroutine(response):
+            await response
+        if fails:
+            raise LookupError
+
+    listen(post_save, receiver, sender=User, on="commit")
+    async with maker() as session:
+        session.add(User(name="ada"))
+        await session.commit()
+        assert engine.pool.checkedout() == 0
+        assert not session.in_transaction()
+    async with maker() as session:
+        assert await session.scalar(select(func.count(Note.id))) == (0 if fails else 1)
+    assert ("LookupError" in caplog.text) is fails
+    assert ends == ["transaction_committed"]  # not for what is left over: who writes there would never come to an end
+
+
+@pytest.mark.parametrize("on", ["commit", "rollback"])
+async def test_each_receiver_and_callback_finds_an_idle_session(maker, listen, on):
+    """Whatever those before it have begun, left dirty or broken."""
+    found = []
+
+    async def read(session, **_):
+        found.append(session.in_transaction())
+        await session.scalar(select(func.count(User.id)))
+
+    async def break_it(session, **_):
+        found.append(session.in_transaction())
+        session.add(User(id=1, name="taken"))
+        await session.flush()
+
+    async def write(session, **_):
+        async with session.begin():
+            session.add(Note())
+            found.append("begun")
+
+    for receiver in (read, break_it, write):
+        listen(post_save, receiver, sender=User, on=on)
+    with post_save.muted():
+        async with maker.begin() as session:
+            session.add(User(id=1, name="ada"))
+    async with maker() as session:
+        user = await session.get_one(User, 1)
+        user.visits = 5
+        await session.flush()
+        on_commit(session, lambda: found.append(session.in_transaction()))
+        await (session.commit() if on == "commit" else session.rollback())
+    assert found == [False, False, "begun", *([False] if on == "commit" else [])]
+    async with maker() as session:
+        assert await session.scalar(select(func.count(Note.id))) == 1
+
+
+async def test_what_a_receiver_leaves_to_be_committed_is_announced_in_its_turn(maker, listen):
+    """Its rows are rows like others: their receivers are called before the next receiver of the first."""
+    heard = []
 
     async def write(session, instance, **_):
         session.add(Note(user_id=instance.id))
-        await session.flush()
 
-    async def read(session, **_):
-        await session.scalar(select(func.count(User.id)))
-
-    async with maker() as session:
-        with post_save.connected(read, sender=User, on="commit"):
-            session.add(User(name="ada"))
-            await session.commit()
-        assert engine.pool.checkedout() == 0
-        assert caplog.records == []
-        with post_save.connected(write, sender=User, on="commit"):
-            session.add(User(name="bob"))
-            await session.commit()
-        assert engine.pool.checkedout() == 0
-        assert "did not commit" in caplog.text
-        assert await session.scalar(select(func.count(Note.id))) == 0
+    listen(post_save, write, sender=User, on="commit")
+    listen(post_save, lambda **_: heard.append("note"), sender=Note, on="commit")
+    listen(post_save, lambda **_: heard.append("next"), sender=User, on="commit")
+    async with maker.begin() as session:
+        session.add(User(name="ada"))
+    assert heard == ["note", "next"]
 
 
-async def test_expired_instances_can_be_refreshed(engine, listen):
-    """With `expire_on_commit`, SQLAlchemy's default, commit receivers refresh what they read; sync ones load lazily."""
+async def test_a_leftover_that_cannot_be_committed_is_the_receivers_error(maker, listen, caplog):
+    """Logged with its name, and the others go on."""
     heard = []
 
-    async def refresh(instance, session, **_):
-        assert "name" in inspect(instance).expired_attributes
-        heard.append(inspect(instance).identity == (instance.__dict__.get("id", 1),))
-        await session.refresh(instance)
-        heard.append(instance.name)
+    async def duplicate(session, instance, **_):
+        session.add(User(name=instance.name))
 
-    listen(post_save, refresh, sender=User, on="commit")
-    listen(post_save, lambda instance, **_: heard.append(instance.name), sender=User, on="commit", priority=1)
-    maker = enable_signals(async_sessionmaker(engine))
+    listen(post_save, duplicate, sender=User, on="commit")
+    listen(post_save, lambda instance, **_: heard.append(instance.name), sender=User, on="commit")
     async with maker.begin() as session:
-        session.add(User(id=1, name="ada"))
-        await session.flush()
-    assert heard[0] == "ada"
+        session.add(User(name="ada"))
+    assert heard == ["ada"]
+    assert "duplicate" in caplog.text
+    assert "IntegrityError" in caplog.text
+
+
+async def end_by_commit(session, page):
+    await session.flush()
+    await session.commit()
+
+
+async def end_by_rollback(session, page):
+    await session.flush()
+    await session.rollback()
+
+
+async def end_by_close(session, page):
+    await session.flush()
+    await session.close()
+
+
+async def end_in_a_savepoint(session, page):
+    await session.flush()
+    await session.commit()
+
+
+async def end_in_a_lost_savepoint(session, page):
+    await session.flush()
+    await session.get_nested_transaction().rollback()
+    await session.commit()
+
+
+async def end_after_a_lost_savepoint(session, page):
+    await session.flush()
+    async with session.begin_nested() as lost:
+        if page in session:
+            page.title = "lost"
+            await session.flush()
+        await lost.rollback()
+    await session.commit()
+
+
+@pytest.mark.parametrize("expire", [True, False], ids=["expiring", "keeping"])
+@pytest.mark.parametrize("kind", ["insert", "update", "delete"])
+@pytest.mark.parametrize(
+    ("end", "on"),
+    [
+        (end_by_commit, "flush"),
+        (end_by_commit, "commit"),
+        (end_by_rollback, "rollback"),
+        (end_by_close, "rollback"),
+        (end_in_a_savepoint, "commit"),
+        (end_in_a_lost_savepoint, "rollback"),
+        (end_after_a_lost_savepoint, "commit"),
+    ],
+)
+async def test_what_was_loaded_is_readable_in_every_phase(engine, listen, expire, kind, end, on):
+    """By async receivers, as it was in the flush, also what the database has set; and fresh for whoever goes on."""
+    maker = enable_signals(async_sessionmaker(engine, expire_on_commit=expire))
+    async with maker.begin() as session:
+        session.add(Page(id=1, title="old", revision=1, words=[Word(text="a")]))
+    seen = []
+
+    async def read(instance, **_):
+        words = [word.text for word in instance.__dict__["words"]] if kind == "update" else None
+        seen.append((instance.id, instance.title, instance.body, instance.touched is None, words))
+
+    async def disturb(session, **_):
+        await session.scalar(select(1))
+
+    signal = post_delete if kind == "delete" else post_save
+    listen(signal, read, sender=Page, on=on, dispatch_uid=1)
+    listen(signal, disturb, sender=Page, on=on)
+    listen(signal, read, sender=Page, on=on, dispatch_uid=2)
     async with maker() as session:
-        user = await session.get_one(User, 1)
-        user.name = "eve"
-        with post_save.muted():
-            await session.commit()
-        user.name = "bob"
-        heard.clear()
-        post_save_async_only = post_save.connected(refresh, sender=User, on="commit", priority=2)
-        with post_save_async_only:
-            await session.commit()
-    assert heard == [True, "bob", "bob"]
+        if kind == "insert":
+            page = Page(id=2, title="new", body=None, touched=None)
+        else:
+            page = await session.get_one(Page, 1, options=[selectinload(Page.words)])
+        if "in_a" in end.__name__:
+            await session.begin_nested()
+        if kind == "insert":
+            session.add(page)
+        elif kind == "update":
+            page.title = "new"
+        else:
+            await session.delete(page)
+        await end(session, page)
+        expected = {
+            "insert": (2, "new", None, True, None),
+            "update": (1, "new", None, False, ["a"]),
+            "delete": (1, "old", None, True, None),
+        }
+        assert seen == [expected[kind]] * 2
+        if page in session:
+            await session.refresh(page)
+            assert page.title == ("new" if kind != "delete" and on != "rollback" else "old")
+
+
+async def test_values_put_back_for_receivers_are_expired_again(engine, listen):
+    """Whoever goes on with the session gets what the database has; what receivers change is written."""
+
+    async def rename(instance, **_):
+        instance.visits += 10
+
+    listen(post_save, rename, sender=User, on="commit", once=True)
+    maker = enable_signals(async_sessionmaker(engine))
+    async with maker() as session:
+        user = User(id=1, name="ada", visits=1)
+        session.add(user)
+        await session.commit()
+        assert "visits" in inspect(user).expired_attributes
+        await session.refresh(user)
+        assert user.visits == 11
+        listen(post_save, lambda **_: None, sender=User, on="rollback")
+        user.visits = 12
+        await session.flush()
+        await session.rollback()
+        await session.refresh(user)
+        assert user.visits == 11
 
 
 async def test_expire_on_commit_off_keeps_what_was_written(maker, listen):

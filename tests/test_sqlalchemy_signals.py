@@ -50,7 +50,7 @@ def test_every_signal_is_declared_and_documented():
 async def test_sending_by_hand_reaches_the_receivers_of_the_flush():
     """As any declared signal: arguments are checked, responses come back."""
     with post_save.connected(hear, User), post_save.connected(hear, User, on="commit"):
-        arguments = {"instance": User(), "created": True, "update_fields": None, "session": None}
+        arguments = {"instance": User(), "created": True, "update_fields": None, "changes": {}, "session": None}
         assert await post_save.send(User, **arguments) == [(hear, "heard")]
         with pytest.raises(TypeError, match="created"):
             await post_save.send(User, instance=None)

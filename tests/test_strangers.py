@@ -20,7 +20,9 @@ import anyio
 import pytest
 import wrapt
 
-from asignals import Background, Event, InvalidReceiverError, Signal, signal
+from asignals import Background, Event, InvalidReceiverError, Signal, monitor, signal
+from asignals import _core as core
+from asignals._core.loops import _close_in_child
 
 pytestmark = pytest.mark.anyio
 
@@ -180,7 +182,7 @@ async def test_self_may_be_an_argument():
 
 @pytest.mark.parametrize("name", ["hear", "wrapped", "partial", "hear_as_class"])
 async def test_what_is_a_new_object_at_each_access_is_one_receiver(made, name):
-    """Bound methods, those that wrapt wraps and those of `partialmethod` are connected once, and disconnected by name."""
+    """Bound methods, those that wrapt wraps and those of `partialmethod` are connected once and found by name."""
     shop, other = Shop(), Shop()
     for _ in range(2):
         made.connect(getattr(shop, name), weak=False)
@@ -370,12 +372,12 @@ async def test_an_error_of_a_misspelt_option_names_it(made):
     assert made.connections == ()
 
 
-# -- threads that hold the places of others ------------------------------------------------------------------------------
+# -- threads that hold the places of others ----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("depth", [1, 3])
 async def test_sync_callers_never_wait_for_the_places_that_they_hold(depth):
-    """Threads of anyio's limiter that send to receivers in threads, which send on, all end: more than there are places."""
+    """More threads than anyio has places for send to receivers in threads, which send on: all end."""
     signals = [Signal(["n"]) for _ in range(depth)]
     calls = []
 
@@ -402,7 +404,43 @@ async def test_sync_callers_never_wait_for_the_places_that_they_hold(depth):
     assert sorted(calls) == list(range(100))
 
 
-# -- type checkers and interpreters --------------------------------------------------------------------------------------
+# -- the interface for the packages around -----------------------------------------------------------------------------
+
+
+async def test_the_interface_answers_for_signals_and_views():
+    """What `asignals._core` exports for the packages around is one for a signal and its views."""
+    made = Signal(["a"])
+    view = made.using(limit=3)
+    assert core.origin_of(view) is core.origin_of(made) is made
+    assert core.registry_of(view) is core.registry_of(made)
+    assert core.bind(made, "s", a=1) == ("s", {"a": 1})
+    with pytest.raises(TypeError, match="'b'"):
+        core.bind(made, "s", a=1, b=2)
+    assert not core.is_watched()
+    with monitor(lambda report: None):
+        assert core.is_watched()
+
+
+def test_outside_of_a_loop_nobody_has_raised_a_cancellation_by_himself():
+    """A coroutine that the collector closes is no receiver that failed."""
+    assert not core.is_receivers_error(asyncio.CancelledError())
+    assert core.is_receivers_error(ValueError())
+    assert not core.is_receivers_error(KeyboardInterrupt())
+
+
+async def test_what_a_forked_child_closes():
+    """Streams and backgrounds of the parent are closed there: sends neither wait nor are accepted."""
+    made = Signal(["a"])
+    async with made.stream(buffer=1) as events, Background() as background:
+        _close_in_child()
+        for _ in range(3):
+            await made.send(None, a=1)
+        with pytest.raises(anyio.ClosedResourceError):
+            background.send_nowait(made, None, a=1)
+        assert events.dropped == 0
+
+
+# -- type checkers and interpreters ------------------------------------------------------------------------------------
 
 
 def test_errors_of_submodules_come_through(tmp_path):
@@ -414,7 +452,7 @@ def test_errors_of_submodules_come_through(tmp_path):
         import asignals
         asignals.Signal
     """
-    done = subprocess.run(
+    done = subprocess.run(  # noqa: S603  the test's own code
         [sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, check=False, timeout=60
     )
     assert done.returncode == 1

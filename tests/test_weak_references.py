@@ -337,7 +337,7 @@ def by_a_method_with_options(made):
 
 
 def by_unpacking(made):
-    made.connect(*[Handler().hear], **{"priority": 1})
+    made.connect(*[Handler().hear], priority=1)
 
 
 def by_keyword(made):
@@ -361,7 +361,7 @@ def by_a_comprehension(made):
 
 
 def by_an_argument_of_another_call(made):
-    print(made.connect(Handler()) is None, end="")
+    bool(made.connect(Handler()) is None)
 
 
 def on_several_lines(made):
@@ -874,6 +874,25 @@ def test_a_loss_with_warnings_as_errors_breaks_nobody():
     assert err.count("ReceiverLostWarning: ") == 2
     for words in ("register.<locals>.local", "Handler.hear", "'__main__.made'", "<string>:9", "weak=False"):
         assert words in err
+
+
+def test_lines_are_enough_to_know_the_statement():
+    """An interpreter that keeps no columns still knows the statement by its lines."""
+    code = """
+        from asignals import Signal
+        made = Signal()
+        class Handler:
+            def hear(self, **named): ...
+        made.connect(
+            Handler().hear
+        )
+        kept = Handler()
+        made.connect(kept.hear)
+        kept = None
+    """
+    status, _, err = run(code, "-X", "no_debug_ranges")
+    assert status == 0
+    assert err.count("ReceiverLostWarning: ") == 1
 
 
 def test_the_end_of_the_program_warns_nobody():

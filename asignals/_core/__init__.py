@@ -39,7 +39,6 @@ from asignals._core.background import Background as Background
 from asignals._core.background import BackgroundStatistics as BackgroundStatistics
 from asignals._core.connection import Connection as Connection
 from asignals._core.connection import Connections as Connections
-from asignals._core.connection import ConnectOptions as ConnectOptions
 from asignals._core.connection import Options as Options
 from asignals._core.dispatch import Send as Send
 from asignals._core.errors import BufferFull as BufferFull
@@ -67,7 +66,6 @@ from asignals._core.references import name_of as name_of
 from asignals._core.references import sender_key as sender_key
 from asignals._core.registry import Registry as Registry
 from asignals._core.registry import Snapshot as Snapshot
-from asignals._core.signal import ReceiverOptions as ReceiverOptions
 from asignals._core.signal import Signal as Signal
 from asignals._core.signal import receiver as receiver
 from asignals._core.signal import signal as signal

@@ -8,7 +8,7 @@ from enum import Enum
 from functools import partial
 from inspect import CO_ITERABLE_COROUTINE
 from types import CodeType, FunctionType, GeneratorType
-from typing import TYPE_CHECKING, Any, NamedTuple, Self, TypedDict
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 from weakref import WeakMethod, ref
 
 import anyio
@@ -20,17 +20,6 @@ from asignals._core.signatures import Receiver, Shape
 
 if TYPE_CHECKING:
     from asignals._core.signal import Signal
-
-
-class ConnectOptions(TypedDict, total=False):
-    """The options of `connect` beside Django's parameters, for type checkers."""
-
-    priority: float
-    subclasses: bool
-    in_thread: bool | anyio.CapacityLimiter
-    timeout: float | None
-    once: bool
-    replace: bool
 
 
 class Options(NamedTuple):
@@ -130,7 +119,7 @@ class Connection(ref[Any]):
         """Refer to the target weakly."""
         return super().__new__(cls, target, on_death)
 
-    def __init__(self, target: object, _: object, options: Options, shape: Shape, place: tuple[CodeType, int]) -> None:
+    def __init__(self, _: object, __: object, options: Options, shape: Shape, place: tuple[CodeType, int]) -> None:
         self._held: object = None
         self.choose: Callable[..., Any] | None = None
         self.function: FunctionType | None = None

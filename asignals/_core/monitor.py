@@ -22,7 +22,7 @@ class SendInfo:
     `arguments` is a read-only mapping. `parent` is the send whose receiver made this one, if that one was watched too.
     """
 
-    __slots__ = ("arguments", "given", "is_watched", "parent", "sender", "signal")
+    __slots__ = ("__weakref__", "arguments", "given", "is_watched", "parent", "sender", "signal")
 
     def __init__(self, signal: Signal[..., Any], sender: object, arguments: dict[str, Any]) -> None:
         self.signal: Signal[..., Any] = signal

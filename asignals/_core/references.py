@@ -7,6 +7,7 @@ mocks and proxies lie about it.
 from __future__ import annotations
 
 import functools
+import math
 import sys
 import warnings
 from collections.abc import Callable, Hashable
@@ -194,14 +195,16 @@ def calling_frame(kind: type) -> FrameType:
 
 def place_of(frame: FrameType) -> tuple[CodeType, int]:
     """The code and the instruction that a frame runs: a place in the source."""
-    # Before Python 3.12 a comprehension has a frame of its own, and its values die in the one around it.
-    while frame.f_code.co_name in {"<listcomp>", "<setcomp>", "<dictcomp>"} and frame.f_back is not None:
-        frame = frame.f_back
+    if sys.version_info < (3, 12):  # a comprehension has a frame of its own, and its values die in the one around it
+        while frame.f_code.co_name in {"<listcomp>", "<setcomp>", "<dictcomp>"} and frame.f_back is not None:
+            frame = frame.f_back
     return frame.f_code, frame.f_lasti
 
 
-def _position(code: CodeType, instruction: int) -> tuple[int | None, int | None, int | None, int | None]:
-    return next(islice(code.co_positions(), instruction // 2, None), (None, None, None, None))
+def _position(code: CodeType, instruction: int) -> tuple[int, int, int, int]:
+    """First and last line, first and last column; 0 for what the interpreter does not know."""
+    first, last, column, end = next(islice(code.co_positions(), instruction // 2, None), (0, 0, 0, 0))
+    return first or 0, last or 0, column or 0, end or 0
 
 
 def line_of(code: CodeType, instruction: int) -> int:
@@ -215,11 +218,7 @@ def is_running(frame: FrameType, code: CodeType, instruction: int) -> bool:
         return False
     first, last, column, end = _position(code, frame.f_lasti)
     line, _, start, _ = _position(code, instruction)
-    if line is None or first is None or last is None:
-        return False
-    if column is None or end is None or start is None:  # the interpreter keeps no columns (-X no_debug_ranges)
-        return first <= line <= last
-    return (first, column) <= (line, start) < (last, end)
+    return (first, column) <= (line, start) < (last, end or math.inf)  # -X no_debug_ranges keeps no columns
 
 
 _CACHED = type(functools.cache(len))
@@ -241,8 +240,6 @@ _warned: dict[str, dict[Any, Any]] = {}
 
 def warn_lost(text: str, code: CodeType, instruction: int) -> None:
     """Show a `ReceiverLostWarning` at the line of a `connect`, once for each line; never raises."""
-    if sys.is_finalizing():
-        return
     text += " Connect with weak=False, or keep a reference to it."
     file, line = code.co_filename, line_of(code, instruction)
     try:

@@ -53,7 +53,7 @@ class Plan:
         styles = Counter(each.style for each in connections if each.style is not None)
         self._style = max(styles, key=styles.__getitem__, default=style_of(Kind.COROUTINE_FUNCTION, None))
         for each in connections:
-            if each.style is not None and each.style.wanted != self._style.wanted:
+            if each.style is not None and each.is_live and each.style.wanted != self._style.wanted:
                 each.choose = write_choose(self._names, each.style.wanted)
 
     def write_loop(self, *, robust: bool) -> Loop:
@@ -290,7 +290,8 @@ class Registry:
             plan = self._make_plan(entry, sender)
         for mute in self.mutes:
             if mute.is_in_force():
-                plan = Plan(tuple(each for each in plan.connections if not mute.hides(each)), self._names)
+                with self.lock:  # making a plan prepares its connections, which nobody may end meanwhile
+                    plan = Plan(tuple(each for each in plan.connections if not mute.hides(each)), self._names)
         return plan
 
     def connections_for(self, sender: object) -> Connections:

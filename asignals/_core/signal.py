@@ -10,12 +10,12 @@ from collections.abc import Callable, Coroutine, Hashable, Iterable
 from contextlib import AbstractContextManager, ExitStack
 from functools import partial
 from types import MethodType
-from typing import TYPE_CHECKING, Any, Generic, Literal, ParamSpec, Protocol, Self, TypeVar, Unpack, cast, overload
+from typing import TYPE_CHECKING, Any, Generic, Literal, ParamSpec, Protocol, Self, TypeVar, cast, overload
 from weakref import WeakValueDictionary, ref
 
 from anyio import CapacityLimiter
 
-from asignals._core.connection import DEFAULTS, Connection, ConnectOptions, Options
+from asignals._core.connection import DEFAULTS, Connection, Options
 from asignals._core.dispatch import TaskGroupFactory, deliver
 from asignals._core.errors import InvalidReceiverError
 from asignals._core.loops import new_lock
@@ -24,20 +24,19 @@ from asignals._core.references import calling_frame, describe, is_a, place_of
 from asignals._core.registry import Connected, Mute, Plan, Registry, is_alive
 from asignals._core.signatures import Mismatch, Receiver, Shape, check_names, examine, read_stub
 from asignals._core.stream import Event, Overflow, Stream, Where
-from asignals._core.written import class_for_names, class_for_stub, keyword_loops, loop_for_keywords, mark_as_send
-from asignals._core.written import robust_keyword_loops
+from asignals._core.written import (
+    class_for_names,
+    class_for_stub,
+    keyword_loops,
+    loop_for_keywords,
+    mark_as_send,
+    robust_keyword_loops,
+)
 
 P = ParamSpec("P")
 R_co = TypeVar("R_co", covariant=True)
+X = TypeVar("X")
 F = TypeVar("F", bound=Receiver)
-
-
-class ReceiverOptions(ConnectOptions, total=False):
-    """The options of `receiver`, for type checkers."""
-
-    weak: bool
-    dispatch_uid: Hashable | None
-    on: Literal["flush", "commit", "rollback"]  # of model signals
 
 
 class _NoPlan:
@@ -261,6 +260,7 @@ class Signal(Generic[P, R_co]):
 
     # -- connecting ------------------------------------------------------------------------------------------------
 
+    # The options are written out, for a type checker that skips the keywords of an unpacked TypedDict exists (ty).
     @overload
     def connect(
         self,
@@ -268,7 +268,13 @@ class Signal(Generic[P, R_co]):
         sender: object = None,
         weak: bool = True,  # noqa: FBT001, FBT002  Django's order of parameters
         dispatch_uid: Hashable | None = None,
-        **options: Unpack[ConnectOptions],
+        *,
+        priority: float = 0,
+        subclasses: bool = False,
+        in_thread: bool | CapacityLimiter = False,
+        timeout: float | None = None,
+        once: bool = False,
+        replace: bool = False,
     ) -> F: ...
 
     @overload
@@ -278,7 +284,12 @@ class Signal(Generic[P, R_co]):
         sender: object = None,
         weak: bool = True,
         dispatch_uid: Hashable | None = None,
-        **options: Unpack[ConnectOptions],
+        priority: float = 0,
+        subclasses: bool = False,
+        in_thread: bool | CapacityLimiter = False,
+        timeout: float | None = None,
+        once: bool = False,
+        replace: bool = False,
     ) -> Callable[[F], F]: ...
 
     def connect(  # noqa: PLR0913  Django's parameters, and the options
@@ -340,6 +351,15 @@ class Signal(Generic[P, R_co]):
         shape = self._examine(receiver, sender, dispatch_uid, options)
         place = place_of(calling_frame(type(self)))
         self._registry.connect(receiver, sender, dispatch_uid, options, shape, place, replace=replace)
+        return receiver
+
+    def checked(self, receiver: Callable[P, X]) -> Callable[P, X]:
+        """The receiver as it is, for type checkers: its parameters are held to those that the signal declares.
+
+        `order_paid.connect(order_paid.checked(ship))`, or as a decorator below `@order_paid.connect`. `sender` is its
+        first parameter; it takes every argument, with defaults where the stub has some, or `**named: object` for those
+        that it does not name. Types cannot say "names some of these": `connect` itself finds unknown names at run time.
+        """
         return receiver
 
     def _callable(self, receiver: Receiver) -> Receiver:
@@ -404,13 +424,19 @@ class Signal(Generic[P, R_co]):
         found = [each.target() for each in self._registry.connections_for(sender) if each.is_receiver]
         return [receiver for receiver in found if receiver is not None]
 
-    def connected(
+    def connected(  # noqa: PLR0913  as for connect
         self,
         receiver: F,
         sender: object = None,
         weak: bool = True,  # noqa: FBT001, FBT002  as for connect
         dispatch_uid: Hashable | None = None,
-        **options: Unpack[ConnectOptions],
+        *,
+        priority: float = 0,
+        subclasses: bool = False,
+        in_thread: bool | CapacityLimiter = False,
+        timeout: float | None = None,
+        once: bool = False,
+        replace: bool = False,
     ) -> AbstractContextManager[F]:
         """Connect for the length of a `with` block; takes what `connect` takes, and gives the receiver.
 
@@ -419,7 +445,19 @@ class Signal(Generic[P, R_co]):
 
         What `connect` refuses is refused as the block is entered. Not a decorator: that is refused with a `TypeError`.
         """
-        connect = partial(self.connect, receiver, sender, weak, dispatch_uid, **options)
+        connect = partial(
+            self.connect,
+            receiver,
+            sender,
+            weak,
+            dispatch_uid,
+            priority=priority,
+            subclasses=subclasses,
+            in_thread=in_thread,
+            timeout=timeout,
+            once=once,
+            replace=replace,
+        )
         return Connected(self._registry, receiver, sender, dispatch_uid, connect)
 
     def muted(self, *receivers: Receiver, everywhere: bool = False) -> AbstractContextManager[None]:
@@ -439,8 +477,8 @@ class Signal(Generic[P, R_co]):
     # -- listening -------------------------------------------------------------------------------------------------
 
     def stream(
-        self, sender: object = None, *, where: Where | None = None, buffer: int = 64, overflow: Overflow = "wait"
-    ) -> Stream:
+        self, sender: object = None, *, where: Where[P] | None = None, buffer: int = 64, overflow: Overflow = "wait"
+    ) -> Stream[P]:
         """The sends that begin in an `async with` block, as an async iterator of `Event`s.
 
         ```python
@@ -466,7 +504,7 @@ class Signal(Generic[P, R_co]):
         """
         return Stream((self,), sender, where, buffer, overflow)
 
-    async def wait(self, sender: object = None, *, where: Where | None = None) -> Event:
+    async def wait(self, sender: object = None, *, where: Where[P] | None = None) -> Event[P]:
         """Wait for the next send, of `sender` or of all, for which `where` is true; returns it as an `Event`.
 
         Put `anyio.fail_after` around it for a time limit. Cancelling it stops listening.
@@ -556,6 +594,8 @@ def signal(
     name = name or f"{declared.module}.{declared.qualname}"
     made: Signal[..., Any] = Signal(declared.names, name=name, doc=stub.__doc__, task_group=task_group, limit=limit)
     made._stub = stub
+    made.__wrapped__ = stub  # type: ignore[attr-defined]  # so that doctest finds the examples in its docstring
+    made.__module__ = declared.module
     made.__class__ = class_for_stub(Signal, declared)
     return made
 
@@ -569,23 +609,51 @@ class _SignalMaker(Protocol):
     def __call__(self, stub: Callable[P, R_co], /) -> Signal[P, R_co]: ...
 
 
-def receiver(
+def receiver(  # noqa: PLR0913  the options of connect
     signals: Signal[..., Any] | Iterable[Signal[..., Any]],
     *,
     sender: object = None,
-    **options: Unpack[ReceiverOptions],
+    weak: bool = _MISSING,
+    dispatch_uid: Hashable | None = None,
+    priority: float = _MISSING,
+    subclasses: bool = _MISSING,
+    in_thread: bool | CapacityLimiter = _MISSING,
+    timeout: float | None = _MISSING,
+    once: bool = _MISSING,
+    replace: bool = _MISSING,
+    on: Literal["flush", "commit", "rollback"] = _MISSING,
 ) -> Callable[[F], F]:
     """Connect the decorated function to one or several signals, as Django's decorator of that name.
 
     Args:
         signals: A signal, or an iterable of them.
         sender: A sender, or a list, tuple or set of them; `None` hears all.
-        options: What else `Signal.connect` takes.
+        weak: This and the others as for `connect` of the signal, which has its own default for what is left out.
+        dispatch_uid: As for `connect`.
+        priority: As for `connect`.
+        subclasses: As for `connect`.
+        in_thread: As for `connect`.
+        timeout: As for `connect`.
+        once: As for `connect`.
+        replace: As for `connect`.
+        on: The phase of a model signal.
 
     Raises:
         TypeError: `signals` is something else, or one of the two is empty.
         Others: what `connect` raises; then the function is connected to none of them.
     """
+    named = {
+        "weak": weak,
+        "dispatch_uid": dispatch_uid,
+        "priority": priority,
+        "subclasses": subclasses,
+        "in_thread": in_thread,
+        "timeout": timeout,
+        "once": once,
+        "replace": replace,
+        "on": on,
+    }
+    options: dict[str, Any] = {name: value for name, value in named.items() if value is not _MISSING}
     chosen: list[Signal[..., Any]] = [signals] if isinstance(signals, Signal) else []
     if not chosen and isinstance(signals, Iterable):
         chosen = list(signals)
@@ -599,8 +667,8 @@ def receiver(
         with ExitStack() as undo:
             for one in chosen:
                 for each in senders:
-                    was = one._registry.snapshot(function, each, options.get("dispatch_uid"))
-                    one.connect(function, each, **cast("Any", options))
+                    was = one._registry.snapshot(function, each, dispatch_uid)
+                    one.connect(function, each, **options)
                     undo.callback(one._registry.restore, was)
             undo.pop_all()
         return function

@@ -17,7 +17,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from inspect import iscoroutinefunction
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, TypeAlias, get_args
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, Self, TypeAlias, TypeVar, cast, get_args
 from weakref import ref
 
 import anyio.lowlevel
@@ -31,10 +31,19 @@ from asignals._core.signatures import Shape
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from typing_extensions import ParamSpec  # for the default: `Event` alone is an event of any signal
+
     from asignals._core.signal import Signal
 
+    P = ParamSpec("P", default=...)
+else:
+    from typing import ParamSpec
+
+    P = ParamSpec("P")
+
+X = TypeVar("X")
 Overflow: TypeAlias = Literal["wait", "drop_oldest", "drop_newest", "error"]
-Where: TypeAlias = "Callable[[Event], object]"
+Where: TypeAlias = "Callable[[Event[P]], object]"
 
 STALLED_AFTER = 5.0
 """Seconds that a sender waits for capacity before the stream's reader is reported."""
@@ -72,11 +81,12 @@ _set = object.__setattr__  # frozen dataclasses have no other
 
 
 @dataclass(frozen=True, slots=True, init=False)
-class Event:
+class Event(Generic[P]):
     """One send, as a stream gives it: the signal, the sender, and the arguments by name.
 
     An argument is read as an item, or as an attribute if no other attribute has its name. Events are equal if all
-    three parts are. They can be copied, pickled if their parts can, and hashed if all values can.
+    three parts are. They can be copied, pickled if their parts can, and hashed if all values can. To type checkers it
+    has the parameters of its signal: see `pass_to`.
     """
 
     signal: Signal[..., Any]
@@ -99,6 +109,14 @@ class Event:
         given = ", ".join(self.arguments) or "none"
         msg = f"this event of signal {self.signal.name!r} has no argument {name!r}, but {given}"
         raise AttributeError(msg, name=name, obj=self)
+
+    def pass_to(self, function: Callable[P, X]) -> X:
+        """Call a function with the sender and all arguments by name, and return what it returns.
+
+        Type checkers hold its parameters to those that the signal declares, as `Signal.checked` does.
+        """
+        given: Any = self.arguments
+        return cast("Callable[..., X]", function)(self.sender, **given)
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data for JSON: `{"signal": its name, "sender": ..., "arguments": {...}}`.
@@ -168,7 +186,7 @@ _Waiting: TypeAlias = tuple[Waker, Event, float]
 # -- the stream --------------------------------------------------------------------------------------------------------
 
 
-class Stream:
+class Stream(Generic[P]):
     """The events of one or several signals, from entering the `async with` block to leaving it.
 
     Made by `Signal.stream` and `asignals.stream`. Iterate over it, in any number of tasks: each event goes to one of
@@ -191,7 +209,7 @@ class Stream:
         self,
         signals: tuple[Signal[..., Any], ...],
         sender: object,
-        where: Where | None,
+        where: Where[P] | None,
         buffer: int,
         overflow: Overflow,
     ) -> None:
@@ -273,7 +291,7 @@ class Stream:
     def __aiter__(self) -> Self:
         return self
 
-    async def __anext__(self) -> Event:
+    async def __anext__(self) -> Event[P]:
         if self._state == "new":
             msg = "enter the stream first: async with signal.stream() as events"
             raise RuntimeError(msg)
@@ -283,7 +301,7 @@ class Stream:
                 if self._state == "closed":
                     raise StopAsyncIteration
                 if self._events:
-                    event = self._events.popleft()
+                    event: Event[Any] = self._events.popleft()
                     if self._senders:
                         self._admit_sender()
                     return event
@@ -313,7 +331,7 @@ class Stream:
 
     # -- writing ---------------------------------------------------------------------------------------------------
 
-    def put(self, event: Event) -> _Waiting | None:
+    def put(self, event: Event[Any]) -> _Waiting | None:
         """Take an event; returns what its sender has to wait for, if anything. Raises `BufferFull`."""
         if self._where is not None and not self._where(event):
             return None

@@ -280,7 +280,7 @@ def mark_as_send(function: Any) -> None:
     setattr(function, FORWARDS, True)
     if sys.version_info >= (3, 12):
         inspect.markcoroutinefunction(function)
-    else:
+    if sys.version_info < (3, 12):
         function._is_coroutine = coroutines._is_coroutine  # type: ignore[attr-defined]
 
 

@@ -12,29 +12,20 @@ import anyio
 NOTHING = "sqlite"  # what to say for a file that is made, and removed, by the demo
 
 
+_NAMED_BY = {"nats": "stream", "redis": "prefix", "amqp": "name", "sqlite": None, "postgresql": "schema"}
+
+
 def transport_for(url: str, name: str) -> Any:
     """Choose the engine by a URL's scheme; raises `ValueError` for one that is not known."""
+    from asignals.relay import engine_from_url  # noqa: PLC0415  not every run has a relay
+    from asignals.relay._redact import redacted  # noqa: PLC0415
+
     scheme = _scheme(url)
-    if scheme == "nats":
-        from asignals.relay import JetStream  # noqa: PLC0415  each engine needs its own extra
-
-        return JetStream(url, stream=name)
-    if scheme == "redis":
-        from asignals.relay import RedisStreams  # noqa: PLC0415
-
-        return RedisStreams(url, prefix=name)
-    if scheme == "amqp":
-        from faststream.rabbit import RabbitBroker  # noqa: PLC0415
-
-        from asignals.relay import FastStreamTransport  # noqa: PLC0415
-
-        return FastStreamTransport(RabbitBroker(url), name=name)
-    if scheme in ("sqlite", "postgresql"):
-        from asignals.relay import Database  # noqa: PLC0415
-
-        return Database(url, schema=name if scheme == "postgresql" else None)
-    msg = f"--relay takes sqlite, or a URL of nats, redis, amqp, postgresql+asyncpg or sqlite+aiosqlite, not {url!r}"
-    raise ValueError(msg)
+    if scheme not in _NAMED_BY:
+        msg = f"--relay takes sqlite, or a URL of nats, redis, amqp, postgresql or sqlite, not {redacted(url)!r}"
+        raise ValueError(msg)
+    option = _NAMED_BY[scheme]
+    return engine_from_url(url, **({option: name} if option else {}))
 
 
 def _scheme(url: str) -> str:
@@ -46,6 +37,8 @@ def _scheme(url: str) -> str:
 @asynccontextmanager
 async def own_place(url: str) -> AsyncIterator[str]:
     """Give a name that no other run uses, and remove at the end what was made under it; a file stays as it is."""
+    from asignals.relay._redact import redacted, said  # noqa: PLC0415  not every run has a relay
+
     name = f"asignals_demo_{secrets.token_hex(4)}"
     if _scheme(url) == "postgresql":
         await _execute(url, f"CREATE SCHEMA {name}")
@@ -58,7 +51,7 @@ async def own_place(url: str) -> AsyncIterator[str]:
                 try:
                     await remove(url, name)
                 except Exception as error:  # noqa: BLE001  the show is over; whoever runs the server should know
-                    print(f"asignals: {name!r} stays at {url} ({error})", file=sys.stderr)  # noqa: T201
+                    print(f"asignals: {name!r} stays at {redacted(url)} ({said(error)})", file=sys.stderr)  # noqa: T201
 
 
 async def _remove_streams(url: str, name: str) -> None:

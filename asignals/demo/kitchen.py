@@ -76,7 +76,7 @@ async def next_door(url: str) -> AsyncIterator[NextDoor]:
         except Exception as error:
             raise _refusal(error) from error
         async with own_place(url) as name:
-            relay = Relay(transport_for(url, name), "shop", senders=_senders())
+            relay = Relay(transport_for(url, name), "shop", sender_codec=_senders())
             relay.export(pizza_done, TOPIC)
             try:
                 async with _open(relay, url, name) as door:
@@ -92,7 +92,7 @@ def _refusal(error: Exception) -> SystemExit:
 
 @asynccontextmanager
 async def _open(relay: Relay, url: str, name: str) -> AsyncIterator[NextDoor]:
-    kitchen = Relay(relay.transport, "kitchen", senders=_senders())
+    kitchen = Relay(relay.transport, "kitchen", sender_codec=_senders())
     kitchen.receive(pizza_done, TOPIC)
     try:
         await kitchen.init()  # before the first pizza: who is not known is not told
@@ -118,7 +118,7 @@ async def _open(relay: Relay, url: str, name: str) -> AsyncIterator[NextDoor]:
 
 async def cook(url: str, name: str) -> None:
     """Be the kitchen, until SIGTERM."""
-    relay = Relay(transport_for(url, name), "kitchen", senders=_senders())
+    relay = Relay(transport_for(url, name), "kitchen", sender_codec=_senders())
     relay.receive(pizza_done, TOPIC)
 
     def put_on_the_pass(number: int, **_: Any) -> None:

@@ -94,9 +94,10 @@ class Tally:
 
     def table(self) -> Table:
         """A row for each signal, and one for each of its receivers in the order in which they are called."""
-        table = Table(Column("signal / receiver", no_wrap=True), "kind", box=SIMPLE_HEAD)
+        # In a narrow terminal names and kinds are wrapped, and never a figure.
+        table = Table(Column("signal / receiver", overflow="fold"), "kind", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
         for title in ("count", "errors", "median", "p99"):
-            table.add_column(title, justify="right")
+            table.add_column(title, justify="right", no_wrap=True)
         for signal in self.as_dict()["signals"]:
             name = Text(signal["name"].rpartition(".")[2], "bold")
             table.add_row(name, "signal", Text(str(signal["sends"]), "bold"), *_figures(signal))

@@ -101,7 +101,7 @@ class _Demo:
             await send_customers(url, self.requests, served)
         if self.serve:
             self.messages.print(self.tally.table())
-            self.messages.print(f"See its signals live at {url}/signals/")
+            self.messages.print(f"See its signals live at {url}/signals/?token={shop.inspector.token}", soft_wrap=True)
             self.messages.print(f"It stays open for you: visit {url} or curl it; Ctrl-C closes it.")
             await anyio.sleep_forever()
 

@@ -109,13 +109,15 @@ async def lifespan(application: Starlette) -> AsyncIterator[None]:
             yield
 
 
+inspector: Inspector = Inspector()  # asks for a token, which `asignals demo --serve` shows with its link
+
 app: Starlette = Starlette(
     routes=[
         Route("/", welcome),
         Route("/pizzas", order, methods=["POST"]),
         Route("/pizzas/{number:int}", look),
         Route("/oven", watch),
-        Mount("/signals", Inspector()),
+        Mount("/signals", inspector),
     ],
     lifespan=lifespan,
 )
@@ -222,7 +224,7 @@ body { font: 1.1rem/1.6 system-ui; max-width: 40rem; margin: 2rem auto; padding:
 <p><button data-toppings='["basil", "tomato"]'>Order a Margherita</button>
    <button data-toppings='["pineapple"]'>Order a Hawaii</button> <output></output>
 <p><a href="/pizzas/1">The first pizza</a> · <a href="/pizzas/0">One that never was</a> · <a href="/oven">The oven</a>
-<p><a href="/signals/">What the signals do, live</a>
+<p><a href="/signals/">What the signals do, live</a> (the terminal shows the link with its token)
 <script>
 document.onclick = async event => {
   if (!event.target.dataset.toppings) return

@@ -5,7 +5,7 @@
 An ASGI app for any ASGI 3 framework. Needs the extra `asignals[inspector]` (Starlette and Jinja2).
 """
 
-from asignals._extra import needs as _needs
+from asignals.overview.extras import needs as _needs
 
 with _needs("inspector"):
     from asignals.inspector._access import loopback_only as loopback_only

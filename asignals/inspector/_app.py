@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import importlib.metadata
 import json
 import secrets as random
@@ -12,12 +13,12 @@ from typing import TYPE_CHECKING, Any, Final
 import anyio
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from starlette.applications import Starlette
-from starlette.responses import HTMLResponse, PlainTextResponse, Response
+from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
 from asignals import signals as live_signals
-from asignals._show import SECRETS, Shower, shorten
+from asignals.overview.counts import key_of
 from asignals.overview.discovery import (
     connections_of,
     describe_connection,
@@ -26,9 +27,10 @@ from asignals.overview.discovery import (
     notes_of,
     signature_of,
 )
+from asignals.overview.values import Shower, shorten
 
-from ._access import Allow, Guard, loopback_only
-from ._recorder import Recorder, editor_link
+from ._access import Allow, Guard, Token, new_token
+from ._recorder import Figures, Recorder, editor_link
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Iterable
@@ -56,10 +58,14 @@ HEARTBEAT_EVERY: Final = 40  # ticks
 LIFETIME: Final = (
     40  # ticks a stream lasts; servers wait for open responses when they shut down, so it must not be long
 )
+ROOM: Final = (
+    48_000  # bytes a stream takes before it ends; a server holds back more than 64 KiB, and then cannot end it
+)
 LINGER: Final = 3.0  # seconds that the watch goes on for a page whose stream has reached its end and will be back
 STALLED: Final = 10.0  # seconds that a viewer may take no data
 VIEWERS: Final = 16  # streams at once
 SIGNALS: Final = 1000  # signals listed
+FEW: Final = 50  # signals whose statistics are all sent each time
 SIGNATURE: Final = 500  # characters
 
 
@@ -69,9 +75,13 @@ class Inspector:
     Only reads: nothing can be sent, connected or changed through it. While no page is open it watches nothing and costs
     nothing; the first page starts the watch (`asignals.monitor`) and the last one that is closed, or hidden, ends it.
 
-    - `allow`: a function, sync or async, that is given each connection (Starlette's `HTTPConnection`) and tells
-      whether it may look. The default allows this machine only (see `loopback_only`); any other choice is up to you,
-      as is to protect it.
+    - `token`: what a visitor must know. Open the page once with `?token=…` at the end of its address; the browser then
+      remembers it in a cookie. Programs send `Authorization: Bearer …`. None makes a random one: the attribute `token`
+      has it, and it is logged when somebody comes without it. Several processes (`--workers 4`) need one that is given.
+      Everybody else gets a 401. Serve the page by HTTPS where others can read what passes.
+    - `allow`: instead of a token, a function, sync or async, that is given each connection (Starlette's
+      `HTTPConnection`) and tells whether it may look: a session of your own, a client certificate. Access is then your
+      responsibility. `loopback_only` is one for development without a proxy.
     - `keep`: how many sends are remembered, for pages that are opened or come back (items; their text is bounded to 8
       MB).
     - `limit`: the length of a value shown (characters).
@@ -83,16 +93,18 @@ class Inspector:
 
     Sends of every thread are shown. At more than 100 sends a second the rest are counted and timed, but not shown, save
     20 failed ones a second. An inspector may be mounted several times, and in several apps. `ValueError` for an editor
-    that is neither known nor a link, and for a `keep` or `limit` below 1.
+    that is neither known nor a link, for a `keep` or `limit` below 1, for an empty token, and for both `token` and
+    `allow`.
     """
 
     def __init__(  # noqa: PLR0913  options, each with a default
         self,
         *,
-        allow: Allow = loopback_only,
+        token: str | None = None,
+        allow: Allow | None = None,
         keep: int = 500,
         limit: int = 200,
-        secrets: Iterable[str] = SECRETS,
+        secrets: Iterable[str] | None = None,
         editor: str | None = "vscode",
         title: str = "asignals",
     ) -> None:
@@ -100,23 +112,37 @@ class Inspector:
         if keep < 1 or limit < 1:
             msg = "keep and limit must be at least 1"
             raise ValueError(msg)
+        if token is not None and allow is not None:
+            msg = "give the inspector a token or allow, not both: one of them decides who may look"
+            raise ValueError(msg)
+        self._token = None if allow is not None else Token(new_token() if token is None else token)
         self._link = editor_link(_editor(editor))
-        self._shower = Shower(limit, tuple(secrets))
+        self._shower = Shower(limit, secrets)
         self._recorder = Recorder(keep=keep, shower=self._shower, link=self._link)
         # Numbers of sends of another process, or of this one before a reload, mean nothing here.
         self._run = random.token_hex(4)
         self._viewers = 0
+        self._described: dict[tuple[int, tuple[int, ...]], str] = {}
+        self._listed_state: list[tuple[int, tuple[int, ...]]] | None = None
+        self._listed = ""
         self._page = _environment().get_template("inspector.html").render(title=title, version=_version())
         routes = [
             Route("/", self._index),
             Route("/events", self._events),
+            Route("/signals", self._signals),
+            Route("/counts", self._counts),
             Mount("/static", StaticFiles(directory=_HERE / "static")),
         ]
-        self._app = Guard(Starlette(routes=routes), allow)
+        self._app = Guard(Starlette(routes=routes), allow, self._token, logs_token=token is None)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection."""
         await self._app(scope, receive, send)
+
+    @property
+    def token(self) -> str | None:
+        """What a visitor must know; None where `allow` decides."""
+        return None if self._token is None else self._token.value
 
     @property
     def is_watching(self) -> bool:
@@ -126,7 +152,9 @@ class Inspector:
     async def _index(self, request: Request) -> Response:
         # The page's links are relative, for it does not know where it is mounted.
         if not request.scope["path"].endswith("/"):
-            return Response(status_code=307, headers={"Location": f"{request.scope['path'].rpartition('/')[2]}/"})
+            name = request.scope["path"].rpartition("/")[2]
+            query = f"?{request.url.query}" if request.url.query else ""
+            return Response(status_code=307, headers={"Location": f"{name}/{query}"})
         return HTMLResponse(self._page)
 
     async def _events(self, request: Request) -> Response:
@@ -151,27 +179,63 @@ class Inspector:
             self._recorder.stop(linger=linger)
 
     async def _frames(self, seen: int) -> AsyncGenerator[str]:
+        """Give the events of one viewer, until they fill the room of one stream; the browser opens the next at once."""
         listed = ""
+        measured: Figures = {}
+        room = ROOM
         yield f"retry: 300\n{_event('hello', json.dumps({'run': self._run}))}"
         for tick in range(LIFETIME):
-            if tick % SIGNALS_EVERY == 0 and (signals := json.dumps(self._list())) != listed:
+            events = []
+            if tick % SIGNALS_EVERY == 0 and (signals := self._list()) is not listed:
                 listed = signals
-                yield _event("signals", signals)
-            number, sends = self._recorder.since(seen)
+                # A long list is fetched by the page in a request of its own.
+                short = signals if len(signals) < ROOM // 2 else json.dumps({"version": _digest(signals)})
+                events.append(_event("signals", short))
+            number, sends = self._recorder.since(seen, room // 2)
             if sends:
-                yield _event("sends", f"[{','.join(sends)}]", f"{self._run}-{number}")
+                events.append(_event("sends", f"[{','.join(sends)}]", f"{self._run}-{number}"))
                 seen = number
             if tick % STATISTICS_EVERY == 0:
-                yield _event("statistics", json.dumps(self._statistics()))
+                figures = self._recorder.statistics()
+                events.append(_event("statistics", self._statistics(figures, measured)))
+                measured = figures
+            for event in events:
+                room -= len(event.encode())
+                yield event
+            if room < ROOM // 4:
+                return
             await anyio.sleep(TICK)
 
-    def _statistics(self) -> dict[str, Any]:
-        return {"signals": self._recorder.statistics(), "skipped": self._recorder.skipped}
+    async def _signals(self, _: Request) -> Response:
+        return Response(self._list(), media_type="application/json")
 
-    def _list(self) -> dict[str, Any]:
+    async def _counts(self, _: Request) -> Response:
+        return JSONResponse(self._recorder.counts.as_dict())
+
+    def _statistics(self, figures: Figures, before: Figures) -> str:
+        if len(figures) > FEW:  # those that have changed only
+            figures = {number: each for number, each in figures.items() if before.get(number) != each}
+        signals = {number: each for number, (each, _) in figures.items()}
+        reach = {number: each for number, (_, each) in figures.items()}
+        return json.dumps(
+            {"signals": signals, "reach": reach, "skipped": self._recorder.skipped}, separators=(",", ":")
+        )
+
+    def _list(self) -> str:
+        """The signals and their receivers as JSON; the same text, not only an equal one, until something changes."""
         alive = live_signals()
         shown = alive if len(alive) <= SIGNALS else sorted(alive, key=self._importance)[:SIGNALS]
-        return {"signals": [self._describe(signal) for signal in shown], "more": len(alive) - len(shown)}
+        state = [(self._recorder.number_of(signal), _changes_of(signal)) for signal in shown]
+        if state != self._listed_state:
+            known = self._described
+            described = {
+                each: known.get(each) or json.dumps(self._describe(signal))
+                for each, signal in zip(state, shown, strict=True)
+            }
+            self._described = described
+            self._listed_state = state
+            self._listed = f'{{"signals": [{", ".join(described.values())}], "more": {len(alive) - len(shown)}}}'
+        return self._listed
 
     def _importance(self, signal: asignals.Signal[..., Any]) -> tuple[bool, bool]:
         """Smaller for what somebody who looks would miss more: first those that are sent, then those that are heard."""
@@ -193,8 +257,9 @@ class Inspector:
         path, _, line = str(connection.location).rpartition(":")
         return {
             "name": self._shower.clean(known["name"]),
-            "place": known["location"],
-            "link": self._link(path, int(line)) if path and line.isdecimal() else None,
+            "key": key_of(connection),
+            "place": None if known["relay"] else known["location"],
+            "link": self._link(path, int(line)) if path and line.isdecimal() and not known["relay"] else None,
             "notes": [self._shower.clean(note) for note in notes_of(known)],
         }
 
@@ -235,6 +300,18 @@ class _EventStream(Response):
                 if time_limit.cancelled_caught:
                     return
         await send({"type": "http.response.body", "body": b""})
+
+
+def _changes_of(signal: asignals.Signal[..., Any]) -> tuple[int, ...]:
+    """What differs after each change of a signal's connections, streams included."""
+    registries = signal._registries().values()
+    for each in registries:
+        each.purge()
+    return tuple(each.changes for each in registries)
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def _event(kind: str, data: str, number: str = "") -> str:

@@ -5,20 +5,23 @@ from __future__ import annotations
 import json
 import threading
 import time
-import traceback
 import weakref
 from collections import deque
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 from urllib.parse import quote
 
 from asignals import monitor
 from asignals._core import locate
-from asignals._show import Shower, name_of, short_path
+from asignals.overview.counts import Counts, code_of
+from asignals.overview.relays import exporter_name
+from asignals.overview.values import TRACEBACK_TEXT, Shower, message_of, name_of, short_path, trace_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
+    from types import CodeType
 
     from asignals import Report, Signal
+    from asignals._core import SendInfo
 
     AnySignal = Signal[..., Any]
 
@@ -26,11 +29,16 @@ DURATIONS: Final = 512  # latest durations of a signal that percentiles are take
 ARGUMENTS: Final = 30  # arguments of a send that are shown
 RECEIVERS: Final = 50  # receivers of a send that are shown
 TRACEBACKS: Final = 5  # errors of a send that are shown with their traceback
-TRACEBACK_TEXT: Final = 16_000  # characters of one traceback
+KNOWN: Final = 10_000  # receivers whose names and places are remembered
 UNFINISHED: Final = 10_000  # sends under way whose receivers are remembered
 BYTES: Final = 8_000_000  # of everything kept
+SEND_BYTES: Final = 24_000  # of one send: a viewer's stream has room for two
 PER_SECOND: Final = 100  # sends shown in a second; those above are counted only
 ERRORS_PER_SECOND: Final = 20  # failed sends shown in a second beside those
+
+
+Figures: TypeAlias = dict[str, tuple[list[float], tuple[int, int]]]
+"""By a signal's number: what `Statistics.summary` and `Counts.figures` give."""
 
 
 class Allowance:
@@ -59,7 +67,7 @@ class Allowance:
 class Statistics:
     """How often a signal was sent since somebody looks, how often that failed, and how long it took."""
 
-    __slots__ = ("durations", "errors", "number", "sends", "signal")
+    __slots__ = ("_summary", "durations", "errors", "number", "sends", "signal")
 
     def __init__(self, signal: AnySignal, number: int) -> None:
         """Start at nothing; `number` stands for the signal on the page."""
@@ -68,17 +76,22 @@ class Statistics:
         self.sends = 0
         self.errors = 0
         self.durations: deque[float] = deque(maxlen=DURATIONS)
+        self._summary: list[float] | None = None
 
     def add(self, duration: float, *, failed: bool) -> None:
         """Count one send."""
         self.sends += 1
         self.errors += failed
         self.durations.append(duration)
+        self._summary = None
 
     def summary(self) -> list[float]:
         """Sends, errors, and the 50th, 95th and 99th percentile and the maximum of the durations in seconds."""
-        ordered = sorted(self.durations)
-        return [self.sends, self.errors, *(_percentile(ordered, part) for part in (0.5, 0.95, 0.99, 1.0))]
+        if self._summary is None:
+            ordered = sorted(self.durations)
+            parts = (float(f"{_percentile(ordered, part):.3g}") for part in (0.5, 0.95, 0.99, 1.0))
+            self._summary = [self.sends, self.errors, *parts]
+        return self._summary
 
 
 class Recorder:
@@ -100,6 +113,11 @@ class Recorder:
         self._number = 0
         self._signals: dict[int, Statistics] = {}
         self._signal_numbers = 0
+        # What stands for a send on the page, before and after it has ended: for those that follow from it.
+        self._ids: weakref.WeakKeyDictionary[SendInfo, int] = weakref.WeakKeyDictionary()
+        self._last_id = 0
+        self._known: dict[CodeType, dict[str, str | None]] = {}
+        self.counts = Counts()
         self._allowance = Allowance(PER_SECOND)
         self._error_allowance = Allowance(ERRORS_PER_SECOND)
         self.skipped = 0
@@ -125,11 +143,20 @@ class Recorder:
             if self._watchers == 0 and linger <= 0:
                 self._end()
 
-    def since(self, number: int) -> tuple[int, list[str]]:
-        """The sends after a number, as JSON, and the number of the last of them."""
+    def since(self, number: int, room: int | None = None) -> tuple[int, list[str]]:
+        """The sends after a number, as JSON, and the number of the last of them; one, or as many as have room."""
         with self._lock:
-            found = [text for each, text in self._sends if each > number]
-            return self._number, found
+            found: list[str] = []
+            last = number
+            for each, text in self._sends:
+                if each > number:
+                    if room is not None:
+                        room -= len(text)
+                        if room < 0 and found:
+                            break
+                    found.append(text)
+                    last = each
+            return last, found
 
     def was_sent(self, signal: AnySignal) -> bool:
         """Whether a send of the signal was seen."""
@@ -142,14 +169,16 @@ class Recorder:
         with self._lock:
             return self._statistics(signal).number
 
-    def statistics(self) -> dict[str, list[float]]:
-        """The statistics of all signals that were sent, by their numbers."""
+    def statistics(self) -> Figures:
+        """Of all signals that were sent, by their numbers: the statistics, and whom their sends have reached."""
         with self._lock:
             for key in [key for key, each in self._signals.items() if each.signal() is None]:
                 del self._signals[key]
-            return {str(each.number): each.summary() for each in self._signals.values() if each.sends}
+            alive = [(each, signal) for each in self._signals.values() if each.sends and (signal := each.signal())]
+            return {str(each.number): (each.summary(), self.counts.figures(signal)) for each, signal in alive}
 
     def _told(self, report: Report) -> None:
+        self.counts(report)
         if report.receiver is None:
             self._send_ended(report)
         # Most of a flood ends here: the receivers of a send that will not be shown.
@@ -180,7 +209,16 @@ class Recorder:
         shown = self._show(report, receivers, statistics.number)
         shown["partial"] = was_quiet
         with self._lock:
+            shown["id"] = self._id(report.send)
+            shown["parent"] = None if report.parent is None else self._id(report.parent)
             self._keep(shown)
+
+    def _id(self, send: SendInfo) -> int:
+        found = self._ids.get(send)
+        if found is None:
+            self._last_id += 1
+            found = self._ids[send] = self._last_id
+        return found
 
     def _may_show(self, report: Report, *, failed: bool) -> bool:
         # A send that began before the flood was over lacks the receivers that ended meanwhile: it is not for show.
@@ -193,7 +231,7 @@ class Recorder:
     def _keep(self, shown: dict[str, Any]) -> None:
         self._number += 1
         shown["number"] = self._number
-        text = json.dumps(shown, separators=(",", ":"))
+        text = _fitting(shown)
         if len(self._sends) == self._sends.maxlen:
             self._forget_oldest()
         self._sends.append((self._number, text))
@@ -241,15 +279,31 @@ class Recorder:
         return shown
 
     def _receiver(self, report: Report, start: float, errors: dict[int, dict[str, str]]) -> dict[str, Any]:
-        path, _, line = _place(report.receiver).rpartition(":")
         return {
-            "name": self._shower.clean(name_of(report.receiver)),
-            "place": f"{short_path(path)}:{line}" if path else None,
-            "link": self._link(path, int(line)) if path else None,
+            **self._described(report.receiver),
             "start": max(0.0, report.start - start),
             "duration": report.duration,
             "error": self._error(report.error, errors),
         }
+
+    def _described(self, receiver: object) -> dict[str, str | None]:
+        """A receiver's name and place, remembered by its code: most of the time of a send would go there."""
+        code = code_of(receiver)
+        found = None if code is None else self._known.get(code)
+        if found is not None:
+            return found
+        exporter = exporter_name(receiver)
+        path, _, line = ("" if exporter else _place(receiver)).rpartition(":")
+        described = {
+            "name": self._shower.clean(exporter or name_of(receiver)),
+            "place": f"{short_path(path)}:{line}" if path else None,
+            "link": self._link(path, int(line)) if path else None,
+        }
+        if code is not None:
+            if len(self._known) >= KNOWN:
+                self._known.clear()
+            self._known[code] = described
+        return described
 
     def _error(self, error: BaseException | None, known: dict[int, dict[str, str]]) -> dict[str, str] | None:
         if error is None:
@@ -257,13 +311,28 @@ class Recorder:
         # The error of a receiver is also that of its send: its traceback is shown once, with the receiver.
         if id(error) in known:
             return {**known[id(error)], "traceback": ""}
-        text = _traceback(error) if len(known) < TRACEBACKS else ""
+        text = trace_of(error) if len(known) < TRACEBACKS else ""
         shown = known[id(error)] = {
             "type": type(error).__qualname__,
-            "message": self._shower.clean(_message(error)),
+            "message": self._shower.clean(message_of(error)),
             "traceback": self._shower.clean(text, TRACEBACK_TEXT),
         }
         return shown
+
+
+def _fitting(shown: dict[str, Any]) -> str:
+    """Write a send as JSON; what is too long loses the starts of tracebacks, and then receivers."""
+    text = json.dumps(shown, separators=(",", ":"))
+    for length, receivers in ((4_000, RECEIVERS), (1_000, 20), (0, 5)):
+        if len(text) <= SEND_BYTES:
+            break
+        shown["more"] += len(shown["receivers"][receivers:])
+        del shown["receivers"][receivers:]
+        for error in [shown["error"], *(each["error"] for each in shown["receivers"])]:
+            if error and len(error["traceback"]) > length:
+                error["traceback"] = f"…{error['traceback'][-length:]}" if length else ""
+        text = json.dumps(shown, separators=(",", ":"))
+    return text
 
 
 def editor_link(template: str | None) -> Callable[[str, int], str | None]:
@@ -287,23 +356,3 @@ def _place(receiver: object) -> str:
 
 def _percentile(ordered: list[float], part: float) -> float:
     return ordered[min(len(ordered) - 1, int(len(ordered) * part))] if ordered else 0.0
-
-
-def _message(error: BaseException) -> str:
-    try:
-        return str(error)
-    except Exception:  # noqa: BLE001  # an error's own __str__ may be broken
-        return "(its message cannot be shown)"
-
-
-def _traceback(error: BaseException) -> str:
-    try:
-        lines = traceback.TracebackException.from_exception(error, limit=-30, compact=True, max_group_width=5)
-        text = "".join(lines.format())
-    except Exception:  # noqa: BLE001  # as above
-        return ""
-    if len(text) <= TRACEBACK_TEXT:
-        return text
-    # The end says what happened, the start where it came from.
-    half = TRACEBACK_TEXT // 2 - 50
-    return f"{text[:half]}\n\n… {len(text) - 2 * half:,} characters left out …\n\n{text[-half:]}"

@@ -1,20 +1,19 @@
-"""Find the signals of modules and packages, for `asignals list` and `asignals graph`."""
+"""Find the signals of programs, for `asignals list` and `asignals graph`."""
 
 from __future__ import annotations
 
-import contextlib
-import importlib
 import inspect
-import pkgutil
 import re
 import sys
-import traceback
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
-from asignals import Connection, Signal
+from asignals import Connection, Signal, signals
 from asignals._core import is_a
-from asignals._show import Shower, name_of, short_path
+from asignals.overview.counts import key_of
+from asignals.overview.program import NotLoaded, Program, TargetError, load, load_everything
+from asignals.overview.relays import export_of
+from asignals.overview.values import Shower, name_of, short_path
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -26,32 +25,6 @@ _show: Final = Shower(limit=80)
 # Of any class, whatever its metaclass makes of these attributes.
 _namespace: Final[Callable[[type], Mapping[str, Any]]] = type.__dict__["__dict__"].__get__
 _qualname: Final[Callable[[type], str]] = type.__dict__["__qualname__"].__get__
-
-
-class TargetError(Exception):
-    """A target could not be imported; `str` says why in a few lines, `traceback` is the whole of it."""
-
-    def __init__(self, target: str, module: str, error: BaseException | None, reason: str = "") -> None:
-        """Keep which `target` failed, in which `module` of it, and the error or another reason."""
-        super().__init__(target, module, error, reason)
-        self.target = target
-        self.module = module
-        self.error = error
-        self.reason = reason
-
-    @property
-    def traceback(self) -> str:
-        """The traceback of the failed import, without the frames of the import system and of this module."""
-        return "" if self.error is None else "".join(traceback.format_exception(self.error))
-
-    def __str__(self) -> str:
-        """Name the module, the error, and the line of the target's own code that raised it."""
-        inside = "" if self.module == self.target else f" (in {self.target!r})"
-        if self.error is None:
-            return f"cannot import {self.module!r}{inside}: {self.reason}"
-        line = f"{type(self.error).__name__}: {self.error}".rstrip(": ")
-        where = _raised_at(self.error)
-        return f"cannot import {self.module!r}{inside}: {line}" + (f"\n  at {where}" if where else "")
 
 
 @dataclass
@@ -70,71 +43,108 @@ class Found:
 
 @dataclass
 class Discovery:
-    """What the targets hold: their modules, and the signals in them."""
+    """What the targets hold: their modules, the signals in them, and what is not loaded but would connect receivers."""
 
     modules: list[ModuleType] = field(default_factory=list)
     signals: list[Found] = field(default_factory=list)
     broken: list[TargetError] = field(default_factory=list)
+    programs: list[Program] = field(default_factory=list)
+    not_loaded: list[NotLoaded] = field(default_factory=list)
 
 
-def discover(targets: Iterable[str], *, skip_broken: bool = False) -> Discovery:
-    """Import modules and packages (with everything in them, save `__main__`) and find their signals.
+def discover(targets: Iterable[str], *, everything: bool = False, skip_broken: bool = False) -> Discovery:
+    """Load programs by their entry points and find their signals, and those of libraries that they connect to.
 
-    A target is a dotted name, or `module:attribute` for one signal or class. What the modules print while they are
-    imported goes to stderr. `TargetError` for one that does not import; with `skip_broken` a broken module inside a
-    package is listed in `broken` and left out instead.
+    A target is what a server is given (`shop.main:app`, `shop.relay:relay`), a module or package, or `module:attribute`
+    for one signal or class. With `everything` each module of its packages is imported, too, save `__main__`, programs
+    of their own, and tests; `TargetError` for one that does not import, or with `skip_broken` an entry in `broken`.
     """
     result = Discovery()
     only: list[Any] = []
     for target in targets:
-        name, _, attribute = target.partition(":")
-        for module in _modules(target, name, result.broken if skip_broken else None):
-            if module not in result.modules:
-                result.modules.append(module)
-        if attribute:
-            only.append(_attribute(target, sys.modules[name], attribute))
-    result.signals = _signals(result.modules)
+        program = load(target)
+        if everything:
+            program = load_everything(program, result.broken if skip_broken else None)
+        result.programs.append(program)
+        result.modules += [module for module in program.modules if module not in result.modules]
+        if is_a(program.thing, Signal) or (is_a(program.thing, type) and any(_class_members("", program.thing))):
+            only.append(program.thing)
+    result.signals = signals_of(result.modules)
     if only:
         result.signals = [found for found in result.signals if any(_is_in(found.signal, thing) for thing in only)]
+    else:
+        result.signals += _of_libraries(result.signals, result.programs)
+    loaded = {module.__name__ for module in result.modules}
+    missing = {each.source.name: each for program in result.programs for each in program.not_loaded()}
+    result.not_loaded = [missing[name] for name in sorted(missing) if name not in loaded]
     return result
 
 
-def describe(found: Found) -> dict[str, Any]:
-    """Everything `asignals list` knows of a signal, in the types of JSON."""
+def describe(
+    found: Found, not_loaded: Iterable[NotLoaded] = (), counts: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """Everything `asignals list` knows of a signal, in the types of JSON; with `counts`, how often it was sent."""
     signal = found.signal
+    counted = None if counts is None else counts.get(str(signal.name), _NEVER)
     return {
         "name": found.name,
         "path": found.path,
         "doc": first_line(signal),
         "arguments": arguments_of(signal),
         "orphan": is_orphan(signal),
-        "receivers": [describe_connection(connection, phase) for connection, phase in connections_of(signal)],
+        "receivers": [
+            {**describe_connection(connection, phase), **_calls_of(connection, counted)}
+            for connection, phase in connections_of(signal)
+        ],
+        **({} if counted is None else {"sends": counted["sends"], "unheard": counted["unheard"]}),
+        "not_loaded": receivers_not_loaded(signal, not_loaded),
     }
+
+
+_NEVER: Final[Mapping[str, Any]] = {"sends": 0, "unheard": 0, "calls": {}}
+
+
+def _calls_of(connection: Connection, counted: Mapping[str, Any] | None) -> dict[str, int]:
+    return {} if counted is None else {"calls": counted["calls"].get(key_of(connection), 0)}
+
+
+def receivers_not_loaded(signal: AnySignal, not_loaded: Iterable[NotLoaded]) -> list[dict[str, str]]:
+    """The receivers that modules would connect to a signal if they were loaded: name, module and place."""
+    return [
+        {"name": f"{use.module}.{use.receiver}", "module": use.module, "location": use.location}
+        for missing in not_loaded
+        for use in missing.on_import
+        if use.kind == "connect" and use.signal is signal
+    ]
 
 
 def connections_of(signal: AnySignal) -> list[tuple[Connection, str | None]]:
     """The live connections, each with its phase where the signal has several."""
     return [
-        (link, phase or None)
+        (connection, phase or None)
         for phase, registry in signal._registries().items()
-        for link in registry.all_connections()
-        if is_a(link, Connection)
+        for connection in registry.all_connections()
+        if connection.is_receiver
     ]
 
 
 def describe_connection(connection: Connection, phase: str | None) -> dict[str, Any]:
     """Everything that is known of a connection, in the types of JSON."""
     sender = connection.sender
+    uid = connection.dispatch_uid
+    export = export_of(connection)
     return {
-        "name": name_of(connection.receiver),
+        "name": name_of(connection.receiver) if export is None else f"relay {export[0]} → {export[1]}",
         "location": location_of(connection),
         "on": phase,
+        "relay": None if export is None else {"service": export[0], "topic": export[1]},
         "sender": None if sender is None else _show(sender),
-        "priority": connection.priority,
+        # How a relay sees to it that it is called first is nobody's business.
+        "priority": connection.priority if export is None else None,
         "weak": connection.weak,
         "async": connection.is_async,
-        "in_thread": connection.in_thread,
-        "dispatch_uid": None if connection.dispatch_uid is None else _show(connection.dispatch_uid),
+        "in_thread": connection.in_thread is not False,
+        "dispatch_uid": None if uid is None or export is not None else _show(uid),
         "subclasses": connection.options.subclasses,
         "timeout": connection.options.timeout,
         "once": connection.options.once,
@@ -154,8 +164,9 @@ def notes_of(receiver: dict[str, Any]) -> list[str]:
         notes.append(f"timeout={receiver['timeout']}")
     if receiver["dispatch_uid"] is not None:
         notes.append(f"uid={receiver['dispatch_uid']}")
-    notes.append("async" if receiver["async"] else "thread" if receiver["in_thread"] else "sync")
-    notes.append("weak" if receiver["weak"] else "strong")
+    if receiver["relay"] is None:
+        notes.append("async" if receiver["async"] else "thread" if receiver["in_thread"] else "sync")
+        notes.append("weak" if receiver["weak"] else "strong")
     if receiver["once"]:
         notes.append("once")
     return notes
@@ -169,7 +180,7 @@ def location_of(connection: Connection) -> str:
 
 def is_orphan(signal: AnySignal) -> bool:
     """Whether nobody hears the signal, whoever sends it: no receiver, and no stream."""
-    return not (signal.connections or signal._registry.all_connections())
+    return not any(registry.all_connections() for registry in signal._registries().values())
 
 
 def arguments_of(signal: AnySignal) -> list[dict[str, Any]] | None:
@@ -195,53 +206,25 @@ def first_line(signal: AnySignal) -> str:
     return "" if not doc or doc == type(signal).__doc__ else inspect.cleandoc(doc).partition("\n")[0]
 
 
-def _modules(target: str, name: str, broken: list[TargetError] | None) -> Iterator[ModuleType]:
-    module = _import(target, name)
-    yield module
-    for inner in sorted(info.name for info in pkgutil.iter_modules(getattr(module, "__path__", []), f"{name}.")):
-        # Importing __main__ would run the program.
-        if inner.rpartition(".")[2] == "__main__":
-            continue
-        try:
-            yield from _modules(target, inner, broken)
-        except TargetError as error:
-            if broken is None:
-                raise
-            broken.append(error)
-
-
-def _import(target: str, name: str) -> ModuleType:
-    if not all(part.isidentifier() for part in name.split(".")):
-        reason = "a target is a dotted module name such as shop.signals"
-        if name.endswith(".py") or "/" in name:
-            dotted = name.removesuffix(".py").strip("./").replace("/", ".")
-            reason = f"that is a path; did you mean {dotted!r}?"
-        raise TargetError(target, name, None, reason)
-    try:
-        with contextlib.redirect_stdout(sys.stderr):
-            return importlib.import_module(name)
-    except KeyboardInterrupt:
-        raise
-    except BaseException as error:  # a script that calls sys.exit() when imported is a target that does not import
-        raise TargetError(target, name, error) from error
-
-
-def _attribute(target: str, module: ModuleType, attribute: str) -> object:
-    thing: object = module
-    for part in attribute.split("."):
-        try:
-            thing = inspect.getattr_static(thing, part)
-        except AttributeError:
-            reason = f"{name_of(thing) if thing is not module else module.__name__} has no attribute {part!r}"
-            raise TargetError(target, target, None, reason) from None
-    return thing
+def _of_libraries(known: list[Found], programs: list[Program]) -> list[Found]:
+    """The signals that no module of the programs holds, and to which one of their receivers is connected."""
+    ids = {id(found.signal) for found in known}
+    own = {str(source.path) for program in programs for source in program.sources}
+    found = []
+    for signal in signals():
+        module, _, attribute = str(signal.name).rpartition(".")
+        places = [connection.connected_at.rpartition(":")[0] for connection in signal.connections]
+        if id(signal) not in ids and module in sys.modules and not own.isdisjoint(places):
+            found.append(Found(signal, f"{module}:{attribute}", str(signal.name)))
+    return found
 
 
 def _is_in(signal: AnySignal, thing: object) -> bool:
     return signal is thing or (is_a(thing, type) and any(signal is value for value in _namespace(thing).values()))
 
 
-def _signals(modules: list[ModuleType]) -> list[Found]:
+def signals_of(modules: list[ModuleType]) -> list[Found]:
+    """The signals that modules and their classes hold, each where it is declared."""
     best: dict[int, Found] = {}
     for module in modules:
         for path, signal in _members(module):
@@ -251,7 +234,16 @@ def _signals(modules: list[ModuleType]) -> list[Found]:
             if known is None or (_is_home(found) and not _is_home(known)):
                 best[id(signal)] = found
     order = {module.__name__: number for number, module in enumerate(modules)}
-    return sorted(best.values(), key=lambda found: order[found.module])
+    for found in best.values():
+        _send_home(found)
+    return sorted(best.values(), key=lambda found: order.get(found.module, len(order)))
+
+
+def _send_home(found: Found) -> None:
+    """Give the path in the module that declares a signal, where that is a library's."""
+    module, _, attribute = str(found.signal.name).rpartition(".")
+    if not _is_home(found) and vars(sys.modules.get(module, object)).get(attribute) is found.signal:
+        found.path = f"{module}:{attribute}"
 
 
 def _members(module: ModuleType) -> Iterator[tuple[str, AnySignal]]:
@@ -310,14 +302,3 @@ def _argument_text(argument: dict[str, Any]) -> str:
     if argument["default"] is None:
         return typed
     return f"{typed} = {argument['default']}" if argument["type"] else f"{typed}={argument['default']}"
-
-
-def _raised_at(error: BaseException) -> str:
-    if isinstance(error, SyntaxError) and error.filename:
-        return f"{short_path(error.filename)}:{error.lineno}"
-    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not _is_machinery(frame.filename)]
-    return f"{short_path(frames[-1].filename)}:{frames[-1].lineno}" if frames else ""
-
-
-def _is_machinery(filename: str) -> bool:
-    return filename.startswith("<frozen importlib") or filename in (__file__, importlib.__file__)

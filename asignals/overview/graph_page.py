@@ -1,151 +1,101 @@
-"""The page of `asignals graph --format html`: one file with the picture in it, no script, nothing loaded."""
+"""The page of `asignals graph --format html`: one file with the picture in it, nothing loaded.
+
+The picture is made of columns: who sends, the signals, who hears; topics of a relay stand where they come from or go
+to. It is drawn here, by one small script in the page: only what is seen of it, so that hundreds of signals can be
+searched, enlarged, and folded by package. Without JavaScript there is a table of all connections.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import base64
+import hashlib
+import json
 from html import escape
-from typing import TYPE_CHECKING, Final
+from importlib.resources import files
+from typing import TYPE_CHECKING, Any, Final
 
-from asignals._show import shorten
+from asignals.overview.values import shorten
 
 if TYPE_CHECKING:
     from asignals.overview.graph import Edge, Graph, Kind, Node
 
-# Pixels. A column is as wide as its longest line, within these bounds.
-_ROW: Final = 64
-_BOX: Final = 46
-_GAP: Final = 180
-_MARGIN: Final = 24
-_TOP: Final = 56
-_CHARACTER: Final = 7.3
-_NARROWEST, _WIDEST = 160, 420
-
-_TITLES: Final[dict[Kind, str]] = {"sender": "Senders", "signal": "Signals", "receiver": "Receivers"}
-
-_STYLE: Final = """
-:root { color-scheme: light dark; --back: #fbfbfd; --text: #1d2330; --soft: #667085; --line: #c3cad8;
-  --sender: #eef2ff; --sender-line: #818cf8; --signal: #fff7db; --signal-line: #d9a514;
-  --receiver: #e6f8ee; --receiver-line: #34b06f; --orphan: #fdecec; --orphan-line: #e25555; }
-@media (prefers-color-scheme: dark) { :root { --back: #12151c; --text: #e6e9f0; --soft: #97a1b5; --line: #465066;
-  --sender: #1f2440; --signal: #362d12; --receiver: #15301f; --orphan: #3a1b1e; } }
-body { margin: 0; background: var(--back); color: var(--text); font: 14px/1.5 system-ui, sans-serif; } header {
-padding: 20px 24px 0; } h1 { font-size: 20px; margin: 0; } header p { margin: 2px 0; color: var(--soft); } main {
-overflow-x: auto; } svg { display: block; font: 12px ui-monospace, Menlo, Consolas, monospace; } rect { fill:
-var(--fill); stroke: var(--edge); } text { fill: var(--text); } .soft, .title { fill: var(--soft); font-size: 11px; }
-.title { font-family: system-ui, sans-serif; text-transform: uppercase; letter-spacing: .08em; font-size: 12px; } path
-{ fill: none; stroke: var(--line); stroke-width: 1.5; } .label { stroke: var(--back); stroke-width: 3; paint-order:
-stroke; } path:hover { stroke: var(--signal-line); stroke-width: 3; } .sender { --fill: var(--sender); --edge:
-var(--sender-line); } .signal { --fill: var(--signal); --edge: var(--signal-line); } .receiver { --fill:
-var(--receiver); --edge: var(--receiver-line); } .orphan { --fill: var(--orphan); --edge: var(--orphan-line); }
-.orphan rect { stroke-dasharray: 5 3; }
-"""
-
-
-@dataclass
-class _Placed:
-    """Where a node's box is."""
-
-    node: Node
-    left: float
-    top: float
-    width: float
+_TITLES: Final[dict[Kind, str]] = {
+    "sender": "senders",
+    "signal": "signals",
+    "receiver": "receivers",
+    "topic": "topics",
+}
+FOLDED: Final = 60
+"""From how many signals on the packages are folded at first."""
 
 
 def page(graph: Graph, title: str) -> str:
-    """Draw the graph in three columns, with as few crossings as a simple sort finds, as a page of HTML."""
-    placed, width, height = _layout(graph)
-    edges = "".join(_draw_edge(edge, placed) for edge in graph.edges)
-    boxes = "".join(_draw_box(box) for box in placed.values())
-    titles = "".join(_draw_title(kind, placed) for kind in _TITLES)
-    counts = ", ".join(f"{len(graph.of_kind(kind))} {name.lower()}" for kind, name in _TITLES.items())
+    """Make the page."""
+    kinds = [kind for kind in _TITLES if kind != "topic" or graph.of_kind(kind)]
+    counts = ", ".join(_count(len(graph.of_kind(kind)), _TITLES[kind]) for kind in kinds)
     orphans = sum(node.orphan for node in graph.nodes.values())
+    missing = sum(not node.loaded for node in graph.nodes.values())
+    counts += f", {orphans} that nobody hears" + (f", {missing} not loaded" if missing else "")
+    style, script = _part("graph.css"), _part("graph.js")
+    policy = f"default-src 'none'; style-src 'sha256-{_digest(style)}'; script-src 'sha256-{_digest(script)}'"
+    body = _tools() + "<main><svg id=picture role=img></svg></main>" if graph.nodes else _EMPTY
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">"
-        f"<title>{escape(title)}</title><style>{_STYLE}</style></head><body>"
-        f"<header><h1>{escape(title)}</h1><p>{counts}, {orphans} that nobody hears</p></header><main>"
-        f'<svg role="img" aria-label="{escape(title)}" width="{width:.0f}" height="{height:.0f}"'
-        f' viewBox="0 0 {width:.0f} {height:.0f}">{edges}{titles}{boxes}</svg></main></body></html>\n'
+        f'<meta http-equiv="Content-Security-Policy" content="{escape(policy)}">'
+        f"<title>{escape(title)}</title><style>{style}</style></head><body>"
+        f"<header><h1>{escape(title)}</h1><p>{counts}</p></header>{body}"
+        f"<noscript>{_table(graph)}</noscript>"
+        f'<script type="application/json" id="graph">{_json(graph)}</script>'
+        f"<script>{script}</script></body></html>\n"
     )
 
 
-def _layout(graph: Graph) -> tuple[dict[str, _Placed], float, float]:
-    placed: dict[str, _Placed] = {}
-    left: float = _MARGIN
-    columns = {kind: nodes for kind in _TITLES if (nodes := graph.of_kind(kind))}
-    _untangle(columns, graph.edges)
-    tallest = max((len(nodes) for nodes in columns.values()), default=0)
-    for nodes in columns.values():
-        width = min(max(_NARROWEST, max(_longest(node) for node in nodes) * _CHARACTER + 24), _WIDEST)
-        offset = _TOP + (tallest - len(nodes)) * _ROW / 2
-        for row, node in enumerate(nodes):
-            placed[node.key] = _Placed(node, left, offset + row * _ROW, width)
-        left += width + _GAP
-    return placed, left - _GAP + _MARGIN, _TOP + tallest * _ROW + _MARGIN
+_EMPTY: Final = """<main class="empty"><p><strong>No signals here.</strong></p>
+<p>The entry point loads no signal of its own, and connects no receiver to a library's. Name the module that your server
+is given, such as <code>shop.main:app</code>, or try <code>--all</code>.</p></main>"""
 
 
-def _untangle(columns: dict[Kind, list[Node]], edges: list[Edge]) -> None:
-    """Sort each column by the middle of what its nodes are connected with, a few times over."""
-    for _ in range(4):
-        for kind, nodes in columns.items():
-            if kind == "signal" and len(columns) > 1:
-                continue  # the signals keep their order, as `asignals list` shows them
-            rows = {node.key: row for other in columns.values() for row, node in enumerate(other)}
-            nodes.sort(key=lambda node: _middle(node, edges, rows))
-
-
-def _middle(node: Node, edges: list[Edge], rows: dict[str, int]) -> float:
-    others = [
-        rows[edge.end if edge.start == node.key else edge.start] for edge in edges if node.key in (edge.start, edge.end)
-    ]
-    return sum(others) / len(others) if others else rows[node.key]
-
-
-def _longest(node: Node) -> int:
-    return max(len(_fit(node.name)), len(_fit(_second_line(node))))
-
-
-def _second_line(node: Node) -> str:
-    note = node.location or node.note
-    return f"nobody hears this · {note}" if node.orphan else note
-
-
-def _fit(text: str) -> str:
-    most = int((_WIDEST - 24) / _CHARACTER)
-    return text if len(text) <= most else f"{text[: most - 1]}…"
-
-
-def _draw_box(box: _Placed) -> str:
-    node = box.node
-    kind = f"{node.kind} orphan" if node.orphan else node.kind
-    x, y = box.left + 12, box.top
-    radius = 22 if node.kind == "signal" else 8
-    hint = escape(shorten(f"{node.name}\n{node.location}\n{node.note}".strip(), 1000))
+def _tools() -> str:
     return (
-        f'<g class="{kind}"><title>{hint}</title>'
-        f'<rect x="{box.left:.0f}" y="{y:.0f}" width="{box.width:.0f}" height="{_BOX}" rx="{radius}"/>'
-        f'<text x="{x:.0f}" y="{y + 19:.0f}">{escape(_fit(node.name))}</text>'
-        f'<text class="soft" x="{x:.0f}" y="{y + 35:.0f}">{escape(_fit(_second_line(node)))}</text></g>'
+        '<nav><label>Search <input id="search" type="search" placeholder="signal, sender, receiver" autocomplete="off">'
+        '</label><button id="smaller" type="button" aria-label="smaller">−</button>'
+        '<button id="larger" type="button" aria-label="larger">+</button><button id="fit" type="button">Fit</button>'
+        '<button id="fold" type="button">Fold packages</button><span id="found" role="status"></span></nav>'
     )
 
 
-def _draw_edge(edge: Edge, placed: dict[str, _Placed]) -> str:
-    start, end = placed[edge.start], placed[edge.end]
-    x1, y1 = start.left + start.width, start.top + _BOX / 2
-    x2, y2 = end.left, end.top + _BOX / 2
-    bend = (x2 - x1) / 2
-    names = escape(f"{start.node.name} → {end.node.name} {edge.label}".strip())
-    curve = f"M{x1:.0f} {y1:.0f} C{x1 + bend:.0f} {y1:.0f} {x2 - bend:.0f} {y2:.0f} {x2:.0f} {y2:.0f}"
-    label = ""
-    if edge.label:
-        text = escape(shorten(edge.label, 24))
-        label = f'<text class="soft label" text-anchor="end" x="{x2 - 6:.0f}" y="{y2 - 5:.0f}">{text}</text>'
-    return f'<g><title>{names}</title><path d="{curve}"/>{label}</g>'
+def _count(number: int, name: str) -> str:
+    return f"{number} {name[:-1] if number == 1 else name}"
 
 
-def _draw_title(kind: Kind, placed: dict[str, _Placed]) -> str:
-    box = next((box for box in placed.values() if box.node.kind == kind), None)
-    if box is None:
-        return ""
-    return f'<text class="title" x="{box.left:.0f}" y="32">{_TITLES[kind]}</text>'
+def _json(graph: Graph) -> str:
+    nodes = [_node(node) for node in graph.nodes.values()]
+    numbers = {key: number for number, key in enumerate(graph.nodes)}
+    edges = [[numbers[edge.start], numbers[edge.end], shorten(edge.label, 200)] for edge in graph.edges]
+    folded = len(graph.of_kind("signal")) > FOLDED
+    text = json.dumps({"nodes": nodes, "edges": edges, "folded": folded}, separators=(",", ":"))
+    return text.replace("<", "\\u003c")  # nothing in it can end the script
+
+
+def _node(node: Node) -> dict[str, Any]:
+    known = {"kind": node.kind, "name": shorten(node.name, 300), "note": shorten(node.location or node.note, 300)}
+    return {**known, "orphan": node.orphan, "loaded": node.loaded}
+
+
+def _table(graph: Graph) -> str:
+    rows = "".join(_row(edge, graph) for edge in graph.edges)
+    return f"<table><tr><th>from</th><th>to</th><th></th></tr>{rows}</table>"
+
+
+def _row(edge: Edge, graph: Graph) -> str:
+    cells = (graph.nodes[edge.start].name, graph.nodes[edge.end].name, edge.label)
+    return f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in cells)}</tr>"
+
+
+def _part(name: str) -> str:
+    return files("asignals.overview").joinpath("static", name).read_text(encoding="utf-8")
+
+
+def _digest(text: str) -> str:
+    return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()

@@ -1,8 +1,16 @@
 """Signals across processes and machines, at least once: a `Relay`, an engine to carry events, and an outbox.
 
 asyncio only. The engines and the outbox are imported when they are first asked for, so each needs its own extra only:
-`asignals[nats]` (`JetStream`), `asignals[redis]` (`RedisStreams`), `asignals[faststream]` (`FastStreamTransport`),
-`asignals[sqlalchemy]` (`Database`, `SQLAlchemyOutbox`, `SQLAlchemyInbox`, `metadata`).
+`asignals[nats]` (`JetStream`), `asignals[redis]` (`RedisStreams`), `asignals[rabbitmq]` (`RabbitMQ`), `asignals[kafka]`
+(`Kafka`), `asignals[sqlalchemy]` (`Database`, `SQLAlchemyOutbox`, `SQLAlchemyInbox`,
+`once`, `table_metadata`). `Memory` needs none.
+
+Whom a relay trusts: whoever may write to the outbox's tables, or publish a topic on the engine, may have that topic's
+receivers called, with arguments of their declared types, and nothing else. An event is handled as the topic that the
+engine says it came by, never as the one that it names itself. A body is data: nothing is imported or unpickled. What
+cannot be read, or says what cannot be, is a dead letter, shown without control characters. Who may publish is the
+engine's business: give each service an account that may publish its own topics only. Passwords of URLs are in no log,
+error, health or `repr`. Dead letters and the outbox hold arguments as they were sent.
 """
 
 from importlib import import_module
@@ -14,14 +22,22 @@ from asignals.relay._codec import Codec as Codec
 from asignals.relay._codec import JSONCodec as JSONCodec
 from asignals.relay._codec import MsgspecCodec as MsgspecCodec
 from asignals.relay._codec import PydanticCodec as PydanticCodec
+from asignals.relay._codec import Upcaster as Upcaster
+from asignals.relay._current import AlreadyHandledError as AlreadyHandledError
+from asignals.relay._current import ReceivedEvent as ReceivedEvent
+from asignals.relay._current import current_event as current_event
 from asignals.relay._envelope import DeadLetter as DeadLetter
 from asignals.relay._envelope import Envelope as Envelope
 from asignals.relay._envelope import EnvelopeError as EnvelopeError
 from asignals.relay._export import HopLimitError as HopLimitError
+from asignals.relay._export import NoSessionError as NoSessionError
 from asignals.relay._inbox import Inbox as Inbox
 from asignals.relay._inbox import Memo as Memo
 from asignals.relay._inbox import MemoryInbox as MemoryInbox
+from asignals.relay._receive import CrashedError as CrashedError
+from asignals.relay._receive import NotHandledError as NotHandledError
 from asignals.relay._relay import Health as Health
+from asignals.relay._relay import NoReceiversError as NoReceiversError
 from asignals.relay._relay import Relay as Relay
 from asignals.relay._relay import Status as Status
 from asignals.relay._transport import Backlog as Backlog
@@ -29,65 +45,84 @@ from asignals.relay._transport import DeadLetters as DeadLetters
 from asignals.relay._transport import Delivery as Delivery
 from asignals.relay._transport import Handle as Handle
 from asignals.relay._transport import PublishRefusedError as PublishRefusedError
+from asignals.relay._transport import Release as Release
+from asignals.relay._transport import SchemaError as SchemaError
 from asignals.relay._transport import Transport as Transport
-from asignals.relay.memory import Memory as Memory
+from asignals.relay.engines import ENGINES as _ENGINES
+from asignals.relay.engines import engine_from_url as engine_from_url
+from asignals.relay.engines.memory import Memory as Memory
 
 if TYPE_CHECKING:
-    from asignals.relay._tables import metadata as metadata
-    from asignals.relay.database import Database as Database
-    from asignals.relay.faststream import FastStreamTransport as FastStreamTransport
+    from asignals.relay._tables import table_metadata as table_metadata
+    from asignals.relay.engines.database import Database as Database
+    from asignals.relay.engines.jetstream import JetStream as JetStream
+    from asignals.relay.engines.kafka import Kafka as Kafka
+    from asignals.relay.engines.rabbitmq import RabbitMQ as RabbitMQ
+    from asignals.relay.engines.redis import RedisStreams as RedisStreams
     from asignals.relay.inbox import SQLAlchemyInbox as SQLAlchemyInbox
-    from asignals.relay.jetstream import JetStream as JetStream
+    from asignals.relay.inbox import once as once
     from asignals.relay.outbox import SQLAlchemyOutbox as SQLAlchemyOutbox
-    from asignals.relay.redis import RedisStreams as RedisStreams
 
 _LATE = {  # module, extra
-    "Database": ("asignals.relay.database", "sqlalchemy"),
-    "FastStreamTransport": ("asignals.relay.faststream", "faststream"),
-    "JetStream": ("asignals.relay.jetstream", "nats"),
-    "RedisStreams": ("asignals.relay.redis", "redis"),
+    **{name: (engine.module, engine.extra) for name, engine in _ENGINES.items()},
     "SQLAlchemyInbox": ("asignals.relay.inbox", "sqlalchemy"),
     "SQLAlchemyOutbox": ("asignals.relay.outbox", "sqlalchemy"),
-    "metadata": ("asignals.relay._tables", "sqlalchemy"),
+    "once": ("asignals.relay.inbox", "sqlalchemy"),
+    "table_metadata": ("asignals.relay._tables", "sqlalchemy"),
 }
 
 __all__ = [
+    "AlreadyHandledError",
     "Backlog",
     "BodyError",
     "Codec",
+    "CrashedError",
     "Database",
     "DeadLetter",
     "DeadLetters",
     "Delivery",
     "Envelope",
     "EnvelopeError",
-    "FastStreamTransport",
     "Handle",
     "Health",
     "HopLimitError",
     "Inbox",
     "JSONCodec",
     "JetStream",
+    "Kafka",
     "Memo",
     "Memory",
     "MemoryInbox",
     "MsgspecCodec",
+    "NoReceiversError",
+    "NoSessionError",
+    "NotHandledError",
     "PublishRefusedError",
     "PydanticCodec",
+    "RabbitMQ",
+    "ReceivedEvent",
     "RedisStreams",
     "Relay",
+    "Release",
     "SQLAlchemyInbox",
     "SQLAlchemyOutbox",
+    "SchemaError",
     "Status",
     "Transport",
-    "metadata",
+    "Upcaster",
+    "current_event",
+    "engine_from_url",
+    "once",
+    "table_metadata",
 ]
 
 
-def __getattr__(name: str) -> Any:
-    if name in _LATE:
-        module, extra = _LATE[name]
-        with _needs(extra):
-            return getattr(import_module(module), name)
-    msg = f"module {__name__!r} has no attribute {name!r}"
-    raise AttributeError(msg)
+if not TYPE_CHECKING:  # a misspelt name is a type checker's error
+
+    def __getattr__(name: str) -> Any:
+        if name in _LATE:
+            module, extra = _LATE[name]
+            with _needs(extra):
+                return getattr(import_module(module), name)
+        msg = f"module {__name__!r} has no attribute {name!r}"
+        raise AttributeError(msg)

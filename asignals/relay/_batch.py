@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 
 from asignals._to_the_end import to_the_end
 from asignals.relay._cancel import end, heeding
-from asignals.relay._link import Attempts
+from asignals.relay._connection_state import Attempts
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
     from types import TracebackType
 
-    from asignals.relay._link import Link
+    from asignals.relay._connection_state import ConnectionState
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -28,9 +28,9 @@ class Batch(Generic[T]):
     Use it as an async context manager: leaving makes a last trip. What that cannot bring home is delivered again.
     """
 
-    def __init__(self, flush: Callable[[list[T]], Awaitable[None]], link: Link, most: int = 1_000) -> None:
+    def __init__(self, flush: Callable[[list[T]], Awaitable[None]], state: ConnectionState, most: int = 1_000) -> None:
         self._flush = flush
-        self._link = link
+        self._state = state
         self._most = most
         self._items: list[T] = []
         self._added = asyncio.Event()
@@ -59,7 +59,7 @@ class Batch(Generic[T]):
                     await self._trip()
 
     async def _run(self) -> None:
-        attempts = Attempts(self._link, is_proof=False)
+        attempts = Attempts(self._state, is_proof=False)
         while True:
             await self._added.wait()
             self._added.clear()
@@ -77,7 +77,7 @@ class Batch(Generic[T]):
             raise
 
 
-class Together(Generic[T, R]):
+class Coalescer(Generic[T, R]):
     """A function of one item that is computed for many at once: calls made while a trip is under way share the next."""
 
     def __init__(self, function: Callable[[list[T]], Awaitable[list[R]]], most: int = 500) -> None:

@@ -55,15 +55,18 @@ async def heeding(call: Awaitable[T]) -> T:
     return result
 
 
-async def limited(call: Awaitable[T], seconds: float) -> T:
-    """Await a client's call as `heeding` does; raises `TimeoutError` after `seconds`, also when it swallows that."""
-    return await heeding(_within(call, seconds))
+async def limited(call: Awaitable[T], seconds: float, who: str = "") -> T:
+    """Await a client's call as `heeding` does; raises `TimeoutError` after `seconds`, also when it swallows that.
+
+    `who` names whose answer it is.
+    """
+    return await heeding(_within(call, seconds, who))
 
 
-async def _within(call: Awaitable[T], seconds: float) -> T:
+async def _within(call: Awaitable[T], seconds: float, who: str) -> T:
     with anyio.move_on_after(seconds):  # cancels again and again, where `asyncio.timeout` does it once
         return await call
-    msg = f"no answer within {seconds:g} s"
+    msg = f"{who} gave no answer within {seconds:g} s" if who else f"no answer within {seconds:g} s"
     raise TimeoutError(msg)
 
 

@@ -1,21 +1,25 @@
-"""How arguments become the body of an envelope, and how a body is believed to be arguments.
+"""How arguments are written as the body of an envelope, and how a body is validated and decoded.
 
-JSON through the types that a signal declares. Whatever a body claims, nothing is imported or constructed but those
-types.
+JSON by the types that a signal declares. Whatever a body claims, nothing is imported or constructed but those types.
+What the receiving side could not read, or would read as another value, is refused where it is sent.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import sys
 from importlib import import_module
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any, NoReturn, NotRequired, Protocol, TypedDict, get_type_hints
+from typing import TYPE_CHECKING, Any, NoReturn, NotRequired, Protocol, TypeAlias, TypedDict, get_type_hints
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping
+    from collections.abc import Callable, Collection, Mapping
 
     from asignals import Signal
+
+Upcaster: TypeAlias = "Callable[[dict[str, Any]], dict[str, Any]]"
+"""Turns the JSON object of one schema version into that of the next."""
 
 
 class BodyError(ValueError):
@@ -37,8 +41,8 @@ class Codec(Protocol):
         """Write the arguments."""
         ...
 
-    def decode(self, body: bytes) -> dict[str, Any]:
-        """Read the arguments; ones that are not known are left out."""
+    def decode(self, body: bytes, version: int) -> dict[str, Any]:
+        """Read the arguments that a sender of that schema version wrote; ones that are not known are left out."""
         ...
 
 
@@ -50,7 +54,7 @@ def _refuse_constant(name: str) -> NoReturn:
 class JSONCodec:
     """Plain JSON without types; `names` are the arguments to take from a body, `None` takes all.
 
-    NaN and the infinities are no JSON, and refused.
+    NaN and the infinities are no JSON, and refused, as are keys that are not strings, which JSON would make strings.
     """
 
     def __init__(self, names: Collection[str] | None = None) -> None:
@@ -59,87 +63,197 @@ class JSONCodec:
 
     def encode(self, arguments: Mapping[str, Any]) -> bytes:
         """Write an object."""
+        _check_keys(arguments)
         return self._dump(dict(arguments)).encode()
 
-    def decode(self, body: bytes) -> dict[str, Any]:
+    def decode(self, body: bytes, version: int = 1) -> dict[str, Any]:  # noqa: ARG002  plain JSON is the same in all
         """Read an object."""
-        try:
-            found = json.loads(body, parse_constant=_refuse_constant)
-        except RecursionError:
-            msg = "it is nested too deeply"
-            raise ValueError(msg) from None
-        if type(found) is not dict:
-            msg = "it is not an object"
-            raise ValueError(msg)
+        found = load_object(body)
         return found if self._names is None else {name: found[name] for name in self._names if name in found}
 
 
 class PydanticCodec:
-    """JSON through a pydantic `TypeAdapter` of a signal's declared arguments (extra: pydantic)."""
+    """JSON through a pydantic `TypeAdapter` of a signal's declared arguments."""
 
     def __init__(self, types: type[Any]) -> None:
         self._adapter = import_module("pydantic").TypeAdapter(types)
 
     def encode(self, arguments: Mapping[str, Any]) -> bytes:
         """Write the arguments; what does not fit its type is refused."""
-        written: bytes = self._adapter.dump_json(dict(arguments), warnings="error")
+        given = dict(arguments)
+        written: bytes = self._adapter.dump_json(given, warnings="error")
+        # pydantic writes NaN as null, inside models too; only what holds such a word is looked through.
+        if b"null" in written or b"NaN" in written or b"Infinity" in written:
+            _check_floats(self._adapter.dump_python(given))
+        self._adapter.validate_json(written)
         return written
 
-    def decode(self, body: bytes) -> dict[str, Any]:
+    def decode(self, body: bytes, version: int = 1) -> dict[str, Any]:  # noqa: ARG002  the types are the newest
         """Read and validate the arguments."""
         read: dict[str, Any] = self._adapter.validate_json(body)
         return read
 
 
 class MsgspecCodec:
-    """JSON through msgspec, by the types of a signal's declared arguments (extra: msgspec)."""
+    """JSON through msgspec, by the types of a signal's declared arguments."""
 
     def __init__(self, types: type[Any]) -> None:
         msgspec = import_module("msgspec")
+        msgspec.json.schema(types)  # raises for types that cannot be read back
         self._encoder = msgspec.json.Encoder()
         self._decoder = msgspec.json.Decoder(types)
+        self._plain = msgspec.to_builtins
 
     def encode(self, arguments: Mapping[str, Any]) -> bytes:
-        """Write the arguments."""
+        """Write the arguments; what does not fit its type is refused."""
         written: bytes = self._encoder.encode(arguments)
+        if b"null" in written:  # which NaN is written as
+            _check_floats(self._plain(arguments))
+        self._decoder.decode(written)
         return written
 
-    def decode(self, body: bytes) -> dict[str, Any]:
+    def decode(self, body: bytes, version: int = 1) -> dict[str, Any]:  # noqa: ARG002  the types are the newest
         """Read and validate the arguments."""
         read: dict[str, Any] = self._decoder.decode(body)
         return read
 
 
-def codec_for(signal: Signal[..., Any], local: Collection[str]) -> Codec:
-    """Choose a codec: by the types of an `@signal` stub with pydantic or, without it, msgspec; else plain JSON.
+class UpcastingCodec:
+    """Brings old bodies up to the newest schema version, one version after the other, and then reads them."""
 
-    `local` names arguments that never cross. Raises `TypeError` when the stub's types cannot be resolved.
+    def __init__(self, codec: Codec, upcasters: Mapping[int, Upcaster], newest: int) -> None:
+        self._codec = codec
+        self._upcasters = dict(upcasters)
+        self._newest = newest
+
+    def encode(self, arguments: Mapping[str, Any]) -> bytes:
+        """Write the arguments in the newest version."""
+        return self._codec.encode(arguments)
+
+    def decode(self, body: bytes, version: int) -> dict[str, Any]:
+        """Read a body of any version that there are upcasters for."""
+        if version < min(self._upcasters):
+            msg = f"its schema version is {version}, and upcasters begin with {min(self._upcasters)}"
+            raise ValueError(msg)
+        if version < self._newest:
+            found = load_object(body)
+            for old in range(version, self._newest):
+                found = self._upcasters[old](found)
+            body = json.dumps(found, allow_nan=False).encode()
+        return self._codec.decode(body, self._newest)
+
+
+def load_object(body: bytes) -> dict[str, Any]:
+    """Parse a JSON object; raises `ValueError` for anything else."""
+    try:
+        found = json.loads(body, parse_constant=_refuse_constant)
+    except RecursionError:
+        msg = "it is nested too deeply"
+        raise ValueError(msg) from None
+    if type(found) is not dict:
+        msg = "it is not an object"
+        raise ValueError(msg)
+    return found
+
+
+def _check_keys(value: Any) -> None:
+    if isinstance(value, dict):
+        for key, item in value.items():
+            if not isinstance(key, str):
+                msg = f"JSON has no key {key!r}, only strings"
+                raise TypeError(msg)
+            _check_keys(item)
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            _check_keys(item)
+
+
+def _check_floats(value: Any) -> None:
+    if isinstance(value, float) and not math.isfinite(value):
+        msg = f"{value} is not JSON"
+        raise ValueError(msg)
+    if isinstance(value, dict):
+        for key, item in value.items():
+            _check_floats(key)
+            _check_floats(item)
+    elif isinstance(value, (list, tuple, set, frozenset)):
+        for item in value:
+            _check_floats(item)
+
+
+def check_codec(codec: Codec) -> Codec:
+    """Return a codec that was given; raises `TypeError` for a class, or for what has not both methods."""
+    if isinstance(codec, type):
+        msg = f"codec must be an object: give codec={codec.__name__}(), not the class"
+        raise TypeError(msg)
+    if not callable(getattr(codec, "encode", None)) or not callable(getattr(codec, "decode", None)):
+        msg = f"codec needs the methods encode(arguments) and decode(body, version), which {codec!r} has not"
+        raise TypeError(msg)
+    return codec
+
+
+def codec_for(signal: Signal[..., Any], exclude_args: Collection[str]) -> Codec:
+    """Choose a codec: plain JSON for a signal without types, else by the types of its stub with pydantic or msgspec.
+
+    `exclude_args` names arguments that never cross. Raises `TypeError` when the stub's types cannot be resolved, or
+    cannot be written as JSON, and `ModuleNotFoundError` when neither library is installed.
     """
     names = signal.providing_args
     stub = getattr(signal, "_stub", None)
-    if names is None or stub is None:
-        return JSONCodec(None if names is None else [name for name in names if name not in local])
-    types = _types_of(signal, stub, [name for name in names if name not in local])
+    if names is None:
+        return JSONCodec()
+    crossing = [name for name in names if name not in exclude_args]
+    hints = {} if stub is None else _hints_of(signal, stub, crossing)
+    if all(hint is Any for hint in hints.values()):
+        return JSONCodec(crossing)
+    make = _typed_codec(signal)
+    try:
+        return make(_typed_dict(hints, getattr(stub, "__kwdefaults__", None) or {}))
+    except Exception as error:
+        raise TypeError(_say_which(signal, make, hints, error)) from error
+
+
+def _typed_codec(signal: Signal[..., Any]) -> type[PydanticCodec | MsgspecCodec]:
     if find_spec("pydantic"):
-        return PydanticCodec(types)
+        return PydanticCodec
     if find_spec("msgspec"):
-        return MsgspecCodec(types)
-    return JSONCodec([name for name in names if name not in local])
+        return MsgspecCodec
+    msg = (
+        f"signal {signal.name!r} declares types, which pydantic or msgspec writes and reads: pip install pydantic; "
+        f"or give codec=JSONCodec(), which checks no types"
+    )
+    raise ModuleNotFoundError(msg, name="pydantic")
 
 
-def _types_of(signal: Signal[..., Any], stub: Any, names: Collection[str]) -> type[Any]:
-    """Make a `TypedDict` of the stub's arguments; those with defaults may be absent."""
+def _hints_of(signal: Signal[..., Any], stub: Any, names: Collection[str]) -> dict[str, Any]:
     try:
         hints = get_type_hints(stub, include_extras=True)
     except Exception as error:
         msg = f"the types of signal {signal.name!r} cannot be resolved ({error}); give codec="
         raise TypeError(msg) from error
-    defaults = stub.__kwdefaults__ or {}
-    fields: dict[str, Any] = {}
-    for name in names:
-        hint = hints.get(name, Any)
-        fields[name] = NotRequired[hint] if name in defaults else hint
+    return {name: hints.get(name, Any) for name in names}
+
+
+def _typed_dict(hints: dict[str, Any], defaults: Collection[str]) -> type[Any]:
+    """Make a `TypedDict` of the stub's arguments; those with defaults may be absent."""
+    fields = {name: NotRequired[hint] if name in defaults else hint for name, hint in hints.items()}
     # A checker wants the fields in the source; and before 3.12 pydantic cannot look into the one of `typing`.
     make: Any = TypedDict if sys.version_info >= (3, 12) else import_module("typing_extensions").TypedDict
     made: type[Any] = make("Arguments", fields)
     return made
+
+
+def _say_which(
+    signal: Signal[..., Any], make: Callable[[type[Any]], Codec], hints: dict[str, Any], error: object
+) -> str:
+    """Say which argument's type cannot be written as JSON."""
+    for name, hint in hints.items():
+        try:
+            make(_typed_dict({name: hint}, ()))
+        except Exception:  # noqa: BLE001  whatever the library says of a type that it does not know
+            shown = getattr(hint, "__name__", None) or str(hint)
+            return (
+                f"argument {name!r} of signal {signal.name!r} is a {shown}, which cannot be sent to another process: "
+                f"leave it out with exclude_args=({name!r},), or give codec="
+            )
+    return f"the arguments of signal {signal.name!r} cannot be written as JSON ({error}); give codec="

@@ -20,6 +20,7 @@ MAX_HEADER: Final = 16_384
 MAX_BODY: Final = 1_000_000  # with MAX_HEADER this stays under the 1 MiB that NATS accepts by default
 MAX_KEPT: Final = MAX_BODY + MAX_HEADER  # bytes of an event that its dead letter keeps
 _MAX_TEXT: Final = 1_000
+_LATEST: Final = 1e11  # seconds since the epoch: the year 5138
 
 _dump = json.JSONEncoder(separators=(",", ":")).encode
 _load = json.JSONDecoder().decode
@@ -67,7 +68,8 @@ class Envelope:
     names the service and instance that sent it; `time` is seconds since the epoch; `hops` counts the events that led to
     this one through other processes; `sender` is the signal's sender as a string; events of one `key` keep their order
     as far as the transport can; `target` is the only service that is to handle it, or `None` for all; `repeats` is
-    the id of the event that this one replays.
+    the id of the event that this one replays; `done` names receivers that need not be called: in a replay those that
+    had succeeded, else those that the sending process calls itself, which concerns its own service only.
     """
 
     topic: str
@@ -82,6 +84,7 @@ class Envelope:
     target: str | None = None
     traceparent: str | None = None
     repeats: str | None = None
+    done: tuple[str, ...] = ()
 
     def encode(self) -> bytes:
         """Give the bytes for the wire; raises `EnvelopeError` when a field breaks a rule."""
@@ -93,6 +96,8 @@ class Envelope:
                 line += f',"{name}":{_quote(text)}'
         if self.hops:
             line += f',"hops":{self.hops}'
+        if self.done:
+            line += f',"done":[{",".join(map(_quote, self.done))}]'
         head = f"{line}}}".encode()
         if len(head) > MAX_HEADER:
             reason = f"its header has {len(head)} bytes, more than {MAX_HEADER}"
@@ -143,6 +148,7 @@ def _parse(line: bytes) -> dict[str, Any]:
 def _from_header(header: dict[str, Any], body: bytes) -> Envelope:
     # Fields that are not known are ignored: a later release may add some.
     get = header.get
+    done = get("done", ())
     envelope = Envelope(
         get("topic", ""),
         body,
@@ -156,6 +162,7 @@ def _from_header(header: dict[str, Any], body: bytes) -> Envelope:
         get("target"),
         get("traceparent"),
         get("repeats"),
+        tuple(done) if type(done) is list else done,
     )
     _check(envelope)
     return envelope
@@ -179,17 +186,24 @@ def _check(envelope: Envelope) -> None:
     if type(envelope.hops) is not int or not 0 <= envelope.hops < 1 << 31:
         reason = "its hops are not a natural number"
         raise EnvelopeError(reason)
-    if type(envelope.time) not in (float, int) or not 0 <= envelope.time < 1e11:  # noqa: PLR2004  year 5138
+    if type(envelope.time) not in (float, int) or not 0 <= envelope.time < _LATEST:
         reason = "its time is not a number of seconds"
         raise EnvelopeError(reason)
     _check_texts(envelope)
+    if envelope.done and (type(envelope.done) is not tuple or not all(map(_is_text, envelope.done))):
+        reason = "its done is not a list of receivers' names"
+        raise EnvelopeError(reason)
+
+
+def _is_text(text: Any) -> bool:
+    return type(text) is str and len(text) <= _MAX_TEXT and _is_storable(text)
 
 
 def _check_texts(envelope: Envelope) -> None:
     for name, text in envelope._texts():
         if text is None and name != "origin":
             continue
-        if type(text) is not str or len(text) > _MAX_TEXT or not _is_storable(text):
+        if not _is_text(text):
             reason = f"its {name} is not text of at most {_MAX_TEXT} characters"
             raise EnvelopeError(reason)
 
@@ -210,8 +224,9 @@ class DeadLetter:
     """An event that one service gave up, as it arrived, and why.
 
     `raw` is what came from the wire (cut at 1 MB when it was larger); `error` names the exception (engines keep 1000
-    characters); `attempts` is how often it was tried; `time` is seconds since the epoch. `position` is where the
-    transport keeps the letter.
+    characters); `attempts` is how often it was tried; `time` is seconds since the epoch; `done` names the receivers
+    that had succeeded, which a replay does not call again. `position` is where the transport keeps the letter, and
+    `queue` where the relay found it.
     """
 
     raw: bytes
@@ -220,30 +235,44 @@ class DeadLetter:
     attempts: int = 1
     time: float = field(default_factory=time.time)
     position: str = ""
+    done: tuple[str, ...] = ()
+    queue: str = ""
 
     def encode(self) -> bytes:
         """Give the bytes that a transport keeps."""
-        error = self.error[:_MAX_TEXT]
-        header = {"service": self.service, "error": error, "attempts": self.attempts, "time": self.time}
-        return b"%b\n%b" % (_dump(header).encode(), self.raw[:MAX_KEPT])
+        header = {
+            "service": self.service,
+            "error": self.error[:_MAX_TEXT],
+            "attempts": self.attempts,
+            "time": self.time,
+            "done": self.done,
+        }
+        line = _dump(header)
+        if len(line) > MAX_HEADER:  # so many receivers that their names do not fit: the inbox may still know them
+            line = _dump({**header, "done": ()})
+        return b"%b\n%b" % (line.encode(), self.raw[:MAX_KEPT])
 
     @classmethod
     def decode(cls, data: bytes, position: str) -> DeadLetter:
-        """Read the bytes of `encode`; raises `EnvelopeError` for anything else."""
+        """Read the bytes of `encode`; raises `EnvelopeError` for what is no letter.
+
+        Others may have written it: a number that is none is read as 0, and a text that nobody could store is made one.
+        """
         end = data.find(b"\n", 0, MAX_HEADER + 1)
         header = _parse(data[:end] if end >= 0 else b"")
-        try:
-            return cls(
-                data[end + 1 :],
-                str(header["service"]),
-                str(header["error"]),
-                int(header["attempts"]),
-                float(header["time"]),
-                position,
-            )
-        except (KeyError, TypeError, ValueError) as error:
-            reason = f"no dead letter: {error!r}"
-            raise EnvelopeError(reason) from error
+        if "service" not in header or "error" not in header:
+            reason = "no dead letter: it names no service or no error"
+            raise EnvelopeError(reason)
+        done = header.get("done", ())
+        return cls(
+            data[end + 1 :],
+            _text_of(header["service"]),
+            _text_of(header["error"]),
+            int(_number_of(header.get("attempts"))),
+            _number_of(header.get("time")),
+            position,
+            tuple(filter(_is_text, done)) if type(done) is list else (),
+        )
 
     @classmethod
     def read(cls, data: bytes, position: str) -> DeadLetter:
@@ -267,3 +296,13 @@ class DeadLetter:
         envelope = self.envelope
         event_id = envelope.id if envelope else hashlib.blake2s(self.raw, digest_size=16).hexdigest()
         return f"{event_id}-{self.service}"
+
+
+def _text_of(value: object) -> str:
+    """Make text of anything JSON: short, and without what UTF-8 has no bytes for."""
+    return (value if isinstance(value, str) else repr(value))[:_MAX_TEXT].encode(errors="replace").decode()
+
+
+def _number_of(value: Any) -> float:
+    """Make a number between 0 and 1e11 of anything JSON: 0 when it is none (NaN compares as false)."""
+    return float(value) if type(value) in (int, float) and 0 <= value < _LATEST else 0.0

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any, NamedTuple
+from contextvars import ContextVar, Token
+from numbers import Integral
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, NoReturn, TypeAlias
+from uuid import UUID
 
 from asignals.relay._codec import BodyError
 from asignals.relay._envelope import MAX_BODY, Envelope
@@ -14,6 +16,8 @@ if TYPE_CHECKING:
 
     from asignals import Signal
     from asignals.relay._codec import Codec
+
+    KeyFunction: TypeAlias = "Callable[[Any, dict[str, Any]], str | None]"
 
 handling: ContextVar[Envelope | None] = ContextVar("asignals.relay.handling", default=None)
 """The event whose receivers are being called: what they send follows from it."""
@@ -27,6 +31,31 @@ class ExportUid(NamedTuple):
     relay: int
 
 
+OWN_TRANSACTION: Final = object()
+"""What `Relay.own_transaction` binds instead of a session."""
+
+
+class Bound:
+    """A block whose sends use one session: what `Relay.bind` and `Relay.own_transaction` give."""
+
+    def __init__(self, variable: ContextVar[Any], session: Any) -> None:
+        self._variable = variable
+        self._session = session
+        self._tokens: list[Token[Any]] = []
+
+    def __enter__(self) -> None:
+        self._tokens.append(self._variable.set(self._session))
+
+    def __exit__(self, *_: object) -> None:
+        self._variable.reset(self._tokens.pop())
+
+    def __call__(self, function: object) -> NoReturn:
+        """Refuse to be a decorator: an async function would leave the block before its body runs."""
+        name = getattr(function, "__qualname__", function)
+        msg = f"this is no decorator: write the `with` block inside of {name!r}"
+        raise TypeError(msg)
+
+
 class HopLimitError(RuntimeError):
     """An event was to be sent that follows from too many events of other processes, which answer each other."""
 
@@ -37,11 +66,71 @@ class HopLimitError(RuntimeError):
         self.hops = hops
 
 
+class NoSessionError(RuntimeError):
+    """A signal was sent without the session whose transaction its event was to be part of."""
+
+    def __init__(self, signal: str, topic: str) -> None:
+        super().__init__(
+            f"signal {signal!r} was sent without a session, so its event for {topic!r} would stay though your "
+            f"transaction rolls back: send it with session=…, or inside `with relay.bind(session):`; where it is "
+            f"meant to have a transaction of its own, send it inside `with relay.own_transaction():`"
+        )
+        self.signal = signal
+        self.topic = topic
+
+
 def dump_sender(sender: object) -> str | None:
     """Take a sender as it is when it is a string, and `None`."""
     if sender is None or isinstance(sender, str):
         return sender
-    msg = f"a sender crosses as a string: give senders=(dump, load) for {type(sender).__name__!r}"
+    msg = (
+        f"senders are sent as strings; convert {type(sender).__name__!r} with sender_codec=(dump, load), "
+        f"two functions to a string and back"
+    )
+    raise TypeError(msg)
+
+
+def key_function(signal: Signal[..., Any], key: str | KeyFunction | None) -> KeyFunction | None:
+    """Give the function that makes an event's key; raises for an argument that the signal does not have."""
+    if key is None:
+        return None
+    if callable(key):
+        return _checked(signal, key)
+    if not isinstance(key, str):
+        msg = f"key must be the name of an argument, or a function of sender and arguments, not {key!r}"
+        raise TypeError(msg)
+    names = signal.providing_args
+    if names is not None and key not in names:
+        msg = f"key={key!r} is no argument of signal {signal.name!r}, which has {', '.join(names) or 'none'}"
+        raise ValueError(msg)
+    return _by_name(signal, key)
+
+
+def _checked(signal: Signal[..., Any], key: KeyFunction) -> KeyFunction:
+    def checked(sender: Any, arguments: dict[str, Any]) -> str | None:
+        made = key(sender, arguments)
+        return None if made is None else _key_of(signal, "the function given as key", made)
+
+    return checked
+
+
+def _by_name(signal: Signal[..., Any], name: str) -> KeyFunction:
+    def by_name(_sender: Any, arguments: dict[str, Any]) -> str:
+        if name not in arguments:
+            msg = f"signal {signal.name!r} was sent without its key, argument {name!r}"
+            raise TypeError(msg)
+        return _key_of(signal, f"argument {name!r}", arguments[name])
+
+    return by_name
+
+
+def _key_of(signal: Signal[..., Any], what: str, value: object) -> str:
+    """Make a key of a value that always makes the same one; a number and its text are the same key."""
+    if isinstance(value, str):
+        return str(value)
+    if isinstance(value, (Integral, UUID)) and not isinstance(value, bool):
+        return str(value)
+    msg = f"the key of signal {signal.name!r} is a string, an integer or a UUID, and {what} gave {value!r:.80}"
     raise TypeError(msg)
 
 
@@ -54,27 +143,33 @@ class Exporter:
         topic: str,
         codec: Codec,
         dump: Callable[[Any], str | None],
-        key: Callable[[Any, dict[str, Any]], str | None],
+        key: KeyFunction | None,
         version: int,
-        local: Collection[str],
+        exclude_args: Collection[str],
         origin: str,
         hop_limit: int,
+        needs_session: bool,
+        called_here: Callable[[Signal[..., Any], str, Any], tuple[str, ...]],
         hand_on: Callable[[Envelope, Any], Awaitable[None]],
+        session: ContextVar[Any],
     ) -> None:
         self.topic = topic
         self._codec = codec
         self._dump = dump
         self._key = key
         self._version = version
-        self._local = frozenset(local)
+        self._exclude_args = frozenset(exclude_args)
         self._origin = origin
         self._hop_limit = hop_limit
+        self._needs_session = needs_session
+        self._called_here = called_here
         self._hand_on = hand_on
+        self._session = session
 
     async def __call__(self, signal: Signal[..., Any], sender: Any, **arguments: Any) -> None:
         """Hand the event on; returns when it is stored or, without an outbox, acknowledged."""
-        session = arguments.get("session") if "session" in self._local else None
-        crossing = {name: value for name, value in arguments.items() if name not in self._local}
+        session = self._session_of(signal, arguments)
+        crossing = {name: value for name, value in arguments.items() if name not in self._exclude_args}
         envelope = Envelope(
             self.topic,
             self._encode(signal, crossing),
@@ -82,10 +177,22 @@ class Exporter:
             origin=self._origin,
             hops=self._hops(signal),
             sender=self._dump(sender),
-            key=self._key(sender, crossing),
+            key=None if self._key is None else self._key(sender, arguments),
             traceparent=current_traceparent(),
+            done=self._called_here(signal, self.topic, sender),
         )
         await self._hand_on(envelope, session)
+
+    def _session_of(self, signal: Signal[..., Any], arguments: dict[str, Any]) -> Any:
+        """The session whose transaction the event is part of; `None` for one of its own."""
+        session = arguments.get("session") if "session" in self._exclude_args else None
+        if session is None:
+            session = self._session.get()
+        if session is OWN_TRANSACTION:
+            return None
+        if session is None and self._needs_session:
+            raise NoSessionError(signal.name, self.topic)
+        return session
 
     def _encode(self, signal: Signal[..., Any], arguments: dict[str, Any]) -> bytes:
         try:

@@ -3,50 +3,71 @@
 from __future__ import annotations
 
 import json
-import zlib
 from collections import OrderedDict
 from dataclasses import dataclass, field
-from typing import Final, Protocol
-
-_MAX_RECEIVER: Final = 255
+from typing import Protocol
 
 
 @dataclass(slots=True)
 class Memo:
-    """What is remembered of one event in one service: the receivers that are done, and how often it failed."""
+    """What is remembered of one event in one service.
+
+    `done` and `failed` name receivers, `failures` counts deliveries in which a receiver failed. `begun` counts those
+    whose receivers were called since the last one that came to an end, so those that ended with their process;
+    `begun_at` is when the last of them began, in seconds since the epoch.
+    """
 
     done: set[str] = field(default_factory=set)
+    failed: set[str] = field(default_factory=set)
     failures: int = 0
+    begun: int = 0
+    begun_at: float = 0.0
 
     def encode(self) -> bytes:
         """Write it down, for an engine that keeps bytes."""
-        return json.dumps({"done": sorted(self.done), "failures": self.failures}).encode()
+        facts = {"done": sorted(self.done), "failed": sorted(self.failed), "failures": self.failures}
+        return json.dumps({**facts, "begun": self.begun, "begun_at": self.begun_at}).encode()
 
     @classmethod
     def decode(cls, data: bytes) -> Memo:
         """Read the bytes of `encode`; others are as good as forgotten: receivers are then called again."""
         try:
             found = json.loads(data)
-            return cls(set(map(str, found["done"])), int(found["failures"]))
-        except (ValueError, TypeError, KeyError, RecursionError, OverflowError):
+            return cls(
+                set(map(str, found["done"])),
+                set(map(str, found["failed"])),
+                int(found["failures"]),
+                int(found["begun"]),
+                float(found["begun_at"]),
+            )
+        except (ValueError, TypeError, KeyError, RecursionError, OverflowError, AttributeError):
             return cls()
 
-    def add(self, done: set[str], failures: int | None) -> None:
-        """Add receivers that are done, and set the number of failures unless it is `None`."""
-        self.done |= done
-        if failures is not None:
-            self.failures = failures
+    def merge(self, change: Memo) -> None:
+        """Add the receivers that another one knows to be done, and take everything else as it says."""
+        self.done |= change.done
+        self.failed = change.failed - self.done
+        self.failures, self.begun, self.begun_at = change.failures, change.begun, change.begun_at
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether it says nothing but what is done."""
+        return not (self.failed or self.failures or self.begun or self.begun_at)
+
+    def copy(self) -> Memo:
+        """Give one that can be changed."""
+        return Memo(set(self.done), set(self.failed), self.failures, self.begun, self.begun_at)
 
 
 class Inbox(Protocol):
-    """Remembers by (event id, service, receiver)."""
+    """Remembers by event id and service."""
 
     async def recall(self, event_id: str, service: str) -> Memo:
         """Give what is remembered; an empty memo when nothing is."""
         ...
 
-    async def remember(self, event_id: str, service: str, done: set[str], failures: int | None = None) -> None:
-        """Add receivers that are done, and set the number of failures unless it is `None`; returns when it is safe."""
+    async def remember(self, event_id: str, service: str, change: Memo) -> None:
+        """Merge a change into what is remembered (`Memo.merge`); returns when it is safe."""
         ...
 
 
@@ -60,24 +81,11 @@ class MemoryInbox:
     async def recall(self, event_id: str, service: str) -> Memo:
         """Give what is remembered."""
         memo = self._memos.get((event_id, service))
-        return Memo() if memo is None else Memo(set(memo.done), memo.failures)
+        return Memo() if memo is None else memo.copy()
 
-    async def remember(self, event_id: str, service: str, done: set[str], failures: int | None = None) -> None:
-        """Add receivers that are done, and set the number of failures unless it is `None`."""
-        memo = self._memos.setdefault((event_id, service), Memo())
-        memo.add(done, failures)
+    async def remember(self, event_id: str, service: str, change: Memo) -> None:
+        """Merge a change into what is remembered."""
+        self._memos.setdefault((event_id, service), Memo()).merge(change)
         self._memos.move_to_end((event_id, service))
         if len(self._memos) > self._size:
             self._memos.popitem(last=False)
-
-
-def receiver_name(name: str, taken: set[str]) -> str:
-    """Make a receiver's name fit the table and differ from those taken before it; adds it to them."""
-    if len(name) > _MAX_RECEIVER - 10:
-        name = f"{name[:200]}~{zlib.crc32(name.encode()):08x}"
-    count, unique = 1, name
-    while unique in taken:
-        count += 1
-        unique = f"{name}#{count}"
-    taken.add(unique)
-    return unique

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from asignals.relay._cancel import end, heeding
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Coroutine
+    from collections.abc import Awaitable, Callable, Coroutine, Iterator
     from types import TracebackType
 
 T = TypeVar("T")
@@ -25,11 +26,13 @@ class Pool(Generic[T]):
     """Calls `work(item)` for every item put, for at most `limit` items at once, in the order of the puts.
 
     Use it as an async context manager: leaving cancels the workers and waits for them, and what is put after that is
-    not worked on. `work` must not raise; if it does, or is cancelled by nobody, the block is cancelled, and raises an
-    `ExceptionGroup`.
+    not worked on. `on_park` is called when an item is parked. `work` must not raise; if it does, or is cancelled by
+    nobody, the block is cancelled, and raises an `ExceptionGroup`.
     """
 
-    def __init__(self, work: Callable[[T], Awaitable[None]], limit: int) -> None:
+    def __init__(
+        self, work: Callable[[T], Awaitable[None]], limit: int, *, on_park: Callable[[], object] | None = None
+    ) -> None:
         self._work = work
         self._limit = limit
         self._items: deque[T] = deque()
@@ -38,12 +41,14 @@ class Pool(Generic[T]):
         self._workers: set[asyncio.Task[None]] = set()
         self._others: set[asyncio.Task[None]] = set()
         self._busy = 0
+        self.parked: int = 0
+        self._on_park = on_park
         self._changed = asyncio.Event()
         self._is_leaving = False
 
     def __len__(self) -> int:
-        """Items put and not yet done."""
-        return len(self._items) + self._busy
+        """Items put and not yet done, but for the parked ones."""
+        return len(self._items) + self._busy - self.parked
 
     def put(self, item: T) -> None:
         """Hand over one item; never waits."""
@@ -55,10 +60,30 @@ class Pool(Generic[T]):
             if not waiting.done():
                 waiting.set_result(None)
                 return
-        if len(self._workers) < self._limit:
+        self._add_worker()
+
+    def _add_worker(self) -> None:
+        if len(self._workers) < self._limit + self.parked and not self._is_leaving:
             worker = self._group.create_task(self._run())
             self._workers.add(worker)
             worker.add_done_callback(self._ended)
+
+    @contextmanager
+    def park(self) -> Iterator[None]:
+        """A block in which the item that is worked on takes no place: another one may begin.
+
+        Leaving it waits for nothing, so for a while more than `limit` items may be worked on.
+        """
+        self.parked += 1
+        self._changed.set()
+        if self._items and not self._idle:
+            self._add_worker()
+        if self._on_park is not None:
+            self._on_park()
+        try:
+            yield
+        finally:
+            self.parked -= 1
 
     def start(self, other: Coroutine[Any, Any, None]) -> None:
         """Run something beside the workers until the block is left; what it raises ends the block, too."""

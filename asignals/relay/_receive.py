@@ -1,85 +1,84 @@
 """The receiving side: what becomes of one delivery.
 
-The order of things is the guarantee. A delivery is acknowledged (`None`) only when every receiver has succeeded and
-that is remembered, or when a dead letter is safe; whatever happens before leaves it with the engine.
+The order of things is the guarantee. A delivery is acknowledged (`None`) only when every receiver that is to hear has
+succeeded and that is remembered, or when a dead letter is safe; whatever happens before leaves it with the engine. An
+event that nobody here can read or handle is given back, for another instance of the service.
+
+An event that kills its process is found out by what is written down before its receivers are called a second time
+(`Memo.begun`). All that were running then are suspects; each is tried again alone, so that only the one that does it
+is found to have begun again and again without coming to an end.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections import Counter
-from contextlib import asynccontextmanager, nullcontext
+import time
+from collections import OrderedDict
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from inspect import isawaitable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from asignals._core import Connection, bind, registry_of
-from asignals._core import Send
-from asignals.relay._cancel import heeding, times_cancelled
+import anyio
+
+from asignals._core import Send, bind, log_failure
+from asignals.relay._cancel import heeding, limited, times_cancelled
+from asignals.relay._connection_state import ConnectionState, jittered
+from asignals.relay._current import AlreadyHandledError, Call, calling
 from asignals.relay._envelope import MAX_KEPT, DeadLetter, Envelope, EnvelopeError
-from asignals.relay._export import ExportUid, handling
-from asignals.relay._inbox import Memo, receiver_name
-from asignals.relay._link import jittered
+from asignals.relay._export import handling
+from asignals.relay._inbox import Memo
+from asignals.relay._lanes import Lanes
+from asignals.relay._redact import said
 from asignals.relay._trace import following
+from asignals.relay._transport import Release
+from asignals.relay._watchdog import Watchdog
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Collection
 
-    from asignals import Signal
-    from asignals._core import Connection as Link
-    from asignals.relay._codec import Codec
+    from asignals._core import Connection
     from asignals.relay._inbox import Inbox
+    from asignals.relay._subscription import Subscription, Target
     from asignals.relay._transport import Delivery
 
 logger = logging.getLogger("asignals.relay")
 
-_CRASHES = 50  # deliveries beyond the retries after which an event counts as one that kills its process
+_INBOX_TRIP: Final = 15.0  # seconds that one call of the inbox may take; the inboxes here have shorter limits
+_LOOK: Final = 5.0  # seconds after which an idle inbox is asked whether it is there
+_ELSEWHERE: Final = 2.0  # seconds after which an event is offered again that this instance cannot read
+_PARKED: Final = 2.0  # seconds after which an event comes again for which too many wait
+_SUSPECT: Final = 1.0  # seconds after which a suspect comes again while another one is tried
+_SHOWN: Final = 10.0  # seconds for which a note stays in health after it should have come again
+_LOGGED: Final = 60.0  # seconds after which a note that still comes is logged once more
+_KNOWN: Final = 100_000  # events of which is known here what no inbox has
 
 
-@dataclass(slots=True)
-class Subscription:
-    """What `Relay.receive` was told about one topic."""
-
-    signal: Signal[..., Any]
-    topic: str
-    retries: int
-    backoff: tuple[float, float]
-    dead_letter: str
-    version: int
-    codec: Codec
-    load: Callable[[str | None], Any]
-    own: bool
-    _plan: Any = None
-    _links: list[tuple[Link, str]] = field(default_factory=list)
-
-    def links(self, sender: object) -> list[tuple[Link, str]]:
-        """Whom to call for a sender, in order and by name; exporting receivers are left out."""
-        plan = registry_of(self.signal).plan_for(sender).connections
-        if plan is not self._plan:
-            taken: set[str] = set()
-            links = [link for link in plan if not _is_exporter(link)]
-            self._links = [(link, receiver_name(_name_of(link), taken)) for link in links]
-            self._plan = plan
-        return self._links
-
-    def pause(self, failures: int) -> float:
-        """Seconds to wait after that many failures."""
-        first, most = self.backoff
-        return jittered(min(most, first * 2.0 ** min(failures - 1, 60)))
+_NOBODY: Final[frozenset[str]] = frozenset()
+_NOTHING: Final = Memo()
+_PLAIN: Final = nullcontext()
 
 
-def _is_exporter(link: Link) -> bool:
-    return isinstance(link, Connection) and isinstance(link.dispatch_uid, ExportUid)
+class NotHandledError(RuntimeError):
+    """An event is not done, though no receiver raised: nobody was there to handle it, or not everybody."""
+
+    def __init__(self, topic: str, reason: str) -> None:
+        super().__init__(f"an event of {topic!r} is not handled: {reason}")
+        self.topic = topic
+        self.reason = reason
 
 
-def _name_of(link: Link) -> str:
-    """Name a receiver as another process of the service would name it, too."""
-    if isinstance(link, Connection) and isinstance(link.dispatch_uid, str):
-        return link.dispatch_uid
-    receiver = link.target()
-    named = receiver if hasattr(receiver, "__qualname__") else type(receiver)
-    return f"{named.__module__}.{named.__qualname__}"
+class CrashedError(RuntimeError):
+    """An event was begun again and again, alone, and never came to an end: it seems to kill its process."""
+
+    def __init__(self, times: int) -> None:
+        super().__init__(f"its receivers were called {times} times and never came to an end: does it kill its process?")
+        self.times = times
+
+
+class GivenUp(Exception):  # noqa: N818  not raised to anyone: why an event becomes a dead letter
+    """No repetition can help."""
 
 
 @dataclass(slots=True)
@@ -90,185 +89,416 @@ class Counts:
     ignored: int = 0
     failed: int = 0
     dead: int = 0
+    released: int = 0
     in_flight: int = 0
 
 
-class GivenUp(Exception):  # noqa: N818  not raised to anyone: why an event becomes a dead letter
-    """No repetition can help."""
+@dataclass(slots=True)
+class _Outcome:
+    """What came of calling an event's receivers: their names, what is wrong, and whether anybody has handled it.
+
+    `succeeded` are the connections that have: two receivers of one name are told apart by them, in this process.
+    """
+
+    succeeded: set[Connection] = field(default_factory=set)
+    done: set[str] = field(default_factory=set)
+    failed: set[str] = field(default_factory=set)
+    error: BaseException | None = None
+    is_called: bool = False
+    is_heard: bool = False
+
+
+class _Note(NamedTuple):
+    """Something that does not work, until when health shows it, and when it was last logged."""
+
+    text: str
+    until: float
+    logged: float
+
+
+class _Recent(OrderedDict[str, Any]):
+    """Facts about the last events, by id."""
+
+    def put(self, event_id: str, fact: Any) -> None:
+        self[event_id] = fact
+        if len(self) > _KNOWN:
+            self.popitem(last=False)
 
 
 class Inbound:
     """Handles deliveries for one service."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  parts of one relay
         self,
         service: str,
         origin: str,
         inbox: Inbox,
-        bury: Callable[[str, DeadLetter], Awaitable[None]],
+        put_dead_letter: Callable[[str, DeadLetter], Awaitable[None]],
         *,
         always_remember: bool,
+        lease: float,
     ) -> None:
         self.service = service
+        self.watchdog = Watchdog(lease, self._blocked)
         self.subscriptions: dict[str, Subscription] = {}
         self.counts = Counts()
-        self.stopping = False
-        self.idle = asyncio.Event()
-        self.idle.set()
+        self.inbox_state: ConnectionState = ConnectionState("the inbox")
         self.dead_letter = f"dlq.{service}"
         self._origin = origin
+        self._own = f"{service}/"
         self._inbox = inbox
-        self._bury = bury
+        self._put_dead_letter = put_dead_letter
         self._always_remember = always_remember
-        self._keys: dict[str, asyncio.Lock] = {}
-        self._queued: Counter[str] = Counter()
+        self._notes: dict[str, _Note] = {}
+        self._first_seen = _Recent()  # of events with a newer version: when that was
+        self._done_here = _Recent()  # of events that are not done: the connections that are
+        self.begin(1)
 
-    def begin(self) -> None:
+    def begin(self, limit: int) -> None:
         """Make ready to handle, in the event loop that runs now: it may not be that of the last time."""
         self.stopping = False
         self.idle = asyncio.Event()
         self.idle.set()
-        self._keys.clear()
+        self._lanes = Lanes(limit)
+        self._alone = asyncio.Lock()
 
-    async def handle(self, delivery: Delivery) -> float | None:
-        """Handle one delivery: `None` when it is done, else the seconds after which to deliver it again."""
-        if self.stopping:
-            await asyncio.Event().wait()  # until cancelled: the engine then gives it to another instance
-        self.counts.in_flight += 1
-        self.idle.clear()
-        try:
-            return await self._handle(delivery)
-        finally:
-            self.counts.in_flight -= 1
-            if not self.counts.in_flight:
-                self.idle.set()
+    @property
+    def problems(self) -> dict[str, str]:
+        """What does not work, by what it is, as far as it was noticed of late."""
+        now = time.monotonic()
+        found = {what: note.text for what, note in self._notes.items() if now < note.until}
+        if self.inbox_state.problem is not None:
+            found[self.inbox_state.name] = self.inbox_state.problem
+        return found
 
-    async def _handle(self, delivery: Delivery) -> float | None:
+    async def handle(self, delivery: Delivery) -> float | Release | None:
+        """Handle one delivery: `None` when it is done, else when to deliver it again."""
         try:
             envelope = Envelope.decode(delivery.data)
         except EnvelopeError as error:
             return await self._give_up(self.dead_letter, delivery, error, 1)
+        if self._lanes.is_full(envelope.key):
+            return jittered(_PARKED)
+        lanes, counts = self._lanes, self.counts
+        await lanes.take_place(delivery, envelope.key)
+        try:
+            if self.stopping:
+                await asyncio.Event().wait()  # until cancelled: the engine then gives it to another instance
+            counts.in_flight += 1
+            self.idle.clear()
+            try:
+                return await self._handle(delivery, envelope)
+            finally:
+                counts.in_flight -= 1
+                if not counts.in_flight:
+                    self.idle.set()
+        finally:
+            lanes.give_place(envelope.key)
+
+    async def _handle(self, delivery: Delivery, envelope: Envelope) -> float | Release | None:
+        if delivery.topic != envelope.topic:
+            reason = f"it came as an event of {delivery.topic!r} and says that it is one of {envelope.topic!r}"
+            return await self._give_up(self.dead_letter, delivery, GivenUp(reason), 1)
         subscription = self.subscriptions.get(envelope.topic)
-        if subscription is None or not self._is_meant(envelope, subscription):
+        if subscription is None:  # an engine that does not keep topics apart: others may know it
+            return self._release(envelope, f"this instance does not receive {envelope.topic!r}")
+        if not self._is_meant(envelope, subscription):
             self.counts.ignored += 1
             return None
-        async with self._in_turn(envelope.key) if envelope.key is not None else nullcontext():
-            return await self._deliver(delivery, envelope, subscription)
-
-    def _is_meant(self, envelope: Envelope, subscription: Subscription) -> bool:
-        if envelope.target is not None:
-            return envelope.target == self.service
-        if envelope.origin == self._origin:
-            return False  # its receivers in this process were called by `send` itself
-        return subscription.own or envelope.origin.partition("/")[0] != self.service
-
-    @asynccontextmanager
-    async def _in_turn(self, key: str) -> AsyncIterator[None]:
-        """Let events of one key pass one after the other."""
-        lock = self._keys.setdefault(key, asyncio.Lock())
-        self._queued[key] += 1
-        try:
-            async with lock:
-                yield
-        finally:
-            self._queued[key] -= 1
-            if not self._queued[key]:
-                del self._queued[key], self._keys[key]
-
-    async def _deliver(self, delivery: Delivery, envelope: Envelope, subscription: Subscription) -> float | None:
+        if envelope.version > subscription.version:
+            return await self._wait_for_newer(delivery, envelope, subscription)
         try:
             arguments = self._read(envelope, subscription)
         except GivenUp as refusal:
             return await self._give_up(subscription.dead_letter, delivery, refusal.__cause__ or refusal, 1)
-        event_id = envelope.repeats or envelope.id
-        try:
-            memo = await self._recall(event_id, envelope, delivery)
-            if delivery.attempt > subscription.retries + 1 + _CRASHES:
-                reason = f"delivered {delivery.attempt} times without ever being done: does it kill its process?"
-                return await self._give_up(subscription.dead_letter, delivery, GivenUp(reason), delivery.attempt)
-            done: set[str] = set()
-            error = await self._call(envelope, subscription, arguments, memo.done, done)
-            if error is None:
-                if self._always_remember and done:
-                    await self._inbox.remember(event_id, self.service, done)
-                self.counts.received += 1
-                return None
-            failures = memo.failures + 1
-            is_last = failures > subscription.retries
-            await self._inbox.remember(event_id, self.service, done, 0 if is_last else failures)
-        except Exception as trouble:  # noqa: BLE001  the inbox is out of reach; the engine keeps the event
-            logger.warning("event %s of %r waits: the inbox failed (%r)", envelope.id, envelope.topic, trouble)
-            return subscription.pause(1)
-        self.counts.failed += 1
-        if is_last:
-            return await self._give_up(subscription.dead_letter, delivery, error, failures)
-        return subscription.pause(failures)
+        return await self._deliver(delivery, envelope, subscription, arguments)
+
+    def _is_meant(self, envelope: Envelope, subscription: Subscription) -> bool:
+        if envelope.target is not None:
+            return envelope.target == self.service
+        if envelope.origin == self._origin and envelope.done:
+            return False  # its receivers in this process were called by `send` itself
+        return subscription.include_own_service or not envelope.origin.startswith(self._own)
 
     def _read(self, envelope: Envelope, subscription: Subscription) -> dict[str, Any]:
         """Read the arguments; raises `GivenUp` when no repetition will make them readable."""
-        if envelope.version > subscription.version:
-            msg = f"its schema version is {envelope.version}, and {subscription.version} is the newest known here"
-            raise GivenUp(msg)
         try:
-            arguments = subscription.codec.decode(envelope.body)
+            arguments = subscription.codec.decode(envelope.body, envelope.version)
             return bind(subscription.signal, None, **arguments)[1]
         except Exception as error:
             raise GivenUp from error
 
-    async def _recall(self, event_id: str, envelope: Envelope, delivery: Delivery) -> Memo:
-        if not self._always_remember and delivery.attempt == 1 and envelope.repeats is None:
-            return Memo()  # only failures are remembered, and this event has had none
-        return await heeding(self._inbox.recall(event_id, self.service))
+    # -- what this instance cannot handle ----------------------------------------------------------------------------
+
+    async def _wait_for_newer(
+        self, delivery: Delivery, envelope: Envelope, subscription: Subscription
+    ) -> Release | float | None:
+        """Leave an event to instances that can read it; give it up when there were none for too long."""
+        known, got = subscription.version, envelope.version
+        now = time.monotonic()
+        since = self._first_seen.setdefault(envelope.id, now)
+        self._first_seen.put(envelope.id, since)
+        if now - since < subscription.newer_version_timeout:
+            reason = f"schema version {got} is newer than {known}, the newest known here"
+            return self._release(envelope, reason)
+        reason = f"its schema version is {got}, and for {now - since:.0f} s only {known} and older was known here"
+        outcome = await self._give_up(subscription.dead_letter, delivery, GivenUp(reason), 1)
+        if outcome is None:
+            self._first_seen.pop(envelope.id, None)
+        return outcome
+
+    def _release(self, envelope: Envelope, reason: str) -> Release:
+        self.counts.released += 1
+        self._note(f"waiting events of {envelope.topic!r}", f"{reason}; they wait for an instance that does")
+        return Release(jittered(_ELSEWHERE))
+
+    def _blocked(self, receiver: str | None, seconds: float) -> None:
+        """Say who blocks the event loop; called from another thread."""
+        who = receiver or "something that is no receiver of the relay"
+        text = f"{who} has blocked it for {seconds:.1f} s; events are redelivered, and handled twice, when that lasts"
+        self._note("the event loop", f"{text}: await, or connect it with in_thread=True")
+
+    def _note(self, what: str, text: str, again: float = 0.0) -> None:
+        """Show it in health until some seconds after it comes `again`, if it does; log it when it is new."""
+        now = time.monotonic()
+        known = self._notes.get(what)
+        logged = known.logged if known is not None and now - known.logged < _LOGGED else now
+        if logged == now:
+            logger.warning("%s: %s", what, text)
+        self._notes[what] = _Note(text, now + again + _SHOWN, logged)
+
+    # -- calling the receivers ---------------------------------------------------------------------------------------
+
+    async def _deliver(
+        self, delivery: Delivery, envelope: Envelope, subscription: Subscription, arguments: dict[str, Any]
+    ) -> float | Release | None:
+        try:
+            is_new = not delivery.is_repeat and delivery.attempt == 1 and envelope.repeats is None
+            if is_new and not self._always_remember:  # only failures are remembered, and it has had none
+                return await self._attempt(delivery, envelope, subscription, arguments, _NOTHING)
+            memo: Memo = await self._ask(self._inbox.recall(envelope.repeats or envelope.id, self.service))
+            if not delivery.is_repeat:
+                return await self._attempt(delivery, envelope, subscription, arguments, memo)
+            if not memo.begun:
+                return await self._guarded(delivery, envelope, subscription, arguments, memo)
+            return await self._suspected(delivery, envelope, subscription, arguments, memo)
+        except _InboxLostError as error:
+            logger.debug("event %s of %r waits for the inbox (%s)", envelope.id, envelope.topic, said(error))
+            return subscription.pause(1)
+
+    async def _suspected(
+        self,
+        delivery: Delivery,
+        envelope: Envelope,
+        subscription: Subscription,
+        arguments: dict[str, Any],
+        memo: Memo,
+    ) -> float | Release | None:
+        """Attempt what was running when its process ended: after a pause, and no two at once."""
+        if memo.begun >= max(2, subscription.retries):
+            done = tuple(sorted(memo.done))
+            return await self._give_up(subscription.dead_letter, delivery, CrashedError(memo.begun), memo.begun, done)
+        longest = subscription.longest_pause(memo.begun)
+        pause = memo.begun_at + longest - time.time()
+        if pause > 0:
+            return min(pause, longest)
+        if self._alone.locked():
+            return jittered(_SUSPECT)
+        async with self._alone:
+            return await self._guarded(delivery, envelope, subscription, arguments, memo)
+
+    async def _guarded(
+        self,
+        delivery: Delivery,
+        envelope: Envelope,
+        subscription: Subscription,
+        arguments: dict[str, Any],
+        memo: Memo,
+    ) -> float | Release | None:
+        """Attempt it, having written down that it begins: only a process that dies leaves that standing."""
+        event_id = envelope.repeats or envelope.id
+        before = memo.copy()
+        memo.begun, memo.begun_at = memo.begun + 1, time.time()
+        await self._remember(event_id, memo)
+        is_ended = False
+        try:
+            outcome = await self._attempt(delivery, envelope, subscription, arguments, memo)
+            is_ended = True
+            return outcome
+        finally:
+            if not is_ended:  # cancelled, as the instance stops: that is no crash
+                with anyio.CancelScope(shield=True), suppress(Exception):
+                    await limited(self._inbox.remember(event_id, self.service, before), 2.0)
+
+    async def _attempt(
+        self,
+        delivery: Delivery,
+        envelope: Envelope,
+        subscription: Subscription,
+        arguments: dict[str, Any],
+        memo: Memo,
+    ) -> float | Release | None:
+        """Call the receivers that are not done, and remember what came of it."""
+        event_id = envelope.repeats or envelope.id
+        by_sender = self._called_by_sender(envelope)
+        skipped = memo.done | by_sender if memo.done or by_sender else _NOBODY
+        outcome = await self._call(envelope, subscription, arguments, skipped, memo.failures + 1)
+        failed = (memo.failed | outcome.failed) - outcome.done - memo.done if memo.failed else outcome.failed
+        error = outcome.error
+        if error is None and (failed or not outcome.is_heard):
+            error = self._what_is_missing(subscription, failed, outcome)
+        change = Memo(outcome.done, failed)
+        if error is None:
+            if memo.begun:  # it has come to an end, should it be delivered once more
+                change.begun_at = time.time()
+            if memo.begun or (self._always_remember and outcome.done):
+                await self._remember(event_id, change)
+            self._done_here.pop(event_id, None)
+            if by_sender and not outcome.is_called and envelope.target is None:
+                self.counts.ignored += 1
+            else:
+                self.counts.received += 1
+            return None
+        change.failures = memo.failures + 1
+        await self._remember(event_id, change)
+        self.counts.failed += 1
+        if change.failures > subscription.retries:
+            done = tuple(sorted(memo.done | outcome.done | by_sender))
+            return await self._give_up(subscription.dead_letter, delivery, error, change.failures, done)
+        pause = subscription.pause(change.failures)
+        if isinstance(error, NotHandledError):
+            self._note(f"events of {envelope.topic!r} that are not handled", error.reason, pause)
+            return Release(pause)  # an instance that has the receivers may be there
+        return pause
+
+    def _called_by_sender(self, envelope: Envelope) -> frozenset[str]:
+        """Name the receivers that need not be called: in a replay, and of events of this very service."""
+        if envelope.done and (envelope.target == self.service or envelope.origin.startswith(self._own)):
+            return frozenset(envelope.done)
+        return _NOBODY
+
+    @staticmethod
+    def _what_is_missing(subscription: Subscription, failed: set[str], outcome: _Outcome) -> NotHandledError | None:
+        if failed:
+            names = ", ".join(sorted(failed))
+            return NotHandledError(subscription.topic, f"{names} failed before, and is not connected any more")
+        if not outcome.is_heard and not subscription.allow_no_receivers:
+            reason = (
+                f"no receiver is connected to signal {subscription.signal.name!r} for its sender "
+                f"(receive it with allow_no_receivers=True where that is meant)"
+            )
+            return NotHandledError(subscription.topic, reason)
+        return None
 
     async def _call(
         self,
         envelope: Envelope,
         subscription: Subscription,
         arguments: dict[str, Any],
-        skipped: set[str],
-        done: set[str],
-    ) -> BaseException | None:
-        """Call each receiver that is not to be skipped, the others too when one fails; gives the first error."""
-        token = handling.set(envelope)
-        failure: BaseException | None = None
+        skipped: Collection[str],
+        attempt: int,
+    ) -> _Outcome:
+        """Call each receiver that is not to be skipped, the others too when one fails."""
+        event_id = envelope.repeats or envelope.id
+        token, inner = handling.set(envelope), calling.set(None)
+        outcome = _Outcome()
+        done_here: frozenset[Connection] = self._done_here.get(event_id, frozenset())
         try:
-            with following(envelope.traceparent) if envelope.traceparent else nullcontext():
+            with following(envelope.traceparent) if envelope.traceparent else _PLAIN:
                 sender = subscription.load(envelope.sender)
                 if isawaitable(sender):
                     sender = await heeding(sender)
-                send = Send(subscription.signal, sender, arguments, robust=True)
-                for link, name in subscription.links(sender):
-                    if name in skipped:
-                        continue
-                    error = await _respond(send, link)
-                    if error is None:
-                        done.add(name)
-                    else:
-                        failure = failure or error
+                targets, muted = subscription.targets(sender)
+                if muted:
+                    reason = f"{muted} receivers of signal {subscription.signal.name!r} are muted"
+                    outcome.error = NotHandledError(subscription.topic, reason)
+                send = Send(subscription.signal, sender, arguments, robust=False)
+                with send.watched() if send.is_watched else _PLAIN:
+                    for target in targets:
+                        if target.name in skipped or target.connection in done_here:
+                            outcome.is_heard = True
+                        else:
+                            self.watchdog.calling(target.connection)
+                            name = target.name if target.is_unique else None
+                            calling.set(Call(envelope, self.service, attempt, self._inbox, name))
+                            await _respond(send, target, outcome)
         except Exception as error:  # noqa: BLE001  the sender could not be loaded: as if a receiver had failed
-            failure = failure or error
+            outcome.error = error
         finally:
+            self.watchdog.calling(None)
+            calling.reset(inner)
             handling.reset(token)
-        return failure
+        outcome.done -= outcome.failed
+        if outcome.succeeded and (outcome.error is not None or self._always_remember):
+            self._done_here.put(event_id, done_here | outcome.succeeded)
+        return outcome
 
-    async def _give_up(self, queue: str, delivery: Delivery, error: BaseException, attempts: int) -> float | None:
-        letter = DeadLetter(delivery.data[:MAX_KEPT], self.service, f"{type(error).__name__}: {error}", attempts)
+    # -- the inbox and the dead letters ------------------------------------------------------------------------------
+
+    async def watch_inbox(self, check: Callable[[], Awaitable[None]]) -> None:
+        """Ask the inbox now and then whether it is there, so that health knows before an event comes."""
+        while True:
+            with suppress(_InboxLostError):
+                await self._ask(check())
+            await asyncio.sleep(_LOOK)
+
+    async def _remember(self, event_id: str, change: Memo) -> None:
+        await self._ask(self._inbox.remember(event_id, self.service, change))
+
+    async def _ask(self, call: Awaitable[Any]) -> Any:
         try:
-            await self._bury(queue, letter)
+            answer = await limited(call, _INBOX_TRIP)
+        except Exception as error:
+            self.inbox_state.lost(error)
+            raise _InboxLostError from error
+        self.inbox_state.restored()
+        return answer
+
+    async def _give_up(
+        self, queue: str, delivery: Delivery, error: BaseException, attempts: int, done: tuple[str, ...] = ()
+    ) -> float | None:
+        """Make it a dead letter; a replay of that begins to count anew."""
+        text = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+        letter = DeadLetter(delivery.data[:MAX_KEPT], self.service, text, attempts, done=done)
+        try:
+            await self._put_dead_letter(queue, letter)
         except Exception as trouble:  # noqa: BLE001  then the event stays where it is, and is tried once more
-            logger.warning("a dead letter for %r could not be kept yet (%r)", queue, trouble)
+            self._note(f"dead letters for {queue!r}", f"one could not be kept yet ({said(trouble)})")
             return jittered(2.0)
         self.counts.dead += 1
-        logger.error("an event went to %r after %d attempts: %s", queue, attempts, letter.error[:500])
+        logger.error("an event went to %r after %d attempts: %s", queue, attempts, said(error)[:500])
+        if (envelope := letter.envelope) is not None and (attempts > 1 or done):
+            event_id = envelope.repeats or envelope.id
+            self._done_here.pop(event_id, None)
+            with suppress(_InboxLostError):
+                await self._remember(event_id, Memo(set(done), begun_at=time.time()))
         return None
 
 
-async def _respond(send: Send, link: Link) -> BaseException | None:
-    """Call one receiver; gives its error."""
+class _InboxLostError(Exception):
+    """The inbox did not answer, or answered with an error; the event stays with the engine."""
+
+
+async def _respond(send: Send, target: Target, outcome: _Outcome) -> None:
+    """Call one receiver, and note what came of it."""
+    connection, name, _ = target
+    failure: BaseException | None = None
     try:
-        pair = await send.to(link)
-    except asyncio.CancelledError as error:
-        if times_cancelled():
+        pair = await send.to(connection)
+        if pair is None and connection.is_receiver:
+            return  # it has left meanwhile
+    except AlreadyHandledError:
+        pass  # and its effects are committed
+    except (Exception, asyncio.CancelledError) as error:
+        if isinstance(error, asyncio.CancelledError) and times_cancelled():
             raise
-        return error  # the receiver raised it by itself: an error like another
-    return pair[1] if pair is not None and isinstance(pair[1], Exception) else None
+        failure = log_failure(error, connection, send.signal, send.sender)[1]
+    outcome.is_called = outcome.is_heard = True
+    if failure is not None:
+        outcome.error = outcome.error or failure
+        if name is not None:
+            outcome.failed.add(name)
+        return
+    outcome.succeeded.add(connection)
+    if name is not None:
+        outcome.done.add(name)

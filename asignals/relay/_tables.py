@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Final
+
 from sqlalchemy import (
     BigInteger,
     Column,
@@ -15,6 +17,9 @@ from sqlalchemy import (
     Text,
     UniqueConstraint,
 )
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
 
 _Serial = BigInteger().with_variant(Integer, "sqlite")  # SQLite counts by itself only in an INTEGER primary key
 
@@ -32,24 +37,37 @@ class Tables:
             Column("data", LargeBinary, nullable=False),
             Column("claimed_until", Double, nullable=False, server_default="0"),
             Column("error", Text, nullable=True),
+            Column("refused_at", Double, nullable=True),
             sqlite_autoincrement=True,
         )
+        # Of refused rows only, so that counting them costs nothing and inserting the others costs no more.
+        is_refused = self.outbox.c.error.is_not(None)
+        Index("asignals_outbox_refused", self.outbox.c.id, postgresql_where=is_refused, sqlite_where=is_refused)
         self.inbox: Table = Table(
             "asignals_inbox",
             self.metadata,
             Column("event_id", String(64), primary_key=True),
             Column("service", String(200), primary_key=True),
             Column("receiver", String(255), primary_key=True),
-            Column("failures", Integer, nullable=False, server_default="0"),
+            Column("data", LargeBinary, nullable=True),
             Column("time", Double, nullable=False),
         )
         Index("asignals_inbox_time", self.inbox.c.time)
-        self.service: Table = Table("asignals_service", self.metadata, Column("name", String(200), primary_key=True))
+        self.subscription: Table = Table(
+            "asignals_subscription",
+            self.metadata,
+            Column("id", _Serial, primary_key=True, autoincrement=True),
+            Column("service", String(200), nullable=False),
+            Column("topic", String(200), nullable=False),
+            UniqueConstraint("service", "topic"),
+            sqlite_autoincrement=True,
+        )
         self.event: Table = Table(
             "asignals_event",
             self.metadata,
             Column("seq", _Serial, primary_key=True, autoincrement=True),
             Column("event_id", String(64), nullable=False, unique=True),
+            Column("topic", String(200), nullable=False),
             Column("data", LargeBinary, nullable=False),
             Column("time", Double, nullable=False),
             sqlite_autoincrement=True,
@@ -59,7 +77,7 @@ class Tables:
         self.delivery: Table = Table(
             "asignals_delivery",
             self.metadata,
-            Column("service", String(200), primary_key=True),
+            Column("subscription", BigInteger, primary_key=True, autoincrement=False),
             Column("seq", BigInteger, primary_key=True),
             Column("available_at", Double, nullable=False),
             Column("attempts", Integer, nullable=False),
@@ -76,9 +94,34 @@ class Tables:
         )
 
 
-def metadata(schema: str | None = None) -> MetaData:
+PARTS: Final = {
+    "outbox": ("outbox",),
+    "inbox": ("inbox",),
+    "engine": ("subscription", "event", "delivery", "dead"),
+}
+
+
+def tables_of(tables: Tables, parts: Collection[str]) -> list[Table]:
+    """Give the tables that some parts need: of `"outbox"`, `"inbox"`, `"engine"`."""
+    return [getattr(tables, name) for part in parts for name in PARTS[part]]
+
+
+def table_metadata(schema: str | None = None, *, only: Collection[str] | None = None) -> MetaData:
     """Give a `MetaData` with the tables, for the `target_metadata` of Alembic.
 
-    Alembic takes a list: `target_metadata = [Base.metadata, asignals.relay.metadata()]`.
+    Alembic takes a list: `target_metadata = [Base.metadata, asignals.relay.table_metadata(only=["outbox", "inbox"])]`.
+    `only` names the parts whose tables are wanted: `"outbox"`, `"inbox"`, and `"engine"` for the `Database` engine.
+
+    Raises `ValueError` for another part.
     """
-    return Tables(schema).metadata
+    if only is None:
+        return Tables(schema).metadata
+    if isinstance(only, str) or not set(only) <= set(PARTS):
+        msg = f"only is a collection of {', '.join(map(repr, PARTS))}, not {only!r}"
+        raise ValueError(msg)
+    made = Tables(schema)
+    wanted = tables_of(made, only)
+    for table in list(made.metadata.tables.values()):
+        if table not in wanted:
+            made.metadata.remove(table)
+    return made.metadata

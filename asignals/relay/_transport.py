@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from contextlib import nullcontext
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol, TypeAlias, runtime_checkable
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Mapping, Sequence
+    from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Mapping, Sequence
+    from contextlib import AbstractContextManager
 
     from asignals.relay._envelope import DeadLetter, Envelope
     from asignals.relay._inbox import Inbox
@@ -14,17 +16,37 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Delivery:
-    """One event as a transport hands it over: the bytes of the envelope, and how often it was delivered by now.
+    """One event as the engine hands it over.
 
-    `attempt` starts at 1; an engine that does not count leaves it at 1.
+    `topic` is what the engine itself says that the topic is (by subject, stream, routing key or row), whatever the
+    envelope says. `data` is the bytes of the envelope. `attempt` counts how often the engine has handed the event out,
+    from 1; it is no count of failures or crashes, as it also counts deliveries that no receiver was called for.
+    `is_repeat` is true where an earlier delivery of it, which may have begun, cannot be ruled out. Inside
+    `with park():` an event that waits for another one takes none of the places that `limit` gives.
     """
 
+    topic: str
     data: bytes
     attempt: int = 1
+    is_repeat: bool = False
+    park: Callable[[], AbstractContextManager[None]] = field(default=nullcontext, repr=False, compare=False)
 
 
-Handle: TypeAlias = "Callable[[Delivery], Awaitable[float | None]]"
-"""Handles one delivery: `None` acknowledges it, a number asks for it again after that many seconds."""
+@dataclass(frozen=True, slots=True)
+class Release:
+    """What `handle` returns to give an event back: any instance of the service may get it, after `delay` seconds."""
+
+    delay: float
+
+
+Handle: TypeAlias = "Callable[[Delivery], Awaitable[float | Release | None]]"
+"""Handles one delivery: `None` acknowledges it, a number asks for it again after that many seconds, `Release` gives it
+back to the engine for whichever instance."""
+
+
+def delay_of(outcome: float | Release) -> float:
+    """Give the seconds after which an event is to come again."""
+    return outcome.delay if isinstance(outcome, Release) else outcome
 
 
 class PublishRefusedError(Exception):
@@ -40,9 +62,9 @@ class PublishRefusedError(Exception):
 
 @runtime_checkable
 class Transport(Protocol):
-    """An engine that carries events at least once. Two methods; see `DeadLetters` and `Backlog` for what may be added.
+    """An engine that carries events at least once. Two methods; the protocols below say what may be added.
 
-    Each service gets every event, the instances of a service share them. asyncio only.
+    Each service gets every event of the topics that it receives, and its instances share them. asyncio only.
     """
 
     async def publish_many(self, envelopes: Sequence[Envelope]) -> None:
@@ -53,12 +75,34 @@ class Transport(Protocol):
         """
         ...
 
-    async def consume(self, service: str, instance: str, handle: Handle, *, limit: int = 100) -> None:
-        """Call `handle` for each event of the service until cancelled, for at most `limit` events at once.
+    async def consume(
+        self, service: str, instance: str, topics: Collection[str], handle: Handle, *, limit: int = 100
+    ) -> None:
+        """Call `handle` for each event of these topics until cancelled, for at most `limit` events at once.
 
-        An event is acknowledged only after `handle` has returned `None` for it, and the claim to it is kept for as long
-        as `handle` runs. When cancelled, events whose `handle` has not returned are given back. A lost connection is
-        retried for as long as it takes; whatever else is raised, the caller calls `consume` again after a pause.
+        Instances of one service may ask for different topics: an instance is never given an event of a topic that it
+        did not ask for, and one that no running instance asks for waits. An event is acknowledged only after `handle`
+        has returned `None` for it, and it stays this instance's for as long as `handle` runs. When cancelled, events
+        whose `handle` has not returned are given back. A lost connection is retried for as long as it takes; whatever
+        else is raised, the caller calls `consume` again after a pause.
+        """
+        ...
+
+
+Hear: TypeAlias = "Callable[[Delivery], object]"
+"""Takes one event of a broadcast; called in the event loop, it must not wait."""
+
+
+@runtime_checkable
+class Broadcasts(Protocol):
+    """A transport that can give every event of a topic to every running instance, beside what services share."""
+
+    async def listen(self, topics: Collection[str], hear: Hear, begun: Callable[[], object]) -> None:
+        """Call `hear` for each event of these topics that is published from now on, until cancelled.
+
+        `begun` is called when the events that are published next will be heard, and again after each loss of the
+        connection: whatever was published in between may have been missed. Nothing is acknowledged, kept or repeated,
+        and nothing is left with the engine, also when this process is killed. Now and then an event is heard twice.
         """
         ...
 
@@ -67,16 +111,23 @@ class Transport(Protocol):
 class DeadLetters(Protocol):
     """A transport that keeps dead letters in queues of their own, where no trimming reaches them."""
 
-    async def bury(self, queue: str, letter: DeadLetter) -> None:
+    async def put_dead_letter(self, queue: str, letter: DeadLetter) -> None:
         """Keep a letter; returns when it is safe."""
         ...
 
-    async def letters(self, queue: str, limit: int = 100) -> list[DeadLetter]:
-        """Show the oldest letters without removing them."""
+    async def count_dead_letters(self, queue: str) -> int:
+        """Count the letters of a queue, without reading them."""
         ...
 
-    async def remove(self, queue: str, letter: DeadLetter) -> None:
-        """Remove one of the letters that `letters` gave."""
+    def scan_dead_letters(self, queue: str, *, batch: int = 500) -> AsyncGenerator[list[DeadLetter], None]:
+        """Read the letters of a queue in batches, the oldest first, without removing them.
+
+        One that cannot be read is shown as `DeadLetter.read` shows it, and ends nothing. Close the generator.
+        """
+        ...
+
+    async def delete_dead_letters(self, queue: str, letters: Sequence[DeadLetter]) -> None:
+        """Remove letters that `scan_dead_letters` gave; best while that is still open."""
         ...
 
 
@@ -85,7 +136,10 @@ class Backlog(Protocol):
     """A transport that can say what waits."""
 
     async def backlog(self, service: str) -> int:
-        """Count the events that the service has not acknowledged, those it holds included."""
+        """Count the events that the service has not acknowledged, of all topics that it was ever known to receive.
+
+        Those that instances hold are included.
+        """
         ...
 
 
@@ -100,10 +154,17 @@ class Prepared(Protocol):
 
 @runtime_checkable
 class KnowsServices(Protocol):
-    """A transport that keeps events only for services it knows; `asignals relay init` makes the relay's known."""
+    """A transport that keeps events for the services that it knows; `asignals relay init` makes the relay's known."""
 
-    async def add_service(self, service: str) -> None:
-        """Keep events for a service from now on, before its first instance has come; harmless when it is known."""
+    async def add_service(self, service: str, topics: Collection[str]) -> None:
+        """Keep events of these topics for a service from now on, before its first instance has come.
+
+        Harmless when it is known; nothing is taken away.
+        """
+        ...
+
+    async def forget_service(self, service: str, topics: Collection[str] | None = None) -> None:
+        """Remove what is kept for a service, of some topics or of all: it is gone, and will not come for it."""
         ...
 
 
@@ -122,4 +183,25 @@ class OwnInbox(Protocol):
 
     def inbox(self) -> Inbox:
         """Give an inbox in the engine itself."""
+        ...
+
+
+class SchemaError(RuntimeError):
+    """Tables that a part of the relay needs are missing in its database."""
+
+    def __init__(self, database: str, tables: Sequence[str]) -> None:
+        super().__init__(
+            f"{database}: no such table: {', '.join(tables)}; "
+            f"run `asignals relay init package.module:relay`, or add asignals.relay.table_metadata() to Alembic"
+        )
+        self.database = database
+        self.tables: tuple[str, ...] = tuple(tables)
+
+
+@runtime_checkable
+class Checked(Protocol):
+    """A part that can tell at the start whether its tables are there."""
+
+    async def check(self) -> None:
+        """Raise `SchemaError` when they are not, and what the driver raises when the database is out of reach."""
         ...

@@ -3,19 +3,29 @@
 from __future__ import annotations
 
 import time
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Final
 
 from sqlalchemy import delete, select
 from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.ext.asyncio import AsyncSession
 
-from asignals.relay._batch import Together
+from asignals.relay._batch import Coalescer
+from asignals.relay._current import AlreadyHandledError, calling
 from asignals.relay._inbox import Memo
-from asignals.relay._sql import Stored, begun, is_postgres
+from asignals.relay._sql import Stored, answered, begun, is_missing_table, is_postgres, name_of
+from asignals.relay._transport import SchemaError
 
 if TYPE_CHECKING:
-    from sqlalchemy.ext.asyncio import AsyncEngine
+    from collections.abc import AsyncIterator
 
-_SWEEP: Final = 600.0  # seconds between two removals of what is too old
+    from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+
+    from asignals.relay._current import Call
+
+_SWEEP: Final = 600.0  # seconds between two times that old rows are removed
+_SWEPT: Final = 1_000  # rows that are removed at once: a large removal would keep others waiting
 
 
 class SQLAlchemyInbox(Stored):
@@ -26,63 +36,117 @@ class SQLAlchemyInbox(Stored):
     """
 
     def __init__(self, database: str | AsyncEngine, *, schema: str | None = None, keep: float = 7 * 86_400.0) -> None:
-        super().__init__(database, schema)
+        super().__init__(database, schema, ("inbox",))
         self.keep = keep
         self._swept = 0.0
-        self._recall = Together(self._recall_many)
-        self._remember = Together(self._remember_many)
+        self._recall = Coalescer(self._recall_many)
+        self._remember = Coalescer(self._remember_many)
 
     async def recall(self, event_id: str, service: str) -> Memo:
         """Give what is remembered."""
         return await self._recall((event_id, service))
 
-    async def remember(self, event_id: str, service: str, done: set[str], failures: int | None = None) -> None:
-        """Write the receivers that are done, and the number of failures unless it is `None`, and commit."""
-        await self._remember((event_id, service, done, failures))
+    async def remember(self, event_id: str, service: str, change: Memo) -> None:
+        """Merge a change into what is remembered, and commit."""
+        await self._remember((event_id, service, change))
 
     async def _recall_many(self, wanted: list[tuple[str, str]]) -> list[Memo]:
         inbox = self.tables.inbox
         memos = {pair: Memo() for pair in wanted}
-        query = select(inbox.c.event_id, inbox.c.service, inbox.c.receiver, inbox.c.failures).where(
+        query = select(inbox.c.event_id, inbox.c.service, inbox.c.receiver, inbox.c.data).where(
             inbox.c.event_id.in_({event_id for event_id, _ in wanted})
         )
         async with begun(self._single) as connection:
-            for event_id, service, receiver, failures in await connection.execute(query):
-                memo = memos.get((event_id, service))
-                if memo is None:
-                    continue
-                if receiver:
-                    memo.done.add(receiver)
-                else:
-                    memo.failures = failures
+            rows = (await connection.execute(query)).all()
+        for event_id, service, receiver, data in rows:
+            memo = memos.get((event_id, service))
+            if memo is None:
+                continue
+            if receiver:
+                memo.done.add(receiver)
+            else:
+                memo.merge(Memo.decode(data or b""))
+        for memo in memos.values():
+            memo.failed -= memo.done
         return [memos[pair] for pair in wanted]
 
-    async def _remember_many(self, memos: list[tuple[str, str, set[str], int | None]]) -> list[None]:
+    async def _remember_many(self, changes: list[tuple[str, str, Memo]]) -> list[None]:
         time_ = time.time()
-        # One row each: a statement may not touch a row twice. The row without a receiver counts the failures.
-        rows: dict[tuple[str, str, str], int] = {}
-        for event_id, service, done, failures in memos:
-            for receiver in done:
-                rows[event_id, service, receiver] = 0
-            if failures is not None:
-                rows[event_id, service, ""] = failures
+        # One row for each receiver that is done, which other instances may write at the same time, and one without a
+        # receiver for all the rest. One row each: a statement may not touch a row twice.
+        rows: dict[tuple[str, str, str], bytes | None] = {}
+        for event_id, service, change in changes:
+            rows.update(((event_id, service, receiver), None) for receiver in change.done)
+            if not change.is_plain:
+                rows[event_id, service, ""] = change.encode()
         values = [
-            {"event_id": event_id, "service": service, "receiver": receiver, "failures": failures, "time": time_}
-            for (event_id, service, receiver), failures in sorted(rows.items())
+            {"event_id": event_id, "service": service, "receiver": receiver, "data": data, "time": time_}
+            for (event_id, service, receiver), data in sorted(rows.items())
         ]
         if values:
             dialect = postgresql if is_postgres(self.engine) else sqlite
             write = dialect.insert(self.tables.inbox)
             keys = ["event_id", "service", "receiver"]
-            write = write.on_conflict_do_update(index_elements=keys, set_={"failures": write.excluded.failures})
+            write = write.on_conflict_do_update(index_elements=keys, set_={"data": write.excluded.data})
             async with begun(self.engine) as connection:
                 await connection.execute(write, values)
-        if time_ - self._swept > _SWEEP:
-            self._swept = time_
-            await self._sweep(time_ - self.keep)
-        return [None] * len(memos)
+        if time_ - self._swept > _SWEEP and await self._sweep(time_ - self.keep) < _SWEPT:
+            self._swept = time_  # else there is more to remove, after the next change
+        return [None] * len(changes)
 
-    async def _sweep(self, before: float) -> None:
+    async def _sweep(self, before: float) -> int:
+        """Remove the oldest rows, a thousand or so at once; returns how many."""
         inbox = self.tables.inbox
+        old = select(inbox.c.event_id).where(inbox.c.time < before).order_by(inbox.c.time).limit(_SWEPT)
         async with begun(self.engine) as connection:
-            await connection.execute(delete(inbox).where(inbox.c.time < before))
+            found = (await connection.execute(old)).scalars().all()
+            if found:
+                await connection.execute(delete(inbox).where(inbox.c.event_id.in_(set(found)), inbox.c.time < before))
+        return len(found)
+
+
+@asynccontextmanager
+async def once(session: AsyncSession | AsyncConnection) -> AsyncIterator[None]:
+    """Give a receiver's changes their effect exactly once, in the transaction that they are made in.
+
+    `async with session.begin(), once(session): …` notes in that transaction that this receiver has handled this event.
+    The note and the changes are committed together, or neither is, so that a process that is killed between them and
+    the acknowledgement repeats nothing. Where the event comes again although it was handled, `AlreadyHandledError` is
+    raised before the block runs; leave it to the relay, which takes it for success. Two that handle one event at the
+    same time wait for each other here.
+
+    The relay needs `inbox=SQLAlchemyInbox(…)` in the database of the session. Where the signal was sent in this
+    process, the block just runs.
+
+    Raises:
+        AlreadyHandledError: this receiver has handled this event.
+        RuntimeError: the relay has another inbox, or the receiver no name of its own: connect it with a dispatch_uid.
+        SchemaError: the table of the inbox is missing in the session's database.
+        TimeoutError: the database did not answer.
+    """
+    call = calling.get()
+    if call is not None:
+        await _note(session, call)
+    yield
+
+
+async def _note(session: AsyncSession | AsyncConnection, call: Call) -> None:
+    if not isinstance(call.inbox, SQLAlchemyInbox):
+        msg = f"once(session) needs Relay(inbox=SQLAlchemyInbox(…)), not {type(call.inbox).__name__}"
+        raise RuntimeError(msg)  # noqa: TRY004  how the relay is made, not what was passed
+    if call.receiver is None:
+        msg = "once(session) needs a receiver with a name of its own: connect it with a dispatch_uid"
+        raise RuntimeError(msg)
+    connection = await session.connection() if isinstance(session, AsyncSession) else session
+    event_id = call.envelope.repeats or call.envelope.id
+    dialect = postgresql if connection.dialect.name == "postgresql" else sqlite
+    row = {"event_id": event_id, "service": call.service, "receiver": call.receiver, "time": time.time()}
+    write = dialect.insert(call.inbox.tables.inbox).values(row).on_conflict_do_nothing()
+    try:
+        written = await answered(call.inbox.engine, connection.execute(write))
+    except DBAPIError as error:
+        if is_missing_table(error):
+            raise SchemaError(name_of(call.inbox.engine), [call.inbox.tables.inbox.name]) from error
+        raise
+    if written.rowcount == 0:
+        raise AlreadyHandledError(event_id, call.receiver)

@@ -15,49 +15,65 @@ Rows with a key are published by one relay at a time, in order of their ids.
 from __future__ import annotations
 
 import asyncio
+import logging
+import time
 from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 
 from sqlalchemy import bindparam, delete, event, func, insert, select, text, update
 from sqlalchemy.dialects import postgresql
-from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 from sqlalchemy.util import await_only
 
-from asignals.relay._envelope import Envelope
-from asignals.relay._link import Attempts, Link
+from asignals.relay._cancel import limited
+from asignals.relay._connection_state import Attempts, ConnectionState
+from asignals.relay._envelope import DeadLetter, Envelope
+from asignals.relay._redact import redacted, said
 from asignals.relay._sql import (
+    LIMIT,
+    PG_IDLE,
     PG_NO_WAIT,
     Stored,
     announce,
+    answered,
     begun,
     channel_of,
     connected,
+    is_missing_table,
     is_postgres,
     listening,
     lock_of,
+    name_of,
     now,
     quoted,
 )
-from asignals.relay._transport import PublishRefusedError
+from asignals.relay._transport import PublishRefusedError, SchemaError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+    from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 
     from sqlalchemy import Connection
-    from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+    from sqlalchemy.ext.asyncio import AsyncEngine
     from sqlalchemy.orm import Session
 
     from asignals.relay._tables import Tables
 
-_TRIP: Final = 20.0  # seconds that one publishing of a batch may take
+logger: logging.Logger = logging.getLogger("asignals.relay")
+
+T = TypeVar("T")
+
+_LOOK: Final = 10.0  # seconds after which refused events are counted again: another process may replay them
+_TRIP: Final = 10.0  # seconds that one publishing of a batch may take; less than `IDLE`
 _POLL: Final = 1.0  # seconds after which the table is looked at even if nobody said that there is something
 
 
 class Outbox(Protocol):
     """Where a relay leaves events before they are published."""
 
-    link: Link
+    connection_state: ConnectionState
 
     async def put(self, envelope: Envelope, session: Any = None) -> None:
         """Store the event, in the session's transaction or in one of its own."""
@@ -80,9 +96,13 @@ class SQLAlchemyOutbox(Stored):
     """
 
     def __init__(self, database: str | AsyncEngine, *, schema: str | None = None, batch: int = 500) -> None:
-        super().__init__(database, schema)
+        super().__init__(database, schema, ("outbox",))
         self.batch = batch
-        self.link: Link = Link(f"publishing from the outbox ({self.engine.dialect.name}, {self.engine.url.database})")
+        self.connection_state: ConnectionState = ConnectionState(
+            f"publishing from the outbox in {name_of(self.engine)}"
+        )
+        self._refused = 0
+        self._refused_at = float("-inf")
         self._wake_drain: Callable[[], object] | None = None
         self._channel = channel_of(quoted(self.engine, self.tables.outbox))
         self._insert, self._insert_and_notify, self._take = _statements(self.engine, self.tables, self._channel)
@@ -104,10 +124,22 @@ class SQLAlchemyOutbox(Stored):
         elif isinstance(session, AsyncSession):
             # The connection, not the session: the row is no business of the unit of work, and nothing is flushed early.
             connection = await session.connection()
-            await connection.execute(self._insert, row)
+            await self._put_in(connection, self._insert, row)
             self._expect_commit(session.sync_session, connection.sync_connection)
+        elif isinstance(session, AsyncConnection):
+            await self._put_in(session, self._insert_and_notify, row)
         else:
-            await session.execute(self._insert_and_notify, row)
+            msg = f"session must be an AsyncSession or an AsyncConnection, not {type(session).__name__!r}"
+            raise TypeError(msg)
+
+    async def _put_in(self, connection: AsyncConnection, statement: Any, row: dict[str, Any]) -> None:
+        """Write a row by the caller's connection; one that is silent is not waited for without a limit, either."""
+        try:
+            await answered(self.engine, connection.execute(statement, row))
+        except DBAPIError as error:
+            if is_missing_table(error):
+                raise SchemaError(name_of(self.engine), [self.tables.outbox.name]) from error
+            raise
 
     def _expect_commit(self, session: Session, connection: Connection | None) -> None:
         session.info[self] = connection
@@ -135,35 +167,72 @@ class SQLAlchemyOutbox(Stored):
         async with connected(self.engine) as connection:
             return int((await connection.execute(query)).scalar_one())
 
-    async def refused(self, limit: int = 100) -> list[tuple[Envelope, str]]:
-        """Show the oldest rows that the transport refused for ever, and why."""
-        outbox = self.tables.outbox
-        query = (
-            select(outbox.c.data, outbox.c.error).where(outbox.c.error.is_not(None)).order_by(outbox.c.id).limit(limit)
-        )
-        async with connected(self.engine) as connection:
-            return [(Envelope.decode(data), error) for data, error in await connection.execute(query)]
+    # -- events that the engine refused ------------------------------------------------------------------------------
 
-    async def forgive(self) -> int:
-        """Have refused rows tried again; returns how many."""
+    async def count_refused(self) -> int:
+        """Count the events that the engine refused for ever: the dead letters of this side."""
         outbox = self.tables.outbox
-        statement = update(outbox).where(outbox.c.error.is_not(None)).values(error=None)
+        query = select(func.count()).select_from(outbox).where(outbox.c.error.is_not(None))
+        async with connected(self.engine) as connection:
+            self._refused = int((await connection.execute(query)).scalar_one())
+        return self._refused
+
+    async def scan_refused(self, *, batch: int = 500) -> AsyncGenerator[list[DeadLetter], None]:
+        """Read them as dead letters in batches, the oldest first; `error` is the engine's reason."""
+        outbox = self.tables.outbox
+        last = -1
+        query = select(outbox.c.id, outbox.c.data, outbox.c.error, outbox.c.refused_at).order_by(outbox.c.id)
+        query = query.where(outbox.c.error.is_not(None), outbox.c.id > bindparam("last")).limit(batch)
+        while True:
+            async with connected(self.engine) as connection:
+                rows = (await connection.execute(query, {"last": last})).all()
+            if not rows:
+                return
+            last = rows[-1].id
+            yield [_letter(*row) for row in rows]
+
+    async def retry_refused(self, letters: Sequence[DeadLetter] | None = None) -> int:
+        """Have refused events published once more, those of some letters or all; returns how many."""
+        outbox = self.tables.outbox
+        statement = update(outbox).where(outbox.c.error.is_not(None)).values(error=None, refused_at=None)
+        if letters is not None:
+            statement = statement.where(outbox.c.id.in_([int(letter.position) for letter in letters]))
         async with begun(self.engine) as connection:
             count = (await connection.execute(statement)).rowcount
         self._wake_here()
+        self._refused_at = float("-inf")
         return count
+
+    async def delete_refused(self, letters: Sequence[DeadLetter]) -> None:
+        """Remove refused events for good."""
+        outbox = self.tables.outbox
+        which = outbox.c.id.in_([int(letter.position) for letter in letters]), outbox.c.error.is_not(None)
+        async with begun(self.engine) as connection:
+            await connection.execute(delete(outbox).where(*which))
+        self._refused_at = float("-inf")
+
+    @property
+    def problems(self) -> dict[str, str]:
+        """What a relay's health shows beside the state of the connection."""
+        if not self._refused:
+            return {}
+        text = f"{self._refused} events were refused by the engine: see `asignals relay dead` and `replay`"
+        return {"outbox.refused": text}
+
+    # -- publishing --------------------------------------------------------------------------------------------------
 
     async def drain_for_ever(self, publish: Callable[[Sequence[Envelope]], Awaitable[None]]) -> None:
         """Publish what is there and what comes until cancelled; a lost database or engine is retried for ever."""
-        attempts = Attempts(self.link)
+        attempts = Attempts(self.connection_state)
         wake = asyncio.Event()
         wake_here = partial(asyncio.get_running_loop().call_soon_threadsafe, wake.set)
         self._wake_drain = wake_here
         try:
-            async with listening(self.engine, self._channel, wake.set, self.link):
+            async with listening(self.engine, self._channel, wake.set, self.connection_state):
                 while True:
                     async with attempts:  # rows of a trip that failed are still there, and are tried again
                         wake.clear()
+                        await self._look_for_refused()
                         count = await self.drain_once(publish)
                         attempts.succeeded()
                         if count < self.batch:
@@ -173,6 +242,12 @@ class SQLAlchemyOutbox(Stored):
         finally:
             if self._wake_drain is wake_here:
                 self._wake_drain = None
+
+    async def _look_for_refused(self) -> None:
+        now_ = time.monotonic()
+        if now_ - self._refused_at > _LOOK:
+            await self.count_refused()
+            self._refused_at = now_
 
     async def drain_once(self, publish: Callable[[Sequence[Envelope]], Awaitable[None]]) -> int:
         """Publish one batch and remove its rows; returns how many there were."""
@@ -185,9 +260,10 @@ class SQLAlchemyOutbox(Stored):
 
     @asynccontextmanager
     async def _locked(self) -> AsyncIterator[tuple[AsyncConnection, list[Any]]]:
-        async with begun(self.engine) as connection:
-            found = await connection.execute(self._take, {"count": self.batch})
+        async with connected(self.engine, _TRIP + 2 * LIMIT) as connection:
+            found = await answered(self.engine, connection.execute(self._take, {"count": self.batch}))
             yield connection, sorted(found.all())
+            await answered(self.engine, connection.commit())
 
     @asynccontextmanager
     async def _claimed(self) -> AsyncIterator[tuple[AsyncConnection, list[Any]]]:
@@ -195,7 +271,7 @@ class SQLAlchemyOutbox(Stored):
         claim = {"count": self.batch, "now": now(), "until": now() + _TRIP * 1.5}
         free = select(outbox.c.id).where(outbox.c.error.is_(None), outbox.c.claimed_until < now()).limit(1)
         async with begun(self._single) as connection:
-            # Readers need no lock: who finds nothing to do keeps it from nobody.
+            # Reading takes no write lock, so an idle relay blocks nobody.
             found = (await connection.execute(free)).first()
             rows = [] if found is None else sorted((await connection.execute(self._take, claim)).all())
         mine = outbox.c.id.in_([row.id for row in rows])
@@ -215,8 +291,19 @@ class SQLAlchemyOutbox(Stored):
         """Put the refused rows back under new ids, with the reason."""
         for row in rows:
             if row.id in refused:
-                back = {"key": row.key, "data": row.data, "error": refused[row.id][:1000]}
+                reason = redacted(refused[row.id])[:1000]
+                logger.error(
+                    "the engine refused an event for ever (%s): see the dead letters of 'outbox.refused'", reason
+                )
+                back = {"key": row.key, "data": row.data, "error": reason, "refused_at": time.time()}
                 await connection.execute(insert(self.tables.outbox).values(back))
+                self._refused += 1
+
+
+def _letter(position: int, data: bytes, error: str, refused_at: float | None) -> DeadLetter:
+    letter = DeadLetter(bytes(data), "", error, 1, refused_at or 0.0, str(position))
+    envelope = letter.envelope
+    return letter if envelope is None else replace(letter, service=envelope.origin.partition("/")[0])
 
 
 async def _publish(publish: Callable[[Sequence[Envelope]], Awaitable[None]], rows: list[Any]) -> dict[int, str]:
@@ -233,8 +320,10 @@ async def _publish(publish: Callable[[Sequence[Envelope]], Awaitable[None]], row
             envelopes[envelope.id] = row.id
             batch.append(envelope)
     try:
-        async with asyncio.timeout(_TRIP):
-            await publish(batch)
+        await limited(publish(batch), _TRIP)
+    except TimeoutError as error:
+        msg = f"the engine did not acknowledge {len(batch)} events within {_TRIP:g} s ({said(error)})"
+        raise TimeoutError(msg) from error
     except PublishRefusedError as error:
         refused.update((envelopes[id_], reason) for id_, reason in error.refused.items() if id_ in envelopes)
     return refused
@@ -249,8 +338,9 @@ def _statements(engine: AsyncEngine, tables: Tables, channel: str) -> tuple[Any,
         notify = text(f"WITH row AS ({put.text}) SELECT pg_notify('{channel}', '')")
         types = bindparam("key", type_=outbox.c.key.type), bindparam("data", type_=postgresql.BYTEA)
         take = text(
-            f"WITH turn AS MATERIALIZED (SELECT pg_try_advisory_xact_lock({lock_of(name)}) AS keyed)"  # noqa: S608
-            f" DELETE FROM {name} USING {PG_NO_WAIT} WHERE id = ANY(ARRAY("
+            f"WITH turn AS MATERIALIZED "  # noqa: S608  names are quoted, values bound
+            f"(SELECT pg_try_advisory_xact_lock({lock_of(name)}) AS keyed, {PG_IDLE} AS idle)"
+            f" DELETE FROM {name} USING {PG_NO_WAIT}, {PG_IDLE} AS idle WHERE id = ANY(ARRAY("
             f"SELECT id FROM {name} WHERE error IS NULL AND (key IS NULL OR (SELECT keyed FROM turn))"
             f" ORDER BY id LIMIT :count FOR UPDATE SKIP LOCKED)) RETURNING id, key, data"
         )

@@ -1,7 +1,7 @@
 """The receiving side as a process of its own: `asignals worker TARGET`.
 
-SIGTERM and SIGINT stop it gently: nothing new is begun, what runs may end within the relay's time of grace. A second
-signal cancels what still runs; the engine then gives it to another instance.
+SIGTERM and SIGINT stop it gently: nothing new is begun, running receivers have the relay's grace period to finish. A
+second signal cancels what still runs; the engine then gives it to another instance.
 """
 
 from __future__ import annotations
@@ -9,27 +9,37 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import re
 import signal
+import sys
 import time
 from contextlib import asynccontextmanager, suppress
 from dataclasses import asdict
 from importlib import import_module
+from itertools import islice
 from operator import attrgetter
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from asignals.relay._relay import Relay
+from asignals.relay._redact import redacted, without_passwords
+from asignals.relay._relay import NoReceiversError, Relay
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Collection
 
 logger: logging.Logger = logging.getLogger("asignals.relay")
 
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime"}
 _MAX_REQUEST = 8_192
+_MAX_FILES = 2_000  # of a package, that are searched for who connects to a signal
+_HOW_TO_ALLOW = "Where that is meant, say --allow-no-receivers"
 
 
 class JSONFormatter(logging.Formatter):
-    """One JSON object a line: `time` (seconds since the epoch), `level`, `logger`, `message`, `error`, and `extra`."""
+    """One JSON object a line: `time` (seconds since the epoch), `level`, `logger`, `message`, `error`, and `extra`.
+
+    Passwords of URLs and settings are hidden.
+    """
 
     def format(self, record: logging.LogRecord) -> str:
         """Write one record."""
@@ -37,12 +47,23 @@ class JSONFormatter(logging.Formatter):
             "time": round(record.created, 3),
             "level": record.levelname.lower(),
             "logger": record.name,
-            "message": record.getMessage(),
+            "message": without_passwords(record.getMessage()),
         }
         if record.exc_info:
-            line["error"] = self.formatException(record.exc_info)
+            line["error"] = without_passwords(self.formatException(record.exc_info))
         line.update((name, value) for name, value in vars(record).items() if name not in _STANDARD)
         return json.dumps(line, default=str)
+
+
+class TextFormatter(logging.Formatter):
+    """A line for people, and tracebacks below it. Passwords are hidden, and control characters escaped."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Write one record."""
+        lines = [f"{self.formatTime(record)} {record.levelname} {redacted(record.getMessage())}"]
+        if record.exc_info:
+            lines += map(redacted, self.formatException(record.exc_info).split("\n"))
+        return "\n".join(lines)
 
 
 def load_relay(target: str) -> Relay:
@@ -62,12 +83,61 @@ def load_relay(target: str) -> Relay:
     return found
 
 
-async def run_worker(relay: Relay, *, health_port: int | None = None, health_host: str = "127.0.0.1") -> None:
-    """Run a relay until SIGTERM or SIGINT; returns when what had begun is done or the time of grace is over.
+def check_receivers(relay: Relay, target: str = "") -> None:
+    """Raise `NoReceiversError` when a relay receives nothing, or what nobody here would handle.
+
+    `target` is where the relay was found: modules beside it that connect to such a signal are named.
+    """
+    unheard = relay.unheard
+    if not relay.topics and not relay.broadcast_topics:
+        raise NoReceiversError(relay.service, (), _HOW_TO_ALLOW)
+    if unheard:
+        names = {name.rpartition(".")[2] for name, _ in unheard}
+        found = _connecting_modules(target.partition(":")[0], names)
+        where = f"Import {' and '.join(found)}, which" if found else "Import the module that connects them, which"
+        hint = (
+            f"{where} nobody has imported: in {target.partition(':')[0] or 'the module of the relay'}, or with --import"
+        )
+        raise NoReceiversError(relay.service, unheard, f"{hint}. {_HOW_TO_ALLOW}")
+
+
+def _connecting_modules(module: str, signals: Collection[str]) -> list[str]:
+    """Find modules near one, not imported yet, whose source connects something to signals of these names."""
+    names = "|".join(map(re.escape, signals))
+    connects = re.compile(rf"\b(?:{names})\.connect\b|\breceiver\([^)]*\b(?:{names})\b")
+    top = module.partition(".")[0]
+    file = getattr(sys.modules.get(top), "__file__", None)
+    if not file:
+        return []
+    path = Path(file)
+    root = path.parent.parent if path.name == "__init__.py" else path.parent
+    files = path.parent.rglob("*.py") if path.name == "__init__.py" else root.glob("*.py")
+    found = []
+    for source in islice(files, _MAX_FILES):
+        name = ".".join(source.relative_to(root).with_suffix("").parts).removesuffix(".__init__")
+        with suppress(OSError):
+            if name not in sys.modules and connects.search(source.read_text(errors="replace")):
+                found.append(name)
+    return sorted(found)[:5]
+
+
+async def run_worker(
+    relay: Relay,
+    *,
+    health_port: int | None = None,
+    health_host: str = "127.0.0.1",
+    allow_no_receivers: bool = False,
+) -> None:
+    """Run a relay until SIGTERM or SIGINT; returns when what had begun is done or the grace period is over.
 
     `health_port` serves `GET /` with the relay's health as JSON: 200 when it is well, 503 when it is not. Port 0
     takes a free one, and the log says which. Must run in the main thread.
+
+    Raises `NoReceiversError` when the relay receives a signal that has no receiver, or nothing at all and has no outbox
+    that it could publish from, unless `allow_no_receivers`.
     """
+    if not allow_no_receivers and (relay.topics or relay.outbox is None):
+        check_receivers(relay)
     task = asyncio.current_task()
     stop = asyncio.Event()
 

@@ -65,6 +65,8 @@ relationship with `post_update=True`.
 from asignals._extra import needs as _needs
 
 with _needs("sqlalchemy"):
+    from asignals.sqlalchemy._after import transaction_committed as transaction_committed
+    from asignals.sqlalchemy._after import transaction_rolled_back as transaction_rolled_back
     from asignals.sqlalchemy._bulk import post_bulk as post_bulk
     from asignals.sqlalchemy._bulk import pre_bulk as pre_bulk
     from asignals.sqlalchemy._errors import AsyncReceiverError as AsyncReceiverError
@@ -80,8 +82,6 @@ with _needs("sqlalchemy"):
     from asignals.sqlalchemy._saves import pre_save as pre_save
     from asignals.sqlalchemy._sessions import enable_signals as enable_signals
     from asignals.sqlalchemy._transactions import on_commit as on_commit
-    from asignals.sqlalchemy._transactions import transaction_committed as transaction_committed
-    from asignals.sqlalchemy._transactions import transaction_rolled_back as transaction_rolled_back
 
 __all__ = [
     "AsyncReceiverError",

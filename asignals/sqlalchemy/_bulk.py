@@ -8,42 +8,46 @@ from sqlalchemy import event
 from sqlalchemy.orm import Session
 from sqlalchemy.util.concurrency import in_greenlet
 
+from asignals.sqlalchemy._after import Kept
 from asignals.sqlalchemy._deliver import Delivery, Event, refuse_async
+from asignals.sqlalchemy._places import Places
 from asignals.sqlalchemy._signal import ModelSignal
-from asignals.sqlalchemy._state import announced, marked_below, state_of
+from asignals.sqlalchemy._state import announced, marked_below
+from asignals.sqlalchemy._transactions import keep, outermost_of
 
 if TYPE_CHECKING:
     from sqlalchemy import Result
     from sqlalchemy.orm import ORMExecuteState
 
 
-def _listen_everywhere(sender: Any) -> None:
-    # A hook on execution makes SQLAlchemy prepare each statement twice, so it is registered when it is first needed.
-    del sender
-    for session_class in marked_below(Session):
-        listen(session_class)
+class BulkSignal(ModelSignal):
+    """A model signal of statements."""
+
+    def _on_connected(self) -> None:
+        # A hook on execution makes SQLAlchemy prepare each statement twice, so it is registered when it is needed.
+        for session_class in marked_below(Session):
+            listen(session_class)
 
 
 _MARK = "_asignals_bulk"
-_BULK = ("session", "statement", "kind", "rowcount")
+_BULK = ("session", "statement", "parameters", "kind", "rowcount")
 
-pre_bulk: ModelSignal = ModelSignal(
+pre_bulk: BulkSignal = BulkSignal(
     _BULK,
     name="pre_bulk",
-    listen=_listen_everywhere,
     phases=("flush",),
     doc="""A statement is about to insert, update or delete rows of a model without its instances.
 
-    `kind` is `"insert"`, `"update"` or `"delete"`, `rowcount` is `None`. An exception keeps the statement from running.
+    `kind` is `"insert"`, `"update"` or `"delete"`; `parameters` are those given to `execute`: a dict, a list of dicts
+    for an executemany, or `None`; `rowcount` is `None`. An exception keeps the statement from running.
     """,
 )
-post_bulk: ModelSignal = ModelSignal(
+post_bulk: BulkSignal = BulkSignal(
     _BULK,
     name="post_bulk",
-    listen=_listen_everywhere,
     doc="""A statement has inserted, updated or deleted rows of a model without its instances.
 
-    `kind` is `"insert"`, `"update"` or `"delete"`; `rowcount` is how many rows it matched, or `None` where the database
+    `kind` is `"insert"`, `"update"` or `"delete"`; `parameters` are those given to `execute`; `rowcount` is how many rows it matched, or `None` where the database
     or the kind of result does not tell. An exception is raised from `execute`; the statement's changes are part of the
     transaction.
     """,
@@ -75,7 +79,7 @@ def _announce(execution: ORMExecuteState) -> Result[Any] | None:
     if kind is None or mapper is None:
         return None
     model = mapper.class_
-    if not (pre_bulk.is_heard(model, "flush") or post_bulk.is_heard(model, "flush", "commit", "rollback")):
+    if not (pre_bulk.hearing()(model) or post_bulk.hearing()(model)):
         return None
     if not in_greenlet():
         refuse_async(model, pre_bulk, post_bulk)
@@ -93,16 +97,19 @@ def _kind(execution: ORMExecuteState) -> str | None:
 
 def _run(execution: ORMExecuteState, model: type, kind: str) -> Result[Any]:
     session = execution.session
-    state = state_of(session)
-    arguments = {"session": announced(session), "statement": execution.statement, "kind": kind, "rowcount": None}
-    with state.receiving():
-        Delivery([Event(pre_bulk, model, arguments)], "flush", state).run()
+    arguments = {
+        "session": announced(session),
+        "statement": execution.statement,
+        "parameters": execution.parameters,
+        "kind": kind,
+        "rowcount": None,
+    }
+    Delivery([Event(pre_bulk, model, arguments)], session).run()
     result = execution.invoke_statement()
     told = Event(post_bulk, model, {**arguments, "rowcount": _rowcount(result)})
-    if told.plan("commit") or told.plan("rollback"):
-        state.keep(told)
-    with state.receiving():
-        Delivery([told], "flush", state).run()
+    if told.waits:
+        keep(session, Kept(told, Places(session).where(**execution.bind_arguments), outermost_of(session)))
+    Delivery([told], session).run()
     return result
 
 

@@ -1,65 +1,111 @@
-"""Which attributes an UPDATE sets: `update_fields`."""
+"""What is known of a mapper, and what has changed in its instances: `update_fields` and `changes`."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
-from weakref import WeakKeyDictionary
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
+from weakref import ref
 
-from sqlalchemy.orm import PassiveFlag
+from sqlalchemy import Column, event
+from sqlalchemy.orm import LoaderCallableStatus, Mapper, RelationshipDirection
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator, Mapping
 
-    from sqlalchemy import Column, ColumnElement, FromClause
-    from sqlalchemy.orm import InstanceState, Mapper
+    from sqlalchemy import ColumnElement
+    from sqlalchemy.orm import InstanceState
 
+NO_VALUE = LoaderCallableStatus.NO_VALUE
 
-def changed_attributes(state: InstanceState[Any]) -> set[str]:
-    """The mapped columns' attributes with a net change, as far as the instance itself knows; runs no SQL."""
-    columns = state.mapper.column_attrs
-    changed = set()
-    for key in state.committed_state:
-        if key in columns:
-            history = state.get_history(key, PassiveFlag.PASSIVE_NO_INITIALIZE)
-            if history.added or history.deleted:
-                changed.add(key)
-    return changed
+Changes: TypeAlias = "dict[str, tuple[Any, Any]]"
+
+_TRAITS = "asignals.traits"  # in `ClassManager.info`, which ends with the mapping of the class
 
 
-class _Side(NamedTuple):
-    """What the UPDATE statements of a mapper set beside the changes."""
+class Traits:
+    """What is known of a mapper: a cache, because reading it off costs as much as all the rest for each row."""
 
-    version: frozenset[str]
-    onupdate: tuple[tuple[str, FromClause], ...]
-
-
-_NO_SIDE = _Side(frozenset(), ())
-
-# A cache: reading this off a mapper costs as much as all the rest for each row.
-_sides: WeakKeyDictionary[Mapper[Any], _Side] = WeakKeyDictionary()
-
-
-def _side(mapper: Mapper[Any]) -> _Side:
-    known = _sides.get(mapper)
-    if known is None:
+    def __init__(self, mapper: Mapper[Any]) -> None:
+        self.age = _age(mapper)
+        tables = {
+            prop.key: frozenset(each.table for each in prop.columns if _is_written(mapper, each))
+            for prop in mapper.column_attrs
+        }
+        self.tables = {key: of for key, of in tables.items() if of}
+        self.writable = frozenset(self.tables)  # without SQL expressions
+        self.primary_key = frozenset(attribute_of(mapper, each) for each in mapper.primary_key)
+        self.relationships = frozenset(prop.key for prop in mapper.relationships if not prop.viewonly)
+        self.may_be_orphan = any(each._delete_orphans for each in mapper.iterate_to_root())
         version = mapper.version_id_col
         is_counted = version is not None and mapper.version_id_generator is not False
-        known = _sides[mapper] = _Side(
-            frozenset([attribute_of(mapper, version)] if is_counted and version is not None else []),
-            tuple((attribute_of(mapper, each), each.table) for each in mapper.columns if each.onupdate is not None),
-        )
+        self.version = frozenset([attribute_of(mapper, cast("Column[Any]", version))] if is_counted else [])
+        self.onupdate = {key: of for key, of in self.tables.items() if _has_onupdate(mapper, key)}
+        self.replaced = self.version.union(self.onupdate)  # by the flush, without a history
+        self._mapper = ref(mapper)
+        self._reach: tuple[type, ...] | None = None
+
+    def written(self, changed: Iterable[str]) -> frozenset[str]:
+        """What the UPDATE statements for these changes set: them, version counters, columns with an `onupdate`."""
+        written = frozenset(changed)
+        if not written or not self.replaced:
+            return written
+        written |= self.version
+        tables = frozenset[Any]().union(*(self.tables.get(key, ()) for key in written))
+        return written.union(key for key, of in self.onupdate.items() if of & tables)
+
+    @property
+    def reach(self) -> tuple[type, ...]:
+        """All classes whose rows the relationships of an instance may insert, change or delete, its own included."""
+        if self._reach is None:
+            mapper = self._mapper()
+            self._reach = () if mapper is None else tuple(each.class_ for each in _reach(mapper))
+        return self._reach
+
+
+def _reach(mapper: Mapper[Any]) -> set[Mapper[Any]]:
+    reached: set[Mapper[Any]] = set()
+    ahead = {mapper}
+    while ahead:
+        reached |= ahead
+        ahead = {far for near in ahead for far in _neighbours(near)} - reached
+    return reached
+
+
+def _neighbours(mapper: Mapper[Any]) -> Iterator[Mapper[Any]]:
+    for prop in mapper.relationships:
+        is_written = prop.direction is RelationshipDirection.ONETOMANY or prop.cascade.delete
+        if is_written and not prop.viewonly:
+            yield from prop.mapper.self_and_descendants
+
+
+def _is_written(mapper: Mapper[Any], column: ColumnElement[Any]) -> bool:
+    return isinstance(column, Column) and column.table in mapper.tables
+
+
+def _has_onupdate(mapper: Mapper[Any], key: str) -> bool:
+    columns = mapper.column_attrs[key].columns
+    return any(isinstance(each, Column) and each.onupdate is not None for each in columns)
+
+
+_configurations = 0
+
+
+@event.listens_for(Mapper, "after_configured")
+def _count_configurations() -> None:
+    global _configurations  # noqa: PLW0603  how often mappers may have changed each other, in this process
+    _configurations += 1
+
+
+def _age(mapper: Mapper[Any]) -> tuple[int, int]:
+    """Changes whenever the mapper may have got other attributes."""
+    return _configurations, len(mapper._props)
+
+
+def traits_of(mapper: Mapper[Any]) -> Traits:
+    """What is known of a mapper, read off it when it has changed."""
+    known: Traits | None = mapper.class_manager.info.get(_TRAITS)
+    if known is None or known.age != _age(mapper):
+        known = mapper.class_manager.info[_TRAITS] = Traits(mapper)
     return known
-
-
-def written_attributes(mapper: Mapper[Any], changed: Iterable[str]) -> frozenset[str]:
-    """What the UPDATE statements for these changes set: them, version counters, and columns with an `onupdate`."""
-    written = frozenset(changed)
-    side = _side(mapper)
-    if not written or side == _NO_SIDE:
-        return written
-    written |= side.version
-    tables = {column.table for key in written for column in mapper.column_attrs[key].columns}
-    return written.union(key for key, table in side.onupdate if table in tables)
 
 
 def attribute_of(mapper: Mapper[Any], column: ColumnElement[Any]) -> str:
@@ -67,6 +113,57 @@ def attribute_of(mapper: Mapper[Any], column: ColumnElement[Any]) -> str:
     return mapper.get_property_by_column(cast("Column[Any]", column)).key
 
 
-def updated_attributes(state: InstanceState[Any]) -> frozenset[str]:
-    """What the UPDATE for this instance sets; empty when there is nothing to update."""
-    return written_attributes(state.mapper, changed_attributes(state))
+# -- instances ---------------------------------------------------------------------------------------------------------
+
+
+def _known(value: object) -> object:
+    return NO_VALUE if isinstance(value, LoaderCallableStatus) else value
+
+
+def current_value(row: InstanceState[Any], key: str) -> object:
+    """The value of an attribute, `None` if it was deleted, `NO_VALUE` if it is not loaded."""
+    values = row.dict
+    return values[key] if key in values else NO_VALUE if key in row.expired_attributes else None
+
+
+def stored_value(row: InstanceState[Any], key: str) -> object:
+    """The value that an attribute had before it was changed, as far as it is known."""
+    return _known(row.committed_state.get(key, row.dict.get(key, NO_VALUE)))
+
+
+def net_changes(row: InstanceState[Any], traits: Traits) -> dict[str, object]:
+    """The old values of the attributes with a net change, as far as the instance itself knows; runs no SQL."""
+    changed = {}
+    values, manager, writable = row.dict, row.manager, traits.writable
+    for key, old in row.committed_state.items():
+        if key in writable and manager[key].impl.is_equal(values.get(key, NO_VALUE), old) is not True:
+            changed[key] = NO_VALUE if type(old) is LoaderCallableStatus else old
+    return changed
+
+
+def first_values(row: InstanceState[Any], traits: Traits) -> Changes:
+    """The changes of a new instance."""
+    values = row.dict
+    return {key: (NO_VALUE, values[key]) for key in traits.writable if key in values}
+
+
+def last_values(row: InstanceState[Any], traits: Traits) -> Changes:
+    """The changes of a deleted instance."""
+    last = {key: stored_value(row, key) for key in traits.writable}
+    return {key: (value, NO_VALUE) for key, value in last.items() if value is not NO_VALUE}
+
+
+def values_before(row: InstanceState[Any], traits: Traits) -> dict[str, object]:
+    """The old values of what the flush replaces without a history: counters, `onupdate` columns, SQL expressions."""
+    before = {key: stored_value(row, key) for key in traits.replaced} if traits.replaced else {}
+    values = row.dict
+    for key in row.committed_state:
+        if hasattr(values.get(key), "__clause_element__") and key in traits.writable:
+            before[key] = stored_value(row, key)
+    return before
+
+
+def changes_to(row: InstanceState[Any], old: Mapping[str, object]) -> Changes:
+    """Old values, and the new ones as they are now."""
+    values = row.dict
+    return {key: (value, values[key] if key in values else current_value(row, key)) for key, value in old.items()}

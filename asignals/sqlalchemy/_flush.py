@@ -8,24 +8,34 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from sqlalchemy import inspect
 from sqlalchemy.orm import Session
+from sqlalchemy.orm.attributes import instance_state
 from sqlalchemy.util.concurrency import in_greenlet
 
+from asignals.sqlalchemy._after import Kept, Snapshot
 from asignals.sqlalchemy._deliver import Delivery, Event, refuse_async
-from asignals.sqlalchemy._errors import EndlessFlushError, FlushInProgressError
-from asignals.sqlalchemy._forecast import forecast, within_reach
+from asignals.sqlalchemy._errors import EndlessFlushError
+from asignals.sqlalchemy._forecast import extent, forecast
 from asignals.sqlalchemy._links import link_events, m2m_changed
-from asignals.sqlalchemy._saves import post_delete, post_save, pre_delete, pre_save
+from asignals.sqlalchemy._places import Places
+from asignals.sqlalchemy._saves import (
+    load_expired,
+    note_values,
+    post_delete,
+    post_save,
+    pre_delete,
+    pre_save,
+    written_rows,
+)
 from asignals.sqlalchemy._state import announced, state_of
+from asignals.sqlalchemy._transactions import keep, outermost_of
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable, Iterator, Sequence
+    from collections.abc import Callable, Hashable, Iterator, Sequence
     from types import FrameType
 
     from sqlalchemy.orm import UOWTransaction
 
     from asignals.sqlalchemy._forecast import Fate
-    from asignals.sqlalchemy._signal import ModelSignal
-    from asignals.sqlalchemy._state import Record
 
 _ROUNDS = 100  # as many as Session.commit grants to flushes that leave something to flush
 
@@ -33,42 +43,46 @@ _Seen: TypeAlias = "set[Hashable]"
 
 
 def before_flush(session: Session, unit: UOWTransaction, instances: Sequence[Any] | None) -> None:
-    """Tell of what the flush is going to do until nothing is left that has not been told of."""
+    """Announce what the flush is going to do until nothing is left that has not been announced."""
+    del unit
     state = state_of(session)
-    state.records.clear()  # a flush that failed leaves its own
-    state.fields.clear()
-    state.links.clear()
     if not in_greenlet():
-        _refuse_async_receivers(session, unit, instances)
-    if not (is_foretold(session, pre_save, pre_delete) or m2m_changed.is_connected):
-        return
-    with _noting_autoflush(), state.receiving():
+        _refuse_async_receivers(session, instances)
+    if pre_save.is_connected or pre_delete.is_connected or m2m_changed.is_connected:
+        _announce(session, instances)
+    state.before = note_values(session)
+
+
+def _announce(session: Session, instances: Sequence[Any] | None) -> None:
+    with _noting_autoflush():
         seen: _Seen = set()
         for _ in range(_ROUNDS):
-            events = _announcements(session, type(unit)(session), instances, seen)
+            events, is_simple = _announcements(session, instances, seen)
             if not events:
                 return
+            before = extent(session)
             due = (told for told in events if _is_due(session, told))  # asked when it is their turn
-            Delivery(due, "flush", state).run()
+            Delivery(due, session).run()
+            if is_simple and extent(session) == before:
+                return
         raise EndlessFlushError(_ROUNDS)
 
 
-def is_foretold(session: Session, *signals: ModelSignal) -> bool:
-    """Whether a flush can reach a class that somebody wants to hear of; cheap, where nobody does."""
-    return any(signal.is_connected for signal in signals) and any(
-        signal.has_listeners(mapper.class_) for mapper in within_reach(session) for signal in signals
-    )
-
-
-def _announcements(session: Session, unit: UOWTransaction, instances: Sequence[Any] | None, seen: _Seen) -> list[Event]:
+def _announcements(session: Session, instances: Sequence[Any] | None, seen: _Seen) -> tuple[list[Event], bool]:
+    """What is new to be announced, and whether it depends on nothing but columns."""
     events: list[Event] = []
     key: Hashable
-    if is_foretold(session, pre_save, pre_delete):
-        for fate in forecast(session, unit, instances):
+    is_simple = not m2m_changed.is_connected
+    if pre_save.is_connected or pre_delete.is_connected:
+        heard = {"is_saved": pre_save.hearing(), "is_deleted": pre_delete.hearing()}
+        fates, as_they_look = forecast(session, instances, **heard, seen=seen)
+        is_simple = is_simple and as_they_look
+        public = announced(session)
+        for fate in fates:
             key = (fate.row, fate.deleted)
             if key not in seen:
                 seen.add(key)
-                events.append(_foretold(session, fate))
+                events.append(_foretold(public, fate))
     for told in link_events(session, "pre"):
         arguments = told.arguments
         others = tuple(map(inspect, arguments["objects"]))
@@ -76,67 +90,63 @@ def _announcements(session: Session, unit: UOWTransaction, instances: Sequence[A
         if key not in seen:
             seen.add(key)
             events.append(told)
-    return events
+    return events, is_simple
 
 
 def _is_due(session: Session, told: Event) -> bool:
     """Whether receivers called before have left the instance to its fate."""
-    row = inspect(told.arguments["instance"])
-    return row.session is session and (told.signal is not pre_save or row not in session._deleted)
+    row = instance_state(told.arguments["instance"])
+    return row.session_id == session.hash_key and (told.signal is not pre_save or row not in session._deleted)
 
 
-def _foretold(session: Session, fate: Fate) -> Event:
+def _foretold(public: object, fate: Fate) -> Event:
     instance = fate.row.obj()
-    sender = fate.row.mapper.class_
-    arguments = {"instance": instance, "session": announced(session)}
+    sender = type(instance)
     if fate.deleted:
-        return Event(pre_delete, sender, arguments)
-    return Event(pre_save, sender, {**arguments, "created": fate.created, "update_fields": fate.fields})
+        return Event(pre_delete, sender, {"instance": instance, "session": public})
+    arguments = {
+        "instance": instance,
+        "created": fate.fields is None,
+        "update_fields": fate.fields,
+        "changes": fate.changes,
+        "session": public,
+    }
+    return Event(pre_save, sender, arguments)
 
 
 def after_flush(session: Session, unit: UOWTransaction) -> None:
-    """Read the histories of relationships while they are there; keys are known by now."""
-    del unit
+    """Read the histories while they are there; keys are known by now."""
     state = state_of(session)
-    state.frames[-1].wrote = True
+    outermost_of(session).wrote = True
+    state.written = written_rows(session, unit, state.before)
     state.links = link_events(session, "post")
 
 
 def after_flush_postexec(session: Session, unit: UOWTransaction) -> None:
-    """Tell of what the flush has written. Only now does a change to an instance count as one for the next flush."""
+    """Announce what the flush has written. Only now does a change to an instance count as one for the next flush."""
     del unit
     state = state_of(session)
-    records, links = list(state.records.values()), state.links
-    state.records, state.links = {}, []
-    state.fields.clear()
-    if not records and not links:
+    written, links = state.written, state.links
+    state.written, state.links, state.before = [], [], {}
+    if not written and not links:
         return
     public = announced(session)
-    events = [_told(record, public) for record in records] + links
+    load_expired(written)
+    events = [each.told(public) for each in written] + links
+    places = Places(session)
+    transaction = outermost_of(session)
+    snapshot = Snapshot()
+    waits: dict[tuple[object, int], bool] = {}
     for told in events:
-        if told.plan("commit") or told.plan("rollback"):
-            state.keep(told)
-    with _noting_autoflush(), state.receiving():
-        Delivery(events, "flush", state).run()
-
-
-def _told(record: Record, session: object) -> Event:
-    instance = record.instance
-    if record.deleted:
-        return Event(post_delete, type(instance), {"instance": instance, "session": session})
-    arguments = {
-        "instance": instance,
-        "created": record.created,
-        "update_fields": record.fields,
-        "session": session,
-    }
-    return Event(post_save, type(instance), arguments)
-
-
-def before_commit(session: Session) -> None:
-    """Keep receivers from committing the transaction of the flush that they are told of."""
-    if not state_of(session).may_commit():
-        raise FlushInProgressError(operation="commit")
+        kind = (told.signal, id(told.sender))  # relationships compare in SQL
+        if kind not in waits:
+            waits[kind] = told.waits
+        if waits[kind]:
+            instance = told.arguments["instance"]
+            place = places.of(inspect(instance).mapper, instance)
+            keep(session, Kept(told, place, transaction, snapshot.of(told)))
+    with _noting_autoflush():
+        Delivery(events, session).run()
 
 
 @contextmanager
@@ -163,15 +173,21 @@ def _is_autoflush() -> bool:
 # -- sync sessions -----------------------------------------------------------------------------------------------------
 
 
-def _refuse_async_receivers(session: Session, unit: UOWTransaction, instances: Sequence[Any] | None) -> None:
+def _refuse_async_receivers(session: Session, instances: Sequence[Any] | None) -> None:
     """In a sync session, find receivers that would have to be awaited before anything is written."""
     saves, deletes = (pre_save, post_save), (pre_delete, post_delete)
+    if not any(signal.is_awaited for signal in (*saves, *deletes, m2m_changed)):
+        return
+    for told in link_events(session, "pre"):
+        refuse_async(told.sender, m2m_changed)
+    is_saved, is_deleted = _any_of(*saves), _any_of(*deletes)
     for instance in (*session.new, *session.dirty):
         refuse_async(type(instance), *saves)
     for instance in session.deleted:
         refuse_async(type(instance), *deletes)
-    for told in link_events(session, "pre"):
-        refuse_async(told.sender, m2m_changed)
-    if is_foretold(session, *saves, *deletes):
-        for fate in forecast(session, type(unit)(session), instances):
-            refuse_async(fate.row.mapper.class_, *(deletes if fate.deleted else saves))
+    for fate in forecast(session, instances, is_saved=is_saved, is_deleted=is_deleted, seen=())[0]:
+        refuse_async(fate.row.mapper.class_, *(deletes if fate.deleted else saves))
+
+
+def _any_of(*signals: Any) -> Callable[[type], bool]:
+    return lambda model: any(signal.hearing()(model) for signal in signals)

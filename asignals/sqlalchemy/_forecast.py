@@ -1,9 +1,10 @@
-"""What a flush is going to do, found out by asking a second unit of work before the first one starts.
+"""What a flush is going to do, found out before it starts.
 
 `session.new`, `dirty` and `deleted` tell less than half: cascades, orphans, foreign keys that a collection of another
-object sets, and rows that change hands are only decided when the unit of work sorts its actions. So one is filled as
-`Session.flush` does it, told to sort, and thrown away; sorting runs the same SELECTs that the flush would run, and
-leaves what they load in place.
+object sets, and rows that change hands are only decided when the unit of work sorts its actions. So, where there are
+changed relationships, changed primary keys, orphans or deletions that can reach a class somebody listens to, a second
+unit of work is filled as `Session.flush` does it, told to sort, and thrown away; sorting runs the same SELECTs that the
+flush would run, and leaves what they load in place. All other rows are what they look like.
 """
 
 from __future__ import annotations
@@ -12,17 +13,28 @@ from itertools import chain
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from sqlalchemy import inspect
-from sqlalchemy.orm import InstanceState, PassiveFlag, RelationshipDirection, RelationshipProperty
+from sqlalchemy.orm import InstanceState, PassiveFlag, RelationshipDirection, RelationshipProperty, UOWTransaction
 from sqlalchemy.orm.exc import UnmappedColumnError
 
-from asignals.sqlalchemy._changes import attribute_of, changed_attributes, written_attributes
+from asignals.sqlalchemy._changes import (
+    NO_VALUE,
+    attribute_of,
+    changes_to,
+    first_values,
+    net_changes,
+    stored_value,
+    traits_of,
+)
+from asignals.sqlalchemy._saves import in_order, predecessor
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Callable, Collection, Iterator, Sequence
 
     from sqlalchemy import ColumnElement
-    from sqlalchemy.orm import Mapper, Session, UOWTransaction
+    from sqlalchemy.orm import Session
     from sqlalchemy.orm.attributes import History
+
+    from asignals.sqlalchemy._changes import Changes, Traits
 
 _UNKNOWN = object()
 
@@ -32,88 +44,120 @@ class Fate(NamedTuple):
 
     row: InstanceState[Any]
     deleted: bool = False
-    created: bool = False
-    fields: frozenset[str] | None = None
+    fields: frozenset[str] | None = None  # of an UPDATE
+    changes: Changes | None = None
 
 
-def within_reach(session: Session) -> set[Mapper[Any]]:
-    """All mappers that a flush of what has changed may concern, cascades included."""
-    rows = chain(session._new, session._dirty_states, session._deleted)  # new, dirty and deleted make copies
-    reached: set[Mapper[Any]] = set()
-    ahead = {row.manager.mapper for row in rows}
-    while ahead:
-        reached |= ahead
-        related = {prop.mapper for mapper in ahead for prop in mapper.relationships if not prop.viewonly}
-        ahead = {each for mapper in related for each in mapper.self_and_descendants} - reached
-    return reached
+def forecast(
+    session: Session,
+    instances: Sequence[Any] | None,
+    *,
+    is_saved: Callable[[type], bool],
+    is_deleted: Callable[[type], bool],
+    seen: Collection[Any],
+) -> tuple[list[Fate], bool]:
+    """What a flush would do to the instances of models that somebody listens to, without those seen already.
+
+    And whether all of these are what they look like.
+    """
+    chosen = {inspect(instance) for instance in instances} if instances else None
+    rows = [row for row in chain(session._new, session._dirty_states) if chosen is None or row in chosen]
+    deleted = [row for row in session._deleted if chosen is None or row in chosen]
+    traits = {manager: traits_of(manager.mapper) for manager in {row.manager for row in (*rows, *deleted)}}
+    near = {
+        manager for manager, each in traits.items() if any(is_saved(model) or is_deleted(model) for model in each.reach)
+    }
+    if any(row.manager in near for row in deleted) or any(
+        row.manager in near and _is_involved(row, traits[row.manager]) for row in rows
+    ):
+        fates = _sorted_out(session, instances)
+        return [fate for fate in fates if (is_deleted if fate.deleted else is_saved)(fate.row.manager.class_)], False
+    heard = {manager for manager in near if is_saved(manager.class_)}
+    rows = [row for row in rows if row.manager in heard and (row, False) not in seen]
+    return list(_taken_as_they_are(rows, traits)), True
 
 
-def forecast(session: Session, unit: UOWTransaction, instances: Sequence[Any] | None) -> list[Fate]:
-    """The fates of all instances that a flush into this empty unit of work would insert, update or delete."""
+def extent(session: Session) -> tuple[int, ...]:
+    """Grows when an instance is added, deleted, or changed in another attribute."""
+    rows = [*session._new, *session._dirty_states]
+    return len(session._deleted), len(rows), sum([len(row.committed_state) for row in rows])
+
+
+def _is_involved(row: InstanceState[Any], traits: Traits) -> bool:
+    """Whether a row's fate, or another's that depends on it, is not seen from its columns alone."""
+    changed = row.committed_state.keys()
+    return (
+        not traits.relationships.isdisjoint(changed)
+        or (row.key is not None and not traits.primary_key.isdisjoint(changed))
+        or (traits.may_be_orphan and bool(row.mapper._is_orphan(row)))
+    )
+
+
+def _taken_as_they_are(rows: list[InstanceState[Any]], traits: dict[Any, Traits]) -> Iterator[Fate]:
+    for row in in_order(rows):
+        known = traits[row.manager]
+        if row.key is None:
+            yield Fate(row, changes=first_values(row, known))
+        elif old := net_changes(row, known):
+            yield _updated(row, known, old)
+
+
+def _updated(row: InstanceState[Any], traits: Traits, old: dict[str, object]) -> Fate:
+    fields = traits.written(old)
+    changes = changes_to(row, old)
+    if traits.replaced:
+        changes.update((key, (stored_value(row, key), NO_VALUE)) for key in fields - changes.keys())
+    return Fate(row, fields=fields, changes=changes)
+
+
+# -- what only a unit of work tells ------------------------------------------------------------------------------------
+
+
+def _sorted_out(session: Session, instances: Sequence[Any] | None) -> Iterator[Fate]:
+    unit = UOWTransaction(session)
     _register(session, unit, instances)
     unit._generate_actions()  # type: ignore[no-untyped-call]  # private, but it is all that decides
     states = {row: deleted for row, (deleted, only_listed) in unit.states.items() if not only_listed}
-    taken_over = {old for row in states if (old := _predecessor(session, row, states))}
+    taken_over = {predecessor(session, row, unit.states) for row in states}
     keys = _foreign_keys(unit, states)
-    fates = []
     for row, deleted in states.items():
         if deleted:
             if row not in taken_over:
-                fates.append(Fate(row, deleted=True))
-        elif row.key is None:
-            replaces = _predecessor(session, row, states) is not None
-            fields = written_attributes(row.mapper, changed_attributes(row)) if replaces else None
-            fates.append(Fate(row, created=not replaces, fields=fields))
-        else:
-            changed = changed_attributes(row).union(keys.get(row, ()))
-            if changed:
-                fates.append(Fate(row, fields=written_attributes(row.mapper, changed)))
-    return fates
+                yield Fate(row, deleted=True)
+            continue
+        traits = traits_of(row.manager.mapper)
+        new = keys.get(row, {})
+        if row.key is None and predecessor(session, row, unit.states) is None:
+            changes = first_values(row, traits)
+            yield Fate(row, changes={**changes, **{key: (NO_VALUE, value) for key, value in new.items()}})
+            continue
+        old = {**net_changes(row, traits), **{key: stored_value(row, key) for key in new}}
+        if old or row.key is None:
+            fate = _updated(row, traits, old)
+            changes = {**(fate.changes or {}), **{key: (stored_value(row, key), value) for key, value in new.items()}}
+            yield fate._replace(changes=changes)
 
 
 def _register(session: Session, unit: UOWTransaction, instances: Sequence[Any] | None) -> None:
     chosen = {inspect(instance) for instance in instances} if instances else None
-    rows = [*_in_order(session.new), *_in_order(session.dirty)]
-    for row in rows:
+    for row in [*in_order(session._new), *in_order(session._dirty_states - session._deleted.keys())]:
         if chosen is None or row in chosen:
             is_orphan = row.mapper._is_orphan(row)  # as Session.flush asks
             if not is_orphan or row.has_identity or not row._orphaned_outside_of_session:
                 unit.register_object(row, isdelete=is_orphan and row.has_identity)
-    for row in _in_order(session.deleted):
+    for row in in_order(session._deleted):
         if chosen is None or row in chosen:
             unit.register_object(row, isdelete=True)
-
-
-def _in_order(instances: Iterable[object]) -> list[InstanceState[Any]]:
-    """New instances as they were added, others by primary key where keys can be compared."""
-    rows: list[InstanceState[Any]] = [inspect(instance) for instance in instances]
-    try:
-        return sorted(rows, key=_rank)
-    except TypeError:
-        return rows
-
-
-def _rank(row: InstanceState[Any]) -> tuple[Any, ...]:
-    return (row.insert_order,) if row.key is None else (row.mapper.class_.__name__, *row.key[1])
-
-
-def _predecessor(
-    session: Session, row: InstanceState[Any], states: dict[InstanceState[Any], bool]
-) -> InstanceState[Any] | None:
-    """The deleted instance whose row a new one with the same primary key takes over by an UPDATE."""
-    if row.key is not None or states[row]:
-        return None
-    other = session.identity_map.get(row.mapper.identity_key_from_instance(row.obj()))
-    old = None if other is None else inspect(other)
-    return old if old is not None and states.get(old) else None
 
 
 # -- foreign keys that relationships will set --------------------------------------------------------------------------
 
 
-def _foreign_keys(unit: UOWTransaction, states: dict[InstanceState[Any], bool]) -> dict[InstanceState[Any], set[str]]:
+def _foreign_keys(
+    unit: UOWTransaction, states: dict[InstanceState[Any], bool]
+) -> dict[InstanceState[Any], dict[str, object]]:
     """The foreign keys that are not set yet: the flush takes them from the relationships when it comes to the row."""
-    found: dict[InstanceState[Any], set[str]] = {}
+    found: dict[InstanceState[Any], dict[str, object]] = {}
     for row, deleted in list(states.items()):
         for prop in row.mapper.relationships:
             if prop.viewonly or prop.direction is RelationshipDirection.MANYTOMANY:
@@ -124,14 +168,14 @@ def _foreign_keys(unit: UOWTransaction, states: dict[InstanceState[Any], bool]) 
                 continue
             else:
                 changes = _of_parent(unit, row, prop)
-            for child, key in changes:
-                found.setdefault(child, set()).add(key)
+            for child, key, value in changes:
+                found.setdefault(child, {})[key] = value
     return found
 
 
 def _of_parent(
     unit: UOWTransaction, row: InstanceState[Any], prop: RelationshipProperty[Any]
-) -> Iterator[tuple[InstanceState[Any], str]]:
+) -> Iterator[tuple[InstanceState[Any], str, object]]:
     history = _history(unit, row, prop)
     if not history.added and not history.deleted:
         return
@@ -147,7 +191,7 @@ def _of_children(
     prop: RelationshipProperty[Any],
     *,
     deleted: bool,
-) -> Iterator[tuple[InstanceState[Any], str]]:
+) -> Iterator[tuple[InstanceState[Any], str, object]]:
     history = _history(unit, row, prop)
     left = history.deleted
     if deleted and prop.passive_deletes != "all":
@@ -173,10 +217,10 @@ def _value(row: InstanceState[Any] | None, column: ColumnElement[Any]) -> object
 
 def _if_new(
     row: InstanceState[Any], column: ColumnElement[Any], value: object
-) -> Iterator[tuple[InstanceState[Any], str]]:
+) -> Iterator[tuple[InstanceState[Any], str, object]]:
     key = _attribute(row, column)
     if key is not None and (value is _UNKNOWN or row.dict.get(key, _UNKNOWN) != value):
-        yield row, key
+        yield row, key, NO_VALUE if value is _UNKNOWN else value
 
 
 def _attribute(row: InstanceState[Any], column: ColumnElement[Any]) -> str | None:

@@ -61,15 +61,9 @@ class LinkSignal(ModelSignal):
         return getattr(model, relationship_name(name)[1])
 
 
-def _nothing(sender: Any) -> None:
-    """The histories tell when a flush begins and ends."""
-    del sender
-
-
 m2m_changed: LinkSignal = LinkSignal(
     ("instance", "action", "reverse", "model", "pk_set", "objects", "session"),
     name="m2m_changed",
-    listen=_nothing,
     doc="""Links of a many-to-many relationship are about to be, or have been, added or removed.
 
     The sender is the relationship (`Pizza.toppings`), and each side of it sees its own perspective: `instance` owns the
@@ -154,7 +148,7 @@ def _both(forward: Relationship) -> Iterator[Side]:
 
 
 def _is_heard(side: Side) -> bool:
-    return m2m_changed.is_heard(side.sender, "flush", "commit", "rollback")
+    return m2m_changed.is_wanted(side.sender)
 
 
 def _gather(links: Links, side: Side, row: Row) -> None:

@@ -26,7 +26,7 @@ def find_model(name: str) -> type | None:
 
     Raises `ValueError` when several go by it.
     """
-    found = {mapper.class_ for mapper in _mappers() if goes_by(mapper.class_, name)}
+    found = {mapper.class_ for mapper in mappers() if goes_by(mapper.class_, name)}
     if len(found) > 1:
         listing = ", ".join(sorted(f"{model.__module__}.{model.__qualname__}" for model in found))
         msg = f"several models go by the name {name!r}: {listing}; give one of these instead"
@@ -34,7 +34,8 @@ def find_model(name: str) -> type | None:
     return next(iter(found), None)
 
 
-def _mappers() -> Iterator[Mapper[Any]]:
+def mappers() -> Iterator[Mapper[Any]]:
+    """All mappers of this process."""
     for registry in _all_registries():  # private, but the only list of what is mapped in this process
         yield from registry.mappers
 

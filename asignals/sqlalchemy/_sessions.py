@@ -20,12 +20,7 @@ _HOOKS: dict[str, Any] = {
     "before_flush": _flush.before_flush,
     "after_flush": _flush.after_flush,
     "after_flush_postexec": _flush.after_flush_postexec,
-    "before_commit": _flush.before_commit,
     "after_transaction_create": _transactions.after_transaction_create,
-    "after_begin": _transactions.after_begin,
-    "after_commit": _transactions.after_commit,
-    "after_rollback": _transactions.after_rollback,
-    "after_transaction_end": _transactions.after_transaction_end,
 }
 
 

@@ -2,29 +2,80 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack, contextmanager
-from typing import TYPE_CHECKING, Any, TypeVar, Unpack, cast, overload
-from weakref import ref
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from typing import TYPE_CHECKING, Any, TypeVar, cast, overload
+from weakref import WeakKeyDictionary, ref
 
 from sqlalchemy import event
 from sqlalchemy.orm import Mapper
 
 from asignals import Connection, Signal
-from asignals._core import Options
-from asignals._core import Registry
+from asignals._core import Options, Registry, registry_of
 from asignals.sqlalchemy._deliver import PHASES, Phase
+from asignals.sqlalchemy._of import OfModel
 from asignals.sqlalchemy._senders import Awaited, find_model, goes_by, hold
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Hashable, Iterable
+    from types import TracebackType
+
+    from anyio import CapacityLimiter
 
     from asignals._core import Receiver
-    from asignals._core import ConnectOptions
 
 F = TypeVar("F", bound="Callable[..., Any]")
+M = TypeVar("M")
+
+_MISSING: Any = object()
 
 
-class ModelSignal(Signal[..., Any]):
+class Hearing:
+    """Which models somebody listens to, muted or not; asked once for each, until anything changes."""
+
+    def __init__(self, signal: ModelSignal, at: tuple[int, ...], *, is_connected: bool) -> None:
+        self.at = at
+        self.is_connected = is_connected
+        self._signal = signal
+        self._models: WeakKeyDictionary[type, bool] = WeakKeyDictionary()
+
+    def __call__(self, model: type) -> bool:
+        if not self.is_connected:
+            return False
+        known = self._models.get(model)
+        if known is None:
+            known = self._models[model] = self._signal.is_wanted(model)
+        return known
+
+
+class Captured(Signal[..., Any]):
+    """A signal that is sent for somebody only; a capture of a test is somebody, though it is no receiver."""
+
+    _captures: int = 0
+
+    @property
+    def is_captured(self) -> bool:
+        """Whether events are reported to monitors in each phase, whoever is connected."""
+        return self._captures > 0
+
+    def is_wanted(self, sender: object) -> bool:
+        """Whether events of a sender are for anybody: a receiver, a stream or a capture."""
+        return self.is_captured or self.has_listeners(sender)
+
+    @contextmanager
+    def capturing(self) -> Generator[None]:
+        """Report all events to monitors for the length of a block, once in each phase, whoever is connected."""
+        self._captures += 1
+        self._on_connected()
+        try:
+            yield
+        finally:
+            self._captures -= 1
+
+    def _on_connected(self) -> None:
+        """For signals whose events need hooks."""
+
+
+class ModelSignal(Captured):
     """A signal that sessions send; a `Signal` in all else, `connect` excepted.
 
     Senders are mapped classes (or bases and mixins of them, mapped or not), whose subclasses are heard too unless
@@ -40,13 +91,13 @@ class ModelSignal(Signal[..., Any]):
         *,
         name: str,
         doc: str,
-        listen: Callable[[Any], None],
         phases: tuple[Phase, ...] = PHASES,
     ) -> None:
-        super().__init__(arguments, name=f"asignals.sqlalchemy.{name}", doc=doc)
-        self._listen = listen
+        self.names: tuple[str, ...] = tuple(arguments)
+        super().__init__(self.names, name=f"asignals.sqlalchemy.{name}", doc=doc)
         self._awaited: list[Awaited] = []
         self._is_waiting = False
+        self._hearing = Hearing(self, (), is_connected=False)
         self._phases: dict[Phase, ModelSignal] = {"flush": self}
         self._phases |= {phase: self._in_phase() for phase in phases if phase != "flush"}
 
@@ -64,14 +115,40 @@ class ModelSignal(Signal[..., Any]):
         """Who is connected for a phase."""
         return self._phases[phase]._registry if phase in self._phases else _NOBODY
 
+    def hearing(self) -> Hearing:
+        """Who listens now, in any phase."""
+        at = (self._captures, *[phase._registry.changes for phase in self._phases.values()])
+        if self._hearing.at != at:
+            is_connected = self.is_captured or any(phase._registry.all_connections() for phase in self._phases.values())
+            self._hearing = Hearing(self, at, is_connected=is_connected)
+        return self._hearing
+
     @property
     def is_connected(self) -> bool:
-        """Whether anybody is connected for any sender, in any phase."""
-        return any(phase._registry.all_connections() for phase in self._phases.values())
+        """Whether anybody is connected for any sender, in any phase, or captures what is sent."""
+        return self.hearing().is_connected
 
-    def is_heard(self, sender: object, *phases: Phase) -> bool:
-        """Whether an event of this sender would reach anybody in one of these phases, muting minded."""
-        return any(self.registry(phase).plan_for(sender).connections for phase in phases)
+    @property
+    def is_awaited(self) -> bool:
+        """Whether a receiver for any sender, in any phase, is async."""
+        return any(link.is_async for phase in self._phases.values() for link in phase._registry.all_connections())
+
+    def would_hear(self, listened: object, sender: object) -> bool:
+        """Whether a connection made for `listened`, a class or a name, hears the events of `sender`.
+
+        Raises `LookupError` for a name that no mapped class has.
+        """
+        above, below = self._known(listened), self._known(sender)
+        if isinstance(above, type) and isinstance(below, type):
+            return issubclass(below, above)
+        return above is None or above is below
+
+    def _known(self, sender: object) -> object:
+        resolved = self._resolve(sender)
+        if isinstance(resolved, str):
+            msg = f"signal {self.name!r}: no model goes by the name {resolved!r} yet"
+            raise LookupError(msg)  # noqa: TRY004  a name is a good sender
+        return resolved
 
     # -- connecting ------------------------------------------------------------------------------------------------
 
@@ -84,24 +161,33 @@ class ModelSignal(Signal[..., Any]):
         dispatch_uid: Hashable | None = None,
         *,
         on: Phase = "flush",
-        **options: Unpack[ConnectOptions],
+        priority: float = 0,
+        subclasses: bool = True,
+        in_thread: bool | CapacityLimiter = False,
+        timeout: float | None = None,
+        once: bool = False,
+        replace: bool = False,
     ) -> F: ...
 
     @overload
     def connect(
         self,
-        receiver: None = None,
-        sender: object = None,
-        weak: bool = True,  # noqa: FBT001, FBT002  Django's order of parameters
-        dispatch_uid: Hashable | None = None,
         *,
+        sender: object = None,
+        weak: bool = True,
+        dispatch_uid: Hashable | None = None,
         on: Phase = "flush",
-        **options: Unpack[ConnectOptions],
+        priority: float = 0,
+        subclasses: bool = True,
+        in_thread: bool | CapacityLimiter = False,
+        timeout: float | None = None,
+        once: bool = False,
+        replace: bool = False,
     ) -> Callable[[F], F]: ...
 
     def connect(  # noqa: PLR0913  what Signal.connect takes, and the phase
         self,
-        receiver: Receiver | None = None,
+        receiver: Receiver = _MISSING,
         sender: object = None,
         weak: bool = True,  # noqa: FBT001, FBT002  Django's order of parameters
         dispatch_uid: Hashable | None = None,
@@ -109,9 +195,10 @@ class ModelSignal(Signal[..., Any]):
         on: Phase = "flush",
         priority: float = 0,
         subclasses: bool = True,
-        in_thread: bool = False,
+        in_thread: bool | CapacityLimiter = False,
         timeout: float | None = None,
         once: bool = False,
+        replace: bool = False,
     ) -> Any:
         """Have a receiver called; as `Signal.connect`, with these differences.
 
@@ -132,6 +219,7 @@ class ModelSignal(Signal[..., Any]):
             in_thread: As for `Signal.connect`; the session waits meanwhile. Nothing can be loaded from a thread.
             timeout: As for `Signal.connect`.
             once: As for `Signal.connect`.
+            replace: As for `Signal.connect`.
 
         Raises:
             TypeError: as `Signal.connect`; the sender is neither a class nor a name.
@@ -147,8 +235,9 @@ class ModelSignal(Signal[..., Any]):
             "in_thread": in_thread,
             "timeout": timeout,
             "once": once,
+            "replace": replace,
         }
-        if receiver is None:
+        if receiver is _MISSING:
             return lambda receiver: self._connect(self._callable(receiver), sender, on, options)
         return self._connect(receiver, sender, on, options)
 
@@ -159,7 +248,7 @@ class ModelSignal(Signal[..., Any]):
             self._await(receiver, resolved, on, options)
             return receiver
         Signal.connect(target, receiver, resolved, **self._fitting(resolved, options))
-        self._listen(resolved)
+        self._on_connected()
         return receiver
 
     def _phase(self, on: Phase) -> ModelSignal:
@@ -188,6 +277,15 @@ class ModelSignal(Signal[..., Any]):
     def awaited(self) -> tuple[str, ...]:
         """The names given as senders that no mapped class has had yet."""
         return tuple(dict.fromkeys(entry.name for entry in self._awaited if entry.receiver() is not None))
+
+    def keep_awaited(self) -> Callable[[], None]:
+        """Remember what is to be connected once a model is there; the result puts that back."""
+        before = list(self._awaited)
+
+        def put_back() -> None:
+            self._awaited[:] = before
+
+        return put_back
 
     def _await(self, receiver: Receiver, name: str, on: Phase, options: dict[str, Any]) -> None:
         core = Options(**{key: value for key, value in options.items() if key in Options._fields})
@@ -246,7 +344,7 @@ class ModelSignal(Signal[..., Any]):
     def connections(self) -> tuple[Connection, ...]:
         """The live connections of all phases, those of the flush first."""
         links = [link for registry in self._registries().values() for link in registry.all_connections()]
-        return tuple(link for link in links if isinstance(link, Connection))
+        return tuple(link for link in links if link.is_receiver)
 
     def _registries(self) -> dict[str, Registry]:
         return {name: phase._registry for name, phase in self._phases.items()}
@@ -259,8 +357,7 @@ class ModelSignal(Signal[..., Any]):
         """The receivers that an event of this sender would reach in any phase, muted or not."""
         return [found for phase in self._phases.values() for found in Signal.receivers_for(phase, sender)]
 
-    @contextmanager
-    def connected(
+    def connected(  # noqa: PLR0913  as for connect
         self,
         receiver: F,
         sender: object = None,
@@ -268,38 +365,79 @@ class ModelSignal(Signal[..., Any]):
         dispatch_uid: Hashable | None = None,
         *,
         on: Phase = "flush",
-        **options: Any,
-    ) -> Generator[F]:
-        """Connect for the length of a `with` block; as `Signal.connected`, for one phase.
+        priority: float = 0,
+        subclasses: bool = True,
+        in_thread: bool | CapacityLimiter = False,
+        timeout: float | None = None,
+        once: bool = False,
+        replace: bool = False,
+    ) -> AbstractContextManager[F]:
+        """Connect for the length of a `with` block; as `Signal.connected`, for one phase. Not a decorator.
 
         Raises `LookupError` for a name that no mapped class has.
         """
-        resolved = self._resolve(sender)
-        if isinstance(resolved, str):
-            msg = f"signal {self.name!r}: no model goes by the name {resolved!r} yet"
-            raise LookupError(msg)  # noqa: TRY004  a name is a good sender
+        resolved = self._known(sender)
         target = self._phase(on)
-        chosen = self._fitting(resolved, {"subclasses": True, **options})
-        with Signal.connected(target, receiver, resolved, weak, dispatch_uid, **chosen) as given:
-            yield given
+        chosen = self._fitting(
+            resolved,
+            {
+                "priority": priority,
+                "subclasses": subclasses,
+                "in_thread": in_thread,
+                "timeout": timeout,
+                "once": once,
+                "replace": replace,
+            },
+        )
+        return Signal.connected(target, receiver, resolved, weak, dispatch_uid, **chosen)
 
-    @contextmanager
-    def muted(self, *receivers: Receiver, everywhere: bool = False) -> Generator[None]:
-        """Mute for the length of a `with` block; as `Signal.muted`, for all phases.
+    def muted(self, *receivers: Receiver, everywhere: bool = False) -> AbstractContextManager[None]:
+        """Mute for the length of a `with` block; as `Signal.muted`, for all phases. Not a decorator.
 
         What is flushed inside of the block is not delivered after the commit either.
         """
-        with ExitStack() as stack:
-            for phase in self._phases.values():
-                stack.enter_context(Signal.muted(phase, *receivers, everywhere=everywhere))
-            yield
+        return _All([Signal.muted(phase, *receivers, everywhere=everywhere) for phase in self._phases.values()])
+
+    def of(self, model: type[M]) -> OfModel[M]:
+        """The signal for one model, for receivers whose types are checked: `@post_save.of(User).connect`.
+
+        Raises:
+            TypeError: `model` is not a class.
+        """
+        if not isinstance(model, type):
+            msg = f"signal {self.name!r}: of() takes a mapped class, or a base of some, not {model!r:.80}"
+            raise TypeError(msg)
+        return OfModel(self, model)
 
 
-class SessionSignal(Signal[..., Any]):
+class _All(AbstractContextManager[None]):
+    """Several blocks at once; no decorator, which on an `async def` would end before the body runs."""
+
+    def __init__(self, blocks: list[AbstractContextManager[None]]) -> None:
+        self._blocks = blocks
+        self._stack = ExitStack()
+
+    def __enter__(self) -> None:
+        for block in self._blocks:
+            self._stack.enter_context(block)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._stack.__exit__(kind, error, traceback)
+
+    def __call__(self, function: object) -> None:
+        name = getattr(function, "__qualname__", repr(function))
+        msg = f"this is no decorator: write the `with` block inside of {name}, or decorate with asignals.testing.muted"
+        raise TypeError(msg)
+
+
+class SessionSignal(Captured):
     """A signal whose sender is a session; a plain `Signal` in all else."""
 
     def __init__(self, arguments: Iterable[str], *, name: str, doc: str) -> None:
-        super().__init__(arguments, name=f"asignals.sqlalchemy.{name}", doc=doc)
+        self.names: tuple[str, ...] = tuple(arguments)
+        super().__init__(self.names, name=f"asignals.sqlalchemy.{name}", doc=doc)
 
     def registry(self, phase: Phase) -> Registry:
         """Who is connected: there is one phase only."""
@@ -307,4 +445,4 @@ class SessionSignal(Signal[..., Any]):
         return self._registry
 
 
-_NOBODY = Registry(lambda: None, None)
+_NOBODY = registry_of(Signal())  # of a phase that a signal does not have

@@ -1,17 +1,13 @@
-"""What model signals keep for one session: the flush under way, and what waits for its transactions to end.
+"""What model signals keep for one session while its receivers run, and how a session is found and enabled.
 
-Invariants:
-
-- `frames` has one frame for each open transaction and savepoint, the outermost first; subtransactions have none.
-- What happened waits in the frame it happened in. A released savepoint's frame goes up to the one around it, a
-  rolled back one's goes up as lost, and nothing is delivered before the outermost has ended.
-- Everything here belongs to the session and dies with it; no state is shared between sessions.
+Which transactions are open is asked of the session, and whether they were committed of the transactions themselves
+(`_transactions`, `_places`). Everything here belongs to the session and dies with it; sessions share no state.
 """
 
 from __future__ import annotations
 
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 from sqlalchemy.ext.asyncio import AsyncSession, async_session
 from sqlalchemy.orm import Session
@@ -19,113 +15,61 @@ from sqlalchemy.orm import Session
 from asignals.sqlalchemy._errors import SignalsNotEnabledError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
     from sqlalchemy.orm import InstanceState, SessionTransaction
 
     from asignals.sqlalchemy._deliver import Event
-
-    Callback: TypeAlias = Callable[[], object]
+    from asignals.sqlalchemy._saves import Written
+    from asignals.sqlalchemy._transactions import SignalTransaction
 
 _KEY = "_asignals_state"
 _MARK = "_asignals_enabled"
-
-
-class Frame:
-    """One open transaction or savepoint."""
-
-    __slots__ = ("began", "committed", "kept", "lost", "rolled_back", "transaction", "wrote")
-
-    def __init__(self, transaction: SessionTransaction) -> None:
-        self.transaction = transaction
-        self.kept: list[Event | Callback] = []
-        self.lost: list[Event | Callback] = []
-        self.began = False  # the database has been reached
-        self.wrote = False  # a flush has ended in it
-        self.committed = False
-        self.rolled_back = False  # by request, not merely closed
-
-    def join(self, inner: Frame) -> None:
-        """Take over what an inner frame that has ended leaves."""
-        self.wrote = self.wrote or inner.wrote
-        self.lost += inner.lost
-        if inner.committed:
-            self.kept += inner.kept
-        else:
-            self.lost += inner.kept
-
-
-class Record:
-    """One row that the flush under way has written."""
-
-    __slots__ = ("created", "deleted", "fields", "instance")
-
-    def __init__(
-        self,
-        instance: object,
-        *,
-        created: bool = False,
-        deleted: bool = False,
-        fields: frozenset[str] | None = None,
-    ) -> None:
-        self.instance = instance
-        self.created = created
-        self.deleted = deleted
-        self.fields = fields
 
 
 class SessionState:
     """What model signals know of one session."""
 
     def __init__(self) -> None:
-        self.frames: list[Frame] = []
-        self.ended: list[Frame] = []
-        self.waiting: list[Callback] = []  # on_commit without a transaction: for the next one
-        self.records: dict[InstanceState[Any], Record] = {}
-        self.fields: dict[InstanceState[Any], frozenset[str]] = {}  # what an UPDATE is about to set
+        self.before: dict[InstanceState[Any], dict[str, Any]] = {}  # values that the flush replaces without a history
+        self.written: list[Written] = []  # by the flush under way
         self.links: list[Event] = []
+        self.ended: list[SignalTransaction] = []  # outermost transactions whose receivers have not been called yet
         self.heard = False  # a receiver ran, or something waits, since the outermost transaction began
         self.depth = 0  # of commit, rollback and close calling each other
         self.shielded = False
-        self.torn = False  # a receiver ended a transaction that the flush around it needs
+        self.torn = False  # a receiver tried to close the session, which has lost its objects by that
         self._receiving = 0
-        self._floor = 0
+        self._around: SessionTransaction | None = None
 
     @contextmanager
-    def receiving(self) -> Iterator[None]:
-        """While receivers run inside of a flush or a statement, the frames that are there now must stay."""
-        floor = self._floor
-        self._floor = len(self.frames)
+    def receiving(self, session: Session) -> Iterator[None]:
+        """While receivers run inside of a flush or a statement, the transactions that are open now must stay."""
+        around = self._around
+        self._around = session._transaction
         self.torn = self.torn and self._receiving > 0
         self._receiving += 1
         try:
             yield
         finally:
             self._receiving -= 1
-            self._floor = floor
+            self._around = around
 
     @property
     def is_receiving(self) -> bool:
         """Whether receivers run inside of a flush or a statement."""
         return self._receiving > 0
 
-    def is_of_receiver(self, transaction: SessionTransaction) -> bool:
-        """Whether a transaction is a savepoint that the receiver which runs has begun."""
-        return transaction.nested and any(frame.transaction is transaction for frame in self.frames[self._floor :])
-
-    def may_commit(self) -> bool:
-        """Whether the innermost frame may be committed now."""
-        return not self.is_receiving or self.is_of_receiver(self.frames[-1].transaction)
-
-    def left(self, depth: int) -> None:
-        """Note that the frame at this depth has ended."""
-        if self._receiving and depth < self._floor:
-            self.torn = True
-
-    def keep(self, entry: Event | Callback) -> None:
-        """Have an entry wait for the end of the innermost frame."""
-        self.heard = True
-        self.frames[-1].kept.append(entry)
+    def may_end(self, transaction: SessionTransaction) -> bool:
+        """Whether a transaction may be ended now: receivers may end only those that they have begun."""
+        if not self.is_receiving:
+            return True
+        if self._around is None:
+            return transaction.nested
+        above = transaction.parent
+        while above is not None and above is not self._around:
+            above = above.parent
+        return above is not None
 
 
 def existing_state(session: Session | None) -> SessionState | None:
@@ -138,21 +82,7 @@ def state_of(session: Session) -> SessionState:
     found: SessionState | None = vars(session).get(_KEY)
     if found is None:
         found = vars(session)[_KEY] = SessionState()
-        found.frames = [Frame(each) for each in reversed(list(open_transactions(session))) if has_frame(each)]
     return found
-
-
-def open_transactions(session: Session) -> Iterator[SessionTransaction]:
-    """The transactions of a session, the innermost first; more than the one being made if its class is enabled late."""
-    transaction = session._transaction
-    while transaction is not None:
-        yield transaction
-        transaction = transaction.parent
-
-
-def has_frame(transaction: SessionTransaction) -> bool:
-    """Whether it is the outermost or a savepoint; the others belong to flushes."""
-    return transaction.parent is None or transaction.nested
 
 
 def announced(session: Session) -> AsyncSession | Session:

@@ -1,9 +1,11 @@
 """Sends of typed signals are held to the stub; those of others take any keywords."""
 
-from typing import assert_type
+from collections.abc import Callable
+from typing import Any, TypeAlias, assert_type
 
 from asignals import Signal, raise_errors, signal
-from asignals._core import Receiver
+
+Receiver: TypeAlias = Callable[..., Any]
 
 
 class Store:

@@ -4,7 +4,11 @@ from typing import Any
 
 import asignals
 from asignals import Signal, receiver, signal
-from asignals import Sginal  # E: no such name
+from asignals import Sginal  # noqa: F401, I001  # E: no such name
+    Signal,
+    receiver,
+    signal,
+)
 
 
 @signal

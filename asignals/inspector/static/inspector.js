@@ -4,17 +4,28 @@
 const KEPT = 500; // sends kept in this page
 const SHOWN = 200; // sends drawn at once
 const HISTORY = 60; // samples of a sparkline, one a second
+const FEW = 30; // signals whose receivers are shown without asking
+const CHUNK = 20; // cards drawn at once, between which the page answers
+const RESORT = 5; // seconds between which the order of the cards stays
+const COUNTED = 10; // seconds between questions who was called
 
 const $ = (id) => document.getElementById(id);
 const sends = []; // the newest last
 const rows = new Map(); // number of a send -> its element
+const byId = new Map(); // what a send calls itself -> the send
+const follows = new Map(); // what a send calls itself -> the sends that its receivers made
 const signals = new Map(); // number of a signal -> {info, samples, figures, ...}
-const view = { filter: "", chosen: null, failedOnly: false, paused: false, missed: 0, skipped: 0, cleared: 0 };
+const view = { filter: "", sort: "name", unfolded: null, chosen: null, failedOnly: false, paused: false, missed: 0, skipped: 0, cleared: 0 };
 let source = null;
 let run = null;
 let last = 0;
 let totals = null;
 let listed = "";
+let drawing = 0; // the run of drawing cards that is under way
+let sorted = 0; // when the cards were sorted
+let heard = 0; // when the last figures came
+let asked = 0; // when the counts were asked for
+let counts = {};
 
 function make(tag, className, ...children) {
   const element = document.createElement(tag);
@@ -60,16 +71,26 @@ function splitName(name) {
   return [parts.length ? `${parts.join(".")}.` : "", own];
 }
 
+// The token of the first visit stays in a cookie, and out of the address, the history and what is copied from them.
+if (location.search) history.replaceState(null, "", location.pathname);
+
 // -- the stream ---------------------------------------------------------------------------------------------------
 
 function open() {
   if (source || document.hidden) return;
   source = new EventSource("events");
   source.addEventListener("hello", (event) => greet(JSON.parse(event.data)));
-  source.addEventListener("signals", (event) => {
+  source.addEventListener("signals", async (event) => {
     // Each stream begins with the list. Drawing it again would take the focus away from it.
-    if (event.data !== listed) listSignals(JSON.parse(event.data));
+    if (event.data === listed) return;
     listed = event.data;
+    const list = JSON.parse(event.data);
+    if (list.signals) {
+      listSignals(list);
+    } else {
+      const answer = await fetch("signals");
+      if (answer.ok) listSignals(await answer.json());
+    }
   });
   source.addEventListener("sends", (event) => receive(JSON.parse(event.data)));
   source.addEventListener("statistics", (event) => measure(JSON.parse(event.data)));
@@ -80,7 +101,7 @@ function open() {
       setTimeout(open, 3000);
     }
     // A stream ends and comes back every few seconds by design: only say so when it stays away.
-    setTimeout(() => { if (!source || source.readyState !== EventSource.OPEN) showState(); }, 1500);
+    setTimeout(showState, 3500);
   };
 }
 
@@ -98,7 +119,10 @@ function greet(hello) {
 function forget() {
   sends.length = 0;
   rows.clear();
+  byId.clear();
+  follows.clear();
   signals.clear();
+  counts = {};
   $("signals").replaceChildren();
   listed = "";
   last = 0;
@@ -109,7 +133,7 @@ function forget() {
 
 function showState() {
   const state = $("state");
-  const open = source && source.readyState === EventSource.OPEN;
+  const open = source && (source.readyState === EventSource.OPEN || performance.now() - heard < 3000);
   const text = view.paused ? "paused" : open ? "live" : "reconnecting";
   state.dataset.state = text;
   state.textContent = view.paused && view.missed ? `paused, ${view.missed} new` : text;
@@ -119,28 +143,92 @@ function showState() {
 
 function listSignals({ signals: list, more }) {
   const known = new Set(list.map((info) => info.number));
-  for (const [number, each] of signals) {
+  for (const [number, entry] of signals) {
     if (!known.has(number)) {
-      each.element.remove();
+      entry.element?.remove();
       signals.delete(number);
     }
   }
-  list.sort((a, b) => Number(a.orphan) - Number(b.orphan) || a.name.localeCompare(b.name));
+  const changed = [];
   for (const info of list) {
-    const old = signals.get(info.number);
-    const entry = old ?? { samples: [], sends: 0, at: 0 };
+    const text = JSON.stringify(info);
+    const entry = signals.get(info.number) ?? { samples: [], sends: 0, at: 0, figures: null, reach: null, unfolded: null };
+    if (entry.listed !== text) changed.push(entry);
+    entry.listed = text;
     entry.info = info;
-    const element = drawSignal(entry);
-    if (old) old.element.replaceWith(element);
-    entry.element = element;
+    entry.text = [info.name, info.doc, ...info.receivers.map((each) => each.name)].join("\n").toLowerCase();
     signals.set(info.number, entry);
-    $("signals").append(element); // in the order of the list
-    if (entry.figures) drawFigures(entry);
   }
   $("signal-count").textContent = list.length ? `(${(list.length + more).toLocaleString("en")})` : "";
   $("more-signals").textContent = `And ${more.toLocaleString("en")} more that were not sent since this page watches.`;
   $("more-signals").hidden = !more;
+  drawSignals(changed);
+}
+
+function drawSignals(changed) {
+  // A few at a time, so that the page answers in between; those of a later list replace what is left of this one.
+  drawing += 1;
+  const run = drawing;
+  const waiting = new Set([...changed, ...[...signals.values()].filter((entry) => !entry.element)]);
+  const todo = inOrder([...waiting]);
+  const step = () => {
+    if (run !== drawing) return;
+    for (const entry of todo.splice(0, CHUNK)) {
+      const element = drawSignal(entry);
+      if (entry.element) entry.element.replaceWith(element);
+      else $("signals").append(element);
+      entry.element = element;
+      if (entry.figures) drawFigures(entry);
+      sift(entry);
+    }
+    if (todo.length) {
+      setTimeout(step);
+      return;
+    }
+    // When there are many now, those that were unfolded while there were few are folded.
+    for (const entry of signals.values()) if (entry.list && entry.list.hidden === isUnfolded(entry)) drawReceivers(entry);
+    arrange();
+  };
+  step();
+}
+
+function inOrder(entries) {
+  const figure = (entry, index) => (entry.figures ? entry.figures[index] : 0);
+  const unheard = (entry) => (entry.reach ? entry.reach[0] : 0) + (entry.info.orphan ? 0.5 : 0);
+  const keys = {
+    name: (entry) => -Number(entry.info.orphan),
+    busiest: (entry) => figure(entry, 0),
+    slowest: (entry) => figure(entry, 3),
+    failing: (entry) => figure(entry, 1),
+    unheard,
+  };
+  const key = keys[view.sort];
+  return entries.sort((a, b) => key(b) - key(a) || a.info.name.localeCompare(b.info.name));
+}
+
+function arrange() {
+  // Only what is out of place is moved: moving takes the focus away.
+  let place = $("signals").firstElementChild;
+  for (const entry of inOrder([...signals.values()])) {
+    if (!entry.element) continue;
+    if (entry.element === place) place = place.nextElementSibling;
+    else $("signals").insertBefore(entry.element, place);
+  }
+  sorted = performance.now() / 1000;
   markChosen();
+}
+
+function sift(entry) {
+  entry.element.hidden = !view.filter.split(/\s+/).every((word) => entry.text.includes(word)) && !entry.hits;
+}
+
+function siftSignals() {
+  // A signal stays for what the filter finds in its sends, too.
+  const hit = new Set(view.filter ? sends.filter(matches).map((send) => send.signal) : []);
+  for (const [number, entry] of signals) {
+    entry.hits = hit.has(number);
+    if (entry.element) sift(entry);
+  }
 }
 
 function drawSignal(entry) {
@@ -151,45 +239,112 @@ function drawSignal(entry) {
   entry.line = document.createElementNS("http://www.w3.org/2000/svg", "path");
   const spark = document.createElementNS("http://www.w3.org/2000/svg", "svg");
   spark.setAttribute("class", "spark");
-  spark.setAttribute("viewBox", `0 0 ${HISTORY - 1} 20`);
+  spark.setAttribute("viewBox", `0 0 ${HISTORY} 20`);
   spark.setAttribute("preserveAspectRatio", "none");
-  spark.setAttribute("aria-hidden", "true");
+  spark.setAttribute("role", "img");
+  entry.spark = spark;
   spark.append(entry.line);
   entry.figuresElement = make("span", "figures");
+  entry.drawn = "";
   const head = make("button", "signal-head", name, make("span", "signature", info.signature), info.doc ? make("span", "doc", ...prose(info.doc)) : null, entry.figuresElement, spark);
   head.type = "button";
   head.title = "Show only the sends of this signal";
   head.addEventListener("click", () => choose(view.chosen === info.number ? null : info.number));
   const element = make("article", "signal", head);
   element.dataset.signal = info.name;
-  if (info.receivers.length) element.append(make("ol", "receivers", ...info.receivers.map(drawReceiver)));
+  if (info.receivers.length) {
+    const fold = make("button", "fold");
+    fold.type = "button";
+    fold.addEventListener("click", () => {
+      entry.unfolded = !isUnfolded(entry);
+      drawReceivers(entry);
+    });
+    entry.fold = fold;
+    entry.list = make("ol", "receivers");
+    element.append(fold, entry.list);
+    drawReceivers(entry);
+  }
   return element;
+}
+
+function isUnfolded(entry) {
+  return entry.unfolded ?? view.unfolded ?? signals.size <= FEW;
+}
+
+function drawReceivers(entry) {
+  if (!entry.list) return;
+  const open = isUnfolded(entry);
+  const count = entry.info.receivers.length;
+  entry.fold.textContent = `${open ? "▾" : "▸"} ${count} receiver${count === 1 ? "" : "s"}${entry.reach ? `, ${called(entry)} called` : ""}`;
+  entry.fold.setAttribute("aria-expanded", String(open));
+  entry.list.hidden = !open;
+  if (open && !entry.list.childElementCount) entry.list.append(...entry.info.receivers.map(drawReceiver));
+  if (open) {
+    askWhoWasCalled();
+    markCalled(entry);
+  }
+}
+
+function called(entry) {
+  // Receivers that one function has made go by one name: when all names were called, all receivers were.
+  const names = new Set(entry.info.receivers.map((receiver) => receiver.key)).size;
+  return entry.reach[1] >= names ? entry.info.receivers.length : entry.reach[1];
 }
 
 function drawReceiver(receiver) {
   const tags = receiver.notes.map((note) => make("span", "tag", note));
-  return make("li", "", make("span", "receiver-name", receiver.name), make("span", "where", link(receiver.place, receiver.link), make("br"), ...tags));
+  const place = receiver.place ? [link(receiver.place, receiver.link), make("br")] : [];
+  return make("li", "", make("span", "receiver-name", receiver.name), make("span", "where", ...place, make("span", "calls"), ...tags));
+}
+
+async function askWhoWasCalled() {
+  const now = performance.now() / 1000;
+  if (now - asked < COUNTED) return;
+  asked = now;
+  const answer = await fetch("counts");
+  if (!answer.ok) return;
+  counts = await answer.json();
+  for (const entry of signals.values()) if (entry.list && isUnfolded(entry)) markCalled(entry);
+}
+
+function markCalled(entry) {
+  const calls = counts[entry.info.name]?.calls ?? {};
+  const watched = entry.figures !== null;
+  entry.info.receivers.forEach((receiver, index) => {
+    const label = entry.list.children[index]?.querySelector(".calls");
+    if (!label) return;
+    const count = calls[receiver.key] ?? 0;
+    const text = count ? `called ${count.toLocaleString("en")}×` : watched ? "never called" : "";
+    if (label.textContent !== text) label.textContent = text;
+    label.classList.toggle("never", !count);
+  });
 }
 
 function measure(statistics) {
-  const now = performance.now() / 1000;
+  heard = performance.now();
+  showState();
+  const now = heard / 1000;
+  for (const [number, figures] of Object.entries(statistics.signals)) {
+    const entry = signals.get(Number(number));
+    if (!entry) continue;
+    entry.figures = figures;
+    entry.reach = statistics.reach[number];
+  }
   let sent = 0;
   let failed = 0;
   const medians = [];
-  for (const [number, figures] of Object.entries(statistics.signals)) {
-    sent += figures[0];
-    failed += figures[1];
-    medians.push([figures[2], figures[0]]);
-    const entry = signals.get(Number(number));
-    if (entry) entry.figures = figures;
-  }
   for (const entry of signals.values()) {
     const count = entry.figures ? entry.figures[0] : 0;
+    if (entry.figures) {
+      sent += count;
+      failed += entry.figures[1];
+      medians.push([entry.figures[2], count]);
+    }
     if (entry.at) entry.samples.push(Math.max(0, count - entry.sends) / Math.max(0.2, now - entry.at));
     if (entry.samples.length > HISTORY) entry.samples.shift();
     entry.sends = count;
     entry.at = now;
-    if (entry.figures) drawFigures(entry);
+    if (entry.figures && entry.element) drawFigures(entry);
   }
   showTotals(sent, failed, medians, now);
   if (statistics.skipped > view.skipped) {
@@ -198,21 +353,37 @@ function measure(statistics) {
     $("notice").hidden = false;
   }
   view.skipped = statistics.skipped;
+  if (view.sort !== "name" && now - sorted > RESORT) arrange();
+  if ([...signals.values()].some((entry) => entry.list && !entry.list.hidden)) askWhoWasCalled();
 }
 
 function drawFigures(entry) {
   const [count, errors, p50, p95, p99] = entry.figures;
-  const figure = (label, value, className = "") => make("span", className, make("b", "", value), ` ${label}`);
+  const [unheard, called] = entry.reach;
   const recent = entry.samples.slice(-5);
   const perSecond = recent.length ? recent.reduce((sum, each) => sum + each, 0) / recent.length : 0;
-  entry.figuresElement.replaceChildren(
-    figure("", rate(perSecond)), figure("sends", count.toLocaleString("en")), figure("p50", seconds(p50)), figure("p95", seconds(p95)), figure("p99", seconds(p99)),
-    ...(errors ? [figure("failed", errors.toLocaleString("en"), "failing")] : []),
-  );
+  const state = JSON.stringify([entry.figures, entry.reach, rate(perSecond)]);
+  if (state !== entry.drawn) {
+    const figure = (label, value, className = "") => make("span", className, make("b", "", value), ` ${label}`);
+    entry.figuresElement.replaceChildren(
+      figure("", rate(perSecond)), figure("sends", count.toLocaleString("en")), figure("p50", seconds(p50)), figure("p95", seconds(p95)), figure("p99", seconds(p99)),
+      ...(errors ? [figure("failed", errors.toLocaleString("en"), "failing")] : []),
+      ...(unheard ? [figure("reached nobody", unheard.toLocaleString("en"), "unheard")] : []),
+    );
+    if (entry.fold && entry.shownCalled !== called) drawReceivers(entry);
+    entry.shownCalled = called;
+    entry.drawn = state;
+  }
+  // A bar for each second: one send is a bar that can be seen, and nothing is joined that was apart.
   const most = Math.max(1, ...entry.samples);
   const offset = HISTORY - entry.samples.length;
-  const points = entry.samples.map((sample, index) => `${offset + index} ${(19 - (sample / most) * 17).toFixed(1)}`);
-  entry.line.setAttribute("d", points.length > 1 ? `M${points.join("L")}` : "");
+  const bars = entry.samples.map((sample, index) => (sample ? `M${offset + index + 0.5} 20V${(20 - Math.max(3, (sample / most) * 20)).toFixed(1)}` : ""));
+  const line = bars.join("");
+  if (line !== entry.lineDrawn) {
+    entry.line.setAttribute("d", line);
+    entry.spark.setAttribute("aria-label", `sends a second in the last minute, at most ${rate(most)}`);
+  }
+  entry.lineDrawn = line;
 }
 
 function showTotals(sent, failed, medians, now) {
@@ -246,6 +417,7 @@ function choose(number) {
 
 function markChosen() {
   for (const [number, entry] of signals) {
+    if (!entry.element) continue;
     entry.element.classList.toggle("chosen-signal", number === view.chosen);
     entry.element.firstElementChild.setAttribute("aria-pressed", String(number === view.chosen));
   }
@@ -257,15 +429,24 @@ function receive(list) {
   const fresh = list.filter((send) => send.number > last);
   if (!fresh.length) return;
   last = fresh[fresh.length - 1].number;
-  for (const send of fresh) send.text = searchText(send);
+  for (const send of fresh) {
+    send.text = searchText(send);
+    byId.set(send.id, send);
+    if (send.parent !== null) follows.set(send.parent, [...(follows.get(send.parent) ?? []), send]);
+  }
   sends.push(...fresh);
-  if (sends.length > KEPT) sends.splice(0, sends.length - KEPT);
+  if (sends.length > KEPT) for (const send of sends.splice(0, sends.length - KEPT)) lose(send);
   if (view.paused) {
     view.missed += fresh.filter(matches).length;
     showState();
   } else {
     draw(fresh.filter(matches), true);
   }
+}
+
+function lose(send) {
+  byId.delete(send.id);
+  follows.delete(send.id);
 }
 
 function hasFailed(send) {
@@ -288,19 +469,50 @@ function matches(send) {
 }
 
 function draw(list, fresh) {
-  const box = $("sends");
   for (const send of list.slice(-SHOWN)) {
     const row = drawSend(send);
     if (fresh) row.classList.add("fresh");
     rows.set(send.number, row);
-    box.prepend(row);
+    put(send, make("div", "thread", row, make("div", "follows")));
+    for (const child of follows.get(send.id) ?? []) {
+      if (rows.has(child.number)) put(child, rows.get(child.number).parentElement);
+    }
+    refreshWhole(send);
   }
-  while (box.childElementCount > SHOWN) {
-    rows.delete(Number(box.lastElementChild.dataset.number));
+  const box = $("sends");
+  while (rows.size > SHOWN && box.childElementCount > 1) {
+    for (const row of box.lastElementChild.querySelectorAll(".send")) rows.delete(Number(row.dataset.number));
     box.lastElementChild.remove();
   }
   $("empty").hidden = box.childElementCount > 0;
   $("empty").firstElementChild.firstElementChild.textContent = sends.length ? "Nothing here matches." : "Waiting for the first send.";
+}
+
+function put(send, thread) {
+  // Under the send whose receiver made it, in the order of time; the others stand for themselves, the newest first.
+  const parent = send.parent === null ? undefined : byId.get(send.parent);
+  const row = parent && rows.get(parent.number);
+  if (!row) {
+    $("sends").prepend(thread);
+    return;
+  }
+  const box = row.nextElementSibling;
+  thread.dataset.at = send.at;
+  const later = [...box.children].find((each) => Number(each.dataset.at) > send.at);
+  box.insertBefore(thread, later ?? null);
+}
+
+function rootOf(send) {
+  let root = send;
+  for (let steps = 0; root.parent !== null && byId.has(root.parent) && steps < KEPT; steps += 1) root = byId.get(root.parent);
+  return root;
+}
+
+function refreshWhole(send) {
+  const root = rootOf(send);
+  const row = rows.get(root.number);
+  const old = row?.querySelector(".whole");
+  if (old) old.replaceWith(drawWhole(root));
 }
 
 function redraw() {
@@ -313,7 +525,9 @@ function redraw() {
 
 function drawSend(send) {
   const failed = hasFailed(send);
-  const what = make("span", "what", make("span", "own", splitName(send.name)[1]));
+  const [module, own] = splitName(send.name);
+  // The module gives way first, from its start: its end says more.
+  const what = make("span", "what", make("span", "name", make("span", "module", make("bdi", "", module)), make("span", "own", own)));
   what.title = send.name;
   const error = send.error ?? send.receivers.map((receiver) => receiver.error).find(Boolean);
   if (error) what.append(make("span", "badge", error.type));
@@ -369,9 +583,33 @@ function drawDetail(send) {
     if (receiver.error) errors.push(drawError(receiver.error, receiver.name));
   }
   const title = send.partial ? "Receivers that failed" : send.more ? `Receivers (and ${send.more} more)` : "Receivers";
+  detail.append(drawWhole(send));
   detail.append(make("div", "", make("h3", "", title), send.receivers.length ? fall : make("p", "", "Nobody heard this."), ...errors));
   if (send.error && !errors.length) detail.append(drawError(send.error, ""));
   return detail;
+}
+
+function drawWhole(send) {
+  const box = make("div", "whole");
+  const tree = [];
+  const walk = (each, depth) => {
+    tree.push([each, depth]);
+    if (tree.length < SHOWN) for (const child of [...(follows.get(each.id) ?? [])].sort((a, b) => a.at - b.at)) walk(child, depth + 1);
+  };
+  walk(send, 0);
+  box.hidden = tree.length < 2;
+  if (box.hidden) return box;
+  const end = Math.max(...tree.map(([each]) => each.at + span(each)));
+  const whole = Math.max(1e-9, end - send.at);
+  const lines = make("div", "fall");
+  for (const [each, depth] of tree) {
+    const who = make("div", "who", each.name);
+    who.style.paddingLeft = `${Math.min(depth, 12) * 16}px`;
+    const part = bar({ start: Math.max(0, each.at - send.at), duration: each.duration, error: hasFailed(each) }, whole);
+    lines.append(who, make("div", "track", part), make("div", "took", seconds(each.duration)));
+  }
+  box.append(make("h3", "", `What followed, ${seconds(whole)} in all`), lines);
+  return box;
 }
 
 function drawValues(send) {
@@ -396,9 +634,34 @@ function markViews() {
   for (const button of document.querySelectorAll("[data-show]")) toggle(button, button.dataset.show === document.body.dataset.view);
 }
 
+let typing = 0;
 $("filter").addEventListener("input", (event) => {
   view.filter = event.target.value.trim().toLowerCase();
-  redraw();
+  clearTimeout(typing);
+  typing = setTimeout(() => {
+    redraw();
+    siftSignals();
+  }, 60);
+});
+$("sort").addEventListener("change", (event) => {
+  view.sort = event.target.value;
+  arrange();
+});
+$("fold").addEventListener("click", (event) => {
+  view.unfolded = !(view.unfolded ?? signals.size <= FEW);
+  toggle(event.currentTarget, view.unfolded);
+  const todo = [...signals.values()];
+  drawing += 1;
+  const run = drawing;
+  const step = () => {
+    if (run !== drawing) return;
+    for (const entry of todo.splice(0, CHUNK)) {
+      entry.unfolded = null;
+      drawReceivers(entry);
+    }
+    if (todo.length) setTimeout(step);
+  };
+  step();
 });
 $("errors").addEventListener("click", (event) => {
   view.failedOnly = !view.failedOnly;

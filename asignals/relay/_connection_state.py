@@ -9,6 +9,7 @@ import time
 from typing import TYPE_CHECKING
 
 from asignals.relay._cancel import times_cancelled
+from asignals.relay._redact import redacted, said
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -16,11 +17,14 @@ if TYPE_CHECKING:
 logger = logging.getLogger("asignals.relay")
 
 
-class Link:
-    """What is known about the way to an engine. One log record when it is lost, one when it is back."""
+class ConnectionState:
+    """What is known about the connection to a server. One log record when it is lost, one when it is back.
+
+    `name` says what is connected to what, and is redacted.
+    """
 
     def __init__(self, name: str) -> None:
-        self.name = name
+        self.name: str = redacted(name)
         self.error: BaseException | None = None
         self.since: float = time.monotonic()
 
@@ -29,11 +33,16 @@ class Link:
         """Whether the last thing heard was good."""
         return self.error is None
 
+    @property
+    def problem(self) -> str | None:
+        """What is wrong, for people, without passwords; `None` when all is well."""
+        return None if self.error is None else f"{said(self.error)} (for {time.monotonic() - self.since:.0f} s)"
+
     def lost(self, error: BaseException) -> None:
         """Note a failure."""
         if self.error is None:
             self.since = time.monotonic()
-            logger.warning("lost %s (%s: %s); trying again until it is back", self.name, type(error).__name__, error)
+            logger.warning("lost %s (%s); trying again until it is back", self.name, said(error))
         self.error = error
 
     def restored(self) -> None:
@@ -66,13 +75,13 @@ class Backoff:
 class Attempts:
     """Something that is done over and over, though it may fail: `while True: async with attempts: ...`.
 
-    An `Exception` of the block is noted on the link, and the block ends after a pause that grows from failure to
-    failure. A block that succeeds says that the link is up, unless `is_proof` is false. A cancellation that the block
-    has swallowed is raised at its end. Blocks of one object do not nest.
+    An `Exception` of the block is noted in the state, and the block ends after a pause that grows from failure to
+    failure. A block that succeeds notes that the connection is up, unless `is_proof` is false. A cancellation that the
+    block has swallowed is raised at its end. Blocks of one object do not nest.
     """
 
-    def __init__(self, link: Link, *, is_proof: bool = True) -> None:
-        self._link = link
+    def __init__(self, state: ConnectionState, *, is_proof: bool = True) -> None:
+        self._state = state
         self._is_proof = is_proof
         self._backoff = Backoff()
         self._cancelled = 0
@@ -90,7 +99,7 @@ class Attempts:
         if error is None:
             self.succeeded()
         else:
-            self._link.lost(error)
+            self._state.lost(error)
             await asyncio.sleep(self._backoff.pause())
         return True
 
@@ -98,7 +107,7 @@ class Attempts:
         """Note a success, where it is known before the block ends."""
         self._backoff.reset()
         if self._is_proof:
-            self._link.restored()
+            self._state.restored()
 
 
 def jittered(seconds: float) -> float:

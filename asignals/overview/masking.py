@@ -1,0 +1,204 @@
+"""What is secret, by its name and by its look, and how it is masked in texts."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import json
+import re
+from typing import TYPE_CHECKING, Any, Final
+
+from asignals._core import is_a
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+MASK: Final = "••••"
+
+# -- names -----------------------------------------------------------------------------------------------------------
+
+# Whole words of a name: privateKey, private_key and PRIVATE-KEY are the words private and key.
+_WORDS: Final = frozenset(
+    re.findall(
+        r"\w+",
+        """
+        auth bearer cookie cookies credential credentials creds csrf cvc cvv dsn iban jwt mnemonic otp pass passcode
+        passphrase passwd password passwords pin pw pwd salt secret secrets sid signature ssn token tokens totp xsrf
+        """,
+    )
+)
+# Two words after each other.
+_PAIRS: Final = frozenset(
+    re.findall(
+        r"(\w+) (\w+)",
+        """
+        access key, account number, api key, app key, auth code, auth key, authorization code, backup code, card number,
+        client key, connection string, credit card, crypt key, encryption key, hmac key, host key, license key,
+        master key, mfa code, one time, private key, recovery code, secret key, security code, seed phrase, service key,
+        session id, session key, shared key, signing key, ssh key, verification code
+        """,
+    )
+)
+# Parts of words that are written as one, long enough to mean nothing else.
+_PARTS: Final = tuple(
+    re.findall(
+        r"\w+",
+        """
+        accesskey apikey authorization cardnumber cookie creditcard credential encryptionkey passphrase passwd password
+        privatekey secret sessionid signingkey token
+        """,
+    )
+)
+_SPLIT: Final = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+")
+_LONGEST_NAME: Final = 100  # characters of a name that are looked at
+
+
+def is_secret_name(name: object) -> bool:
+    """Whether what is called so is to be masked, as `password`, `apiKey`, `X-Auth-Token`, `db_pass` or `jwt` are."""
+    text = plain_text(name)
+    return text is not None and _is_secret_word(text[:_LONGEST_NAME])
+
+
+@functools.lru_cache(maxsize=4096)
+def _is_secret_word(name: str) -> bool:
+    words = [word.lower() for word in _SPLIT.findall(name)]
+    words = [word for word in words if not word.isdigit()]
+    if not _WORDS.isdisjoint(words) or any(pair in _PAIRS for pair in itertools.pairwise(words)):
+        return True
+    joined = "".join(words)
+    return any(part in joined for part in _PARTS)
+
+
+def plain_text(name: object) -> str | None:
+    """A text or bytes as a text; None for anything else."""
+    if is_a(name, str):
+        return str.__str__(name)
+    return bytes.decode(name, "latin-1") if is_a(name, bytes) else None
+
+
+class Masker:
+    """Masks what is secret: by the usual names, or by other parts of names, in any case; without any, nothing."""
+
+    def __init__(self, secrets: Iterable[str] | None) -> None:
+        """Keep the parts of names; None for the usual names."""
+        self._parts = None if secrets is None else tuple(part.lower() for part in secrets)
+
+    def is_secret(self, name: object) -> bool:
+        """Whether a value of this name is to be masked."""
+        if self._parts is None:
+            return is_secret_name(name)
+        text = plain_text(name)
+        if text is None:
+            return False
+        lower = text[:_LONGEST_NAME].lower()
+        return any(part in lower or part in re.sub(r"[\W_]", "", lower) for part in self._parts)
+
+    def json(self, text: str) -> str | None:
+        """Take apart a text that is JSON, and mask what is secret in it; None for any other text."""
+        if text[:20].lstrip()[:1] not in ("{", "["):
+            return None
+        try:
+            value = json.loads(text)
+        except (ValueError, RecursionError):
+            return None
+        masked = self._masked_json(value, 20)
+        return text if masked == value else json.dumps(masked, ensure_ascii=False)
+
+    def _masked_json(self, value: Any, depth: int) -> Any:
+        if type(value) is str:
+            inner = self.json(value) if depth else None
+            return self.text(value) if inner is None else inner
+        if not depth and type(value) in (dict, list):
+            return "…"
+        if type(value) is dict:
+            is_pair = any(key in NAMES_OF_NAMES and self.is_secret(each) for key, each in value.items())
+            hidden = {key for key in value if self.is_secret(key) or (is_pair and key in NAMES_OF_VALUES)}
+            return {key: MASK if key in hidden else self._masked_json(each, depth - 1) for key, each in value.items()}
+        if type(value) is list:
+            is_pair = len(value) > 1 and self.is_secret(value[0])
+            return [
+                MASK if is_pair and number else self._masked_json(each, depth - 1) for number, each in enumerate(value)
+            ]
+        return value
+
+    def text(self, text: str) -> str:
+        """Mask what is secret in a text, by its look and by the names in it."""
+        if self._parts == ():
+            return text
+        if "-----BEGIN" in text:
+            text = _PEM.sub(MASK, text)
+        if "@" in text and ":" in text:
+            text = _LOGIN.sub(rf"\g<1>{MASK}@", _URL_LOGIN.sub(rf"\g<1>{MASK}@", text))
+        text = _KNOWN.sub(MASK, text)
+        return self._mask_names(text) if "=" in text or ":" in text or "," in text else text
+
+    def _mask_names(self, text: str) -> str:
+        parts: list[str] = []
+        done = position = 0
+        while (match := _NAME.search(text, position)) is not None:
+            position = match.end()
+            if self.is_secret(match[1]):
+                position = _end_of_value(text, match)
+                if position > match.end() and not text.startswith(MASK, match.end()):
+                    parts += [text[done : match.end()], MASK]
+                    done = position
+        return "".join([*parts, text[done:]])
+
+
+# {"name": "password", "value": "…"}: the value of one key is the name of another's.
+NAMES_OF_NAMES: Final = ("name", "key", "field", "header", "Name", "Key")
+NAMES_OF_VALUES: Final = ("value", "val", "values", "content", "data", "Value")
+
+# The whole block, with or without its end.
+_PEM: Final = re.compile(r"-----BEGIN [A-Z0-9 ]{0,40}-----.{0,20000}?(?:-----END [A-Z0-9 ]{0,40}-----|\Z)", re.DOTALL)
+# A password may hold `/`, `:` and `@`: the login ends at the last `@` of the word.
+_URL_LOGIN: Final = re.compile(r"(\w{1,20}://[^\s:/@'\"<>]{0,200}:)[^\s'\"<>]{1,1000}@")
+_LOGIN: Final = re.compile(r"(?<![\w/:.@•-])([\w.+-]{1,100}:)[^\s'\"<>@/•]{1,200}@(?=[\w-])")
+# Tokens that are known by their look: JSON Web Tokens, credentials of headers, keys of well-known services.
+_KNOWN: Final = re.compile(
+    r"\beyJ[\w-]{5,5000}(?:\.[\w-]{1,10000}){1,4}|\bA[KS]IA[A-Z0-9]{16}\b|\bgh[oprsu]_\w{20,255}|\bgithub_pat_\w{20,255}"
+    r"|\b[sr]k_(?:live|test)_\w{8,255}|\bsk-[\w-]{16,255}|\bxox[a-z]-[\w-]{8,255}|\bAIza[\w-]{30,60}|\bglpat-[\w-]{16,255}"
+    r"|(?<=\bBearer )[\w.~+/=-]{4,5000}|(?<=\bBasic )[\w+/=]{6,5000}|(?<=\bToken )[\w.~+/=-]{8,5000}"
+)
+# A name, perhaps in (escaped) quotes, and then = or :, or in a pair of two texts a comma.
+_NAME: Final = re.compile(
+    r"""(?<![\w.\-])([A-Za-z_][\w.\-]{0,199})(?:\\{0,4}['"]?\s{0,4}(?:=>|=|:)\s{0,4}|\\{0,4}['"],\s{0,2}(?=b?\\{0,4}['"]))"""
+)
+_HEADERS: Final = ("authorization", "cookie")
+_VALUE: Final = 4_000  # characters of a secret value
+
+
+def _end_of_value(text: str, match: re.Match[str]) -> int:
+    """Where the value ends that begins at the end of the match: with its quote, its brackets, its line or its word."""
+    start = match.end()
+    most = min(len(text), start + _VALUE)
+    quote = _QUOTE.match(text, start)
+    if quote is not None:
+        # In the repr of a text its quotes are escaped: the value ends with one that looks the same.
+        end = text.find(quote[1], quote.end())
+        while end > 0 and not quote[1].startswith("\\") and text[end - 1] == "\\":
+            end = text.find(quote[1], end + 1)
+        return most if end < 0 else end + len(quote[1])
+    line = text.find("\n", start, most)
+    line = most if line < 0 else line
+    is_header = any(header in match[1].lower() for header in _HEADERS)
+    is_line = ":" in match[0] and (match.start() == 0 or text[match.start() - 1] == "\n")
+    if (is_header and text[start : start + 1] not in "[{(") or is_line:
+        return line
+    return _end_of_word(text, start, most)
+
+
+def _end_of_word(text: str, start: int, most: int) -> int:
+    depth = 0
+    for position in range(start, most):
+        letter = text[position]
+        if letter in "([{":
+            depth += 1
+        elif letter in ")]}":
+            depth -= 1
+        if depth < 0 or (not depth and (letter in ",;&" or letter.isspace())):
+            return position
+    return most
+
+
+_QUOTE: Final = re.compile(r"""[bBuUrRfF]{0,2}(\\{0,4}['"])""")

@@ -1,0 +1,110 @@
+"""Notes what leaves no trace once a program is loaded: receivers that are lost, and those that are not added."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final, Self
+
+from asignals import Connection, ReceiverLostWarning, Signal
+from asignals._core import identify, is_a, sender_key
+from asignals.overview.values import Shower, name_of, short_path
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+
+_show: Final = Shower(limit=80)
+
+
+@dataclass(frozen=True)
+class Lost:
+    """A `ReceiverLostWarning`, and where it points."""
+
+    message: str
+    file: str
+    line: int
+
+
+@dataclass(frozen=True)
+class Connecting:
+    """A call of `connect`; it keeps nothing alive that was connected, whose death is a finding."""
+
+    signal: Signal[..., Any]
+    receiver: str
+    file: str
+    line: int
+    taken_by: Connection | None = None
+    """Who has its `dispatch_uid`, so that this receiver was not added."""
+    uid: str = ""
+
+
+class Watch:
+    """While it is entered, the warnings about lost receivers and the calls of `connect` are noted.
+
+    It replaces `warnings.warn_explicit` and `Signal.connect`, so it is for a process that does nothing else.
+    """
+
+    def __init__(self) -> None:
+        self.lost: list[Lost] = []
+        self.connecting: list[Connecting] = []
+        self._warn = warnings.warn_explicit
+        self._connect: Any = Signal.connect
+
+    def __enter__(self) -> Self:
+        """Begin to watch."""
+        watch = self
+
+        def warn_explicit(message: Any, category: Any, filename: str, lineno: int, *args: Any, **kwargs: Any) -> None:
+            if category is ReceiverLostWarning or is_a(message, ReceiverLostWarning):
+                watch.lost.append(Lost(str(message), short_path(filename), lineno))
+                return
+            watch._warn(message, category, filename, lineno, *args, **kwargs)
+
+        def connect(signal: Signal[..., Any], *args: Any, **options: Any) -> Any:
+            given = watch._connect(signal, *args, **options)
+            # Without a receiver it gives a decorator, which calls `connect` again.
+            if args or "receiver" in options:
+                watch._note(signal, *args, **options)
+            return given
+
+        warnings.warn_explicit = warn_explicit
+        Signal.connect = connect  # type: ignore[method-assign, assignment]  # the same call
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Put everything back."""
+        warnings.warn_explicit = self._warn
+        Signal.connect = self._connect  # type: ignore[method-assign]  # as above
+
+    def _note(
+        self,
+        signal: Signal[..., Any],
+        receiver: Any,
+        sender: object = None,
+        weak: object = True,  # noqa: FBT002  Django's order of parameters
+        dispatch_uid: Any = None,
+        **_: Any,
+    ) -> None:
+        del weak
+        taken_by = None
+        if dispatch_uid is not None:
+            same = [each for each in signal.connections if sender_key(each.sender) == sender_key(sender)]
+            taken_by = next((each for each in same if each.dispatch_uid == dispatch_uid), None)
+            holder = None if taken_by is None else taken_by.receiver
+            if holder is not None and identify(holder) == identify(receiver):
+                taken_by = None
+        self.connecting.append(Connecting(signal, name_of(receiver), *_caller(), taken_by, _show(dispatch_uid)))
+
+
+_MACHINERY: Final = ("asignals.overview", "asignals.sqlalchemy", "asignals.relay", "asignals._core", "<asignals")
+
+
+def _caller() -> tuple[str, int]:
+    frame = sys._getframe(2)
+    while frame.f_back is not None and str(frame.f_globals.get("__name__", "")).startswith(_MACHINERY):
+        frame = frame.f_back
+    return short_path(frame.f_code.co_filename), frame.f_lineno

@@ -1,0 +1,131 @@
+"""What a relay was told, checked where it is written: each error says what to write instead."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection, Mapping
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from asignals.relay._redact import redacted
+
+if TYPE_CHECKING:
+    from asignals import Signal
+    from asignals.relay._codec import Codec
+
+SenderCodec: TypeAlias = "tuple[Callable[[Any], str | None], Callable[[str | None], Any]]"
+"""A sender's way to a string and back."""
+
+_POSITIVE = ("limit", "publish_timeout", "version", "newer_version_timeout")
+_WHOLE = ("limit", "hop_limit", "retries", "version")
+
+
+def check_transport(transport: object) -> None:
+    """Raise `TypeError` for what is no engine."""
+    if isinstance(transport, str):
+        url = redacted(transport)
+        msg = f"Relay takes an engine, not a URL: Relay(engine_from_url({url!r}), …), or JetStream(…), RedisStreams(…)"
+        raise TypeError(msg)
+    _check_object("an engine, such as JetStream(…)", transport, ("publish_many", "consume"))
+
+
+def check_outbox(outbox: object, inbox: object) -> None:
+    """Raise `TypeError` for a URL, a database engine or a class where an outbox or an inbox belongs."""
+    for name, made, value in (("outbox", "SQLAlchemyOutbox", outbox), ("inbox", "SQLAlchemyInbox", inbox)):
+        if isinstance(value, str):
+            msg = f"{name} must be an object, not a URL: {name}={made}({redacted(value)!r})"
+        elif isinstance(value, type):
+            msg = f"{name} must be an object, not the class: {name}={value.__name__}(…)"
+        elif type(value).__name__ in ("AsyncEngine", "Engine", "URL"):
+            msg = f"{name} must be made of the database engine: {name}={made}(engine)"
+        else:
+            continue
+        raise TypeError(msg)
+
+
+def _check_object(wanted: str, value: object, methods: tuple[str, ...]) -> None:
+    if isinstance(value, type):
+        msg = f"give an object, not the class {value.__name__}: {value.__name__}(…)"
+        raise TypeError(msg)
+    missing = [name for name in methods if not callable(getattr(value, name, None))]
+    if missing:
+        msg = f"{redacted(repr(value))[:80]} has no {missing[0]}(): give {wanted}"
+        raise TypeError(msg)
+
+
+def check_sender_codec(pair: object) -> None:
+    """Raise `TypeError` for what is no pair of functions."""
+    if pair is None:
+        return
+    if not isinstance(pair, tuple) or len(pair) != 2 or not all(map(callable, pair)):  # noqa: PLR2004  a pair
+        msg = f"sender_codec is a pair of functions, (dump, load), not {pair!r:.80}"
+        raise TypeError(msg)
+
+
+def check_numbers(**settings: Any) -> None:
+    """Raise `TypeError` or `ValueError` for a setting that is no number, or out of range."""
+    for name, value in settings.items():
+        if name == "backoff":
+            _check_backoff(value)
+            continue
+        kinds = int if name in _WHOLE else (int, float)
+        if not isinstance(value, kinds) or isinstance(value, bool):
+            kind = "a whole number" if name in _WHOLE else "a number of seconds"
+            msg = f"{name} must be {kind}, not {value!r:.80}"
+            raise TypeError(msg)
+        least = 1 if name in _WHOLE else 0
+        if math.isnan(value) or value < 0 or (name in _POSITIVE and (value < least or value == 0)):
+            bound = ("at least 1" if least else "more than 0") if name in _POSITIVE else "not negative"
+            msg = f"{name} must be {bound}, not {value}"
+            raise ValueError(msg)
+
+
+def _check_backoff(backoff: Any) -> None:
+    try:
+        first, most = backoff
+        is_right = 0 < first <= most < math.inf
+    except (TypeError, ValueError):
+        is_right = False
+    if not is_right:
+        msg = f"backoff is two numbers of seconds, 0 < first <= most, not {backoff!r:.80}"
+        raise ValueError(msg)
+
+
+def check_excluded(signal: Signal[..., Any], names: Collection[str]) -> None:
+    """Raise for names that a signal's arguments do not have; `session` is left out where there is one."""
+    if isinstance(names, str):
+        msg = f"exclude_args is a collection of names: exclude_args=({names!r},)"
+        raise TypeError(msg)
+    known = signal.providing_args
+    for name in names:
+        if known is not None and name != "session" and name not in known:
+            msg = f"exclude_args: {name!r} is no argument of signal {signal.name!r}, which has {', '.join(known)}"
+            raise ValueError(msg)
+
+
+def check_receivable(signal: Signal[..., Any], names: Collection[str]) -> None:
+    """Raise `ValueError` where events cannot bring an argument that the signal demands."""
+    check_excluded(signal, names)
+    stub = getattr(signal, "_stub", None)
+    defaults = (stub.__kwdefaults__ or {}) if stub is not None else {}
+    for name in names:
+        if name in (signal.providing_args or ()) and name not in defaults:
+            msg = (
+                f"events of signal {signal.name!r} never bring argument {name!r}, which does not cross: "
+                f"give it a default in the stub of @signal, to be received with"
+            )
+            raise ValueError(msg)
+
+
+def check_upcasters(upcasters: object, version: int, codec: Codec | None) -> None:
+    """Raise for upcasters that do not lead, version by version, to the newest one."""
+    if codec is not None:
+        msg = "upcasters and codec exclude each other: the codec is told the version, decode(body, version)"
+        raise ValueError(msg)
+    if not isinstance(upcasters, Mapping) or not all(map(callable, upcasters.values())):
+        msg = f"upcasters maps versions to functions: upcasters={{1: from_1_to_2}}, not {upcasters!r:.80}"
+        raise TypeError(msg)
+    known = sorted(upcasters)
+    if not known or known != list(range(known[0], version)) or known[0] < 1:
+        wanted = ", ".join(map(str, range(known[0] if known else 1, version))) or "none, as version is 1"
+        msg = f"upcasters lead from each old version to the next, up to {version}: {wanted}, not {known}"
+        raise ValueError(msg)

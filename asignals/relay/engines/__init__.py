@@ -1,0 +1,67 @@
+"""What carries events: one module for each engine, of one shape: connecting, publishing, consuming, dead letters.
+
+`asignals.relay` gives the classes, each of which needs its own extra only. A further engine is a module with a class
+that satisfies `asignals.relay.Transport`, and its line in `ENGINES`.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+from asignals._extra import needs
+from asignals.relay._redact import redacted
+
+if TYPE_CHECKING:
+    from asignals.relay._transport import Transport
+
+
+class Engine(NamedTuple):
+    """Where an engine's class is, the extra that brings what it needs, and the schemes of its URLs."""
+
+    module: str
+    extra: str
+    schemes: tuple[str, ...]
+
+
+ENGINES: Final = {
+    "Database": Engine("asignals.relay.engines.database", "sqlalchemy", ("postgresql", "postgres", "sqlite")),
+    "JetStream": Engine("asignals.relay.engines.jetstream", "nats", ("nats", "tls", "ws", "wss")),
+    "Kafka": Engine("asignals.relay.engines.kafka", "kafka", ("kafka",)),
+    "Memory": Engine("asignals.relay.engines.memory", "", ("memory",)),
+    "RabbitMQ": Engine("asignals.relay.engines.rabbitmq", "rabbitmq", ("amqp", "amqps")),
+    "RedisStreams": Engine("asignals.relay.engines.redis", "redis", ("redis", "rediss", "unix")),
+}
+
+
+def engine_class(name: str) -> Any:
+    """Import an engine's class; the `ModuleNotFoundError` of one whose package is missing names the extra."""
+    engine = ENGINES[name]
+    with needs(engine.extra):
+        return getattr(import_module(engine.module), name)
+
+
+def engine_from_url(url: str, **options: Any) -> Transport:
+    """Make the engine that a URL names, for programs that get theirs from the environment.
+
+    `nats://…`, `redis://…`, `amqp://…`, `kafka://host:9092,other:9092`, `postgresql://…`, `sqlite:///file`, `memory://`.
+    `options` are those of the engine's class.
+
+    Raises:
+        TypeError: `url` is no string, or the engine has no such option.
+        ValueError: no engine has such URLs.
+        ModuleNotFoundError: the engine's package is not installed; the message names the extra.
+    """
+    if not isinstance(url, str):
+        msg = f"engine_from_url takes a URL as a string, not {type(url).__name__}"
+        raise TypeError(msg)
+    scheme, is_url, rest = url.partition("://")
+    plain = scheme.partition("+")[0].lower()  # without SQLAlchemy's driver
+    for name, engine in ENGINES.items():
+        if is_url and plain in engine.schemes:
+            if name == "Memory":
+                return engine_class(name)(**options)  # type: ignore[no-any-return]  # the class is found by its name
+            return engine_class(name)(rest.rstrip("/") if name == "Kafka" else url, **options)  # type: ignore[no-any-return]
+    known = ", ".join(f"{scheme}://" for engine in ENGINES.values() for scheme in engine.schemes)
+    msg = f"no engine for {redacted(url)!r}: the known ones begin with {known}"
+    raise ValueError(msg)

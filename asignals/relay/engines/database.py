@@ -1,0 +1,577 @@
+"""PostgreSQL and SQLite as the engine: no broker to run, and on SQLite no server at all.
+
+Publishing writes an event once, and a *delivery* for each subscription (a service and a topic) that it concerns. A
+consumer claims deliveries by moving their `available_at` to when its lease ends; acknowledging deletes them, retrying
+moves `available_at` to when it is due, and a consumer that died is found out by the time alone. PostgreSQL's consumers
+share by FOR UPDATE SKIP LOCKED and hear of new events by NOTIFY; SQLite has one writer at a time, and the file's change
+counter.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from contextlib import suppress
+from dataclasses import dataclass, field
+from operator import attrgetter
+from typing import TYPE_CHECKING, Final, TypeAlias
+
+from sqlalchemy import ColumnElement, bindparam, delete, func, insert, literal, select, text, tuple_, union_all, update
+from sqlalchemy.dialects import postgresql, sqlite
+
+from asignals._to_the_end import to_the_end
+from asignals.relay._batch import Batch
+from asignals.relay._cancel import limited
+from asignals.relay._connection_state import Attempts, ConnectionState
+from asignals.relay._envelope import DeadLetter, check_name
+from asignals.relay._pool import Pool
+from asignals.relay._sql import (
+    PG_IDLE,
+    PG_NO_WAIT,
+    PG_NOW,
+    Stored,
+    announce,
+    begun,
+    channel_of,
+    connected,
+    is_postgres,
+    listening,
+    lock_of,
+    now,
+    quoted,
+)
+from asignals.relay._transport import Delivery, delay_of
+from asignals.relay.inbox import SQLAlchemyInbox
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Callable, Collection, Sequence
+
+    from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+
+    from asignals.relay._envelope import Envelope
+    from asignals.relay._tables import Tables
+    from asignals.relay._transport import Handle, Hear
+
+_KEPT: Final = 120.0  # seconds for which an event is remembered at least, so that a repetition is recognised
+_SWEEP: Final = 1_000  # events that are forgotten at once
+_AT_ONCE: Final = 500  # dead letters that one statement removes
+_LOOK_BACK: Final = 2_000  # numbers of events that a listener looks back, for those that were committed late
+_POLL: Final = 1.0  # seconds after which a consumer looks by itself, should a notification have been lost
+_TRIP: Final = 20.0  # seconds that claiming may take
+
+
+class Database(Stored):
+    """Carries events through tables, with SQLAlchemy: `postgresql+asyncpg://…`, `postgresql+psycopg://…`,
+    `sqlite+aiosqlite:///file`.
+
+    `lease` is in seconds: events of a consumer that does not renew its lease for so long, as a killed one, are
+    redelivered. An event is kept until all services that are known to receive its topic have acknowledged it, and two
+    minutes at least; a service is known once it has consumed, and the first time it is given all that is kept of the
+    topic. An event id is taken once for at least two minutes.
+    """
+
+    def __init__(self, database: str | AsyncEngine, *, schema: str | None = None, lease: float = 30.0) -> None:
+        super().__init__(database, schema, ("engine", "inbox"))  # it is its own inbox, too
+        self.lease = lease
+        self.connection_state: ConnectionState = ConnectionState(
+            f"{self.engine.dialect.name} ({self.engine.url.database})"
+        )
+        self._sql: _Postgres | _SQLite = (_Postgres if is_postgres(self.engine) else _SQLite)(self.engine, self.tables)
+
+    # -- publishing ------------------------------------------------------------------------------------------------
+
+    async def publish_many(self, envelopes: Sequence[Envelope]) -> None:
+        """Write the events and commit."""
+        if not envelopes:
+            return
+        rows = [(envelope.id, envelope.topic, envelope.encode()) for envelope in envelopes]
+        async with connected(self.engine) as connection:
+            await self._sql.publish(connection, rows)
+        self.connection_state.restored()
+
+    # -- consuming -------------------------------------------------------------------------------------------------
+
+    async def consume(
+        self, service: str, instance: str, topics: Collection[str], handle: Handle, *, limit: int = 100
+    ) -> None:
+        """Call `handle` for each event of the topics until cancelled."""
+        check_name("instance", instance)
+        await self.add_service(service, topics)
+        await _Consumer(self, service, tuple(topics), handle, limit).run()
+
+    async def listen(self, topics: Collection[str], hear: Hear, begun: Callable[[], object]) -> None:
+        """Hear each event of these topics by reading the table of events, of which nothing is claimed.
+
+        On PostgreSQL an event whose transaction is committed after that of a later one is heard up to a second later.
+        """
+        names = [check_name("topic", topic) for topic in topics]
+        wake = asyncio.Event()
+        attempts = Attempts(self.connection_state)
+        heard = _Heard(self, names, hear)
+        is_heard = False
+        async with listening(self.engine, self._sql.channel, wake.set, self.connection_state):
+            while True:
+                async with attempts:
+                    if not is_heard:
+                        await heard.begin()
+                        attempts.succeeded()
+                        begun()
+                    wake.clear()
+                    is_heard = False  # until it is read
+                    await heard.read()
+                    is_heard = True
+                    attempts.succeeded()
+                    with suppress(TimeoutError):
+                        async with asyncio.timeout(_POLL):
+                            await wake.wait()
+
+    async def add_service(self, service: str, topics: Collection[str]) -> None:
+        """Keep events of these topics for a service, beginning with those that are still there."""
+        check_name("service", service)
+        for topic in topics:
+            check_name("topic", topic)
+        if len(await self._subscriptions(service, topics)) == len(set(topics)):
+            return
+        async with begun(self.engine) as connection:
+            for topic in topics:
+                await self._sql.register(connection, service, topic)
+
+    async def forget_service(self, service: str, topics: Collection[str] | None = None) -> None:
+        """Remove a service's deliveries, of some topics or of all, and make no more."""
+        delivery = self.tables.delivery
+        known = await self._subscriptions(service, topics)
+        for number in known:
+            async with begun(self.engine) as connection:
+                await connection.execute(
+                    delete(self.tables.subscription).where(self.tables.subscription.c.id == number)
+                )
+                await connection.execute(delete(delivery).where(delivery.c.subscription == number))
+
+    async def _subscriptions(self, service: str, topics: Collection[str] | None) -> list[int]:
+        """Give the numbers of a service's subscriptions, to some topics or to all."""
+        table = self.tables.subscription
+        query = select(table.c.id).where(table.c.service == service)
+        if topics is not None:
+            query = query.where(table.c.topic.in_(list(topics)))
+        async with connected(self.engine) as connection:
+            return list((await connection.execute(query)).scalars())
+
+    async def backlog(self, service: str) -> int:
+        """Count the events that the service has not acknowledged."""
+        delivery, subscription = self.tables.delivery, self.tables.subscription
+        query = (
+            select(func.count())
+            .select_from(delivery.join(subscription, delivery.c.subscription == subscription.c.id))
+            .where(subscription.c.service == service)
+        )
+        async with connected(self.engine) as connection:
+            return int((await connection.execute(query)).scalar_one())
+
+    async def _sweep(self) -> None:
+        """Forget events that all have acknowledged, in small transactions."""
+        swept = _SWEEP
+        while swept >= _SWEEP:
+            async with begun(self.engine) as connection:
+                swept = await self._sql.sweep(connection)
+
+    # -- dead letters ----------------------------------------------------------------------------------------------
+
+    async def put_dead_letter(self, queue: str, letter: DeadLetter) -> None:
+        """Keep a letter; the same one only once."""
+        dialect = postgresql if is_postgres(self.engine) else sqlite
+        statement = dialect.insert(self.tables.dead).values(queue=queue, letter_id=letter.id, data=letter.encode())
+        async with begun(self.engine) as connection:
+            await connection.execute(statement.on_conflict_do_nothing())
+
+    async def count_dead_letters(self, queue: str) -> int:
+        """Count the letters of a queue."""
+        dead = self.tables.dead
+        async with connected(self.engine) as connection:
+            query = select(func.count()).select_from(dead).where(dead.c.queue == queue)
+            return int((await connection.execute(query)).scalar_one())
+
+    async def scan_dead_letters(self, queue: str, *, batch: int = 500) -> AsyncGenerator[list[DeadLetter], None]:
+        """Read the letters in batches, the oldest first."""
+        dead, last = self.tables.dead, 0
+        while True:
+            query = select(dead.c.id, dead.c.data).where(dead.c.queue == queue, dead.c.id > last)
+            async with connected(self.engine) as connection:
+                rows = (await connection.execute(query.order_by(dead.c.id).limit(batch))).all()
+            if not rows:
+                return
+            last = rows[-1].id
+            yield [DeadLetter.read(bytes(data), str(position)) for position, data in rows]
+
+    async def delete_dead_letters(self, queue: str, letters: Sequence[DeadLetter]) -> None:
+        """Remove letters."""
+        dead = self.tables.dead
+        for start in range(0, len(letters), _AT_ONCE):
+            ids = [int(letter.position) for letter in letters[start : start + _AT_ONCE]]
+            async with begun(self.engine) as connection:
+                await connection.execute(delete(dead).where(dead.c.queue == queue, dead.c.id.in_(ids)))
+
+    def inbox(self) -> SQLAlchemyInbox:
+        """Give an inbox in the same database."""
+        return SQLAlchemyInbox(self.engine, schema=self.tables.metadata.schema)
+
+
+class _Heard:
+    """What a listener has read of the table of events."""
+
+    def __init__(self, database: Database, topics: list[str], hear: Hear) -> None:
+        self._database = database
+        self._topics = topics
+        self._hear = hear
+        self._last: int | None = None
+        self._recent: dict[int, None] = {}
+        self._looked_back = 0.0
+
+    async def begin(self) -> None:
+        """Pass over all that is there, the first time."""
+        if self._last is not None:
+            return
+        event = self._database.tables.event
+        async with connected(self._database.engine) as connection:
+            self._last = (await connection.execute(select(func.max(event.c.seq)))).scalar() or 0
+            before = select(event.c.seq).where(event.c.seq > self._last - _LOOK_BACK)
+            self._recent = dict.fromkeys((await connection.execute(before)).scalars())
+
+    async def read(self) -> None:
+        """Hear what is new; now and then also what has a lower number, as its transaction took longer."""
+        event = self._database.tables.event
+        last, is_look_back = self._last or 0, time.monotonic() - self._looked_back > _POLL
+        if is_look_back and is_postgres(self._database.engine):
+            self._looked_back = time.monotonic()
+            last -= _LOOK_BACK
+        while True:
+            query = select(event.c.seq).where(event.c.seq > last, event.c.topic.in_(self._topics))
+            async with connected(self._database.engine) as connection:
+                seqs = (await connection.execute(query.order_by(event.c.seq).limit(_LOOK_BACK))).scalars().all()
+                fresh = [seq for seq in seqs if seq not in self._recent]
+                for start in range(0, len(fresh), _AT_ONCE):
+                    which = event.c.seq.in_(fresh[start : start + _AT_ONCE])
+                    rows = select(event.c.seq, event.c.topic, event.c.data).where(which).order_by(event.c.seq)
+                    for seq, topic, data in await connection.execute(rows):
+                        self._recent[seq] = None
+                        self._last = max(self._last or 0, seq)
+                        self._hear(Delivery(topic, bytes(data)))
+            while len(self._recent) > 2 * _LOOK_BACK:
+                del self._recent[next(iter(self._recent))]
+            if len(seqs) < _LOOK_BACK:
+                return
+            last = seqs[-1]
+
+
+_Key: TypeAlias = tuple[int, int]  # where a delivery is: the number of its event, and of its subscription
+
+
+@dataclass(frozen=True, slots=True)
+class Claimed:
+    """A delivery that is this consumer's until its lease ends."""
+
+    key: _Key
+    attempt: int
+    topic: str
+    data: bytes
+
+
+@dataclass(slots=True)
+class _Consumer:
+    """One running `consume`."""
+
+    database: Database
+    service: str
+    topics: tuple[str, ...]
+    handle: Handle
+    limit: int
+    held: dict[_Key, None] = field(default_factory=dict)
+    wake: asyncio.Event = field(default_factory=asyncio.Event)
+    subscriptions: list[int] = field(default_factory=list)
+
+    async def run(self) -> None:
+        database = self.database
+        pool: Pool[Claimed]
+        async with Batch(self._acknowledge, database.connection_state) as acks:
+
+            async def work(row: Claimed) -> None:
+                outcome = await self.handle(Delivery(row.topic, row.data, row.attempt, row.attempt > 1, pool.park))
+                del self.held[row.key]
+                acks.add((row.key, None if outcome is None else delay_of(outcome)))
+
+            pool = Pool(work, self.limit)
+            try:
+                async with (
+                    listening(database.engine, database._sql.channel, self.wake.set, database.connection_state),
+                    pool,
+                ):
+                    pool.start(self._keep())
+                    await self._claim_for_ever(pool)
+            finally:
+                for key in self.held:
+                    acks.add((key, 0.0))
+
+    async def _claim_for_ever(self, pool: Pool[Claimed]) -> None:
+        attempts = Attempts(self.database.connection_state)
+        most = self.limit * 2
+        while True:
+            await pool.until_below(max(1, most - self.limit // 2))
+            async with attempts:
+                self.wake.clear()
+                # To its end: a claim that is committed while we are cancelled is known, and given back at once.
+                rows, pause = await to_the_end(limited(self._claim(most - len(pool)), _TRIP))
+                attempts.succeeded()
+                for row in rows:
+                    pool.put(row)
+                if not rows:
+                    with suppress(TimeoutError):
+                        async with asyncio.timeout(pause):
+                            await self.wake.wait()
+
+    async def _claim(self, count: int) -> tuple[list[Claimed], float]:
+        """Claim what is due; where nothing is, tell the seconds until something may be."""
+        database = self.database
+        if not self.subscriptions:
+            await database.add_service(self.service, self.topics)  # the first time, and after they were forgotten
+            self.subscriptions = await database._subscriptions(self.service, self.topics)
+        pause = _POLL
+        async with begun(database._single) as connection:
+            rows = await database._sql.claim(connection, self.subscriptions, count, database.lease)
+            if not rows and (due := await database._sql.until_due(connection, self.subscriptions)) is not None:
+                pause = min(_POLL, max(0.001, due))
+        rows.sort(key=attrgetter("key"))
+        # One that is held already had lost its lease to time; it is running here, so it is not run twice.
+        fresh = [row for row in rows if row.key not in self.held]
+        self.held.update((row.key, None) for row in fresh)
+        return fresh, pause
+
+    async def _acknowledge(self, done: list[tuple[_Key, float | None]]) -> None:
+        database = self.database
+        finished = [key for key, delay in done if delay is None]
+        again = [(key, delay) for key, delay in done if delay is not None]
+        async with begun(database._single) as connection:
+            if finished:
+                await database._sql.finish(connection, finished)
+            if again:
+                await database._sql.postpone(connection, again)
+        if again:
+            self.wake.set()
+
+    async def _keep(self) -> None:
+        """Renew the leases of what is held, see that the subscriptions are there, and clean up, until cancelled."""
+        database = self.database
+        attempts = Attempts(ConnectionState(f"renewing leases in {database.connection_state.name}"))
+        while True:
+            await asyncio.sleep(database.lease / 3)
+            async with attempts:
+                if self.held:
+                    async with begun(database._single) as connection:
+                        await database._sql.postpone(connection, [(key, database.lease) for key in self.held])
+                if len(await database._subscriptions(self.service, self.topics)) < len(set(self.topics)):
+                    self.subscriptions = []
+                await database._sweep()
+
+
+class _Postgres:
+    """The statements, for PostgreSQL."""
+
+    def __init__(self, engine: AsyncEngine, tables: Tables) -> None:
+        event, delivery, subscription = (
+            quoted(engine, table) for table in (tables.event, tables.delivery, tables.subscription)
+        )
+        self.channel = channel_of(event)
+        self._lock = lock_of(subscription)
+        numbers = postgresql.ARRAY(postgresql.BIGINT)
+        texts = postgresql.ARRAY(postgresql.TEXT)
+        self._publish = text(
+            f"WITH fresh AS (INSERT INTO {event} (event_id, topic, data, time)"  # noqa: S608  names are quoted, values bound
+            f" SELECT id, topic, data, {PG_NOW}"
+            f" FROM unnest(:ids, :topics, :datas) WITH ORDINALITY AS given (id, topic, data, place)"
+            f" ORDER BY place ON CONFLICT (event_id) DO NOTHING RETURNING seq, topic),"
+            f" sent AS (INSERT INTO {delivery} (subscription, seq, available_at, attempts)"
+            f" SELECT s.id, seq, 0, 0 FROM {subscription} AS s JOIN fresh USING (topic)) SELECT"
+        ).bindparams(
+            bindparam("ids", type_=texts),
+            bindparam("topics", type_=texts),
+            bindparam("datas", type_=postgresql.ARRAY(postgresql.BYTEA)),
+        )
+        self._register = text(
+            f"WITH new AS (INSERT INTO {subscription} (service, topic) VALUES (:service, :topic)"  # noqa: S608
+            f" ON CONFLICT DO NOTHING RETURNING id, topic)"
+            f" INSERT INTO {delivery} (subscription, seq, available_at, attempts)"
+            f" SELECT new.id, seq, 0, 0 FROM new JOIN {event} USING (topic)"
+        )
+        # Topic by topic, by the index, as rows of topics that this instance does not receive may lie between.
+        self._claim = text(
+            f"WITH next AS (SELECT found.* FROM unnest(:subscriptions) AS s (id), LATERAL"  # noqa: S608
+            f" (SELECT subscription, seq FROM {delivery} WHERE subscription = s.id AND available_at <= {PG_NOW}"
+            f" ORDER BY seq LIMIT :count FOR UPDATE SKIP LOCKED) AS found ORDER BY seq LIMIT :count)"
+            f" UPDATE {delivery} AS d SET available_at = {PG_NOW} + :lease, attempts = attempts + 1"
+            f" FROM next JOIN {event} AS e USING (seq), {PG_NO_WAIT}"
+            f" WHERE d.subscription = next.subscription AND d.seq = next.seq"
+            f" RETURNING d.seq, d.subscription, d.attempts, e.topic, e.data"
+        ).bindparams(bindparam("subscriptions", type_=numbers))
+        keys = bindparam("seqs", type_=numbers), bindparam("subscriptions", type_=numbers)
+        self._finish = text(
+            f"DELETE FROM {delivery} AS d USING unnest(:seqs, :subscriptions) AS k (seq, subscription), {PG_NO_WAIT}"  # noqa: S608
+            f" WHERE d.subscription = k.subscription AND d.seq = k.seq"
+        ).bindparams(*keys)
+        self._postpone = text(
+            f"UPDATE {delivery} AS d SET available_at = {PG_NOW} + k.delay"  # noqa: S608
+            f" FROM unnest(:seqs, :subscriptions, :delays) AS k (seq, subscription, delay), {PG_NO_WAIT}"
+            f" WHERE d.subscription = k.subscription AND d.seq = k.seq"
+        ).bindparams(*keys, bindparam("delays", type_=postgresql.ARRAY(postgresql.DOUBLE_PRECISION)))
+        self._sweep = text(
+            f"DELETE FROM {event} WHERE seq IN (SELECT seq FROM {event} AS e WHERE time < {PG_NOW} - {_KEPT}"  # noqa: S608
+            f" AND NOT EXISTS (SELECT 1 FROM {subscription} AS s JOIN {delivery} AS d ON d.subscription = s.id"
+            f" AND d.seq = e.seq WHERE s.topic = e.topic) ORDER BY time LIMIT {_SWEEP})"
+        )
+        self._due = text(
+            f"SELECT min(available_at) - {PG_NOW} FROM {delivery} WHERE subscription = ANY(:subscriptions)"  # noqa: S608
+        ).bindparams(bindparam("subscriptions", type_=numbers))
+
+    async def publish(self, connection: AsyncConnection, rows: list[tuple[str, str, bytes]]) -> None:
+        await self._keep_subscriptions(connection)
+        ids, topics, datas = ([row[place] for row in rows] for place in range(3))
+        await connection.execute(self._publish, {"ids": ids, "topics": topics, "datas": datas})
+        await connection.commit()
+        await announce((await connection.get_raw_connection()), self.channel)
+
+    async def register(self, connection: AsyncConnection, service: str, topic: str) -> None:
+        await connection.execute(text(f"SELECT {PG_IDLE}, pg_advisory_xact_lock({self._lock})"))
+        await connection.execute(self._register, {"service": service, "topic": topic})
+
+    async def claim(
+        self, connection: AsyncConnection, subscriptions: list[int], count: int, lease: float
+    ) -> list[Claimed]:
+        given = {"subscriptions": subscriptions, "count": count, "lease": lease}
+        found = await connection.execute(self._claim, given)
+        return [Claimed((seq, number), attempts, topic, bytes(data)) for seq, number, attempts, topic, data in found]
+
+    async def finish(self, connection: AsyncConnection, keys: list[_Key]) -> None:
+        await connection.execute(self._finish, _columns(keys))
+
+    async def postpone(self, connection: AsyncConnection, delays: list[tuple[_Key, float]]) -> None:
+        keys = _columns([key for key, _ in delays])
+        await connection.execute(self._postpone, {**keys, "delays": [delay for _, delay in delays]})
+
+    async def sweep(self, connection: AsyncConnection) -> int:
+        await self._keep_subscriptions(connection)
+        return (await connection.execute(self._sweep)).rowcount
+
+    async def _keep_subscriptions(self, connection: AsyncConnection) -> None:
+        # A service that registers now must see what we do to events, or we must see the service: registering takes the
+        # lock alone. It is its own statement, as the next one sees only what was committed before it began.
+        await connection.execute(text(f"SELECT {PG_IDLE}, pg_advisory_xact_lock_shared({self._lock})"))
+
+    async def until_due(self, connection: AsyncConnection, subscriptions: list[int]) -> float | None:
+        seconds: float | None = (await connection.execute(self._due, {"subscriptions": subscriptions})).scalar()
+        return seconds
+
+
+def _columns(keys: list[_Key]) -> dict[str, list[int]]:
+    return {"seqs": [seq for seq, _ in keys], "subscriptions": [number for _, number in keys]}
+
+
+class _SQLite:
+    """The statements, for SQLite.
+
+    Publishing and registering begin with a write, so they wait for the lock at once: a transaction that reads first
+    could not take it any more after another has written ("database is locked", without waiting).
+    """
+
+    channel = ""
+
+    def __init__(self, _engine: AsyncEngine, tables: Tables) -> None:
+        self._tables = tables
+
+    async def publish(self, connection: AsyncConnection, rows: list[tuple[str, str, bytes]]) -> None:
+        event, delivery, subscription = self._tables.event, self._tables.delivery, self._tables.subscription
+        time = now()
+        write = sqlite.insert(event).on_conflict_do_nothing().returning(event.c.seq, event.c.topic)
+        values = [{"event_id": id_, "topic": topic, "data": data, "time": time} for id_, topic, data in rows]
+        fresh = (await connection.execute(write, values)).all()
+        known: dict[str, list[int]] = {}
+        for number, topic in await connection.execute(select(subscription.c.id, subscription.c.topic)):
+            known.setdefault(topic, []).append(number)
+        sent = [
+            {"subscription": number, "seq": seq, "available_at": 0.0, "attempts": 0}
+            for seq, topic in fresh
+            for number in known.get(topic, ())
+        ]
+        if sent:
+            await connection.execute(insert(delivery), sent)
+        await connection.commit()
+
+    async def register(self, connection: AsyncConnection, service: str, topic: str) -> None:
+        event, subscription = self._tables.event, self._tables.subscription
+        write = sqlite.insert(subscription).values(service=service, topic=topic).on_conflict_do_nothing()
+        if (number := (await connection.execute(write.returning(subscription.c.id))).scalar()) is not None:
+            columns = ["subscription", "seq", "available_at", "attempts"]
+            kept = select(literal(number), event.c.seq, text("0"), text("0")).where(event.c.topic == topic)
+            await connection.execute(insert(self._tables.delivery).from_select(columns, kept))
+
+    async def claim(
+        self, connection: AsyncConnection, subscriptions: list[int], count: int, lease: float
+    ) -> list[Claimed]:
+        delivery, event = self._tables.delivery, self._tables.event
+        row = delivery.alias("row")
+        due = select(row.c.subscription, row.c.seq).where(row.c.available_at <= now())
+        # An idle consumer takes no write lock, and so blocks nobody.
+        if (await connection.execute(due.where(row.c.subscription.in_(subscriptions)).limit(1))).first() is None:
+            return []
+        each = (due.where(row.c.subscription == number).order_by(row.c.seq).limit(count) for number in subscriptions)
+        first = union_all(*(select(one.subquery()) for one in each)).subquery()
+        next_ = select(first.c.subscription, first.c.seq).order_by(first.c.seq).limit(count)
+        take = (
+            update(delivery)
+            .where(tuple_(delivery.c.subscription, delivery.c.seq).in_(next_))
+            .values(available_at=now() + lease, attempts=delivery.c.attempts + 1)
+            .returning(delivery.c.seq, delivery.c.subscription, delivery.c.attempts)
+        )
+        taken = (await connection.execute(take)).all()
+        if not taken:
+            return []
+        query = select(event.c.seq, event.c.topic, event.c.data).where(event.c.seq.in_({row.seq for row in taken}))
+        bodies = {seq: (topic, data) for seq, topic, data in await connection.execute(query)}
+        return [Claimed((seq, number), attempts, *bodies[seq]) for seq, number, attempts in taken]
+
+    async def finish(self, connection: AsyncConnection, keys: list[_Key]) -> None:
+        for number, seqs in _by_subscription(keys).items():
+            await connection.execute(delete(self._tables.delivery).where(*self._which(number, seqs)))
+
+    async def postpone(self, connection: AsyncConnection, delays: list[tuple[_Key, float]]) -> None:
+        delivery = self._tables.delivery
+        for delay in {delay for _, delay in delays}:
+            for number, seqs in _by_subscription([key for key, one in delays if one == delay]).items():
+                statement = update(delivery).where(*self._which(number, seqs)).values(available_at=now() + delay)
+                await connection.execute(statement)
+
+    def _which(self, subscription: int, seqs: list[int]) -> tuple[ColumnElement[bool], ColumnElement[bool]]:
+        delivery = self._tables.delivery
+        return delivery.c.subscription == subscription, delivery.c.seq.in_(seqs)
+
+    async def sweep(self, connection: AsyncConnection) -> int:
+        event, delivery, subscription = self._tables.event, self._tables.delivery, self._tables.subscription
+        # By way of the subscriptions, as the index of deliveries begins with them.
+        held = select(delivery.c.seq).where(delivery.c.subscription == subscription.c.id, delivery.c.seq == event.c.seq)
+        holder = select(subscription.c.id).where(
+            subscription.c.topic == event.c.topic, held.correlate(subscription, event).exists()
+        )
+        free = select(event.c.seq).where(event.c.time < now() - _KEPT, ~holder.correlate(event).exists())
+        if (await connection.execute(free.limit(1))).first() is None:
+            return 0
+        oldest = free.order_by(event.c.time).limit(_SWEEP).scalar_subquery()
+        return (await connection.execute(delete(event).where(event.c.seq.in_(oldest)))).rowcount
+
+    async def until_due(self, connection: AsyncConnection, subscriptions: list[int]) -> float | None:
+        delivery = self._tables.delivery
+        query = select(func.min(delivery.c.available_at)).where(delivery.c.subscription.in_(subscriptions))
+        first: float | None = (await connection.execute(query)).scalar()
+        return None if first is None else first - now()
+
+
+def _by_subscription(keys: list[_Key]) -> dict[int, list[int]]:
+    found: dict[int, list[int]] = {}
+    for seq, number in keys:
+        found.setdefault(number, []).append(seq)
+    return found

@@ -1,0 +1,727 @@
+"""NATS JetStream as the engine (extra: nats).
+
+Events are published to the stream, not past it, with their id as `Nats-Msg-Id`, so a repetition within the stream's
+window is recognised. A service has a durable pull consumer for each topic, with explicit acknowledgement; `max_deliver`
+is unlimited, as the relay counts failures by itself, and a retry is a NAK with a delay, which outlives this process.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import json
+import logging
+import math
+import time
+import zlib
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+import nats
+from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy, KeyValueConfig, StreamConfig
+from nats.js.errors import BucketNotFoundError, KeyNotFoundError, NotFoundError
+
+from asignals._to_the_end import to_the_end
+from asignals.relay._batch import Batch
+from asignals.relay._cancel import heeding, limited
+from asignals.relay._connection_state import Attempts, ConnectionState
+from asignals.relay._envelope import DeadLetter, check_name
+from asignals.relay._inbox import Memo
+from asignals.relay._pool import Pool
+from asignals.relay._redact import redacted
+from asignals.relay._transport import Delivery, PublishRefusedError, delay_of
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Sequence
+
+    from nats.aio.client import Client
+    from nats.aio.msg import Msg
+    from nats.aio.subscription import Subscription
+    from nats.js.api import ConsumerInfo
+    from nats.js.kv import KeyValue
+
+    from asignals.relay._envelope import Envelope
+    from asignals.relay._transport import Handle, Hear
+
+T = TypeVar("T")
+logger: logging.Logger = logging.getLogger("asignals.relay")
+
+_SCHEMES: Final = ("nats://", "tls://", "ws://", "wss://")
+_CONNECT: Final = 5.0  # seconds for connecting and for each request
+_PING: Final = 3  # seconds between two looks at whether the server still answers
+_FAREWELL: Final = 2.0  # seconds that closing may take
+_PULL: Final = 20.0  # seconds for which the server keeps a request for events
+_AT_ONCE: Final = 1_000  # events under way to the server
+_UNDER_WAY: Final = 64  # requests to delete
+_MOST_PENDING: Final = 1_000_000  # events of a topic that a service may hold or have waiting for their retry
+_MAX_DURABLE: Final = 200
+_REMEMBERED: Final = 7 * 86_400
+_DEFAULTS: Final = {"max_age": 30 * 86_400.0, "duplicate_window": 120.0, "num_replicas": 1}
+_CONSUMER_SETTINGS: Final = ("ack_wait", "max_deliver", "max_ack_pending", "filter_subject")
+
+
+def _stream_settings(max_age: float | None, dedup_window: float | None, replicas: int | None) -> dict[str, Any]:
+    """Give what a stream is to have by JetStream's names, where it was asked for."""
+    age = 0.0 if max_age is not None and math.isinf(max_age) else max_age
+    given = {"max_age": age, "duplicate_window": dedup_window, "num_replicas": replicas}
+    return {name: value for name, value in given.items() if value is not None}
+
+
+class _Publishing:
+    """The acknowledgements that one batch waits for."""
+
+    def __init__(self, ids: list[str]) -> None:
+        self.open = dict.fromkeys(ids)
+        self.refused: dict[str, str] = {}
+        self.ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def acknowledged(self, id_: str, answer: Msg) -> None:
+        if id_ not in self.open or self.ended.done():
+            return
+        problem = _problem(answer.data)
+        if problem and problem.get("err_code") == _TOO_LARGE:
+            self.refused[id_] = str(problem.get("description"))
+        elif problem:
+            self.ended.set_exception(ConnectionError(f"JetStream did not store an event: {problem.get('description')}"))
+            return
+        del self.open[id_]
+        if not self.open:
+            self.ended.set_result(None)
+
+
+_TOO_LARGE: Final = 10054
+
+
+def _problem(answer: bytes) -> dict[str, Any] | None:
+    """Read what is wrong, if anything is, from the answer to a publication."""
+    if not answer:
+        return {"description": "no stream takes it"}
+    try:
+        found = json.loads(answer)
+        problem = found.get("error") or (None if "stream" in found else {})
+    except (ValueError, AttributeError, TypeError, RecursionError):
+        problem = {}
+    if problem is None or (isinstance(problem, dict) and problem):
+        return problem
+    return {"description": f"an answer that means nothing: {answer[:80]!r}"}
+
+
+class JetStream:
+    """Carries events through a JetStream stream.
+
+    Args:
+        servers: URLs of the servers, `nats://127.0.0.1:4222`.
+        stream: The stream's name; its subjects are `<stream>.<topic>`, dead letters are in `<stream>-dead`. Both are
+            made when they are missing.
+        ack_wait: Seconds after which an event of a consumer that does not renew it is delivered to another one.
+        max_age: Seconds for which the stream keeps events, whether or not they were handled; `math.inf` for ever.
+        dedup_window: Seconds within which the server recognises a repetition.
+        replicas: Copies in a cluster. This and the two before change a stream that exists; `None` leaves it as it is,
+            and makes a new one with 30 days, 120 seconds and one copy.
+        ack_timeout: Seconds to wait for the server's acknowledgements.
+        options: What else `nats.connect` takes.
+
+    Raises:
+        ValueError: the servers are not those of NATS, or a name or number cannot be used.
+    """
+
+    def __init__(  # noqa: PLR0913  options by name
+        self,
+        servers: str | list[str],
+        *,
+        stream: str = "asignals",
+        ack_wait: float = 30.0,
+        max_age: float | None = None,
+        dedup_window: float | None = None,
+        replicas: int | None = None,
+        ack_timeout: float = 5.0,
+        **options: Any,
+    ) -> None:
+        if "." in check_name("stream", stream):
+            msg = f"a stream's name has no dots: {stream!r}"
+            raise ValueError(msg)
+        for server in [servers] if isinstance(servers, str) else servers:
+            if not isinstance(server, str) or ("://" in server and not server.startswith(_SCHEMES)):
+                msg = f"JetStream takes servers such as 'nats://127.0.0.1:4222', not {redacted(server)!r}"
+                raise ValueError(msg)
+        if ack_wait <= 0:
+            msg = f"ack_wait must be a positive number of seconds, not {ack_wait}"
+            raise ValueError(msg)
+        self.stream = stream
+        self.ack_wait = ack_wait
+        self.connection_state: ConnectionState = ConnectionState(f"NATS ({servers})")
+        self._servers = servers
+        self._settings = _stream_settings(max_age, dedup_window, replicas)
+        self._ack_timeout = ack_timeout
+        self._options = options
+        self._client: Client | None = None
+        self._down_since: float | None = None
+        self._leaving: set[asyncio.Task[None]] = set()
+        self._lock = asyncio.Lock()
+        self._numbers = itertools.count()
+        self._publishing: dict[str, tuple[str, _Publishing]] = {}
+        self._replies = ""
+        self._changed: set[asyncio.Event] = set()
+
+    # -- connecting ------------------------------------------------------------------------------------------------
+
+    async def init(self) -> None:
+        """Create the streams that are missing."""
+        await self._connected()
+
+    async def aclose(self) -> None:
+        """Close the connection."""
+        client, self._client = self._client, None
+        self._lock = asyncio.Lock()  # the next event loop may be another
+        if client is not None:
+            await _close(client)
+        if self._leaving:
+            await asyncio.wait(self._leaving)
+
+    async def _connected(self) -> Client:
+        if self._client is not None and self._client.is_connected:
+            self._down_since = None
+            return self._client
+        async with self._lock:
+            if self._client is None or self._client.is_closed:
+                self._client = await self._connect()
+            if not self._client.is_connected:
+                self._give_up_if_slow(self._client)
+                msg = f"{self.connection_state.name} is connecting again"
+                raise ConnectionError(msg)
+            return self._client
+
+    def _give_up_if_slow(self, client: Client) -> None:
+        """Give up a client that does not come back by itself: it waits for the end of a half-open connection."""
+        now = time.monotonic()
+        self._down_since = self._down_since or now
+        if now - self._down_since > _CONNECT:
+            self._give_up(client)
+
+    def _give_up(self, client: Client) -> None:
+        """Throw a connection away that does not answer, and let the next who asks have a new one."""
+        if client is not self._client:
+            return
+        self._client, self._down_since = None, None
+        closing = asyncio.get_running_loop().create_task(_close(client))
+        self._leaving.add(closing)
+        closing.add_done_callback(self._leaving.discard)
+        for event in self._changed:
+            event.set()
+
+    async def _ask(self, client: Client, request: Awaitable[T], seconds: float = _CONNECT) -> T:
+        """Await an answer; a connection on which none comes in time is given up."""
+        try:
+            return await limited(request, seconds, self.connection_state.name)
+        except (TimeoutError, nats.errors.TimeoutError) as error:
+            self._give_up(client)
+            msg = f"{self.connection_state.name} gave no answer within {seconds:g} s"
+            raise TimeoutError(msg) from error
+
+    async def _connect(self) -> Client:
+        # Three seconds twice without an answer, and a connection that is half open is known as lost.
+        waits = {"reconnect_time_wait": 0.25, "ping_interval": _PING, "max_outstanding_pings": 2, "connect_timeout": 2}
+        connecting = nats.connect(
+            self._servers,
+            allow_reconnect=True,
+            max_reconnect_attempts=-1,
+            error_cb=self._on_error,
+            disconnected_cb=self._on_loss,
+            reconnected_cb=self._on_return,
+            **{**waits, **self._options},
+        )
+        client: Client = await limited(connecting, _CONNECT, self.connection_state.name)
+        try:
+            await limited(self._make_streams(client), _CONNECT, self.connection_state.name)
+            self._replies = client.new_inbox()
+            await client.subscribe(f"{self._replies}.*", cb=self._on_reply)
+        except BaseException:
+            await _close(client)
+            raise
+        self.connection_state.restored()
+        return client
+
+    async def _make_streams(self, client: Client) -> None:
+        """Create what is missing, and change what is there where it was asked for."""
+        jetstream = client.jetstream(timeout=_CONNECT)
+        for name, given in ((self.stream, self._settings), (f"{self.stream}-dead", {})):
+            defaults = _DEFAULTS if name == self.stream else {"num_replicas": self._settings.get("num_replicas", 1)}
+            try:
+                config = (await jetstream.stream_info(name)).config
+            except NotFoundError:
+                await jetstream.add_stream(StreamConfig(name=name, subjects=[f"{name}.>"], **{**defaults, **given}))
+                continue
+            changed = {field: value for field, value in given.items() if (getattr(config, field) or 0) != value}
+            if changed:
+                await jetstream.update_stream(config.evolve(**changed))
+                logger.warning("changed stream %r of %s: %s", name, self.connection_state.name, changed)
+
+    async def _on_error(self, error: Exception) -> None:
+        if self._client is None or not self._client.is_connected:
+            self.connection_state.lost(error)
+
+    async def _on_loss(self) -> None:
+        if self._client is None:
+            return  # we are closing it
+        self.connection_state.lost(ConnectionError("disconnected"))
+        for _, publishing in self._publishing.values():
+            if not publishing.ended.done():
+                msg = f"{self.connection_state.name} was lost before it had acknowledged"
+                publishing.ended.set_exception(ConnectionError(msg))
+
+    async def _on_return(self) -> None:
+        self.connection_state.restored()
+        for event in self._changed:
+            event.set()
+
+    # -- publishing ------------------------------------------------------------------------------------------------
+
+    async def publish_many(self, envelopes: Sequence[Envelope]) -> None:
+        """Return when the stream has stored all of them.
+
+        Raises `TimeoutError` and `ConnectionError`; repeating is safe within the window.
+        """
+        refused: dict[str, str] = {}
+        for start in range(0, len(envelopes), _AT_ONCE):
+            refused |= await self._publish_some(await self._connected(), envelopes[start : start + _AT_ONCE])
+        if refused:
+            raise PublishRefusedError(refused)
+
+    async def _publish_some(self, client: Client, envelopes: Sequence[Envelope]) -> dict[str, str]:
+        publishing = _Publishing([envelope.id for envelope in envelopes])
+        numbers = []
+        try:
+            for envelope in envelopes:
+                data = envelope.encode()
+                if len(data) > client.max_payload:
+                    publishing.refused[envelope.id] = f"{len(data)} bytes are more than NATS takes"
+                    publishing.open.pop(envelope.id, None)
+                    continue
+                number = str(next(self._numbers))
+                numbers.append(number)
+                self._publishing[number] = envelope.id, publishing
+                sending = client.publish(
+                    f"{self.stream}.{envelope.topic}",
+                    data,
+                    reply=f"{self._replies}.{number}",
+                    headers={"Nats-Msg-Id": envelope.id},
+                )
+                await sending
+            if publishing.open:
+                await self._ask(client, publishing.ended, self._ack_timeout)
+        finally:
+            for number in numbers:
+                self._publishing.pop(number, None)
+            if not publishing.ended.cancel():
+                publishing.ended.exception()  # seen: when publishing itself has failed, nobody waits for it
+        return publishing.refused
+
+    async def _on_reply(self, message: Msg) -> None:
+        found = self._publishing.pop(message.subject.rpartition(".")[2], None)
+        if found is not None:
+            found[1].acknowledged(found[0], message)
+
+    # -- consuming -------------------------------------------------------------------------------------------------
+
+    async def consume(
+        self, service: str, instance: str, topics: Collection[str], handle: Handle, *, limit: int = 100
+    ) -> None:
+        """Call `handle` for each event of the topics until cancelled."""
+        check_name("instance", instance)
+        names = [check_name("topic", topic) for topic in topics]
+        await _Consumer(self, check_name("service", service), names, handle, limit).run()
+
+    async def listen(self, topics: Collection[str], hear: Hear, begun: Callable[[], object]) -> None:
+        """Hear each event of these topics by a subscription of core NATS, which nothing is kept for."""
+        subjects = [f"{self.stream}.{check_name('topic', topic)}" for topic in topics]
+        attempts = Attempts(self.connection_state)
+        changed = asyncio.Event()
+        self._changed.add(changed)
+        try:
+            while True:
+                async with attempts:
+                    client = await heeding(self._connected())
+                    subscriptions: list[Subscription] = []
+                    try:
+                        for subject in subjects:
+                            subscribing = client.subscribe(subject, cb=self._hearer(hear))
+                            subscriptions.append(await heeding(subscribing))
+                        await self._ask(client, client.flush(int(_CONNECT) or 1))
+                        attempts.succeeded()
+                        begun()
+                        await self._until_lost(client, changed)
+                    finally:
+                        for subscription in subscriptions:
+                            await to_the_end(_unsubscribe(subscription))
+        finally:
+            self._changed.discard(changed)
+
+    def _hearer(self, hear: Hear) -> Callable[[Msg], Awaitable[None]]:
+        async def arrived(message: Msg) -> None:
+            hear(Delivery(message.subject.removeprefix(f"{self.stream}."), message.data))
+
+        return arrived
+
+    async def _until_lost(self, client: Client, changed: asyncio.Event) -> None:
+        reconnects = client.stats["reconnects"]
+        while client is self._client and client.stats["reconnects"] == reconnects:
+            changed.clear()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(1.0):
+                    await changed.wait()
+
+    async def add_service(self, service: str, topics: Collection[str]) -> None:
+        """Create the service's consumer of each topic, from the first event that is there, where it is missing."""
+        check_name("service", service)
+        client = await self._connected()
+        for topic in topics:
+            await self._make_consumer(client, service, check_name("topic", topic))
+
+    async def _make_consumer(self, client: Client, service: str, topic: str) -> None:
+        jetstream = client.jetstream(timeout=_CONNECT)
+        config = ConsumerConfig(
+            durable_name=_durable(service, topic),
+            description=f"{service} {topic}",
+            filter_subject=f"{self.stream}.{topic}",
+            deliver_policy=DeliverPolicy.ALL,
+            ack_policy=AckPolicy.EXPLICIT,
+            ack_wait=self.ack_wait,
+            max_deliver=-1,
+            max_ack_pending=_MOST_PENDING,
+        )
+        try:
+            found = (await self._ask(client, jetstream.consumer_info(self.stream, _durable(service, topic)))).config
+        except NotFoundError:
+            await self._ask(client, jetstream.add_consumer(self.stream, config))
+            return
+        wrong = [name for name in _CONSUMER_SETTINGS if getattr(found, name) != getattr(config, name)]
+        if wrong:
+            changed = found.evolve(**{name: getattr(config, name) for name in wrong})
+            await self._ask(client, jetstream.add_consumer(self.stream, changed))
+            logger.warning("changed %s of the consumer of %r by %r", ", ".join(wrong), topic, service)
+
+    async def forget_service(self, service: str, topics: Collection[str] | None = None) -> None:
+        """Delete the service's consumers, of some topics or of all."""
+        client = await self._connected()
+        for info in await self._consumers(client, service):
+            if topics is None or (info.config.description or "").partition(" ")[2] in topics:
+                with suppress(NotFoundError):
+                    deleting = client.jetstream(timeout=_CONNECT).delete_consumer(self.stream, info.name)
+                    await self._ask(client, deleting)
+
+    async def _consumers(self, client: Client, service: str) -> list[ConsumerInfo]:
+        """Give a service's consumers of all topics."""
+        jetstream = client.jetstream(timeout=_CONNECT)
+        found: list[ConsumerInfo] = []
+        seen = 0
+        while page := await self._ask(client, jetstream.consumers_info(self.stream, offset=seen)):
+            seen += len(page)
+            found += [info for info in page if (info.config.description or "").partition(" ")[0] == service]
+        return found
+
+    async def backlog(self, service: str) -> int:
+        """Count the events that the service has not acknowledged."""
+        infos = await self._consumers(await self._connected(), service)
+        return sum((info.num_pending or 0) + (info.num_ack_pending or 0) for info in infos)
+
+    # -- dead letters ----------------------------------------------------------------------------------------------
+
+    def _dead(self, queue: str) -> str:
+        return f"{self.stream}-dead.{check_name('queue', queue)}"
+
+    async def put_dead_letter(self, queue: str, letter: DeadLetter) -> None:
+        """Store a letter; the same one only once within the server's window."""
+        client = await self._connected()
+        data, headers = letter.encode()[: client.max_payload], {"Nats-Msg-Id": f"{queue} {letter.id}"}
+        jetstream = client.jetstream(timeout=_CONNECT)
+        await self._ask(client, jetstream.publish(self._dead(queue), data, timeout=_CONNECT, headers=headers))
+
+    async def count_dead_letters(self, queue: str) -> int:
+        """Count the letters of a queue."""
+        client = await self._connected()
+        asking = json.dumps({"subjects_filter": self._dead(queue)}).encode()
+        answer = await self._ask(client, client.request(f"$JS.API.STREAM.INFO.{self.stream}-dead", asking, _CONNECT))
+        counts = json.loads(answer.data).get("state", {}).get("subjects") or {}
+        return int(counts.get(self._dead(queue), 0))
+
+    async def scan_dead_letters(self, queue: str, *, batch: int = 500) -> AsyncGenerator[list[DeadLetter], None]:
+        """Read the letters in batches, the oldest first."""
+        client = await self._connected()
+        jetstream = client.jetstream(timeout=_CONNECT)
+        config = ConsumerConfig(
+            filter_subject=self._dead(queue),
+            ack_policy=AckPolicy.NONE,
+            mem_storage=True,
+            inactive_threshold=_CONNECT * 12,
+        )
+        dead = f"{self.stream}-dead"
+        info = await self._ask(client, jetstream.add_consumer(dead, config))
+        left = info.num_pending or 0
+        reading = await jetstream.pull_subscribe_bind(consumer=info.name, stream=dead)
+        try:
+            while left > 0:
+                messages = await self._ask(client, reading.fetch(min(batch, left), timeout=_CONNECT), _CONNECT + 1)
+                left -= len(messages)
+                yield [DeadLetter.read(one.data, str(one.metadata.sequence.stream)) for one in messages]
+        finally:
+            with suppress(Exception):
+                async with asyncio.timeout(_FAREWELL):
+                    await reading.unsubscribe()
+                    await jetstream.delete_consumer(dead, info.name)
+
+    async def delete_dead_letters(self, queue: str, letters: Sequence[DeadLetter]) -> None:  # noqa: ARG002  positions are of the whole stream
+        """Remove letters."""
+        client = await self._connected()
+        jetstream = client.jetstream(timeout=_CONNECT)
+
+        async def delete(letter: DeadLetter) -> None:
+            with suppress(NotFoundError):
+                await self._ask(client, jetstream.delete_msg(f"{self.stream}-dead", int(letter.position)))
+
+        for start in range(0, len(letters), _UNDER_WAY):
+            await asyncio.gather(*(delete(letter) for letter in letters[start : start + _UNDER_WAY]))
+
+    def inbox(self) -> JetStreamInbox:
+        """Give an inbox in a key-value bucket, `<stream>-inbox`."""
+        return JetStreamInbox(self)
+
+
+@dataclass(slots=True)
+class _Held:
+    """An event that is here: where to acknowledge it, and its bytes."""
+
+    sequence: int
+    reply: str
+    attempt: int
+    topic: str
+    data: bytes
+    pull: _Pull
+
+
+@dataclass(slots=True, eq=False)
+class _Pull:
+    """The requests for events of one topic."""
+
+    topic: str
+    held: int = 0
+    asked: int = 0  # events that the server still owes for our requests
+    asked_at: float = 0.0
+
+
+@dataclass(slots=True)
+class _Consumer:
+    """One running `consume`."""
+
+    engine: JetStream
+    service: str
+    topics: list[str]
+    handle: Handle
+    limit: int
+    held: dict[int, _Held] = field(default_factory=dict)
+    trouble: Exception | None = None
+    changed: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def run(self) -> None:
+        engine = self.engine
+        pool: Pool[_Held]
+        engine._changed.add(self.changed)
+        try:
+            async with Batch(self._answer, engine.connection_state) as answers:
+
+                async def work(item: _Held) -> None:
+                    delivery = Delivery(item.topic, item.data, item.attempt, item.attempt > 1, pool.park)
+                    outcome = await self.handle(delivery)
+                    del self.held[item.sequence]
+                    item.pull.held -= 1
+                    answers.add((item.reply, _answer(None if outcome is None else delay_of(outcome))))
+                    self.changed.set()
+
+                pool = Pool(work, self.limit, on_park=self.changed.set)
+                try:
+                    async with pool:
+                        pool.start(self._keep(answers))
+                        await self._pull_for_ever(pool)
+                finally:
+                    for item in self.held.values():
+                        answers.add((item.reply, _answer(0.0)))
+            await to_the_end(self._flush())
+        finally:
+            engine._changed.discard(self.changed)
+
+    async def _flush(self) -> None:
+        """Wait until the last answers have left."""
+        client = self.engine._client
+        if client is not None and client.is_connected:
+            with suppress(Exception):
+                await client.flush(2)
+
+    async def _answer(self, answers: list[tuple[str, bytes]]) -> None:
+        client = await self.engine._connected()
+        for reply, answer in answers:
+            await client.publish(reply, answer)
+
+    async def _keep(self, answers: Batch[tuple[str, bytes]]) -> None:
+        """Say of all that is held that it is being worked on, until cancelled."""
+        while True:
+            await asyncio.sleep(self.engine.ack_wait / 3)
+            for item in self.held.values():
+                answers.add((item.reply, b"+WPI"))
+
+    async def _pull_for_ever(self, pool: Pool[_Held]) -> None:
+        attempts = Attempts(self.engine.connection_state)
+        while True:
+            async with attempts:
+                client = await heeding(self.engine._connected())
+                await heeding(self.engine._make_streams(client))
+                for topic in self.topics:
+                    await heeding(self.engine._make_consumer(client, self.service, topic))
+                attempts.succeeded()
+                await self._pull(client, pool)
+
+    async def _pull(self, client: Client, pool: Pool[_Held]) -> None:
+        """Keep asking for events, of each topic as many as there is room for, until something is wrong."""
+        self.trouble = None
+        pulls = {client.new_inbox(): _Pull(topic) for topic in self.topics}
+        subscriptions: list[Subscription] = []
+        reconnects = client.stats["reconnects"]
+        try:
+            for inbox, pull in pulls.items():
+                subscriptions.append(await heeding(client.subscribe(inbox, cb=self._taker(pull, pool))))
+            while self.trouble is None:
+                for inbox, pull in pulls.items():
+                    await self._ask_for_more(client, inbox, pull, pool)
+                self.changed.clear()
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(1.0):
+                        await self.changed.wait()
+                if client is not self.engine._client or client.stats["reconnects"] != reconnects:
+                    return  # the server has forgotten our requests
+            raise self.trouble
+        finally:
+            for subscription in subscriptions:
+                await to_the_end(_unsubscribe(subscription))
+
+    def _room(self, pull: _Pull, pool: Pool[_Held]) -> int:
+        each = max(1, self.limit * 4 // len(self.topics))
+        most = self.limit * 4 + pool.parked - len(self.held)
+        return min(each + pool.parked - pull.held, most) - pull.asked
+
+    async def _ask_for_more(self, client: Client, inbox: str, pull: _Pull, pool: Pool[_Held]) -> None:
+        room = self._room(pull, pool)
+        if pull.asked and time.monotonic() - pull.asked_at > _PULL + 5:
+            pull.asked = 0  # neither events nor the end of the request came: it is lost
+        elif room > 0 and room >= self.limit // len(self.topics):
+            durable = _durable(self.service, pull.topic)
+            subject = f"$JS.API.CONSUMER.MSG.NEXT.{self.engine.stream}.{durable}"
+            await heeding(client.publish(subject, _request(room), reply=inbox))
+            pull.asked += room
+            pull.asked_at = time.monotonic()
+
+    def _taker(self, pull: _Pull, pool: Pool[_Held]) -> Callable[[Msg], Awaitable[None]]:
+        async def arrived(message: Msg) -> None:
+            self._take(message, pull, pool)
+
+        return arrived
+
+    def _take(self, message: Msg, pull: _Pull, pool: Pool[_Held]) -> None:
+        status = message.headers.get("Status") if message.headers else None
+        if status is not None and not message.reply.startswith("$JS.ACK."):
+            self._hear(status, message, pull)
+            return
+        place = _place(message.reply)
+        if place is None:
+            return  # nothing that JetStream delivers
+        pull.asked -= 1
+        attempt, sequence = place
+        if sequence in self.held:
+            self.held[sequence].reply = message.reply  # it took too long to keep, and runs here already
+            return
+        topic = message.subject.removeprefix(f"{self.engine.stream}.")
+        item = _Held(sequence, message.reply, attempt, topic, message.data, pull)
+        self.held[sequence] = item
+        pull.held += 1
+        pool.put(item)
+        if self._room(pull, pool) >= self.limit // len(self.topics):
+            self.changed.set()
+
+    def _hear(self, status: str, message: Msg, pull: _Pull) -> None:
+        """Take note of how a request ended."""
+        headers = message.headers or {}
+        if status in ("404", "408"):
+            pull.asked = max(0, pull.asked - int(headers.get("Nats-Pending-Messages", pull.asked)))
+        elif status != "100":
+            self.trouble = ConnectionError(f"JetStream: {status} {headers.get('Description', '')}")
+        self.changed.set()
+
+
+async def _close(client: Client) -> None:
+    """Close a connection, which may be half open."""
+    with suppress(Exception):
+        await limited(client.close(), _FAREWELL)
+
+
+def _durable(service: str, topic: str) -> str:
+    """Name the consumer of a topic by a service: a durable's name has no dots, and 255 characters at most."""
+    name = f"{service}=={topic}".replace(".", "=")
+    return name if len(name) <= _MAX_DURABLE else f"{name[: _MAX_DURABLE - 9]}={zlib.crc32(name.encode()):08x}"
+
+
+async def _unsubscribe(subscription: Subscription) -> None:
+    with suppress(Exception):  # the connection may be lost
+        await subscription.unsubscribe()
+
+
+def _place(reply: str) -> tuple[int, int] | None:
+    """Read from the subject for the acknowledgement how often an event was delivered, and its sequence number."""
+    tokens = reply.split(".")
+    first = 4 if len(tokens) == 9 else 6  # noqa: PLR2004  newer servers write domain and account before the stream
+    try:
+        return int(tokens[first]), int(tokens[first + 1])
+    except (IndexError, ValueError):
+        return None
+
+
+def _request(count: int) -> bytes:
+    return b'{"batch":%d,"expires":%d}' % (count, int(_PULL * 1e9))
+
+
+def _answer(delay: float | None) -> bytes:
+    if delay is None:
+        return b"+ACK"
+    return b'-NAK {"delay": %d}' % int(delay * 1e9) if delay > 0 else b"-NAK"
+
+
+class JetStreamInbox:
+    """Remembers in a key-value bucket for a week what was done of events that failed."""
+
+    def __init__(self, engine: JetStream) -> None:
+        self._engine = engine
+
+    async def _with_bucket(self, work: Callable[[KeyValue], Awaitable[T]]) -> T:
+        client = await self._engine._connected()
+        return await self._engine._ask(client, self._work_on(client, work))
+
+    async def _work_on(self, client: Client, work: Callable[[KeyValue], Awaitable[T]]) -> T:
+        jetstream, name = client.jetstream(timeout=_CONNECT), f"{self._engine.stream}-inbox"
+        try:
+            bucket = await jetstream.key_value(name)
+        except BucketNotFoundError:
+            copies = self._engine._settings.get("num_replicas", 1)
+            config = KeyValueConfig(bucket=name, ttl=_REMEMBERED, history=1, replicas=copies)
+            bucket = await jetstream.create_key_value(config)
+        return await work(bucket)
+
+    async def recall(self, event_id: str, service: str) -> Memo:
+        """Give what is remembered."""
+        try:
+            entry = await self._with_bucket(lambda bucket: bucket.get(f"{service}.{event_id}"))
+        except KeyNotFoundError:
+            return Memo()
+        return Memo.decode(entry.value or b"")
+
+    async def remember(self, event_id: str, service: str, change: Memo) -> None:
+        """Merge a change into what is remembered."""
+        memo = await self.recall(event_id, service)
+        memo.merge(change)
+        await self._with_bucket(lambda bucket: bucket.put(f"{service}.{event_id}", memo.encode()))

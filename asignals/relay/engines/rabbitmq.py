@@ -1,0 +1,687 @@
+"""RabbitMQ as the engine, by aio-pika (extra: rabbitmq). RabbitMQ 3.10 or newer.
+
+Persistent messages, publisher confirms, a durable topic exchange, and a quorum queue for each topic of each service.
+What no service receives is kept in a queue of its own, for the first that does. A connection that is lost, or on which
+something takes too long, is given up for a new one: aio-pika's robust one restores its channels without a limit of
+time, and a node that has just started takes connections before its quorum queues answer.
+
+RabbitMQ has no delay: a retry is published again to a queue whose messages expire, and come back by dead-lettering,
+some times over until it is due. So a retry outlives this process, and takes no place of the consumer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+import zlib
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager, contextmanager, suppress
+from dataclasses import dataclass, field
+from operator import attrgetter
+from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import urlsplit, urlunsplit
+
+from aio_pika import DeliveryMode, ExchangeType, Message, connect
+from aio_pika.exceptions import ChannelNotFoundEntity, ChannelPreconditionFailed, DeliveryError
+
+from asignals._to_the_end import to_the_end
+from asignals.relay._cancel import end, limited
+from asignals.relay._connection_state import Attempts, ConnectionState
+from asignals.relay._envelope import DeadLetter, check_name, new_id
+from asignals.relay._pool import Pool
+from asignals.relay._redact import redacted, said
+from asignals.relay._transport import Delivery, Release, delay_of
+
+if TYPE_CHECKING:
+    from collections.abc import (
+        AsyncGenerator,
+        AsyncIterator,
+        Awaitable,
+        Callable,
+        Collection,
+        Coroutine,
+        Iterator,
+        Sequence,
+    )
+
+    from aio_pika.abc import (
+        AbstractChannel,
+        AbstractConnection,
+        AbstractExchange,
+        AbstractIncomingMessage,
+        AbstractQueue,
+    )
+
+    from asignals.relay._envelope import Envelope
+    from asignals.relay._transport import Handle, Hear
+
+logger: logging.Logger = logging.getLogger("asignals.relay")
+
+_TRIP: Final = 5.0  # seconds that an answer may take
+# Seconds; after twice that without a word the broker gives what a consumer holds to others, be it dead or cut off.
+_HEARTBEAT: Final = 6
+_FAREWELL: Final = 2.0  # seconds that closing may take
+_AT_ONCE: Final = 500
+_UNDER_WAY: Final = 64  # more that begin at once would stall the event loop for what they take together
+_LEAST: Final = 200  # events that a consumer may hold at least
+_MOST: Final = 60_000  # and at most: RabbitMQ counts them in 16 bits
+_GROW: Final = 0.25  # seconds between two looks at whether a consumer must hold more
+_SETTLE: Final = 0.5  # seconds without a further letter after which a queue counts as read
+_REMEMBERED: Final = 10_000
+_WATCH: Final = 5.0  # seconds between two looks at whether the queue is still there
+_DELAYS: Final = (250, 1_000, 4_000, 16_000, 64_000, 256_000)  # milliseconds after which the messages of a queue expire
+_SOON: Final = 0.25  # seconds until a retry for which it is kept here
+_KEPT: Final = 30 * 86_400  # seconds for which events are kept that no service receives
+_QUORUM: Final[dict[str, Any]] = {"x-queue-type": "quorum"}
+# The relay counts by itself; what RabbitMQ counts are deliveries, also of events that were not looked at.
+_UNLIMITED: Final[dict[str, Any]] = {**_QUORUM, "x-delivery-limit": 1_000_000_000}
+_MAX_NAME: Final = 127  # of pamqp's
+_ATTEMPT: Final = "x-asignals-attempt"
+_DUE: Final = "x-asignals-due"  # milliseconds since the epoch
+
+
+@dataclass(frozen=True, slots=True)
+class _Line:
+    """A connection, and on it what publishing needs."""
+
+    connection: AbstractConnection
+    channel: AbstractChannel
+    exchange: AbstractExchange
+
+
+class RabbitMQ:
+    """Carries events through RabbitMQ.
+
+    An event id that comes twice is delivered twice; an inbox that is given to the relay skips the second. Events of a
+    topic that no service receives are kept for 30 days, and given to the first service that receives it. RabbitMQ gives
+    an event to another instance when it was not acknowledged for its `consumer_timeout` (30 minutes by default).
+
+    RabbitMQ writes down that a new quorum queue exists some seconds after it has said so: a node (3.10) that is killed
+    before that may never find the queue a leader. So make a service known (`Relay.init`) some time before its events.
+
+    Args:
+        url: `amqp://user:password@host:5672/vhost`, or `amqps://…`; settings such as `heartbeat` go into its query.
+        name: Names the exchange and begins the names of the queues: `<name>.<service>/<topic>`, `<name>.dead.<queue>`.
+        options: What else `aio_pika.connect` takes, `ssl_context` for one.
+
+    Raises:
+        ValueError: the URL is not RabbitMQ's, or `name` cannot be used.
+    """
+
+    def __init__(self, url: str, *, name: str = "asignals", **options: Any) -> None:
+        if not isinstance(url, str) or not url.startswith(("amqp://", "amqps://")):
+            msg = f"RabbitMQ takes a URL such as 'amqp://user:password@host/', not {redacted(url)!r}"
+            raise ValueError(msg)
+        self.name: str = check_name("name", name)
+        self.connection_state: ConnectionState = ConnectionState(f"RabbitMQ ({url}, {name})")
+        self._url = _with_heartbeat(url)
+        self._options = options
+        self._lock = asyncio.Lock()
+        self._line: _Line | None = None
+        self._returning: asyncio.Task[None] | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._delays: set[str] = set()
+        self._looked_at: dict[tuple[str, str], AbstractIncomingMessage] = {}  # by queue and position
+
+    # -- connecting ------------------------------------------------------------------------------------------------
+
+    async def init(self) -> None:
+        """Create the exchange, if it is missing."""
+        await self._open()
+
+    async def aclose(self) -> None:
+        """Close the connection."""
+        while self._tasks:
+            await end(list(self._tasks))
+        line, self._line = self._line, None
+        if line is not None:
+            await _close(line.connection)
+        self._lock = asyncio.Lock()  # the next event loop may be another
+
+    async def _open(self) -> _Line:
+        """Give the line, a new one where it was lost."""
+        async with self._lock:
+            if self._line is None or self._line.channel.is_closed:
+                self._line = await limited(self._connect(self._line), _TRIP, self.connection_state.name)
+                self.connection_state.restored()
+            return self._line
+
+    async def _connect(self, before: _Line | None) -> _Line:
+        if before is not None and before.connection.connected.is_set():
+            connection = before.connection  # only the channel was closed
+        else:
+            connection = await connect(self._url, **self._options)
+            connection.close_callbacks.add(self._lose)
+        try:
+            channel = await connection.channel(publisher_confirms=True, on_return_raises=True)
+            return _Line(connection, channel, await self._declare(channel))
+        except BaseException:
+            await _close(connection)
+            raise
+
+    async def _declare(self, channel: AbstractChannel) -> AbstractExchange:
+        unrouted = f"{self.name}.unrouted"
+        await channel.declare_exchange(unrouted, ExchangeType.FANOUT, durable=True)
+        queue = await channel.declare_queue(
+            unrouted, durable=True, arguments={**_UNLIMITED, "x-message-ttl": _KEPT * 1000}
+        )
+        await queue.bind(unrouted)
+        arguments: Any = {"alternate-exchange": unrouted}
+        return await channel.declare_exchange(self.name, ExchangeType.TOPIC, durable=True, arguments=arguments)
+
+    def _lose(self, connection: AbstractConnection | None, error: BaseException | None) -> None:
+        """Give up a connection that was closed or does not answer, and get a new one."""
+        if self._line is None or connection is not self._line.connection:
+            return
+        self.connection_state.lost(error or ConnectionError("closed"))
+        self._line = None
+        self._start(_close(connection))
+        if self._returning is None or self._returning.done():
+            self._returning = self._start(self._return())
+
+    def _start(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    async def _return(self) -> None:
+        attempts = Attempts(self.connection_state)
+        while not self.connection_state.is_up:
+            async with attempts:
+                await self._open()
+
+    @contextmanager
+    def _giving_up(self, line: _Line) -> Iterator[None]:
+        """Give up the connection when the block raises `TimeoutError`; say so when settings are not what is there."""
+        try:
+            yield
+        except TimeoutError as error:
+            silent = TimeoutError(f"{self.connection_state.name} gave no answer within {_TRIP:g} s")
+            self._lose(line.connection, silent)
+            raise silent from error
+        except ChannelPreconditionFailed as error:
+            msg = (
+                f"{self.connection_state.name} has a queue or exchange of other settings:"
+                f" delete it when it is empty, or use another name ({redacted(error)})"
+            )
+            raise RuntimeError(msg) from error
+
+    @asynccontextmanager
+    async def _channel(self, *, confirms: bool = True) -> AsyncIterator[AbstractChannel]:
+        """Open a channel for one errand: an error closes its channel."""
+        line = await self._open()
+        with self._giving_up(line):
+            channel = await limited(line.connection.channel(publisher_confirms=confirms), _TRIP)
+            try:
+                yield channel
+            finally:
+                await _close(channel)
+
+    # -- publishing ------------------------------------------------------------------------------------------------
+
+    async def publish_many(self, envelopes: Sequence[Envelope]) -> None:
+        """Return when RabbitMQ has confirmed all.
+
+        Raises `aio_pika.exceptions.AMQPError`, `ConnectionError` and `TimeoutError`; when all is then repeated, what
+        was confirmed comes twice.
+        """
+        for start in range(0, len(envelopes), _AT_ONCE):
+            line = await self._open()
+            turns = asyncio.Semaphore(_UNDER_WAY)
+            publishing = [self._publish(line, envelope, turns) for envelope in envelopes[start : start + _AT_ONCE]]
+            for result in await asyncio.gather(*publishing, return_exceptions=True):
+                if isinstance(result, BaseException):
+                    raise result
+
+    async def _publish(self, line: _Line, envelope: Envelope, turns: asyncio.Semaphore) -> None:
+        message = Message(envelope.encode(), delivery_mode=DeliveryMode.PERSISTENT, message_id=envelope.id)
+        async with turns:
+            if self._line is not line:
+                msg = "the connection to RabbitMQ was lost before the event could be published"
+                raise ConnectionError(msg)
+            with self._giving_up(line):
+                await line.exchange.publish(message, envelope.topic, mandatory=True, timeout=_TRIP)
+
+    # -- consuming -------------------------------------------------------------------------------------------------
+
+    async def consume(
+        self, service: str, instance: str, topics: Collection[str], handle: Handle, *, limit: int = 100
+    ) -> None:
+        """Call `handle` for each event of the topics until cancelled."""
+        check_name("instance", instance)
+        names = [check_name("topic", topic) for topic in topics]
+        await _Consumer(self, check_name("service", service), names, handle, limit).run()
+
+    async def listen(self, topics: Collection[str], hear: Hear, begun: Callable[[], object]) -> None:
+        """Hear each event of these topics by a queue of this connection's own, which goes with it.
+
+        An event that somebody listens to counts as received: it is not kept for the first service that receives it.
+        """
+        names = [check_name("topic", topic) for topic in topics]
+        attempts = Attempts(self.connection_state)
+        while True:
+            async with attempts, self._channel(confirms=False) as channel:
+                closing = _Closing(channel)
+                async with asyncio.timeout(_TRIP):
+                    queue = await channel.declare_queue(
+                        exclusive=True, auto_delete=True, arguments={"x-max-length": _MOST, "x-overflow": "drop-head"}
+                    )
+                    for topic in names:
+                        await queue.bind(self.name, topic)
+                    await queue.consume(_hearer(hear), no_ack=True)
+                attempts.succeeded()
+                begun()
+                while True:
+                    await closing.wait(_WATCH)
+                    await limited(channel.declare_queue(queue.name, passive=True), _TRIP)
+
+    def _queue(self, service: str, topic: str) -> str:
+        name = f"{self.name}.{check_name('service', service)}/{check_name('topic', topic)}"
+        short = name[: _MAX_NAME - 20]  # the queues for delays add to it
+        return name if name == short else f"{short}#{zlib.crc32(name.encode()):08x}"
+
+    async def add_service(self, service: str, topics: Collection[str]) -> None:
+        """Declare a queue for each topic of a service: it gets the events from now on, and those kept so far."""
+        check_name("service", service)
+        for topic in topics:
+            await self._add_topic(service, check_name("topic", topic))
+
+    async def _add_topic(self, service: str, topic: str) -> None:
+        name = self._queue(service, topic)
+        is_new = await self._count(name) is None
+        if is_new:
+            await self._publish_now(self._register, Message(f"{service} {topic}".encode()))
+        async with self._channel() as channel:
+            queue = await limited(channel.declare_queue(name, durable=True, arguments=dict(_UNLIMITED)), _TRIP)
+            await limited(queue.bind(self.name, topic), _TRIP)
+        if is_new:
+            await self._route(topic)
+
+    @property
+    def _register(self) -> str:
+        """The queue that tells which services there are, one message for each topic: the protocol lists no queues."""
+        return f"{self.name}.services"
+
+    async def _publish_now(self, queue: str, message: Message) -> None:
+        """Put a message into a queue of ours, which is made if it is missing; returns when it is confirmed."""
+        line = await self._open()
+        message.delivery_mode = DeliveryMode.PERSISTENT
+        with self._giving_up(line):
+            await limited(line.channel.declare_queue(queue, durable=True, arguments=dict(_UNLIMITED)), _TRIP)
+            await line.channel.default_exchange.publish(message, queue, mandatory=True, timeout=_TRIP)
+
+    @asynccontextmanager
+    async def _registered(self, service: str) -> AsyncIterator[dict[str, list[AbstractIncomingMessage]]]:
+        """Give what the register says of a service, by topic; what is not acknowledged is put back."""
+        found: dict[str, list[AbstractIncomingMessage]] = {}
+        count = await self._count(self._register)
+        async with self._channel(confirms=False) as channel:
+            for message in await self._take_some(channel, self._register, count) if count else []:
+                name, _, topic = message.body.decode(errors="replace").partition(" ")
+                if name == service:
+                    found.setdefault(topic, []).append(message)
+            yield found
+        if count:
+            await self._until_ready(self._register, count - sum(map(len, found.values())))
+
+    async def _route(self, topic: str) -> None:
+        """Publish again what was kept of a topic until there was a service that receives it."""
+        unrouted = f"{self.name}.unrouted"
+        async with self._channel() as channel:
+            exchange = await channel.get_exchange(self.name, ensure=False)
+            queue = await channel.get_queue(unrouted, ensure=False)
+            for _ in range(await self._count(unrouted) or 0):
+                message = await limited(queue.get(no_ack=False, fail=False, timeout=_TRIP), _TRIP)
+                if message is None:
+                    return
+                if message.routing_key == topic:
+                    again = Message(message.body, delivery_mode=DeliveryMode.PERSISTENT, message_id=message.message_id)
+                    await exchange.publish(again, topic, timeout=_TRIP)
+                    await message.ack()
+
+    async def forget_service(self, service: str, topics: Collection[str] | None = None) -> None:
+        """Delete the service's queues and what is in them, of some topics or of all."""
+        async with self._registered(check_name("service", service)) as registered, self._channel() as channel:
+            for topic in sorted(registered if topics is None else topics):
+                name = self._queue(service, topic)
+                for queue in (name, *(f"{name}#{delay}" for delay in _DELAYS)):
+                    self._delays.discard(queue)
+                    await limited(channel.queue_delete(queue), _TRIP)
+                for message in registered.get(topic, []):
+                    await limited(message.ack(), _TRIP)
+
+    async def backlog(self, service: str) -> int:
+        """Count the events that wait in the queues, for their retry too.
+
+        Those that consumers hold are not known to the protocol.
+        """
+        async with self._registered(service) as registered:
+            topics = list(registered)
+        total = 0
+        for name in (self._queue(service, topic) for topic in topics):
+            for queue in (name, *(f"{name}#{delay}" for delay in _DELAYS)):
+                total += await self._count(queue) or 0
+        return total
+
+    async def _count(self, queue: str) -> int | None:
+        """Count what is ready in a queue; `None` where there is none."""
+        async with self._channel() as channel:
+            try:
+                found = await limited(channel.declare_queue(queue, passive=True), _TRIP)
+            except ChannelNotFoundEntity:
+                return None
+            return found.declaration_result.message_count or 0
+
+    async def _postpone(self, queue: str, message: AbstractIncomingMessage, attempt: int, due: float) -> None:
+        """Publish an event again, to the queue in which it waits longest without being late."""
+        left = (due - time.time()) * 1000
+        delay = max((one for one in _DELAYS if one <= left), default=_DELAYS[0])
+        name = f"{queue}#{delay}"
+        line = await self._open()
+        with self._giving_up(line):
+            if name not in self._delays:
+                arguments: Any = {
+                    **_QUORUM,
+                    "x-message-ttl": delay,
+                    "x-dead-letter-exchange": "",
+                    "x-dead-letter-routing-key": queue,
+                    "x-dead-letter-strategy": "at-least-once",
+                    "x-overflow": "reject-publish",
+                }
+                await limited(line.channel.declare_queue(name, durable=True, arguments=arguments), _TRIP)
+                self._delays.add(name)
+            copy = Message(
+                message.body,
+                delivery_mode=DeliveryMode.PERSISTENT,
+                message_id=message.message_id,
+                headers={_ATTEMPT: attempt, _DUE: int(due * 1000)},
+            )
+            try:
+                await line.channel.default_exchange.publish(copy, name, mandatory=True, timeout=_TRIP)
+            except DeliveryError:
+                self._delays.discard(name)  # somebody has deleted it
+                raise
+
+    # -- dead letters ----------------------------------------------------------------------------------------------
+
+    def _dead(self, queue: str) -> str:
+        return f"{self.name}.dead.{check_name('queue', queue)}"
+
+    async def put_dead_letter(self, queue: str, letter: DeadLetter) -> None:
+        """Put a letter into the queue, confirmed."""
+        await self._publish_now(self._dead(queue), Message(letter.encode(), message_id=new_id()))
+
+    async def count_dead_letters(self, queue: str) -> int:
+        """Count the letters of a queue, but for those that somebody is looking at."""
+        return await self._count(self._dead(queue)) or 0
+
+    async def scan_dead_letters(self, queue: str, *, batch: int = 500) -> AsyncGenerator[list[DeadLetter], None]:
+        """Read the letters in batches, the oldest of each first: quorum queues change the order of what is put back.
+
+        They are taken, and put back when the generator is closed; meanwhile nobody else sees them.
+        """
+        dead = self._dead(queue)
+        left = await self._count(dead) or 0
+        seen: list[tuple[str, str]] = []
+        async with AsyncExitStack() as channels:
+            channels.push_async_callback(self._put_back, dead, seen)
+            while left > 0:
+                # Each channel holds one batch unacknowledged, so that the queue does not give it again.
+                channel = await channels.enter_async_context(self._channel(confirms=False))
+                messages = await self._take_some(channel, dead, min(batch, left))
+                if not messages:
+                    return
+                left -= len(messages)
+                letters = []
+                for message in messages:
+                    place = dead, message.message_id or new_id()
+                    seen.append(place)
+                    self._looked_at[place] = message
+                    letters.append(DeadLetter.read(message.body, place[1]))
+                    message.body = b""  # type: ignore[misc]  # it is the letter's now
+                yield sorted(letters, key=attrgetter("time"))
+
+    async def _put_back(self, dead: str, seen: list[tuple[str, str]]) -> None:
+        """Wait until what was looked at and not removed is in the queue again: a closed channel takes its time."""
+        kept = [place for place in seen if self._looked_at.pop(place, None) is not None]
+        if kept:
+            await self._until_ready(dead, len(kept))
+
+    async def _until_ready(self, queue: str, count: int) -> None:
+        """Wait, shortly, until so many messages can be taken from a queue."""
+        with suppress(Exception):
+            async with asyncio.timeout(_FAREWELL):
+                while (await self._count(queue) or 0) < count:  # noqa: ASYNC110  the broker tells nobody
+                    await asyncio.sleep(0.01)
+
+    async def _take_some(self, channel: AbstractChannel, queue: str, count: int) -> list[AbstractIncomingMessage]:
+        """Take so many messages of a queue, or those that there are."""
+        found: list[AbstractIncomingMessage] = []
+        arrived = asyncio.Event()
+
+        async def take(message: AbstractIncomingMessage) -> None:
+            found.append(message)
+            arrived.set()
+
+        await limited(channel.set_qos(prefetch_count=count), _TRIP)
+        taking = await limited(channel.get_queue(queue, ensure=False), _TRIP)
+        tag = await limited(taking.consume(take, no_ack=False), _TRIP)
+        with suppress(TimeoutError):
+            while len(found) < count:
+                arrived.clear()
+                async with asyncio.timeout(_SETTLE):
+                    await arrived.wait()
+        await limited(taking.cancel(tag), _TRIP)
+        return found
+
+    async def delete_dead_letters(self, queue: str, letters: Sequence[DeadLetter]) -> None:
+        """Remove letters; without a scan that is open, the queue is looked through for them."""
+        dead = self._dead(queue)
+        missing = await self._delete(dead, {letter.position for letter in letters})
+        if missing:
+            async with aclosing(self.scan_dead_letters(queue)) as batches:
+                async for _ in batches:
+                    missing = await self._delete(dead, missing)
+                    if not missing:
+                        return
+
+    async def _delete(self, dead: str, positions: set[str]) -> set[str]:
+        """Remove the letters that are being looked at; gives the others."""
+        for position in list(positions):
+            message = self._looked_at.pop((dead, position), None)
+            if message is not None:
+                await limited(message.ack(), _TRIP)
+                positions = positions - {position}
+        return positions
+
+
+def _hearer(hear: Hear) -> Callable[[AbstractIncomingMessage], Awaitable[None]]:
+    async def arrived(message: AbstractIncomingMessage) -> None:
+        hear(Delivery(message.routing_key or "", message.body))
+
+    return arrived
+
+
+def _with_heartbeat(url: str) -> str:
+    parts = urlsplit(url)
+    if "heartbeat=" in parts.query:
+        return url
+    return urlunsplit(parts._replace(query=f"{parts.query}&heartbeat={_HEARTBEAT}".lstrip("&")))
+
+
+async def _close(what: AbstractChannel | AbstractConnection) -> None:
+    """Close a channel or connection: what was not acknowledged goes back to the queue with it."""
+    await to_the_end(_close_now(what))
+
+
+async def _close_now(what: AbstractChannel | AbstractConnection) -> None:
+    with suppress(Exception):
+        async with asyncio.timeout(_FAREWELL):
+            await what.close()
+
+
+class _Closing:
+    """Notices that a channel is closed, and why: aio-pika's own way to wait for it closes it when cancelled."""
+
+    def __init__(self, channel: AbstractChannel) -> None:
+        self._closed = asyncio.Event()
+        self._reason: BaseException | None = None
+        channel.close_callbacks.add(self._note)
+
+    def _note(self, _channel: object, reason: BaseException | None) -> None:
+        self._reason = reason
+        self._closed.set()
+
+    async def wait(self, seconds: float) -> None:
+        """Wait so long; raise `ConnectionError` as soon as the channel is closed."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._closed.wait()
+        if self._closed.is_set():
+            msg = f"RabbitMQ closed the channel that events come by ({said(self._reason or ConnectionError())})"
+            raise ConnectionError(msg) from self._reason
+
+
+@dataclass(slots=True)
+class _Held:
+    """An event that is here, and how to acknowledge it: on the channel that it came by last."""
+
+    topic: str
+    message: AbstractIncomingMessage
+    channel: AbstractChannel
+    attempt: int
+
+
+@dataclass(slots=True)
+class _Consumer:
+    """One running `consume`."""
+
+    engine: RabbitMQ
+    service: str
+    topics: list[str]
+    handle: Handle
+    limit: int
+    held: dict[str, _Held] = field(default_factory=dict)
+    done: dict[str, None] = field(default_factory=dict)  # handled, but the broker could not be told
+
+    async def run(self) -> None:
+        pool: Pool[str]
+
+        async def work(id_: str) -> None:
+            item = self.held[id_]
+            delivery = Delivery(item.topic, item.message.body, item.attempt, item.attempt > 1, pool.park)
+            outcome = await self.handle(delivery)
+            if outcome is None:
+                del self.held[id_]
+                await self._acknowledge(id_, item.message)
+            else:
+                item.attempt += 1
+                await self._again(
+                    id_, item, time.time() + delay_of(outcome), pool, here=not isinstance(outcome, Release)
+                )
+
+        pool = Pool(work, self.limit)
+        attempts = Attempts(self.engine.connection_state)
+        async with AsyncExitStack() as channels, pool:  # the pool ends first, and can acknowledge what it has done
+            while True:
+                async with attempts:
+                    await channels.aclose()
+                    await self._consume(pool, channels, attempts)
+
+    async def _again(self, id_: str, item: _Held, due: float, pool: Pool[str], *, here: bool) -> None:
+        """Have an event come again when it is due: to whoever is there then, or, where that is soon, here."""
+        left = due - time.time()
+        if left > _SOON or not here:
+            try:
+                await self.engine._postpone(
+                    self.engine._queue(self.service, item.topic), item.message, item.attempt, due
+                )
+            except Exception as error:  # noqa: BLE001  then it waits here, unacknowledged
+                logger.warning("a retry waits in this process, as RabbitMQ did not take it (%s)", said(error))
+            else:
+                del self.held[id_]
+                with suppress(Exception):  # the connection is lost: it is delivered again, as the engine promises
+                    await item.message.ack()
+                return
+        asyncio.get_running_loop().call_later(max(0.0, left), pool.put, id_)
+
+    async def _consume(self, pool: Pool[str], channels: AsyncExitStack, attempts: Attempts) -> None:
+        """Put what comes into the pool until nothing can come any more, and raise why."""
+        await self.engine.add_service(self.service, self.topics)
+        line = await self.engine._open()
+        with self.engine._giving_up(line):
+            channel = await limited(line.connection.channel(publisher_confirms=False), _TRIP)
+            channels.push_async_callback(_close, channel)
+            closing = _Closing(channel)
+            holds = max(self.limit * 4, _LEAST)
+            tags = await limited(self._subscribe(channel, holds, pool), _TRIP)
+            attempts.succeeded()
+            looked = time.monotonic()
+            while True:
+                await closing.wait(_GROW)
+                if pool.parked > holds - max(self.limit * 2, _LEAST // 2) and holds < _MOST:
+                    # Events that wait for others of their key leave no room: hold more.
+                    holds = min(_MOST, pool.parked + max(self.limit * 8, _LEAST * 2))
+                    before, tags = tags, await limited(self._subscribe(channel, holds, pool), _TRIP)
+                    for queue, tag in before:
+                        await limited(queue.cancel(tag), _TRIP)
+                if time.monotonic() - looked > _WATCH:  # a queue that goes ends its consumers without an error
+                    looked = time.monotonic()
+                    for queue, _ in tags:
+                        await limited(channel.declare_queue(queue.name, passive=True), _TRIP)
+
+    async def _subscribe(
+        self, channel: AbstractChannel, holds: int, pool: Pool[str]
+    ) -> list[tuple[AbstractQueue, str]]:
+        """Consume from the queue of each topic, and hold so many events of all of them at most."""
+        tags = []
+        await channel.set_qos(prefetch_count=max(1, holds // len(self.topics)))
+        for topic in self.topics:
+            queue = await channel.get_queue(self.engine._queue(self.service, topic), ensure=False)
+            tags.append((queue, await queue.consume(self._taker(topic, channel, pool), no_ack=False)))
+        return tags
+
+    def _taker(
+        self, topic: str, channel: AbstractChannel, pool: Pool[str]
+    ) -> Callable[[AbstractIncomingMessage], Awaitable[None]]:
+        async def arrived(message: AbstractIncomingMessage) -> None:
+            await self._take(topic, message, channel, pool)
+
+        return arrived
+
+    async def _take(
+        self, topic: str, message: AbstractIncomingMessage, channel: AbstractChannel, pool: Pool[str]
+    ) -> None:
+        id_ = message.message_id or new_id()  # no tag: those of the next connection begin again
+        if id_ in self.done:
+            del self.done[id_]
+            await self._acknowledge(id_, message)
+            return
+        item = self.held.get(id_)
+        if item is not None:
+            if item.channel is channel:
+                await self._acknowledge(id_, message)  # a second copy: the first is here, and still unacknowledged
+            else:
+                item.message, item.channel = message, channel  # one was lost meanwhile; it is being handled
+            return
+        attempt = _number(message, _ATTEMPT, 1) + _number(message, "x-delivery-count", 0)
+        item = self.held[id_] = _Held(topic, message, channel, attempt)
+        due = _number(message, _DUE, 0) / 1000
+        if due > time.time():
+            await self._again(id_, item, due, pool, here=True)
+        else:
+            pool.put(id_)
+
+    async def _acknowledge(self, id_: str, message: AbstractIncomingMessage) -> None:
+        try:
+            await message.ack()
+        except Exception:  # noqa: BLE001  the connection is lost; the broker delivers it again
+            self.done[id_] = None
+            if len(self.done) > _REMEMBERED:  # those that it gave to another instance
+                del self.done[next(iter(self.done))]
+
+
+def _number(message: AbstractIncomingMessage, header: str, otherwise: int) -> int:
+    value: Any = (message.headers or {}).get(header, otherwise)
+    return value if isinstance(value, int) else otherwise

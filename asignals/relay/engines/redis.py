@@ -1,0 +1,536 @@
+"""Redis Streams as the engine (extra: redis). Redis 7.0 or newer.
+
+Redis keeps what it acknowledged only with `appendonly yes` and `appendfsync always`: with `everysec` it may answer
+before it writes, and a killed server has forgotten up to two seconds.
+
+A stream for each topic, and on it a consumer group for each service that receives the topic. Publishing is one script
+for a batch: all or nothing, and an event id that was seen a short while ago is not added again. A consumer reads new
+events and takes over those that another one has left idle; what it holds it claims again and again. A stream is trimmed
+up to what every group has acknowledged, no further; one without groups by age.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+import time
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
+
+from redis.asyncio import BlockingConnectionPool, Redis
+from redis.exceptions import NoScriptError, ResponseError
+
+from asignals.relay._batch import Batch
+from asignals.relay._cancel import limited
+from asignals.relay._connection_state import Attempts, ConnectionState, jittered
+from asignals.relay._envelope import DeadLetter, check_name
+from asignals.relay._inbox import Memo
+from asignals.relay._pool import Pool
+from asignals.relay._redact import redacted
+from asignals.relay._transport import Delivery, Release
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Callable, Collection, Sequence
+
+    from asignals.relay._envelope import Envelope
+    from asignals.relay._transport import Handle, Hear
+
+logger: logging.Logger = logging.getLogger("asignals.relay")
+
+_BLOCK: Final = 1.0  # seconds that a read waits for new events
+_TRIP: Final = 5.0  # seconds that any other command may take, waiting for a free connection included
+_CONNECTIONS: Final = 64  # most at once; a command that finds none free waits for one
+_AT_ONCE: Final = 500
+_MOST_HELD: Final = 10_000  # events that may wait here for their retry
+_LOOK: Final = 1.0  # seconds between two looks for what other consumers have left, at most
+_TRIM: Final = 10.0  # seconds between two trims
+_REMEMBERED: Final = 7 * 86_400
+
+# KEYS: the set of topics, where ids are remembered, the streams. ARGV: for how many seconds; id, key number, data, …
+_ADD: Final = """
+for i = 3, #KEYS do redis.call('SADD', KEYS[1], KEYS[i]) end
+for i = 2, #ARGV, 3 do
+    if redis.call('SET', KEYS[2] .. ARGV[i], '', 'NX', 'EX', ARGV[1]) then
+        redis.call('XADD', KEYS[tonumber(ARGV[i + 1])], '*', 'd', ARGV[i + 2])
+    end
+end
+"""
+
+_FORGET: Final = """
+local gone = 0
+for _, consumer in ipairs(redis.call('XINFO', 'CONSUMERS', KEYS[1], ARGV[1])) do
+    local facts = {}
+    for i = 1, #consumer, 2 do facts[consumer[i]] = consumer[i + 1] end
+    if facts.pending == 0 and facts.idle > tonumber(ARGV[2]) then
+        redis.call('XGROUP', 'DELCONSUMER', KEYS[1], ARGV[1], facts.name)
+        gone = gone + 1
+    end
+end
+return gone
+"""
+
+
+class RedisStreams:
+    """Carries events through Redis streams.
+
+    Args:
+        url: `redis://127.0.0.1:6379/0`.
+        prefix: Begins all keys: `{prefix}:events:<topic>`, `{prefix}:dead:<queue>`, …; the braces keep them on one node
+            of a cluster.
+        lease: Seconds after which the events of a consumer that does not renew its lease are redelivered to another.
+        dedup_window: Seconds within which a repetition is recognised; each event takes about 100 bytes for that long.
+        max_age: Seconds for which events of a topic are kept that no service receives; `None` for ever.
+        options: What else `redis.asyncio.Redis.from_url` takes.
+
+    Raises:
+        ValueError: the URL is not Redis's, or a name or number cannot be used.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        prefix: str = "asignals",
+        lease: float = 30.0,
+        dedup_window: float = 60.0,
+        max_age: float | None = 30 * 86_400.0,
+        **options: Any,
+    ) -> None:
+        if not isinstance(url, str) or not url.startswith(("redis://", "rediss://", "unix://")):
+            msg = f"RedisStreams takes a URL such as 'redis://127.0.0.1:6379/0', not {redacted(url)!r}"
+            raise ValueError(msg)
+        if lease <= 0:
+            msg = f"lease must be a positive number of seconds, not {lease}"
+            raise ValueError(msg)
+        self.lease = lease
+        self.connection_state: ConnectionState = ConnectionState(f"Redis ({url}, {check_name('prefix', prefix)})")
+        self._base = f"{{{prefix}}}"
+        self._events = f"{self._base}:events:"
+        self._topics = f"{self._base}:topics"
+        self._dedup_window = max(1, int(dedup_window))
+        self._max_age = max_age
+        # Protocol 2: one shape of answers, whatever the version of client and server. No time limit of the client's:
+        # each command has ours, and before Python 3.12 the client's loses cancellations (`asyncio.wait_for`).
+        self._options: dict[str, Any] = {
+            "socket_connect_timeout": 2.0,
+            "socket_timeout": None,
+            "protocol": 2,
+            **options,
+        }
+        self._url = url
+        self._made: Redis | None = None
+        self._client()  # so that options that Redis does not have are refused here
+
+    # -- connecting ------------------------------------------------------------------------------------------------
+
+    def _client(self) -> Redis:
+        if self._made is None:
+            options = {"max_connections": _CONNECTIONS, "timeout": _TRIP, **self._options, "decode_responses": False}
+            self._made = Redis.from_pool(BlockingConnectionPool.from_url(self._url, **options))
+        return self._made
+
+    async def init(self) -> None:
+        """See whether Redis answers: there is nothing to create."""
+        await self._ask(self._client().ping())
+
+    async def aclose(self) -> None:
+        """Close the connections."""
+        client, self._made = self._made, None  # the next event loop may be another
+        if client is not None:
+            await client.aclose()
+            await asyncio.sleep(0)  # the sockets are closed in the loop's next turn
+
+    async def _ask(self, command: Any, seconds: float = _TRIP) -> Any:
+        """Await a command; one that is not answered in time takes with it the connections that wait in the pool.
+
+        They may be half open as well, and each would cost the same time again.
+        """
+        try:
+            return await limited(command, seconds, self.connection_state.name)
+        except TimeoutError:
+            with suppress(Exception):
+                await self._client().connection_pool.disconnect(inuse_connections=False)
+            raise
+
+    # -- publishing ------------------------------------------------------------------------------------------------
+
+    async def publish_many(self, envelopes: Sequence[Envelope]) -> None:
+        """Return when the streams have all of them.
+
+        Raises `redis.RedisError` and `TimeoutError`; repeating is safe within the window.
+        """
+        for start in range(0, len(envelopes), _AT_ONCE):
+            some = envelopes[start : start + _AT_ONCE]
+            await self._add([(one.id, f"{self._events}{one.topic}", one.encode()) for one in some])
+        self.connection_state.restored()
+
+    async def _add(self, items: list[tuple[str, str, bytes]]) -> None:
+        streams = list(dict.fromkeys(stream for _, stream, _ in items))
+        places = {stream: number for number, stream in enumerate(streams, 3)}
+        arguments: list[Any] = [self._dedup_window]
+        for id_, stream, data in items:
+            arguments += (id_, places[stream], data)
+        await self._script(_ADD, [self._topics, f"{self._base}:seen:", *streams], arguments)
+
+    async def _script(self, script: str, keys: list[str], arguments: list[Any]) -> Any:
+        client = self._client()
+        try:
+            return await self._ask(client.evalsha(_sha(script), len(keys), *keys, *arguments))
+        except NoScriptError:  # the first time, and after a restart
+            return await self._ask(client.eval(script, len(keys), *keys, *arguments))
+
+    # -- consuming -------------------------------------------------------------------------------------------------
+
+    async def consume(
+        self, service: str, instance: str, topics: Collection[str], handle: Handle, *, limit: int = 100
+    ) -> None:
+        """Call `handle` for each event of the topics until cancelled."""
+        check_name("instance", instance)
+        streams = {self._stream(topic).encode(): topic for topic in topics}
+        await _Consumer(self, check_name("service", service), instance, streams, handle, limit).run()
+
+    async def listen(self, topics: Collection[str], hear: Hear, begun: Callable[[], object]) -> None:
+        """Hear each event of these topics by reading the streams, without a group."""
+        streams = {self._stream(topic).encode(): topic for topic in topics}
+        attempts = Attempts(self.connection_state)
+        positions: dict[bytes, bytes] = {}
+        is_heard = False
+        while True:
+            async with attempts:
+                if not is_heard:
+                    positions = positions or {stream: await self._last(stream) for stream in streams}
+                    attempts.succeeded()
+                    is_heard = True
+                    begun()
+                is_heard = False  # until it is read
+                since: Any = dict(positions)
+                reading = self._client().xread(since, _AT_ONCE, int(_BLOCK * 1000))
+                for stream, entries in await self._ask(reading, _BLOCK + _TRIP) or []:
+                    for id_, fields in entries:
+                        positions[stream] = id_
+                        hear(Delivery(streams[stream], fields.get(b"d", b"")))
+                is_heard = True
+
+    async def _last(self, stream: bytes) -> bytes:
+        """Give the id of the last event that a stream has had."""
+        try:
+            info: dict[str, Any] = await self._ask(self._client().xinfo_stream(stream))
+        except ResponseError:  # no such key
+            return b"0-0"
+        last: bytes = info["last-generated-id"]
+        return last
+
+    def _stream(self, topic: str) -> str:
+        return f"{self._events}{check_name('topic', topic)}"
+
+    async def add_service(self, service: str, topics: Collection[str]) -> None:
+        """Create the service's group on each topic, from the first event that is there, where it is missing."""
+        check_name("service", service)
+        for topic in topics:
+            stream = self._stream(topic)
+            await self._ask(self._client().sadd(self._topics, stream))
+            try:
+                await self._ask(self._client().xgroup_create(stream, service, id="0", mkstream=True))
+            except ResponseError as error:
+                if "BUSYGROUP" not in str(error):
+                    raise
+
+    async def forget_service(self, service: str, topics: Collection[str] | None = None) -> None:
+        """Remove the service's groups, of some topics or of all."""
+        streams = await self._streams() if topics is None else [self._stream(topic) for topic in topics]
+        for stream in streams:
+            with suppress(ResponseError):  # no such topic
+                await self._ask(self._client().xgroup_destroy(stream, service))
+
+    async def backlog(self, service: str) -> int:
+        """Count the events that the service has not acknowledged."""
+        total = 0
+        for stream in await self._streams():
+            for group in await self._groups(stream):
+                if group["name"].decode() == service:
+                    lag = group.get("lag")
+                    if lag is None:  # not known to Redis after events were removed from the middle
+                        lag = await self._ask(self._client().xlen(stream))
+                    total += int(group["pending"]) + int(lag)
+        return total
+
+    async def _streams(self) -> list[str]:
+        return sorted(stream.decode() for stream in await self._ask(self._client().smembers(self._topics)))
+
+    async def _groups(self, stream: str) -> list[dict[str, Any]]:
+        try:
+            groups: list[dict[str, Any]] = await self._ask(self._client().xinfo_groups(stream))
+        except ResponseError:  # no such key
+            return []
+        return groups
+
+    async def trim(self) -> int:
+        """Remove the events that every group of their topic has acknowledged, all but the last one; returns how many.
+
+        Consumers do it by themselves now and then. Of a topic without groups, what is older than `max_age` is removed.
+        """
+        gone = 0
+        for stream in await self._streams():
+            floor = await self._floor(stream)
+            if floor is not None:
+                gone += int(await self._ask(self._client().xtrim(stream, minid=floor, approximate=False)))
+        return gone
+
+    async def _floor(self, stream: str) -> bytes | str | None:
+        """Give the id below which nothing of a stream is needed any more."""
+        floors: list[bytes] = []
+        for group in await self._groups(stream):
+            oldest = None
+            if group["pending"]:
+                oldest = (await self._ask(self._client().xpending(stream, group["name"])))["min"]
+            floors.append(oldest or group["last-delivered-id"])
+        if floors:
+            return min(floors, key=_order)
+        return None if self._max_age is None else f"{int((time.time() - self._max_age) * 1000)}-0"
+
+    async def forget_consumers(self, service: str, idle: float = 86_400.0) -> int:
+        """Remove consumers of a service that hold nothing and said nothing for `idle` seconds; returns how many.
+
+        Consumers do it by themselves now and then, for their own service.
+        """
+        gone = 0
+        for stream in await self._streams():
+            if any(group["name"].decode() == service for group in await self._groups(stream)):
+                gone += int(await self._script(_FORGET, [stream], [service, int(idle * 1000)]))
+        return gone
+
+    # -- dead letters ----------------------------------------------------------------------------------------------
+
+    def _dead(self, queue: str) -> str:
+        return f"{self._base}:dead:{check_name('queue', queue)}"
+
+    async def put_dead_letter(self, queue: str, letter: DeadLetter) -> None:
+        """Add a letter to the queue's own stream; the same one only once within the window."""
+        dead = self._dead(queue)
+        keys = [f"{self._base}:queues", f"{dead}:seen:", dead]
+        await self._script(_ADD, keys, [self._dedup_window, letter.id, 3, letter.encode()])
+
+    async def count_dead_letters(self, queue: str) -> int:
+        """Count the letters of a queue."""
+        return int(await self._ask(self._client().xlen(self._dead(queue))))
+
+    async def scan_dead_letters(self, queue: str, *, batch: int = 500) -> AsyncGenerator[list[DeadLetter], None]:
+        """Read the letters in batches, the oldest first."""
+        start = "-"
+        while True:
+            entries: Any = await self._ask(self._client().xrange(self._dead(queue), start, count=batch))
+            if not entries:
+                return
+            start = f"({entries[-1][0].decode()}"
+            yield [DeadLetter.read(fields.get(b"d", b""), id_.decode()) for id_, fields in entries]
+
+    async def delete_dead_letters(self, queue: str, letters: Sequence[DeadLetter]) -> None:
+        """Remove letters."""
+        for start in range(0, len(letters), _AT_ONCE):
+            some = letters[start : start + _AT_ONCE]
+            await self._ask(self._client().xdel(self._dead(queue), *(letter.position for letter in some)))
+
+    def inbox(self) -> RedisInbox:
+        """Give an inbox in the same Redis."""
+        return RedisInbox(self)
+
+
+@lru_cache
+def _sha(script: str) -> str:
+    return hashlib.sha1(script.encode(), usedforsecurity=False).hexdigest()
+
+
+def _order(id_: bytes) -> tuple[int, ...]:
+    return tuple(map(int, id_.split(b"-")))
+
+
+_Key: TypeAlias = tuple[bytes, bytes]  # where an event is: its stream, and its id there
+_Entries: TypeAlias = "list[tuple[bytes, dict[bytes, bytes] | None]]"
+
+
+@dataclass(slots=True)
+class _Held:
+    """An event that is here."""
+
+    key: _Key
+    data: bytes
+    attempt: int
+
+
+@dataclass(slots=True)
+class _Consumer:
+    """One running `consume`."""
+
+    engine: RedisStreams
+    service: str
+    instance: str
+    streams: dict[bytes, str]
+    handle: Handle
+    limit: int
+    held: dict[_Key, _Held] = field(default_factory=dict)
+    freed: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def run(self) -> None:
+        loop = asyncio.get_running_loop()
+        pool: Pool[_Held]
+        async with (
+            Batch(self._acknowledge, self.engine.connection_state) as acks,
+            Batch(self._abandon, self.engine.connection_state) as released,
+        ):
+
+            def release(item: _Held) -> None:
+                if self.held.pop(item.key, None) is not None:
+                    released.add(item.key)
+                    self.freed.set()
+
+            async def work(item: _Held) -> None:
+                topic, attempt = self.streams[item.key[0]], item.attempt
+                outcome = await self.handle(Delivery(topic, item.data, attempt, attempt > 1, pool.park))
+                if outcome is None:
+                    del self.held[item.key]
+                    acks.add(item.key)
+                    self.freed.set()
+                elif isinstance(outcome, Release):  # it stays ours until then, as Redis has no delay of its own
+                    loop.call_later(outcome.delay, release, item)
+                else:
+                    item.attempt += 1
+                    loop.call_later(outcome, pool.put, item)
+
+            pool = Pool(work, self.limit)
+            try:
+                async with pool:
+                    pool.start(self._keep_for_ever())
+                    pool.start(self._take_over_for_ever(pool))
+                    pool.start(self._clean_for_ever())
+                    await self._read_for_ever(pool)
+            finally:
+                held, self.held = self.held, {}
+                for key in held:
+                    released.add(key)
+
+    async def _read_for_ever(self, pool: Pool[_Held]) -> None:
+        attempts = Attempts(self.engine.connection_state)
+        while True:
+            await pool.until_below(self.limit * 2)
+            while len(self.held) >= _MOST_HELD:
+                self.freed.clear()
+                await self.freed.wait()
+            async with attempts:
+                for stream, entries in await self._read(self.limit * 4 - len(pool)):
+                    self._hold(pool, stream, entries, {})
+
+    async def _read(self, count: int) -> list[tuple[bytes, _Entries]]:
+        engine, each = self.engine, max(1, count // len(self.streams))  # Redis counts stream by stream
+        positions: Any = dict.fromkeys(self.streams, ">")
+        block = int(_BLOCK * 1000)
+        reading = engine._client().xreadgroup(self.service, self.instance, positions, count=each, block=block)
+        try:
+            return await engine._ask(reading, _BLOCK + _TRIP) or []
+        except ResponseError as error:
+            if "NOGROUP" not in str(error):
+                raise
+            await engine.add_service(self.service, self.streams.values())  # the first time, and after FLUSHALL
+            return []
+
+    def _hold(self, pool: Pool[_Held], stream: bytes, entries: _Entries, attempts: dict[bytes, int]) -> None:
+        for id_, fields in entries:
+            key = stream, id_
+            if key not in self.held:  # one that is held already was slow to be kept, and runs here
+                item = _Held(key, (fields or {}).get(b"d", b""), attempts.get(id_, 1))
+                self.held[key] = item
+                pool.put(item)
+
+    async def _take_over_for_ever(self, pool: Pool[_Held]) -> None:
+        """Take what other consumers have left."""
+        attempts = Attempts(ConnectionState(f"taking over in {self.engine.connection_state.name}"))
+        while True:
+            await asyncio.sleep(jittered(max(0.05, min(_LOOK, self.engine.lease / 4))))
+            async with attempts:
+                for stream in self.streams:
+                    await self._take_over(pool, stream)
+
+    async def _take_over(self, pool: Pool[_Held], stream: bytes) -> None:
+        """Look through all that is pending in a stream, as what was left may be behind what others hold."""
+        engine, idle, position = self.engine, int(self.engine.lease * 1000), b"0-0"
+        while True:
+            await pool.until_below(self.limit * 2)
+            claiming = engine._client().xautoclaim(stream, self.service, self.instance, idle, position, self.limit)
+            position, entries, *gone = await engine._ask(claiming)
+            if gone and gone[0]:
+                lost = b", ".join(gone[0][:3]).decode()
+                logger.error(
+                    "%d events of %r were removed from %r before %r had acknowledged them (%s, …)",
+                    *(len(gone[0]), self.streams[stream], stream.decode(), self.service, lost),
+                )
+            if entries:
+                self._hold(pool, stream, entries, await self._attempts(stream, entries[0][0], entries[-1][0]))
+            if position == b"0-0":
+                return
+
+    async def _attempts(self, stream: bytes, first: bytes, last: bytes) -> dict[bytes, int]:
+        asking = self.engine._client().xpending_range(stream, self.service, first, last, 20_000, self.instance)
+        return {entry["message_id"]: entry["times_delivered"] for entry in await self.engine._ask(asking)}
+
+    async def _clean_for_ever(self) -> None:
+        attempts = Attempts(ConnectionState(f"trimming in {self.engine.connection_state.name}"))
+        while True:
+            await asyncio.sleep(jittered(max(0.05, min(_TRIM, self.engine.lease / 4))))
+            async with attempts:
+                await self.engine.trim()
+                await self.engine.forget_consumers(self.service)
+
+    async def _keep_for_ever(self) -> None:
+        """Claim again what is held, which makes it not idle."""
+        attempts = Attempts(ConnectionState(f"renewing leases in {self.engine.connection_state.name}"))
+        while True:
+            await asyncio.sleep(self.engine.lease / 3)
+            async with attempts:
+                await self._claim_again(list(self.held), idle=0)
+
+    async def _claim_again(self, keys: list[_Key], idle: int) -> None:
+        engine = self.engine
+        for stream, ids in _by_stream(keys).items():
+            for start in range(0, len(ids), _AT_ONCE):
+                some: Any = ids[start : start + _AT_ONCE]
+                claiming = engine._client().xclaim(stream, self.service, self.instance, 0, some, idle=idle, justid=True)
+                await engine._ask(claiming)
+
+    async def _acknowledge(self, keys: list[_Key]) -> None:
+        for stream, ids in _by_stream(keys).items():
+            await self.engine._ask(self.engine._client().xack(stream, self.service, *ids))
+
+    async def _abandon(self, keys: list[_Key]) -> None:
+        """Make events look left, so that any consumer takes them at once."""
+        await self._claim_again(keys, idle=int(self.engine.lease * 1000) + 1)
+
+
+def _by_stream(keys: list[_Key]) -> dict[bytes, list[bytes]]:
+    found: dict[bytes, list[bytes]] = {}
+    for stream, id_ in keys:
+        found.setdefault(stream, []).append(id_)
+    return found
+
+
+class RedisInbox:
+    """Remembers for a week what was done of events that failed."""
+
+    def __init__(self, engine: RedisStreams) -> None:
+        self._engine = engine
+
+    def _key(self, event_id: str, service: str) -> str:
+        return f"{self._engine._base}:inbox:{service}:{event_id}"
+
+    async def recall(self, event_id: str, service: str) -> Memo:
+        """Give what is remembered."""
+        found: Any = await self._engine._ask(self._engine._client().get(self._key(event_id, service)))
+        return Memo() if found is None else Memo.decode(found)
+
+    async def remember(self, event_id: str, service: str, change: Memo) -> None:
+        """Merge a change into what is remembered."""
+        memo = await self.recall(event_id, service)
+        memo.merge(change)
+        client = self._engine._client()
+        await self._engine._ask(client.set(self._key(event_id, service), memo.encode(), ex=_REMEMBERED))

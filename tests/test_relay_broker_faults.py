@@ -1,0 +1,191 @@
+"""Brokers that are cut off or silent: every wait has a limit, health sees it, and work goes on when they are back.
+
+By default limits are shortened, so that a test takes seconds; `ASIGNALS_LONG=1` runs them as they are.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from relay_faults import Proxy, proxied
+from relay_support import remove_rabbitmq, require, unique, until
+
+from asignals import Signal
+from asignals.relay import Envelope, JetStream, RabbitMQ, RedisStreams, Relay, _connection_state
+from asignals.relay.engines import jetstream, rabbitmq, redis
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+pytestmark = pytest.mark.anyio
+LONG = os.environ.get("ASIGNALS_LONG") == "1"
+BACK_WITHIN = 15.0 if LONG else 6.0  # seconds after the network's return
+SEEN_WITHIN = 20.0 if LONG else 6.0  # seconds after it went
+
+
+@pytest.fixture
+def anyio_backend() -> tuple[str, dict[str, Any]]:
+    """The relay is for asyncio only."""
+    return "asyncio", {}
+
+
+@pytest.fixture(autouse=True)
+def _short_limits(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.CRITICAL, "asignals")
+    if LONG:
+        return
+    for module, names in {
+        redis: {"_TRIP": 0.6, "_BLOCK": 0.2},
+        rabbitmq: {"_TRIP": 0.6, "_WATCH": 0.3, "_FAREWELL": 0.2, "_HEARTBEAT": 1},
+        jetstream: {"_CONNECT": 0.8, "_PING": 0.3, "_FAREWELL": 0.2},
+    }.items():
+        for name, seconds in names.items():
+            monkeypatch.setattr(module, name, seconds)
+    monkeypatch.setattr(redis.RedisStreams._ask, "__defaults__", (0.6,))
+    monkeypatch.setattr(jetstream.JetStream._ask, "__defaults__", (0.8,))
+    monkeypatch.setattr(_connection_state.Backoff.__init__, "__defaults__", (0.05, 0.3))
+
+
+@pytest.fixture(params=["jetstream", "redis", "rabbitmq"])
+async def broker(request: pytest.FixtureRequest) -> AsyncIterator[tuple[Any, Any, Proxy]]:
+    """An engine by way of a proxy, one that has none, and the proxy."""
+    async with _BROKERS[request.param](unique()) as made:
+        yield made
+
+
+@asynccontextmanager
+async def _jetstream(name: str) -> AsyncIterator[tuple[Any, Any, Proxy]]:
+    import nats
+
+    url = require("nats")
+    async with proxied(url, 4222) as (by_proxy, proxy):
+        direct, far = JetStream(url, stream=name, ack_wait=1.0), JetStream(by_proxy, stream=name, ack_wait=1.0)
+        yield far, direct, proxy
+        await direct.aclose()
+    client = await nats.connect(url)
+    for stream in (name, f"{name}-dead", f"KV_{name}-inbox"):
+        try:
+            await client.jsm().delete_stream(stream)
+        except nats.js.errors.NotFoundError:
+            continue
+    await client.close()
+
+
+@asynccontextmanager
+async def _redis(name: str) -> AsyncIterator[tuple[Any, Any, Proxy]]:
+    url = require("redis")
+    async with proxied(url, 6379) as (by_proxy, proxy):
+        direct, far = RedisStreams(url, prefix=name, lease=1.0), RedisStreams(by_proxy, prefix=name, lease=1.0)
+        yield far, direct, proxy
+        keys = [key async for key in direct._client().scan_iter(f"{{{name}}}:*", count=1000)]
+        if keys:
+            await direct._client().delete(*keys)
+        await direct.aclose()
+
+
+@asynccontextmanager
+async def _rabbitmq(name: str) -> AsyncIterator[tuple[Any, Any, Proxy]]:
+    url = require("rabbitmq")
+    async with proxied(url, 5672) as (by_proxy, proxy):
+        direct, far = RabbitMQ(url, name=name), RabbitMQ(by_proxy, name=name)
+        yield far, direct, proxy
+        await direct.aclose()
+    await remove_rabbitmq(url, name)
+
+
+_BROKERS = {"jetstream": _jetstream, "redis": _redis, "rabbitmq": _rabbitmq}
+
+
+def event(n: int) -> Envelope:
+    """Make an event of another service."""
+    return Envelope("numbers", b'{"n":%d}' % n, origin="shop/one")
+
+
+@pytest.mark.parametrize("fault", ["silence", "cut"])
+async def test_consuming_and_publishing_go_on_when_the_broker_is_back(
+    broker: tuple[Any, Any, Proxy], fault: str
+) -> None:
+    """Both ways stall neither for ever nor in silence: nothing is lost, and health tells of it while it lasts."""
+    far, direct, proxy = broker
+    heard: list[int] = []
+    into, out = Signal(["n"]), Signal(["n"])
+    into.connect(lambda n, **_: heard.append(n), weak=False)
+    relay = Relay(far, "billing", grace=1, publish_timeout=2)
+    relay.receive(into, "numbers", retries=100, backoff=(0.05, 0.3))
+    relay.export(out, "numbers")
+    await direct.add_service("billing", ["numbers"])
+    async with relay:
+        await direct.publish_many([event(0)])
+        await until(lambda: heard == [0], 10)
+        if fault == "silence":
+            proxy.silence()
+        else:
+            await proxy.cut()
+        await direct.publish_many([event(n) for n in range(1, 21)])
+        with pytest.raises(Exception) as caught:  # noqa: PT011  each client has its own
+            await out.send(None, n=-1)
+        assert str(caught.value) or caught.value.args
+        await until(lambda: not relay.health().ok, SEEN_WITHIN)
+        await proxy.restore()
+        await until(lambda: set(range(21)) <= set(heard), BACK_WITHIN)
+        await until(lambda: relay.health().ok, BACK_WITHIN)
+        async with asyncio.timeout(BACK_WITHIN):
+            await out.send(None, n=100)
+    assert into
+
+
+async def test_an_answer_that_does_not_come_is_told_of_by_name(broker: tuple[Any, Any, Proxy]) -> None:
+    """Whoever asks hears who did not answer and for how long, and never a password."""
+    far, _, proxy = broker
+    await far.init()
+    proxy.silence()
+    with pytest.raises(TimeoutError, match=r"(NATS|Redis|RabbitMQ) \(.*\) .* within .* s") as caught:
+        await far.count_dead_letters("dlq.billing")
+    assert "guest@" not in str(caught.value)
+    assert ":guest" not in str(caught.value)
+    with pytest.raises(Exception):  # noqa: B017, PT011  each client has its own
+        await far.init()
+    await far.aclose()
+
+
+async def test_a_broker_that_is_not_there_is_told_of_when_it_is_asked_for(broker: tuple[Any, Any, Proxy]) -> None:
+    """`init` of an engine whose server is down raises, instead of saying that all is ready."""
+    far, _, proxy = broker
+    await proxy.cut()
+    with pytest.raises(Exception) as caught:  # noqa: PT011  each client has its own
+        await far.init()
+    assert str(caught.value)
+    await far.aclose()
+
+
+@pytest.mark.parametrize("fault", ["silence", "cut"])
+async def test_a_listener_hears_on_when_the_broker_is_back_and_knows_of_the_gap(
+    broker: tuple[Any, Any, Proxy], fault: str
+) -> None:
+    """What was published meanwhile may be missed, never in silence: that it listens again is told."""
+    far, direct, proxy = broker
+    heard: list[bytes] = []
+    begun: list[int] = []
+    task = asyncio.create_task(
+        far.listen(["numbers"], lambda one: heard.append(Envelope.decode(one.data).body), lambda: begun.append(1))
+    )
+    await until(lambda: begun, 10)
+    await direct.publish_many([Envelope("numbers", b"1")])
+    await until(lambda: heard == [b"1"], 10)
+    if fault == "silence":
+        proxy.silence()
+    else:
+        await proxy.cut()
+    await until(lambda: not far.connection_state.is_up, SEEN_WITHIN)
+    await proxy.restore()
+    await until(lambda: len(begun) == 2, BACK_WITHIN)
+    await direct.publish_many([Envelope("numbers", b"2")])
+    await until(lambda: heard[-1] == b"2", 10)
+    task.cancel()
+    await asyncio.wait([task])
+    await far.aclose()

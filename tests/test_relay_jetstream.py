@@ -1,0 +1,99 @@
+"""What is JetStream's own."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from relay_support import World, until, world
+
+from asignals.relay import Delivery, Envelope, JetStream
+from asignals.relay.engines import jetstream
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from pathlib import Path
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture
+def anyio_backend() -> tuple[str, dict[str, Any]]:
+    """The relay is for asyncio only."""
+    return "asyncio", {}
+
+
+@pytest.fixture
+async def engine(tmp_path: Path) -> AsyncIterator[World]:
+    """Streams of its own on the server."""
+    async with world("jetstream", tmp_path) as made:
+        yield made
+
+
+async def test_a_stream_is_made_as_told_and_changed_where_it_is_told(
+    engine: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Settings that are given reach a stream that exists, and the log; those that are not leave it as it is."""
+    transport, found = engine.open(), []
+    given: list[dict[str, Any]] = [
+        {"max_age": 600.0, "dedup_window": 30.0},
+        {},
+        {"max_age": 1200.0, "name": "some name"},
+        {"max_age": math.inf},
+    ]
+    for settings in given:
+        one = JetStream(transport._servers, stream=transport.stream, **settings)
+        await one.init()
+        client = await one._connected()
+        config = (await client.jsm().stream_info(transport.stream)).config
+        found.append((config.max_age or 0, config.duplicate_window, config.num_replicas))
+        assert (await client.jsm().stream_info(f"{transport.stream}-dead")).config.max_age in (None, 0)
+        assert client.options["name"] == settings.get("name")
+        await one.aclose()
+    assert found == [(600.0, 30.0, 1), (600.0, 30.0, 1), (1200.0, 30.0, 1), (0, 30.0, 1)]
+    assert caplog.text.count("changed stream") == 2
+
+
+async def test_a_consumer_that_exists_is_changed_to_what_is_asked_for(engine: World) -> None:
+    """Keep-alives follow `ack_wait`, so the server must, too: an event that takes its time is called once."""
+    transport = engine.open()
+    short = JetStream(transport._servers, stream=transport.stream, ack_wait=0.3)
+    await short.add_service("billing", ["numbers"])
+    await short.aclose()
+    patient, calls = JetStream(transport._servers, stream=transport.stream, ack_wait=6.0), []
+
+    async def slowly(delivery: Delivery) -> None:
+        calls.append(delivery.attempt)
+        await asyncio.sleep(1.0)
+
+    running = asyncio.create_task(patient.consume("billing", "one", ["numbers"], slowly))
+    await until(lambda: patient._changed)
+    await transport.publish_many([Envelope("numbers", b"1")])
+    await until(lambda: calls)
+    info = await (await transport._connected()).jsm().consumer_info(transport.stream, "billing==numbers")
+    assert info.config.ack_wait == 6.0
+    await asyncio.sleep(0.8)
+    assert calls == [1]
+    running.cancel()
+    with suppress(asyncio.CancelledError):
+        await running
+    await patient.aclose()
+
+
+def test_consumers_have_names_that_nats_takes() -> None:
+    """However long service and topic are, and different for different ones."""
+    assert jetstream._durable("a.b", "c") != jetstream._durable("a", "b.c")
+    long = jetstream._durable("s" * 200, "t" * 200)
+    assert len(long) <= 200
+    assert long != jetstream._durable("s" * 200, "t" * 199 + "u")
+
+
+@pytest.mark.parametrize("servers", ["redis://127.0.0.1", ["nats://127.0.0.1", "amqp://user:secret@h"], None, [7]])
+def test_what_is_no_server_of_nats_is_refused(servers: Any) -> None:
+    """At once, with what to write instead, and without its password."""
+    with pytest.raises((ValueError, TypeError)) as caught:
+        JetStream(servers)
+    assert "secret" not in str(caught.value)
