@@ -143,12 +143,23 @@ class PublicNames(Directive):
         module = import_module(self.arguments[0])
         first = [name for name in self.options.get("first", "").split() if name in module.__all__]
         names = sorted(module.__all__, key=lambda name: first.index(name) if name in first else len(first))
-        things = [(name, getattr(module, name)) for name in names]
+        things = [(name, _load(module, name)) for name in names]
         things.sort(key=lambda each: _is_error(each[1]))
         lines = [line for name, thing in things for line in _describe(module.__name__, name, thing)]
         node = nodes.section()
         self.state.nested_parse(StringList(lines, module.__name__), self.content_offset, node)
         return node.children
+
+
+class _Missing:
+    """Stands for a class whose extra is not installed where the pages are built."""
+
+
+def _load(module: Any, name: str) -> Any:
+    try:
+        return getattr(module, name)
+    except ModuleNotFoundError:
+        return _Missing()
 
 
 def _is_error(thing: Any) -> bool:
@@ -157,6 +168,8 @@ def _is_error(thing: Any) -> bool:
 
 def _describe(module: str, name: str, thing: Any) -> list[str]:
     full = f"{module}.{name}"
+    if isinstance(thing, _Missing):
+        return ["", f".. py:class:: {name}", f"   :module: {module}", "", "   Its extra was not installed here.", ""]
     if _is_error(thing):
         return ["", f".. autoexception:: {full}"]
     if isinstance(thing, type):

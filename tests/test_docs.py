@@ -36,9 +36,7 @@ MODULES = [
     "asignals.testing",
 ]
 
-NOT_YET: dict[str, str] = {
-    "howto/changes-and-bulk": "`changes` and bulk signals are not merged yet",
-}
+NOT_YET: dict[str, str] = {}
 """Pages whose examples need what is not here yet, with the reason. The aim is that it is empty."""
 
 MISSING = [name for name in ("sphinx", "myst_parser", "furo") if find_spec(name) is None]
