@@ -65,7 +65,9 @@ def is_full(config: pytest.Config) -> bool:
 def pytest_cmdline_main(config: pytest.Config) -> Iterator[None]:
     """Share the tests of a directory among workers, if xdist is there and the command says nothing else."""
     options = config.option
-    if getattr(options, "numprocesses", 0) is None and all(Path(argument).is_dir() for argument in config.args):
+    is_worker = "PYTEST_XDIST_WORKER" in os.environ  # without this, workers would start workers, and so on
+    is_silent = getattr(options, "numprocesses", 0) is None
+    if is_silent and not is_worker and all(Path(argument).is_dir() for argument in config.args):
         options.numprocesses = "auto"
         options.dist = "worksteal"
     return (yield)

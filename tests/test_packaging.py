@@ -25,8 +25,8 @@ BUILT = "asignals-0.1.0"
 DATA = {".py", ".typed", ".html", ".css", ".js", ".svg"}
 QUICK = ["test_import.py", "test_send_robust.py", "test_readme.py"]
 EXTRAS = {
-    "all", "bench", "cli", "demo", "docs", "inspector", "kafka", "nats", "opentelemetry", "rabbitmq", "redis", "sqlalchemy",
-    "test",
+    "all", "bench", "cli", "demo", "docs", "inspector", "kafka", "nats", "opentelemetry", "rabbitmq", "redis",
+    "sqlalchemy", "test",
 }  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 
 # ruff: noqa: F811  fixtures are imported, and parameters go by their names
 # ruff: noqa: PT012  a transaction's block is what raises
+# ruff: noqa: PLR0913, PLR0917  and there are as many as a test needs
 
 import asyncio
 import contextvars

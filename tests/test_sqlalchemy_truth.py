@@ -30,6 +30,7 @@ from asignals.sqlalchemy import (
     on_commit,
     post_bulk,
     post_save,
+    pre_save,
     transaction_committed,
     transaction_rolled_back,
 )
@@ -87,7 +88,7 @@ async def test_listeners_that_raise_keep_nobody_from_the_truth(engine, heard, ho
                     await session.flush()
                     armed.append(True)
                     if "rollback" in hook:
-                        raise ZeroDivisionError
+                        raise ZeroDivisionError  # noqa: TRY301  for the block
             else:
                 session.add(User(name="ada"))
                 await session.flush()
@@ -276,6 +277,30 @@ async def test_callbacks_are_gone_with_their_savepoint(maker):
         await savepoint.rollback()
         on_commit(session, lambda: called.append("called"))
     assert called == ["called"]
+
+
+@pytest.mark.parametrize("signal", [pre_save, post_save])
+@pytest.mark.parametrize("is_nested", [False, True], ids=["outermost", "savepoint"])
+async def test_callbacks_registered_in_a_flush(maker, listen, signal, is_nested):
+    """They belong to the transaction, or the savepoint, that the flush is part of."""
+    called = []
+
+    async def register(session, instance, **_):
+        on_commit(session, lambda: called.append(instance.name))
+
+    listen(signal, register, sender=User)
+    async with maker.begin() as session:
+        if is_nested:
+            async with session.begin_nested() as lost:
+                session.add(User(name="lost"))
+                await session.flush()
+                await lost.rollback()
+            async with session.begin_nested():
+                session.add(User(name="kept"))
+        else:
+            session.add(User(name="kept"))
+        assert called == []
+    assert called == ["kept"]
 
 
 async def test_callbacks_registered_in_callbacks_are_called_after_them(maker):

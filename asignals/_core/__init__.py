@@ -64,6 +64,7 @@ from asignals._core.references import is_a as is_a
 from asignals._core.references import locate as locate
 from asignals._core.references import name_of as name_of
 from asignals._core.references import sender_key as sender_key
+from asignals._core.registry import Plan as Plan
 from asignals._core.registry import Registry as Registry
 from asignals._core.registry import Snapshot as Snapshot
 from asignals._core.signal import Signal as Signal

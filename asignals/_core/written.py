@@ -132,8 +132,8 @@ def _loop(first: Kind, *, robust: bool) -> str:
     branches = []
     for kind in sorted(_BRANCHES, key=lambda kind: kind is not first):
         text, call, answering = _BRANCHES[kind]
-        marks = {"@style": f"@{kind.name}", "@call": call, "@answering": answering}
-        branches.append(functools.reduce(lambda text, mark: text.replace(mark, marks[mark]), marks, text))
+        text = text.replace("@style", f"@{kind.name}").replace("@call", call).replace("@answering", answering)
+        branches.append(text)
     text = branches[0] + _OTHER_ARGUMENTS + "".join(f"el{branch}" for branch in branches[1:]) + _WITH_CARE
     loop = _LOOP.replace("@branches", textwrap.indent(text, 12 * " ").strip())
     return loop.replace("@handle", (_COLLECT if robust else _RAISE).strip())
@@ -179,14 +179,13 @@ def _title(what: str, names: Names, wanted: Collection[str] | None = None) -> st
 
 @functools.lru_cache(maxsize=4096)
 def write_loop(names: Names, style: Style, robust: bool) -> Loop:  # noqa: FBT001  a key of the cache
-    """The loop over receivers of which most are called in one style: `(subscribers, signal, sender, /, *values)`."""
+    """The loop over receivers of which most are called in one style: `(connections, signal, sender, /, *values)`."""
     title = f"{'robust ' if robust else ''}loop over {style.kind.name.lower().replace('_', ' ')}s"
     styles = {kind.name: style_of(kind, style.wanted) for kind in Kind}
     text = _loop(style.kind, robust=robust)
     loop = _write(text, _title(title, names, style.wanted), names, style.wanted, **styles)
-    loop.__qualname__ = (
-        "Signal.send_robust" if robust else "Signal.send"
-    )  # Python names a coroutine so that is not awaited
+    # So Python calls a send that is not awaited.
+    loop.__qualname__ = "Signal.send_robust" if robust else "Signal.send"
     return loop
 
 

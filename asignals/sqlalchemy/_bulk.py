@@ -8,16 +8,19 @@ from sqlalchemy import event
 from sqlalchemy.orm import Session
 from sqlalchemy.util.concurrency import in_greenlet
 
-from asignals.sqlalchemy._after import Kept
+from asignals.sqlalchemy._after import Kept, Snapshot
 from asignals.sqlalchemy._deliver import Delivery, Event, refuse_async
 from asignals.sqlalchemy._places import Places
+from asignals.sqlalchemy._rows import execute_with_rows, rows_heard
 from asignals.sqlalchemy._signal import ModelSignal
 from asignals.sqlalchemy._state import announced, marked_below
 from asignals.sqlalchemy._transactions import keep, outermost_of
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from sqlalchemy import Result
-    from sqlalchemy.orm import ORMExecuteState
+    from sqlalchemy.orm import Mapper, ORMExecuteState
 
 
 class BulkSignal(ModelSignal):
@@ -47,7 +50,8 @@ post_bulk: BulkSignal = BulkSignal(
     name="post_bulk",
     doc="""A statement has inserted, updated or deleted rows of a model without its instances.
 
-    `kind` is `"insert"`, `"update"` or `"delete"`; `parameters` are those given to `execute`; `rowcount` is how many rows it matched, or `None` where the database
+    `kind` is `"insert"`, `"update"` or `"delete"`; `parameters` are those given to `execute`; `rowcount` is how many
+    rows it matched, or `None` where the database
     or the kind of result does not tell. An exception is raised from `execute`; the statement's changes are part of the
     transaction.
     """,
@@ -61,9 +65,18 @@ def is_listened_to() -> bool:
 
 def listen(session_class: type[Session]) -> None:
     """Have the statements of a session class announced."""
-    if _MARK not in vars(session_class):  # event.contains() goes by ids, which dead classes leave to others
-        setattr(session_class, _MARK, True)
-        event.listen(session_class, "do_orm_execute", _announce)
+    if any(_MARK in vars(base) for base in session_class.__mro__):  # event.contains() goes by ids that may be reused
+        return
+    for below in _all_below(session_class):  # they inherit the hook from now on
+        unlisten(below)
+    setattr(session_class, _MARK, True)
+    event.listen(session_class, "do_orm_execute", _announce)
+
+
+def _all_below(session_class: type[Session]) -> Iterator[type[Session]]:
+    for below in session_class.__subclasses__():
+        yield below
+        yield from _all_below(below)
 
 
 def unlisten(session_class: type[Session]) -> None:
@@ -79,11 +92,12 @@ def _announce(execution: ORMExecuteState) -> Result[Any] | None:
     if kind is None or mapper is None:
         return None
     model = mapper.class_
-    if not (pre_bulk.hearing()(model) or post_bulk.hearing()(model)):
+    row_signal = rows_heard(execution.session, mapper, kind)
+    if row_signal is None and not (pre_bulk.hearing()(model) or post_bulk.hearing()(model)):
         return None
     if not in_greenlet():
-        refuse_async(model, pre_bulk, post_bulk)
-    return _run(execution, model, kind)
+        refuse_async(model, pre_bulk, post_bulk, *([] if row_signal is None else [row_signal]))
+    return _run(execution, mapper, kind, is_told_by_row=row_signal is not None)
 
 
 def _kind(execution: ORMExecuteState) -> str | None:
@@ -95,8 +109,9 @@ def _kind(execution: ORMExecuteState) -> str | None:
     return None
 
 
-def _run(execution: ORMExecuteState, model: type, kind: str) -> Result[Any]:
+def _run(execution: ORMExecuteState, mapper: Mapper[Any], kind: str, *, is_told_by_row: bool) -> Result[Any]:
     session = execution.session
+    model = mapper.class_
     arguments = {
         "session": announced(session),
         "statement": execution.statement,
@@ -105,11 +120,19 @@ def _run(execution: ORMExecuteState, model: type, kind: str) -> Result[Any]:
         "rowcount": None,
     }
     Delivery([Event(pre_bulk, model, arguments)], session).run()
-    result = execution.invoke_statement()
+    rows: list[Event] = []
+    if is_told_by_row:
+        result, rows = execute_with_rows(execution, mapper, kind)
+    else:
+        result = execution.invoke_statement()
     told = Event(post_bulk, model, {**arguments, "rowcount": _rowcount(result)})
-    if told.waits:
-        keep(session, Kept(told, Places(session).where(**execution.bind_arguments), outermost_of(session)))
-    Delivery([told], session).run()
+    place = Places(session).where(**execution.bind_arguments)
+    snapshot = Snapshot()
+    for each in (*rows, told):
+        if each.waits:
+            loaded = [] if each is told else snapshot.of(each)
+            keep(session, Kept(each, place, outermost_of(session), loaded))
+    Delivery([*rows, told], session).run()
     return result
 
 

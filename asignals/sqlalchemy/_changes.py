@@ -5,13 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 from weakref import ref
 
-from sqlalchemy import Column, event
+from sqlalchemy import Column, and_, event, or_, select
 from sqlalchemy.orm import LoaderCallableStatus, Mapper, RelationshipDirection
+from sqlalchemy.orm.exc import UnmappedColumnError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-    from sqlalchemy import ColumnElement
+    from sqlalchemy import ColumnElement, Select
     from sqlalchemy.orm import InstanceState
 
 NO_VALUE = LoaderCallableStatus.NO_VALUE
@@ -32,12 +33,12 @@ class Traits:
         }
         self.tables = {key: of for key, of in tables.items() if of}
         self.writable = frozenset(self.tables)  # without SQL expressions
-        self.primary_key = frozenset(attribute_of(mapper, each) for each in mapper.primary_key)
+        self.primary_key = attributes_of(mapper, mapper.primary_key)
         self.relationships = frozenset(prop.key for prop in mapper.relationships if not prop.viewonly)
         self.may_be_orphan = any(each._delete_orphans for each in mapper.iterate_to_root())
         version = mapper.version_id_col
         is_counted = version is not None and mapper.version_id_generator is not False
-        self.version = frozenset([attribute_of(mapper, cast("Column[Any]", version))] if is_counted else [])
+        self.version = attributes_of(mapper, [version] if is_counted and version is not None else [])
         self.onupdate = {key: of for key, of in self.tables.items() if _has_onupdate(mapper, key)}
         self.replaced = self.version.union(self.onupdate)  # by the flush, without a history
         self._mapper = ref(mapper)
@@ -108,9 +109,36 @@ def traits_of(mapper: Mapper[Any]) -> Traits:
     return known
 
 
-def attribute_of(mapper: Mapper[Any], column: ColumnElement[Any]) -> str:
-    """The name of the attribute that a column is mapped to."""
-    return mapper.get_property_by_column(cast("Column[Any]", column)).key
+def attribute_of(mapper: Mapper[Any], column: ColumnElement[Any]) -> str | None:
+    """The name of the attribute that a column is mapped to; one may be left out of a mapping."""
+    try:
+        return mapper.get_property_by_column(cast("Column[Any]", column)).key
+    except UnmappedColumnError:
+        return None
+
+
+def key_names(mapper: Mapper[Any]) -> list[str]:
+    """The attributes of the primary key, in its order."""
+    return [mapper.get_property_by_column(each).key for each in mapper.primary_key]
+
+
+def attributes_of(mapper: Mapper[Any], columns: Iterable[ColumnElement[Any]]) -> frozenset[str]:
+    """The names of the attributes that columns are mapped to."""
+    return frozenset(name for each in columns if (name := attribute_of(mapper, each)) is not None)
+
+
+_CHUNK = 500  # rows loaded by one SELECT, for databases that limit the parameters of a statement
+
+
+def queries_by_key(mapper: Mapper[Any], keys: Sequence[tuple[Any, ...]]) -> Iterator[Select[Any]]:
+    """Queries for the instances with these primary keys."""
+    attributes = [getattr(mapper.class_, name) for name in key_names(mapper)]
+    for start in range(0, len(keys), _CHUNK):
+        wanted = [
+            and_(*(attribute == value for attribute, value in zip(attributes, key, strict=True)))
+            for key in keys[start : start + _CHUNK]
+        ]
+        yield select(mapper.class_).where(or_(*wanted))
 
 
 # -- instances ---------------------------------------------------------------------------------------------------------
@@ -118,12 +146,6 @@ def attribute_of(mapper: Mapper[Any], column: ColumnElement[Any]) -> str:
 
 def _known(value: object) -> object:
     return NO_VALUE if isinstance(value, LoaderCallableStatus) else value
-
-
-def current_value(row: InstanceState[Any], key: str) -> object:
-    """The value of an attribute, `None` if it was deleted, `NO_VALUE` if it is not loaded."""
-    values = row.dict
-    return values[key] if key in values else NO_VALUE if key in row.expired_attributes else None
 
 
 def stored_value(row: InstanceState[Any], key: str) -> object:
@@ -166,4 +188,4 @@ def values_before(row: InstanceState[Any], traits: Traits) -> dict[str, object]:
 def changes_to(row: InstanceState[Any], old: Mapping[str, object]) -> Changes:
     """Old values, and the new ones as they are now."""
     values = row.dict
-    return {key: (value, values[key] if key in values else current_value(row, key)) for key, value in old.items()}
+    return {key: (value, values.get(key, NO_VALUE)) for key, value in old.items()}

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from sqlalchemy.orm import Session
 
     from asignals._core import Connection, Connections, Signal
-    from asignals._core.registry import Plan
+    from asignals._core import Plan
     from asignals.sqlalchemy._signal import ModelSignal, SessionSignal
 
 Phase: TypeAlias = Literal["flush", "commit", "rollback"]
@@ -61,7 +61,7 @@ class Event:
         return self.among(self.signal.registry(phase).plan_for(self.sender).connections)
 
     def among(self, plan: Connections) -> Connections:
-        """Those subscribers of its sender's plan who are to be called for it."""
+        """Those receivers of its sender's plan who are to be called for it."""
         return tuple(link for link in plan if link.source is not EVERYONE) if self.named_only else plan
 
     @property
@@ -110,9 +110,8 @@ class Call:
             return self._send.to(self.links[0])
         if self._plan is None:
             return event.signal.send(event.sender, **event.arguments)
-        loop = self._plan.loop or self._plan.write_loop(
-            robust=False
-        )  # what send() comes to, once it has asked for the plan
+        # What send() comes to, once it has asked for the plan.
+        loop = self._plan.loop or self._plan.write_loop(robust=False)
         arguments = event.arguments
         return loop(self.links, event.signal, event.sender, *[arguments[name] for name in event.signal.names])
 
@@ -120,6 +119,10 @@ class Call:
     def signal(self) -> Signal[..., Any]:
         """What is sent."""
         return self._event.signal
+
+    def refuse_async(self) -> AsyncReceiverError:
+        """The error of a session that is not async."""
+        return AsyncReceiverError(self.signal, self.describe())
 
     def describe(self) -> str:
         """The receivers for messages."""
@@ -148,12 +151,7 @@ class Delivery:
             try:
                 call = next(calls, None)
                 while call is not None:
-                    if not call.is_awaited:
-                        call = run_here(self._run(call, calls), self._refuse_async)
-                    elif in_greenlet():
-                        call = await_only(self._run(call, calls))
-                    else:
-                        raise self._refuse_async()
+                    call = self._go_on(call, calls)
             except BaseException as error:
                 _explain(error)
                 if isinstance(error, Exception):
@@ -190,6 +188,15 @@ class Delivery:
             self._planned = at, registry.plan_for(event.sender)
         return self._planned[1]
 
+    def _go_on(self, call: Call, calls: Generator[Call]) -> Call | None:
+        if not call.is_awaited:
+            following: Call | None = run_here(self._run(call, calls), call.refuse_async)
+        elif in_greenlet():
+            following = await_only(self._run(call, calls))
+        else:
+            raise call.refuse_async()
+        return following
+
     async def _run(self, call: Call | None, calls: Generator[Call]) -> Call | None:
         """Call neighbours that are called in one way; returns the first call of the other way."""
         state, is_awaited, is_here = self._state, call is not None and call.is_awaited, in_greenlet()
@@ -201,10 +208,6 @@ class Delivery:
             if in_greenlet() is not is_here:  # a sync receiver has suspended, and the task has gone on with this
                 break
         return call
-
-    def _refuse_async(self) -> AsyncReceiverError:
-        assert self._latest is not None
-        return AsyncReceiverError(self._latest.signal, self._latest.describe())
 
     def _check(self, cause: Exception | None = None) -> None:
         """Fail if a receiver has tried to close the session, whatever it did with the error."""

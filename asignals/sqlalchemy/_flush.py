@@ -16,7 +16,7 @@ from asignals.sqlalchemy._deliver import Delivery, Event, refuse_async
 from asignals.sqlalchemy._errors import EndlessFlushError
 from asignals.sqlalchemy._forecast import extent, forecast
 from asignals.sqlalchemy._links import link_events, m2m_changed
-from asignals.sqlalchemy._places import Places
+from asignals.sqlalchemy._places import Places, outermost
 from asignals.sqlalchemy._saves import (
     load_expired,
     note_values,
@@ -27,7 +27,7 @@ from asignals.sqlalchemy._saves import (
     written_rows,
 )
 from asignals.sqlalchemy._state import announced, state_of
-from asignals.sqlalchemy._transactions import keep, outermost_of
+from asignals.sqlalchemy._transactions import adopted, keep, outermost_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterator, Sequence
@@ -117,7 +117,7 @@ def _foretold(public: object, fate: Fate) -> Event:
 def after_flush(session: Session, unit: UOWTransaction) -> None:
     """Read the histories while they are there; keys are known by now."""
     state = state_of(session)
-    outermost_of(session).wrote = True
+    adopted(outermost(unit.transaction)).wrote = True
     state.written = written_rows(session, unit, state.before)
     state.links = link_events(session, "post")
 
@@ -131,7 +131,7 @@ def after_flush_postexec(session: Session, unit: UOWTransaction) -> None:
     if not written and not links:
         return
     public = announced(session)
-    load_expired(written)
+    load_expired(session, written)
     events = [each.told(public) for each in written] + links
     places = Places(session)
     transaction = outermost_of(session)
@@ -176,7 +176,7 @@ def _is_autoflush() -> bool:
 def _refuse_async_receivers(session: Session, instances: Sequence[Any] | None) -> None:
     """In a sync session, find receivers that would have to be awaited before anything is written."""
     saves, deletes = (pre_save, post_save), (pre_delete, post_delete)
-    if not any(signal.is_awaited for signal in (*saves, *deletes, m2m_changed)):
+    if not any(signal.hearing().is_awaited for signal in (*saves, *deletes, m2m_changed)):
         return
     for told in link_events(session, "pre"):
         refuse_async(told.sender, m2m_changed)

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from sqlalchemy import inspect
 from sqlalchemy.orm import InstanceState, PassiveFlag, RelationshipDirection, RelationshipProperty, UOWTransaction
-from sqlalchemy.orm.exc import UnmappedColumnError
 
 from asignals.sqlalchemy._changes import (
     NO_VALUE,
@@ -211,21 +210,17 @@ def _history(unit: UOWTransaction, row: InstanceState[Any], prop: RelationshipPr
 def _value(row: InstanceState[Any] | None, column: ColumnElement[Any]) -> object:
     if row is None:
         return None
-    key = _attribute(row, column)
-    return _UNKNOWN if key is None else row.dict.get(key, _UNKNOWN)
+    key = attribute_of(row.mapper, column)
+    if key is not None and key in row.dict:
+        return row.dict[key]
+    if row.key is not None and column in row.mapper.primary_key:
+        return row.key[1][row.mapper.primary_key.index(column)]
+    return _UNKNOWN
 
 
 def _if_new(
     row: InstanceState[Any], column: ColumnElement[Any], value: object
 ) -> Iterator[tuple[InstanceState[Any], str, object]]:
-    key = _attribute(row, column)
+    key = attribute_of(row.mapper, column)
     if key is not None and (value is _UNKNOWN or row.dict.get(key, _UNKNOWN) != value):
         yield row, key, NO_VALUE if value is _UNKNOWN else value
-
-
-def _attribute(row: InstanceState[Any], column: ColumnElement[Any]) -> str | None:
-    """The attribute of a column; one may be left out of a mapping."""
-    try:
-        return attribute_of(row.mapper, column)
-    except UnmappedColumnError:
-        return None

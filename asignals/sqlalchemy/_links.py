@@ -19,6 +19,7 @@ from sqlalchemy.orm import (
     RelationshipProperty,
 )
 
+from asignals.sqlalchemy._changes import NO_VALUE
 from asignals.sqlalchemy._deliver import Event
 from asignals.sqlalchemy._senders import find_model, goes_by, relationship_name
 from asignals.sqlalchemy._signal import ModelSignal
@@ -62,7 +63,7 @@ class LinkSignal(ModelSignal):
 
 
 m2m_changed: LinkSignal = LinkSignal(
-    ("instance", "action", "reverse", "model", "pk_set", "objects", "session"),
+    ("instance", "action", "reverse", "model", "pk_set", "objects", "changes", "session"),
     name="m2m_changed",
     doc="""Links of a many-to-many relationship are about to be, or have been, added or removed.
 
@@ -70,7 +71,10 @@ m2m_changed: LinkSignal = LinkSignal(
     collection, `model` is the class at the other end, `objects` the instances there and `pk_set` their primary keys
     (tuples for composite ones; those not yet inserted have none in a `pre_` action). `action` is `"pre_add"`,
     `"post_add"`, `"pre_remove"` or `"post_remove"`. `reverse` tells whether this is the side that the association table
-    names second. Who listens to all relationships hears of each link once, from the forward side.
+    names second. `changes` maps the name of the collection to the `(old, new)` instances in it, as tuples, or to
+    `(NO_VALUE, NO_VALUE)` if it was not loaded.
+
+    Who listens to all relationships hears of each link once, from the forward side.
     """,
 )
 
@@ -182,9 +186,17 @@ def _event(session: Session, side: Side, owner: Row, others: list[Row], action: 
         "model": side.prop.mapper.class_,
         "pk_set": _keys(others),
         "objects": tuple(other.obj() for other in others),
+        "changes": {side.prop.key: _before_and_after(owner, side.prop.key)},
         "session": announced(session),
     }
     return Event(m2m_changed, side.sender, arguments, named_only=side.is_reverse)
+
+
+def _before_and_after(owner: Row, key: str) -> tuple[Any, Any]:
+    if key not in owner.dict:
+        return NO_VALUE, NO_VALUE
+    added, unchanged, deleted = owner.get_history(key, PassiveFlag.PASSIVE_NO_INITIALIZE)
+    return (*(unchanged or ()), *(deleted or ())), (*(unchanged or ()), *(added or ()))
 
 
 def _keys(rows: Iterable[Row]) -> frozenset[Any]:

@@ -6,9 +6,10 @@ nobody listens to cost nothing, and a class may be mapped, unmapped and mapped a
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from sqlalchemy import inspect
+from sqlalchemy.orm import lazyload
 
 from asignals.sqlalchemy._changes import (
     NO_VALUE,
@@ -16,6 +17,7 @@ from asignals.sqlalchemy._changes import (
     first_values,
     last_values,
     net_changes,
+    queries_by_key,
     traits_of,
     values_before,
 )
@@ -25,7 +27,7 @@ from asignals.sqlalchemy._signal import ModelSignal
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from sqlalchemy.orm import InstanceState, Session, UOWTransaction
+    from sqlalchemy.orm import InstanceState, Mapper, Session, UOWTransaction
 
     from asignals.sqlalchemy._changes import Changes, Traits
     from asignals.sqlalchemy._signal import Hearing
@@ -141,17 +143,10 @@ def written_rows(session: Session, unit: UOWTransaction, before: dict[Row, dict[
     is_deleted = _heard(states, post_delete.hearing())
     if not is_saved and not is_deleted:
         return []
-    new: list[Row] = []
-    changed: list[Row] = []
-    gone: list[Row] = []
-    for row, (is_gone, only_listed) in states.items():
-        if only_listed:
-            continue
-        if is_gone:
-            if row.manager in is_deleted:
-                gone.append(row)
-        elif row.manager in is_saved:
-            (new if row.key is None else changed).append(row)
+    saved = [row for row, fate in states.items() if fate == (False, False) and row.manager in is_saved]
+    gone = [row for row, fate in states.items() if fate == (True, False) and row.manager in is_deleted]
+    new = [row for row in saved if row.key is None]
+    changed = [row for row in saved if row.key is not None]
     found = []
     replaces = any(is_gone for is_gone, _ in states.values())
     for row in in_order(new):
@@ -178,19 +173,18 @@ def _updated(row: Row, traits: Traits, before: dict[str, object] | None) -> Writ
     return Written(row, old=old, fields=fields)
 
 
-def load_expired(written: Iterable[Written]) -> None:
+def load_expired(session: Session, written: Iterable[Written]) -> None:
     """Load what the flush has left to the database, where it may be read without a greenlet or after the end."""
+    expired: dict[Mapper[Any], list[Row]] = {}
     for each in written:
         row = each.row
-        if each.last is None and row.expired_attributes and _is_read_outside(each.instance):
-            expired = row.expired_attributes & traits_of(row.manager.mapper).writable
-            if expired:
-                getattr(each.instance, next(iter(expired)))  # loads all of them
-
-
-def _is_read_outside(instance: object) -> bool:
-    event = Event(post_save, type(instance), {})
-    return event.waits or any(link.is_async for link in event.plan("flush"))
+        if each.last is None and row.expired_attributes & traits_of(row.manager.mapper).writable:
+            expired.setdefault(row.manager.mapper, []).append(row)
+    for mapper, rows in expired.items():
+        event = Event(post_save, mapper.class_, {})
+        if event.waits or any(link.is_async for link in event.plan("flush")):
+            for query in queries_by_key(mapper, [cast("Any", row.key)[1] for row in rows]):
+                session.scalars(query.options(lazyload("*"))).all()  # fills in what is expired, and nothing else
 
 
 def predecessor(session: Session, row: Row, states: Any) -> Row | None:

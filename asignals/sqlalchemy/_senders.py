@@ -37,7 +37,9 @@ def find_model(name: str) -> type | None:
 def mappers() -> Iterator[Mapper[Any]]:
     """All mappers of this process."""
     for registry in _all_registries():  # private, but the only list of what is mapped in this process
-        yield from registry.mappers
+        for manager in list(registry._managers):  # registry.mappers fails for an AbstractConcreteBase to be mapped
+            if manager.is_mapped:
+                yield manager.mapper
 
 
 class Awaited(NamedTuple):

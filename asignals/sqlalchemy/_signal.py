@@ -16,7 +16,7 @@ from asignals.sqlalchemy._of import OfModel
 from asignals.sqlalchemy._senders import Awaited, find_model, goes_by, hold
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Hashable, Iterable
+    from collections.abc import Callable, Generator, Hashable, Iterable, Sequence
     from types import TracebackType
 
     from anyio import CapacityLimiter
@@ -32,9 +32,12 @@ _MISSING: Any = object()
 class Hearing:
     """Which models somebody listens to, muted or not; asked once for each, until anything changes."""
 
-    def __init__(self, signal: ModelSignal, at: tuple[int, ...], *, is_connected: bool) -> None:
-        self.at = at
-        self.is_connected = is_connected
+    def __init__(
+        self, signal: ModelSignal, at: tuple[int, ...], everybody: Sequence[Connection], *, is_captured: bool = False
+    ) -> None:
+        self.at: tuple[int, ...] = at
+        self.is_connected: bool = is_captured or bool(everybody)
+        self.is_awaited: bool = any(each.is_async for each in everybody)
         self._signal = signal
         self._models: WeakKeyDictionary[type, bool] = WeakKeyDictionary()
 
@@ -97,7 +100,7 @@ class ModelSignal(Captured):
         super().__init__(self.names, name=f"asignals.sqlalchemy.{name}", doc=doc)
         self._awaited: list[Awaited] = []
         self._is_waiting = False
-        self._hearing = Hearing(self, (), is_connected=False)
+        self._hearing = Hearing(self, (), [])
         self._phases: dict[Phase, ModelSignal] = {"flush": self}
         self._phases |= {phase: self._in_phase() for phase in phases if phase != "flush"}
 
@@ -119,19 +122,14 @@ class ModelSignal(Captured):
         """Who listens now, in any phase."""
         at = (self._captures, *[phase._registry.changes for phase in self._phases.values()])
         if self._hearing.at != at:
-            is_connected = self.is_captured or any(phase._registry.all_connections() for phase in self._phases.values())
-            self._hearing = Hearing(self, at, is_connected=is_connected)
+            everybody = [each for phase in self._phases.values() for each in phase._registry.all_connections()]
+            self._hearing = Hearing(self, at, everybody, is_captured=self.is_captured)
         return self._hearing
 
     @property
     def is_connected(self) -> bool:
         """Whether anybody is connected for any sender, in any phase, or captures what is sent."""
         return self.hearing().is_connected
-
-    @property
-    def is_awaited(self) -> bool:
-        """Whether a receiver for any sender, in any phase, is async."""
-        return any(link.is_async for phase in self._phases.values() for link in phase._registry.all_connections())
 
     def would_hear(self, listened: object, sender: object) -> bool:
         """Whether a connection made for `listened`, a class or a name, hears the events of `sender`.

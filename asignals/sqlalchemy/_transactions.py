@@ -1,6 +1,6 @@
 """The transactions of enabled sessions: what waits for their end, and their end carried through.
 
-Hooks of SQLAlchemy's cannot do this, so an enabled session's transactions get a class that does it around the originals:
+Hooks of SQLAlchemy cannot do this, so the transactions of enabled sessions get a class that does it:
 
 - What waits is kept by the outermost transaction, and is gone with it.
 - The COMMIT is shielded from cancellation when something waits for it. Cancelled in the middle, it may have been
@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from contextlib import contextmanager
 from functools import partial
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias, cast
 
 from sqlalchemy.ext.asyncio import async_session
 from sqlalchemy.orm import SessionTransaction
@@ -67,9 +67,7 @@ def on_commit(session: object, callback: Callable[[], object]) -> None:
     if is_coroutine_function(callback) and async_session(sync_session) is None and not in_greenlet():
         msg = f"{describe(callback)} is async, and this session is not: nothing could await it"
         raise TypeError(msg)
-    sync_session._autobegin_t()
-    within = current_transaction(sync_session)
-    keep(sync_session, Callback(callback, within))
+    keep(sync_session, Callback(callback, current_transaction(sync_session)))
 
 
 class SignalTransaction(SessionTransaction):
@@ -139,14 +137,14 @@ class SignalTransaction(SessionTransaction):
             if self not in state.ended:
                 state.ended.append(self)
         elif self.nested and not self.is_committed:
-            around = _adopted(outermost(self))
+            around = adopted(outermost(self))
             waiting = list(around.waiting)
             around.waiting.clear()
             for each in waiting:
                 (around.lost if each.is_lost else around.waiting).append(each)
 
     def _boundary(self) -> SignalTransaction:
-        return _adopted(self.parent)._boundary() if self.parent is not None and not self.nested else self
+        return adopted(self.parent)._boundary() if self.parent is not None and not self.nested else self
 
     def _is_of_flush(self) -> bool:
         return self.parent is not None and not self.nested
@@ -212,29 +210,28 @@ def keep(session: Session, waiting: Waiting) -> None:
 
 def outermost_of(session: Session) -> SignalTransaction:
     """The outermost transaction that is open."""
-    return _adopted(outermost(current_transaction(session)))
+    return adopted(outermost(current_transaction(session)))
 
 
 def current_transaction(session: Session) -> SignalTransaction:
-    """The innermost transaction or savepoint that is open."""
+    """The innermost transaction or savepoint that is open; begins one as the session does by itself."""
     adopt(session)
-    current = session.get_nested_transaction() or session.get_transaction()
-    assert current is not None, "asked inside of a transaction"
-    return _adopted(current)
+    begun = session._autobegin_t()  # in a flush, its subtransaction
+    return adopted(session.get_nested_transaction() or session.get_transaction() or begun)
 
 
-def _adopted(transaction: SessionTransaction) -> SignalTransaction:
+def adopted(transaction: SessionTransaction) -> SignalTransaction:
+    """A transaction of an enabled session, given its class if it has not got it yet."""
     if not isinstance(transaction, SignalTransaction):
         transaction.__class__ = SignalTransaction
-    assert isinstance(transaction, SignalTransaction)
-    return transaction
+    return cast("SignalTransaction", transaction)
 
 
 def adopt(session: Session) -> None:
     """Give the open transactions their class, also those from before their session's class was enabled."""
     transaction = session._transaction
     while transaction is not None and not isinstance(transaction, SignalTransaction):
-        _adopted(transaction)
+        adopted(transaction)
         transaction = transaction.parent
 
 

@@ -1,14 +1,10 @@
 """What people misspell is an error, and what they write is not."""
 
-from typing import Any
+from typing import Any  # noqa: I001  the misspelt import stands alone
 
 import asignals
+from asignals import Sginal  # noqa: F401  # E: no such name
 from asignals import Signal, receiver, signal
-from asignals import Sginal  # noqa: F401, I001  # E: no such name
-    Signal,
-    receiver,
-    signal,
-)
 
 
 @signal

@@ -1,0 +1,161 @@
+"""The rows of ORM-enabled INSERT, UPDATE and DELETE statements, through RETURNING: `enable_signals(…, bulk="rows")`."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import inspect
+from sqlalchemy.engine.result import IteratorResult, SimpleResultMetaData
+
+from asignals.sqlalchemy._changes import (
+    NO_VALUE,
+    attributes_of,
+    changes_to,
+    first_values,
+    key_names,
+    last_values,
+    queries_by_key,
+    traits_of,
+)
+from asignals.sqlalchemy._deliver import Event
+from asignals.sqlalchemy._saves import post_delete, post_save
+from asignals.sqlalchemy._state import announced
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from sqlalchemy import Result
+    from sqlalchemy.orm import InstanceState, Mapper, ORMExecuteState, Session
+
+    from asignals.sqlalchemy._signal import ModelSignal
+
+_logger = logging.getLogger("asignals")
+
+_MARK = "_asignals_rows"
+
+
+def announces_rows(session_class: type[Session]) -> bool:
+    """Whether the rows of statements in sessions of this class are announced."""
+    return bool(getattr(session_class, _MARK, False))
+
+
+def announce_rows(session_class: type[Session]) -> None:
+    """Have the rows of statements in sessions of this class announced."""
+    setattr(session_class, _MARK, True)
+
+
+def rows_heard(session: Session, mapper: Mapper[Any], kind: str) -> ModelSignal | None:
+    """The signal of a statement's rows, if it is to be sent and somebody listens."""
+    if not announces_rows(type(session)):
+        return None
+    signal = post_delete if kind == "delete" else post_save
+    is_heard = signal.hearing()
+    return signal if any(is_heard(each.class_) for each in mapper.self_and_descendants) else None
+
+
+class StatementResult(IteratorResult[Any]):
+    """The result of a statement without RETURNING of its own, as far as it is known from the rows."""
+
+    returns_rows = False
+
+    def __init__(self, keys: list[tuple[Any, ...]]) -> None:
+        super().__init__(SimpleResultMetaData([]), iter(()))
+        self.rowcount = len(keys)
+        self.inserted_primary_key_rows = keys
+        self.inserted_primary_key = keys[0] if len(keys) == 1 else None
+
+
+def execute_with_rows(execution: ORMExecuteState, mapper: Mapper[Any], kind: str) -> tuple[Result[Any], list[Event]]:
+    """Execute a statement; returns its result and the events of its rows."""
+    if kind == "update" and isinstance(execution.parameters, list):
+        return _update_by_key(execution, mapper, execution.parameters)
+    session = execution.session
+    # Connected, because some dialects learn from the server what it can.
+    dialect = session.connection(bind_arguments=dict(execution.bind_arguments)).dialect
+    many = "_executemany" if kind == "insert" and isinstance(execution.parameters, list) else ""
+    if not getattr(dialect, f"{kind}{many}_returning"):
+        _logger.warning(
+            "the rows of %s %s are not announced: %s has no RETURNING for it", kind, mapper.class_, dialect.name
+        )
+        return execution.invoke_statement(), []
+    statement: Any = execution.statement
+    own = len(statement._returning)
+    result = execution.invoke_statement(statement=statement.returning(mapper.class_))
+    keys = list(result.keys())[:-1]
+    rows = result.all()
+    instances = [row[-1] for row in rows]
+    if kind == "delete":
+        events = [_deleted(session, instance) for instance in instances]
+    elif kind == "insert":
+        events = [_inserted(session, instance) for instance in instances]
+    else:
+        fields = _fields(execution, mapper)
+        events = [_updated(session, instance, fields) for instance in instances]
+    if own:
+        return IteratorResult(SimpleResultMetaData(keys), iter([tuple(row)[:-1] for row in rows])), events
+    return StatementResult([tuple(mapper.primary_key_from_instance(each)) for each in instances]), events
+
+
+def _inserted(session: Session, instance: object) -> Event:
+    row = inspect(instance)
+    return _saved(session, row, None, first_values(row, traits_of(row.mapper)))
+
+
+def _updated(session: Session, instance: object, fields: Iterable[str]) -> Event:
+    row = inspect(instance)
+    written = traits_of(row.mapper).written(fields)
+    return _saved(session, row, written, changes_to(row, dict.fromkeys(written, NO_VALUE)))
+
+
+def _saved(session: Session, row: InstanceState[Any], fields: frozenset[str] | None, changes: Any) -> Event:
+    instance = row.obj()
+    arguments = {
+        "instance": instance,
+        "created": fields is None,
+        "update_fields": fields,
+        "changes": changes,
+        "session": announced(session),
+    }
+    return Event(post_save, type(instance), arguments)
+
+
+def _deleted(session: Session, instance: object) -> Event:
+    row = inspect(instance)
+    arguments = {
+        "instance": instance,
+        "changes": last_values(row, traits_of(row.mapper)),
+        "session": announced(session),
+    }
+    session.expunge(instance)  # it has been loaded from a row that is gone
+    return Event(post_delete, type(instance), arguments)
+
+
+def _fields(execution: ORMExecuteState, mapper: Mapper[Any]) -> frozenset[str]:
+    """The attributes that an UPDATE sets."""
+    statement: Any = execution.statement
+    ordered = getattr(statement, "_ordered_values", None) or ()  # of SQLAlchemy 2.0
+    columns = [*(statement._values or ()), *(column for column, _ in ordered)]
+    parameters = execution.parameters if isinstance(execution.parameters, dict) else {}
+    found = attributes_of(mapper, [each for each in columns if not isinstance(each, str)])
+    named = {each for each in (*columns, *parameters) if isinstance(each, str)}
+    return (found | named) & traits_of(mapper).writable
+
+
+# -- UPDATE by primary key, a list of dicts ----------------------------------------------------------------------------
+
+
+def _update_by_key(
+    execution: ORMExecuteState, mapper: Mapper[Any], parameters: list[dict[str, Any]]
+) -> tuple[Result[Any], list[Event]]:
+    """Its rows are named by its parameters; RETURNING is not possible with it."""
+    result = execution.invoke_statement()
+    names = key_names(mapper)
+    fields = {tuple(each[name] for name in names): each.keys() - names for each in parameters}
+    session = execution.session
+    events = []
+    for query in queries_by_key(mapper, list(fields)):
+        for instance in session.scalars(query.execution_options(populate_existing=True)):
+            key = tuple(mapper.primary_key_from_instance(instance))
+            events.append(_updated(session, instance, fields.get(key, ())))
+    return result, events
