@@ -39,6 +39,9 @@ MODULES = [
 NOT_YET: dict[str, str] = {}
 """Pages whose examples need what is not here yet, with the reason. The aim is that it is empty."""
 
+SLOW = {"howto/broadcast", "howto/migrations", "howto/testing-relay", "howto/typing", "install"}
+"""Pages that start servers, type checkers or the demo: run with `--full`, as CI does."""
+
 MISSING = [name for name in ("sphinx", "myst_parser", "furo") if find_spec(name) is None]
 needs_sphinx = pytest.mark.skipif(
     bool(MISSING) and not os.environ.get("ASIGNALS_REQUIRE_SERVICES"), reason=f"needs {', '.join(MISSING)}"
@@ -50,14 +53,12 @@ def name_of(page: Path) -> str:
 
 
 def page_params() -> list[object]:
-    return [
-        pytest.param(
-            page,
-            id=name_of(page),
-            marks=[pytest.mark.xfail(strict=True, reason=NOT_YET[name_of(page)])] if name_of(page) in NOT_YET else [],
-        )
-        for page in PAGES_WITH_EXAMPLES
-    ]
+    return [pytest.param(page, id=name_of(page), marks=marks_of(name_of(page))) for page in PAGES_WITH_EXAMPLES]
+
+
+def marks_of(page: str) -> list[pytest.MarkDecorator]:
+    marks = [pytest.mark.slow] if page in SLOW else []
+    return [*marks, pytest.mark.xfail(strict=True, reason=NOT_YET[page])] if page in NOT_YET else marks
 
 
 @pytest.mark.parametrize("page", page_params())
@@ -77,6 +78,9 @@ def test_the_examples_of_a_page_run_as_they_stand(page: Path, tmp_path: Path) ->
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)  # what the page has started, too
+    missing = re.search(r"^ModuleNotFoundError: No module named '(\w+)", output, re.MULTILINE)
+    if missing and missing[1] != "asignals" and not os.environ.get("ASIGNALS_REQUIRE_SERVICES"):
+        pytest.skip(f"needs {missing[1]}")
     assert process.returncode == 0, output
 
 
@@ -123,6 +127,7 @@ def local(link: str, page: str) -> tuple[str, str] | None:
 
 
 @needs_sphinx
+@pytest.mark.slow
 def test_the_site_is_built_and_whole(tmp_path: Path) -> None:
     """Without a warning, by the README's command; no link is broken, no page is far away, and search works."""
     done = subprocess.run(  # noqa: S603  our own script
