@@ -391,7 +391,7 @@ def project(pytester, monkeypatch, plugin):
     pytester.makepyfile(shop=SHOP)
     pytester.syspathinsert()
 
-    def run(*arguments, ini="", test_it, conftest=""):
+    def run(*arguments, ini="", test_it, conftest="", plugin=plugin):
         pytester.makefile(".ini", pytest=f"{INI}{ini}")
         pytester.makepyfile(test_it=test_it, conftest=conftest)
         sys.modules.pop("shop", None)
@@ -416,12 +416,10 @@ def test_pytest_classes_of_sync_tests_are_surrounded(project):
     project(test_it=CLASS.format(mark="@pytest.mark.timing", test="def")).assert_outcomes(passed=11)
 
 
-def test_without_the_plugin_a_pytest_class_says_so(pytester):
+def test_without_the_plugin_a_pytest_class_says_so(project):
     """No test of it passes without having been muted."""
-    pytester.makefile(".ini", pytest=INI)
-    pytester.makepyfile(shop=SHOP)
-    pytester.makepyfile(test_it=CLASS.format(mark="@pytest.mark.timing", test="def"))
-    result = pytester.runpytest_subprocess("-p", "no:asignals", "-p", "no:cacheprovider", "-k", "TestPaid and test_one")
+    tests = CLASS.format(mark="@pytest.mark.timing", test="def")
+    result = project("-k", "TestPaid and test_one", test_it=tests, plugin=("-p", "no:asignals"))
     result.assert_outcomes(failed=1)
     result.stdout.fnmatch_lines(["*needs pytest with the plugin asignals.pytest_plugin*"])
 

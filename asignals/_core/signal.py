@@ -155,8 +155,9 @@ class Signal(Generic[P, R_co]):
             """Call the receivers connected for `sender`, and for all senders; returns `(receiver, response)` pairs.
 
             They are called in order: higher priority first, then in order of connection. `sender` may be given by
-            position or by name. Receivers connected meanwhile hear the next send; ones that die or are disconnected
-            meanwhile are left out.
+            position or by name. The arguments are checked, and it is settled who hears and what is muted, at the call,
+            before the coroutine is awaited. Receivers connected meanwhile hear the next send; ones that die or are
+            disconnected meanwhile are left out.
 
             Sequentially (the default) each receiver ends before the next begins, in the caller's own task and
             context. The first exception propagates as it is, with a note that names the receiver and the signal, and
