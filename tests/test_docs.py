@@ -32,6 +32,7 @@ MODULES = [
     "asignals.opentelemetry",
     "asignals.pytest_plugin",
     "asignals.relay",
+    "asignals.relay.testing",
     "asignals.sqlalchemy",
     "asignals.testing",
 ]
