@@ -14,6 +14,7 @@ import argparse
 import asyncio
 import contextlib
 import json
+import re
 import socket
 import statistics
 import subprocess
@@ -49,7 +50,9 @@ def make_demo(*, is_mounted: bool) -> ASGIApp:
     from asignals.demo import shop  # noqa: PLC0415  each process has one shop
 
     routes = shop.app.router.routes
-    routes[:] = [route for route in routes if is_mounted or not isinstance(route, Mount)]
+    routes[:] = [route for route in routes if not isinstance(route, Mount)]
+    if is_mounted:
+        routes.append(Mount("/signals", Inspector(allow=lambda _: True)))
     routes.append(Route("/used", used_by_now))
     return shop.asgi
 
@@ -122,8 +125,8 @@ def server(shop: str, *, is_mounted: bool) -> Iterator[int]:
         process.wait()
 
 
-def head(method: str, path: str, length: int = 0) -> bytes:
-    return f"{method} {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {length}\r\n\r\n".encode()
+def head(method: str, path: str, length: int = 0, more: str = "X-Nothing: more") -> bytes:
+    return f"{method} {path} HTTP/1.1\r\nHost: localhost\r\n{more}\r\nContent-Length: {length}\r\n\r\n".encode()
 
 
 async def exchange(reader, writer, request: bytes) -> bytes:
@@ -163,14 +166,17 @@ async def viewer(port: int) -> AsyncIterator[list[int]]:
     seen = [0]
 
     async def look() -> None:
+        last = b""
         while True:
             reader, writer = await asyncio.open_connection("127.0.0.1", port)
-            writer.write(head("GET", "/signals/events"))
+            writer.write(head("GET", "/signals/events", more=f"Last-Event-ID: {last.decode()}"))
             while data := await reader.read(65536):
                 seen[0] += len(data)
-                if data.endswith(b"\r\n0\r\n\r\n"):
+                last = (re.findall(rb"^id: (\S+)$", data, re.MULTILINE) or [last])[-1]
+                if data.endswith(b"0\r\n\r\n"):
                     break
             writer.close()
+            await asyncio.sleep(0.3)  # as the stream asks for
 
     looking = asyncio.create_task(look())
     try:

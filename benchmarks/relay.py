@@ -30,7 +30,7 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
 
 from asignals import signal
-from asignals.relay import Envelope, JetStream, Memory, RedisStreams, Relay, SQLAlchemyOutbox, metadata
+from asignals.relay import Envelope, JetStream, Memory, RedisStreams, Relay, SQLAlchemyOutbox, table_metadata
 
 NATS = os.environ.get("ASIGNALS_NATS_URL", "nats://127.0.0.1:4222")
 REDIS = os.environ.get("ASIGNALS_REDIS_URL", "redis://127.0.0.1:6379/0")
@@ -197,7 +197,7 @@ async def with_schema(work: Callable[[AsyncEngine], Awaitable[None]]) -> None:
         await connection.execute(text(f"CREATE SCHEMA {schema}"))
     try:
         async with engine.begin() as connection:
-            await connection.run_sync(metadata().create_all)
+            await connection.run_sync(table_metadata().create_all)
             await connection.execute(text("CREATE TABLE orders (id SERIAL PRIMARY KEY, note TEXT)"))
         await work(engine)
     finally:

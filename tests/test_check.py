@@ -243,6 +243,29 @@ def test_a_receiver_that_was_lost_is_found(tmp_path):
     assert "weak=False" in findings[0]["advice"]
 
 
+def test_a_signal_that_dies_with_its_receivers_loses_none(tmp_path):
+    """To watch a program must keep nothing of it alive."""
+    write(
+        tmp_path,
+        {
+            "main": """
+            from asignals import Signal
+            class Job:
+                def __init__(self):
+                    self.done = Signal()
+                    self.me = self
+            def work():
+                job = Job()
+                def nested(**_): ...
+                job.done.connect(nested, dispatch_uid="x")
+                job.done.connect(nested)
+            work()
+            """
+        },
+    )
+    assert check(tmp_path, "main")[:2] == (0, [])
+
+
 def test_what_dies_as_it_is_connected_is_found(tmp_path):
     """A lambda, a method of a temporary object, what `map` and a decorator are given, and a sender."""
     write(

@@ -194,7 +194,7 @@ def test_the_status_is_1_when_it_is_not_proven(
 
 
 def report(sent: Signal[..., Any], receiver: Any = None, duration: float = 0.0) -> Report:
-    return Report(sent, None, {}, receiver, 0.0, duration, None, object())
+    return Report(sent, None, {}, receiver, 0.0, duration, None, object(), None)
 
 
 @pytest.mark.parametrize(

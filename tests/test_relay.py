@@ -623,7 +623,7 @@ class Kept(Memory):
 
 
 async def test_an_envelope_says_what_export_was_told() -> None:
-    """Key, version, origin, sender and body are those of the options; arguments named in `exclude_args` are left out."""
+    """Key, version, origin, sender and body are those of the options; arguments in `exclude_args` are left out."""
 
     class Amounts:
         def encode(self, arguments: Any) -> bytes:

@@ -9,7 +9,8 @@ import pytest
 from relay_support import ENGINES, World, until, world
 
 from asignals import Signal
-from asignals.relay import Envelope, Memory, Relay, _broadcast
+from asignals.relay import Envelope, Memory, NoReceiversError, Relay, _broadcast
+from asignals.relay.worker import check_receivers
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -148,3 +149,14 @@ async def test_a_transport_that_cannot_broadcast_is_refused() -> None:
 
     with pytest.raises(TypeError, match="Plain cannot broadcast"):
         Relay(Plain(), "web").receive(Signal(), "order", broadcast=True)
+
+
+async def test_a_worker_takes_a_broadcast_for_something_that_it_receives() -> None:
+    """It starts with nothing else, and refuses to when nobody there would hear it."""
+    into = Signal(["n"], name="order")
+    relay = Relay(Memory(), "web")
+    relay.receive(into, "order", broadcast=True)
+    with pytest.raises(NoReceiversError, match="'order'"):
+        check_receivers(relay)
+    with into.connected(lambda **_: None):
+        check_receivers(relay)

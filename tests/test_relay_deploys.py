@@ -52,7 +52,7 @@ class Instance:
             self._keep += [into, receiver]
             if has_receivers:
                 into.connect(receiver)
-            self.relay.receive(into, topic, version=version, retries=20, backoff=(0.02, 0.1))
+            self.relay.receive(into, topic, version=version, retries=100_000, backoff=(0.02, 0.1))
 
     def _receiver(self, topic: str) -> Any:
         async def note(n: int, **_: Any) -> None:

@@ -339,6 +339,7 @@ def test_whatever_jetstream_is_said_to_deliver_is_placed_or_passed_over(reply: s
     assert place is None or all(type(number) is int for number in place)
 
 
+@example(b'{"stream":0}')
 @given(answer=st.binary() | json_texts | st.sampled_from([b'{"error": 7}', b'{"error": []}', b"null", b"[" * 20_000]))
 def test_whatever_answers_a_publication_is_no_acknowledgement(answer: bytes) -> None:
     """Only JetStream's own acknowledgement counts as one; of others it is said what they were."""

@@ -76,11 +76,17 @@ async def _remove_keys(url: str, name: str) -> None:
 async def _remove_queues(url: str, name: str) -> None:
     import aio_pika  # noqa: PLC0415
 
+    from asignals.relay import RabbitMQ  # noqa: PLC0415
+
+    engine = RabbitMQ(url, name=name)
+    await engine.forget_service("kitchen")
+    await engine.aclose()
     async with await aio_pika.connect(url) as connection:
         channel = await connection.channel()
-        for queue in ("kitchen", "dead.dlq.kitchen"):
+        for queue in ("dead.dlq.kitchen", "services", "unrouted"):
             await channel.queue_delete(f"{name}.{queue}")
-        await channel.exchange_delete(name)
+        for exchange in (name, f"{name}.unrouted"):
+            await channel.exchange_delete(exchange)
 
 
 async def _remove_schema(url: str, name: str) -> None:

@@ -61,6 +61,8 @@ LIFETIME: Final = (
 ROOM: Final = (
     48_000  # bytes a stream takes before it ends; a server holds back more than 64 KiB, and then cannot end it
 )
+RESERVE: Final = 6_000  # of these, bytes that are kept for statistics
+FIGURE: Final = 100  # bytes that the statistics of a signal take
 LINGER: Final = 3.0  # seconds that the watch goes on for a page whose stream has reached its end and will be back
 STALLED: Final = 10.0  # seconds that a viewer may take no data
 VIEWERS: Final = 16  # streams at once
@@ -182,6 +184,7 @@ class Inspector:
         """Give the events of one viewer, until they fill the room of one stream; the browser opens the next at once."""
         listed = ""
         measured: Figures = {}
+        missed = 0
         room = ROOM
         yield f"retry: 300\n{_event('hello', json.dumps({'run': self._run}))}"
         for tick in range(LIFETIME):
@@ -189,22 +192,24 @@ class Inspector:
             if tick % SIGNALS_EVERY == 0 and (signals := self._list()) is not listed:
                 listed = signals
                 # A long list is fetched by the page in a request of its own.
-                short = signals if len(signals) < ROOM // 2 else json.dumps({"version": _digest(signals)})
+                short = signals if len(signals) < ROOM // 3 else json.dumps({"version": _digest(signals)})
                 events.append(_event("signals", short))
-            number, sends = self._recorder.since(seen, room // 2)
+            if tick % STATISTICS_EVERY == 0:
+                text, figures = self._statistics(measured, missed, ROOM // 3)
+                events.append(_event("statistics", text))
+                measured |= figures
+            room -= sum(map(len, events))
+            number, sends, lost = self._recorder.since(seen, room - RESERVE)
             if sends:
                 events.append(_event("sends", f"[{','.join(sends)}]", f"{self._run}-{number}"))
+                room -= len(events[-1])
+                missed += lost
                 seen = number
-            if tick % STATISTICS_EVERY == 0:
-                figures = self._recorder.statistics()
-                events.append(_event("statistics", self._statistics(figures, measured)))
-                measured = figures
             for event in events:
-                room -= len(event.encode())
                 yield event
-            if room < ROOM // 4:
-                return
             await anyio.sleep(TICK)
+            if room < ROOM // 3:
+                return
 
     async def _signals(self, _: Request) -> Response:
         return Response(self._list(), media_type="application/json")
@@ -212,14 +217,18 @@ class Inspector:
     async def _counts(self, _: Request) -> Response:
         return JSONResponse(self._recorder.counts.as_dict())
 
-    def _statistics(self, figures: Figures, before: Figures) -> str:
-        if len(figures) > FEW:  # those that have changed only
-            figures = {number: each for number, each in figures.items() if before.get(number) != each}
-        signals = {number: each for number, (each, _) in figures.items()}
-        reach = {number: each for number, (_, each) in figures.items()}
-        return json.dumps(
-            {"signals": signals, "reach": reach, "skipped": self._recorder.skipped}, separators=(",", ":")
-        )
+    def _statistics(self, before: Figures, missed: int, room: int) -> tuple[str, Figures]:
+        """The figures as JSON, and which they are: of many signals those that have changed, as many as have room."""
+        figures = self._recorder.statistics()
+        if len(figures) > FEW:
+            changed = [(number, each) for number, each in figures.items() if before.get(number) != each]
+            figures = dict(changed[: room // FIGURE])
+        data = {
+            "signals": {number: each for number, (each, _) in figures.items()},
+            "reach": {number: each for number, (_, each) in figures.items()},
+            "skipped": self._recorder.skipped + missed,
+        }
+        return json.dumps(data, separators=(",", ":")), figures
 
     def _list(self) -> str:
         """The signals and their receivers as JSON; the same text, not only an equal one, until something changes."""

@@ -143,20 +143,26 @@ class Recorder:
             if self._watchers == 0 and linger <= 0:
                 self._end()
 
-    def since(self, number: int, room: int | None = None) -> tuple[int, list[str]]:
-        """The sends after a number, as JSON, and the number of the last of them; one, or as many as have room."""
+    def since(self, number: int, room: int | None = None) -> tuple[int, list[str], int]:
+        """The sends after a number: the number of the last, their JSON, and how many before them were forgotten.
+
+        One, or as many as have room (bytes).
+        """
         with self._lock:
             found: list[str] = []
             last = number
+            lost = 0
             for each, text in self._sends:
                 if each > number:
+                    if number and not found:
+                        lost = each - number - 1
                     if room is not None:
                         room -= len(text)
                         if room < 0 and found:
                             break
                     found.append(text)
                     last = each
-            return last, found
+            return last, found, lost
 
     def was_sent(self, signal: AnySignal) -> bool:
         """Whether a send of the signal was seen."""

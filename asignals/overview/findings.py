@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
 from asignals import Signal, signals
 from asignals._core import is_a, locate, origin_of
-from asignals.overview.relays import export_of, exports_of, live_relays, receives_of
+from asignals.overview.relays import exports_of, live_relays, receives_of
 from asignals.overview.source import Declared
 from asignals.overview.uses import Use
 from asignals.overview.values import name_of, short_path
@@ -149,15 +149,7 @@ def _twice(file: str, names: list[str]) -> Iterator[Finding]:
 
 def unheard(program: Program) -> Iterator[Finding]:
     """Signals that the program sends, and that nobody hears."""
-    later = program.loaded_later()
-    heard_later = {
-        _key(use)
-        for source in program.sources
-        if source.module is not None or source.name in later
-        for use in program.uses_in(source)
-        if use.kind in ("listen", "export", "receive")
-        or (use.kind == "connect" and (source.module is None or not use.on_import))
-    }
+    later = _heard_later(program)
     first: dict[object, Use] = {}
     for use in program.uses(loaded=True):
         if use.kind == "send":
@@ -165,7 +157,7 @@ def unheard(program: Program) -> Iterator[Finding]:
     for signal, place in _forwarded():
         first.setdefault(id(signal), place)
     for key, use in first.items():
-        if key in heard_later or is_a(use.signal, Declared) or is_heard(use.signal):
+        if key in later or is_a(use.signal, Declared) or is_heard(use.signal):
             continue
         would = [
             other
@@ -180,6 +172,19 @@ def unheard(program: Program) -> Iterator[Finding]:
             )
         message = f"{use.signal_name} is sent by {use.function}, and nobody hears it"
         yield Finding("unheard", message, use.file, use.line, advice, use.signal_name)
+
+
+def _heard_later(program: Program) -> set[object]:
+    """The signals that the program listens to, or hands to a relay, once it runs; by what `_key` gives."""
+    later = program.loaded_later()
+    found = set()
+    for source in program.sources:
+        is_later = source.module is None
+        if not is_later or source.name in later:
+            for use in program.uses_in(source):
+                if use.kind in ("listen", "export") or (use.kind == "connect" and (is_later or not use.on_import)):
+                    found.add(_key(use))
+    return found
 
 
 def is_heard(signal: Signal[..., Any] | Declared) -> bool:
@@ -232,17 +237,15 @@ def lost(watch: Watch) -> Iterator[Finding]:
 
 def uid_taken(watch: Watch) -> Iterator[Finding]:
     """Receivers that were not added, as another one has their `dispatch_uid`."""
-    for each in watch.connecting:
-        if each.taken_by is not None and each.taken_by.receiver is not None:
-            yield Finding(
-                "uid-taken",
-                f"{each.receiver} is not connected to {each.signal.name}: "
-                f"{name_of(each.taken_by.receiver)} has dispatch_uid={each.uid}",
-                each.file,
-                each.line,
-                "give each its own dispatch_uid, or say replace=True to put it in the other's place",
-                str(each.signal.name),
-            )
+    for each in watch.refused:
+        yield Finding(
+            "uid-taken",
+            f"{each.receiver} is not connected to {each.signal}: {each.taken_by} has dispatch_uid={each.uid}",
+            each.file,
+            each.line,
+            "give each its own dispatch_uid, or say replace=True to put it in the other's place",
+            each.signal,
+        )
 
 
 def no_such_model(program: Program) -> Iterator[Finding]:
@@ -287,7 +290,10 @@ def _models() -> list[str]:
 
 # -- relays --------------------------------------------------------------------------------------------------------
 
-_CONFIGURING: Final = frozenset({"export", "receive", "stop_exporting", "bind", "health", "status", "init", "left"})
+# What a program that does not run a relay may use of it, too.
+_CONFIGURING: Final = frozenset(
+    {"export", "receive", "stop_exporting", "bind", "own_transaction", "health", "status", "init", "topics", "unheard"}
+)
 
 
 def relays(program: Program) -> Iterator[Finding]:
@@ -296,14 +302,13 @@ def relays(program: Program) -> Iterator[Finding]:
         names = _names_of(program, relay)
         if names and relay is not program.thing and not _is_used(program, names):
             yield from _not_run(program, relay, names)
+        later = _heard_later(program)
         for signal, topic in receives_of(relay):
-            if not _has_receivers(signal):
-                file, line = _place(program, "receive", signal)
+            if (signal.name, topic) in relay.unheard and id(signal) not in later:
                 yield Finding(
                     "received-unheard",
                     f"relay {relay.service} receives {topic!r} for {signal.name}, and no receiver is connected",
-                    file,
-                    line,
+                    *_place(program, "receive", signal),
                     "import the module that connects its receivers, or do not receive the topic",
                     str(signal.name),
                 )
@@ -324,10 +329,6 @@ def _not_run(program: Program, relay: Any, names: set[str]) -> Iterator[Finding]
             f"enter it where the program starts (async with {name}:), or check the entry point that does",
             str(signal.name),
         )
-
-
-def _has_receivers(signal: Signal[..., Any]) -> bool:
-    return any(export_of(each) is None for each in signal.connections)
 
 
 def _place(program: Program, kind: str, signal: Signal[..., Any]) -> tuple[str, int]:

@@ -50,4 +50,5 @@ def exports_of(relay: Any) -> list[tuple[Signal[..., Any], str]]:
 
 def receives_of(relay: Any) -> list[tuple[Signal[..., Any], str]]:
     """The signals that a relay receives, with their topics."""
-    return [(subscription.signal, topic) for topic, subscription in relay._inbound.subscriptions.items()]
+    both = {**relay._inbound.subscriptions, **relay._listener.subscriptions}
+    return [(subscription.signal, topic) for topic, subscription in both.items()]

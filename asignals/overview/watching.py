@@ -7,7 +7,7 @@ import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Self
 
-from asignals import Connection, ReceiverLostWarning, Signal
+from asignals import ReceiverLostWarning, Signal
 from asignals._core import identify, is_a, sender_key
 from asignals.overview.values import Shower, name_of, short_path
 
@@ -28,27 +28,29 @@ class Lost:
 
 
 @dataclass(frozen=True)
-class Connecting:
-    """A call of `connect`; it keeps nothing alive that was connected, whose death is a finding."""
+class Refused:
+    """A receiver that was not added, as another one has its `dispatch_uid`.
 
-    signal: Signal[..., Any]
+    Texts alone: what was connected must die here as it dies in the program.
+    """
+
+    signal: str
     receiver: str
+    taken_by: str
+    uid: str
     file: str
     line: int
-    taken_by: Connection | None = None
-    """Who has its `dispatch_uid`, so that this receiver was not added."""
-    uid: str = ""
 
 
 class Watch:
-    """While it is entered, the warnings about lost receivers and the calls of `connect` are noted.
+    """While it is entered, warnings about lost receivers, and receivers that are not added, are noted.
 
     It replaces `warnings.warn_explicit` and `Signal.connect`, so it is for a process that does nothing else.
     """
 
     def __init__(self) -> None:
         self.lost: list[Lost] = []
-        self.connecting: list[Connecting] = []
+        self.refused: list[Refused] = []
         self._warn = warnings.warn_explicit
         self._connect: Any = Signal.connect
 
@@ -90,14 +92,13 @@ class Watch:
         **_: Any,
     ) -> None:
         del weak
-        taken_by = None
-        if dispatch_uid is not None:
-            same = [each for each in signal.connections if sender_key(each.sender) == sender_key(sender)]
-            taken_by = next((each for each in same if each.dispatch_uid == dispatch_uid), None)
-            holder = None if taken_by is None else taken_by.receiver
-            if holder is not None and identify(holder) == identify(receiver):
-                taken_by = None
-        self.connecting.append(Connecting(signal, name_of(receiver), *_caller(), taken_by, _show(dispatch_uid)))
+        if dispatch_uid is None:
+            return
+        same = [each for each in signal.connections if sender_key(each.sender) == sender_key(sender)]
+        holder = next((each.receiver for each in same if each.dispatch_uid == dispatch_uid), None)
+        if holder is not None and identify(holder) != identify(receiver):
+            names = name_of(receiver), name_of(holder)
+            self.refused.append(Refused(str(signal.name), *names, _show(dispatch_uid), *_caller()))
 
 
 _MACHINERY: Final = ("asignals.overview", "asignals.sqlalchemy", "asignals.relay", "asignals._core", "<asignals")

@@ -400,15 +400,8 @@ class Relay:
 
     @property
     def unheard(self) -> list[tuple[str, str]]:
-        """Signals that are received and that have no receiver now, each with its topic; but for broadcasts.
-
-        A page that shows broadcasts may have nobody who looks at it.
-        """
-        return [
-            (subscription.signal.name, topic)
-            for topic, subscription in self._inbound.subscriptions.items()
-            if not subscription.allow_no_receivers and not receiver_names(subscription.signal)
-        ]
+        """Signals that are received, broadcasts too, and that have no receiver now, each with its topic."""
+        return [*_unheard(self._inbound.subscriptions), *_unheard(self._listener.subscriptions)]
 
     @property
     def topics(self) -> list[str]:
@@ -450,7 +443,7 @@ class Relay:
                 self._start(self._inbound.watch_inbox(self._inbox.check))
         if self._listener.subscriptions and isinstance(self.transport, Broadcasts):
             self._start(self._listener.run(self.transport))
-        for signal, topic in self.unheard:
+        for signal, topic in _unheard(self._inbound.subscriptions):
             logger.warning("signal %r has no receiver yet: events of %r wait until one is connected", signal, topic)
         return self
 
@@ -729,6 +722,14 @@ class Relay:
         exported = ", ".join(uid.topic for _, uid in self._exported) or "nothing"
         received = ", ".join(self._inbound.subscriptions) or "nothing"
         return f"<asignals.relay.Relay {self.service!r} exports {exported}, receives {received}>"
+
+
+def _unheard(subscriptions: dict[str, Subscription]) -> list[tuple[str, str]]:
+    return [
+        (subscription.signal.name, topic)
+        for topic, subscription in subscriptions.items()
+        if not subscription.allow_no_receivers and not receiver_names(subscription.signal)
+    ]
 
 
 def _lease_of(transport: object) -> float:

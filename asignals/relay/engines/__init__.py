@@ -2,6 +2,25 @@
 
 `asignals.relay` gives the classes, each of which needs its own extra only. A further engine is a module with a class
 that satisfies `asignals.relay.Transport`, and its line in `ENGINES`.
+
+All of them carry events at least once, keep the topics of a service apart, give back what an instance cannot handle,
+keep dead letters, count the backlog, and broadcast. What differs:
+
+============  ====================  =====================  ============================================================
+engine        an id that comes      retries wait           know this
+              twice is
+============  ====================  =====================  ============================================================
+JetStream     taken once (120 s)    in the server          a stream's `max_age` removes events that nobody has handled
+RedisStreams  taken once (60 s)     in the consumer        keeps all only with `appendfsync always`; 10,000 retries
+RabbitMQ      delivered twice       in the server          the backlog does not count what consumers hold
+Kafka         delivered twice       in the consumer        what is given back stays until its instance leaves; 10,000
+                                                           retries; tested on a mock cluster, which deletes no groups
+Database      taken once (120 s)    in the table           SQLite has one writer at a time, on one machine
+Memory        taken once            in this process        is gone with the process
+============  ====================  =====================  ============================================================
+
+An order is kept for a key within a topic, while one instance handles it: on Kafka by partition, on the others as
+events were published. RabbitMQ and Kafka need an inbox that is given to the relay to skip an id that comes twice.
 """
 
 from __future__ import annotations

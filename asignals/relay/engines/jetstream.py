@@ -18,7 +18,8 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-import nats
+import nats.errors
+from nats.aio.client import Client
 from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy, KeyValueConfig, StreamConfig
 from nats.js.errors import BucketNotFoundError, KeyNotFoundError, NotFoundError
 
@@ -35,7 +36,6 @@ from asignals.relay._transport import Delivery, PublishRefusedError, delay_of
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Sequence
 
-    from nats.aio.client import Client
     from nats.aio.msg import Msg
     from nats.aio.subscription import Subscription
     from nats.js.api import ConsumerInfo
@@ -51,6 +51,7 @@ _SCHEMES: Final = ("nats://", "tls://", "ws://", "wss://")
 _CONNECT: Final = 5.0  # seconds for connecting and for each request
 _PING: Final = 3  # seconds between two looks at whether the server still answers
 _FAREWELL: Final = 2.0  # seconds that closing may take
+_LOOK: Final = 1.0  # seconds between two looks at whether a connection is still there
 _PULL: Final = 20.0  # seconds for which the server keeps a request for events
 _AT_ONCE: Final = 1_000  # events under way to the server
 _UNDER_WAY: Final = 64  # requests to delete
@@ -99,7 +100,8 @@ def _problem(answer: bytes) -> dict[str, Any] | None:
         return {"description": "no stream takes it"}
     try:
         found = json.loads(answer)
-        problem = found.get("error") or (None if "stream" in found else {})
+        is_stored = isinstance(found.get("stream"), str) and isinstance(found.get("seq"), int)
+        problem = found.get("error") or (None if is_stored else {})
     except (ValueError, AttributeError, TypeError, RecursionError):
         problem = {}
     if problem is None or (isinstance(problem, dict) and problem):
@@ -222,7 +224,8 @@ class JetStream:
     async def _connect(self) -> Client:
         # Three seconds twice without an answer, and a connection that is half open is known as lost.
         waits = {"reconnect_time_wait": 0.25, "ping_interval": _PING, "max_outstanding_pings": 2, "connect_timeout": 2}
-        connecting = nats.connect(
+        client = Client()
+        connecting = client.connect(
             self._servers,
             allow_reconnect=True,
             max_reconnect_attempts=-1,
@@ -231,8 +234,8 @@ class JetStream:
             reconnected_cb=self._on_return,
             **{**waits, **self._options},
         )
-        client: Client = await limited(connecting, _CONNECT, self.connection_state.name)
         try:
+            await limited(connecting, _CONNECT, self.connection_state.name)
             await limited(self._make_streams(client), _CONNECT, self.connection_state.name)
             self._replies = client.new_inbox()
             await client.subscribe(f"{self._replies}.*", cb=self._on_reply)
@@ -366,9 +369,13 @@ class JetStream:
     async def _until_lost(self, client: Client, changed: asyncio.Event) -> None:
         reconnects = client.stats["reconnects"]
         while client is self._client and client.stats["reconnects"] == reconnects:
+            if client.is_connected:
+                self._down_since = None
+            else:
+                self._give_up_if_slow(client)
             changed.clear()
             with suppress(TimeoutError):
-                async with asyncio.timeout(1.0):
+                async with asyncio.timeout(_LOOK):
                     await changed.wait()
 
     async def add_service(self, service: str, topics: Collection[str]) -> None:
@@ -656,9 +663,13 @@ class _Consumer:
 
 
 async def _close(client: Client) -> None:
-    """Close a connection, which may be half open."""
+    """Close a connection, which may be half open, or was never made: then the client itself does not close it."""
     with suppress(Exception):
         await limited(client.close(), _FAREWELL)
+    transport: Any = client._transport
+    if transport is not None:
+        with suppress(Exception):
+            transport.close()
 
 
 def _durable(service: str, topic: str) -> str:

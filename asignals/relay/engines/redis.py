@@ -21,8 +21,11 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from redis.asyncio import BlockingConnectionPool, Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
 from redis.exceptions import NoScriptError, ResponseError
 
+from asignals._to_the_end import to_the_end
 from asignals.relay._batch import Batch
 from asignals.relay._cancel import limited
 from asignals.relay._connection_state import Attempts, ConnectionState, jittered
@@ -42,6 +45,7 @@ logger: logging.Logger = logging.getLogger("asignals.relay")
 
 _BLOCK: Final = 1.0  # seconds that a read waits for new events
 _TRIP: Final = 5.0  # seconds that any other command may take, waiting for a free connection included
+_FAREWELL: Final = 2.0  # seconds that closing may take
 _CONNECTIONS: Final = 64  # most at once; a command that finds none free waits for one
 _AT_ONCE: Final = 500
 _MOST_HELD: Final = 10_000  # events that may wait here for their retry
@@ -113,11 +117,13 @@ class RedisStreams:
         self._dedup_window = max(1, int(dedup_window))
         self._max_age = max_age
         # Protocol 2: one shape of answers, whatever the version of client and server. No time limit of the client's:
-        # each command has ours, and before Python 3.12 the client's loses cancellations (`asyncio.wait_for`).
+        # each command has ours, and before Python 3.12 the client's loses cancellations (`asyncio.wait_for`). No
+        # repetition of the client's either: it would go on with connections that are given up.
         self._options: dict[str, Any] = {
             "socket_connect_timeout": 2.0,
             "socket_timeout": None,
             "protocol": 2,
+            "retry": Retry(NoBackoff(), 0),
             **options,
         }
         self._url = url
@@ -140,19 +146,20 @@ class RedisStreams:
         """Close the connections."""
         client, self._made = self._made, None  # the next event loop may be another
         if client is not None:
-            await client.aclose()
-            await asyncio.sleep(0)  # the sockets are closed in the loop's next turn
+            await to_the_end(_close(client))
 
     async def _ask(self, command: Any, seconds: float = _TRIP) -> Any:
-        """Await a command; one that is not answered in time takes with it the connections that wait in the pool.
+        """Await a command; when none is answered in time, all connections are given up for new ones.
 
         They may be half open as well, and each would cost the same time again.
         """
+        client = self._made
         try:
             return await limited(command, seconds, self.connection_state.name)
         except TimeoutError:
-            with suppress(Exception):
-                await self._client().connection_pool.disconnect(inuse_connections=False)
+            if client is not None and client is self._made:
+                self._made = None
+                await to_the_end(_close(client))
             raise
 
     # -- publishing ------------------------------------------------------------------------------------------------
@@ -336,6 +343,13 @@ class RedisStreams:
     def inbox(self) -> RedisInbox:
         """Give an inbox in the same Redis."""
         return RedisInbox(self)
+
+
+async def _close(client: Redis) -> None:
+    with suppress(Exception):
+        async with asyncio.timeout(_FAREWELL):
+            await client.aclose()
+            await asyncio.sleep(0)  # the sockets are closed in the loop's next turn
 
 
 @lru_cache
