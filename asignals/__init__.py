@@ -1,4 +1,23 @@
-"""Django's signals for async Python: typed, structured, durable."""
+"""Django's signals for async Python: typed, structured, durable.
+
+    @signal
+    def order_paid(sender: str, *, number: int) -> None: ...
+
+    @order_paid.connect
+    async def ship(number): ...
+
+    await order_paid.send("web", number=7)
+
+- Declare: `signal` (of a function's signature), `Signal`, `signals` (all that are alive).
+- Hear: `Signal.connect`, `receiver`, `Connection`; or read a `Signal.stream`, `stream`, `Stream`, `Event`.
+- Send: `Signal.send`, `Signal.send_robust`, `raise_errors`; or by a `Background`, `BackgroundStatistics`.
+- Watch: `monitor`, `Report`.
+- Errors: `DeclarationError`, `InvalidReceiverError`, `BufferFull`; the warning `ReceiverLostWarning`.
+
+Each has its own help: `help(asignals.Signal.connect)`. So have the parts around the core: `asignals.asgi` (requests),
+`asignals.sqlalchemy` (model signals), `asignals.relay` (other processes), `asignals.testing`, `asignals.inspector`,
+`asignals.opentelemetry`. The command `asignals --help`. The docs: https://github.com/asignals/asignals/blob/main/docs/index.md
+"""
 
 from typing import TYPE_CHECKING
 
@@ -55,4 +74,8 @@ if not TYPE_CHECKING:
 
 
 def __dir__() -> list[str]:
+    from asignals._help import is_asked_by_help  # noqa: PLC0415  only those who look need it
+
+    if is_asked_by_help():
+        return ["__doc__", "__name__", "__path__"]
     return sorted({*globals(), *__all__} - {"TYPE_CHECKING"})

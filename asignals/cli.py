@@ -35,6 +35,11 @@ app: typer.Typer = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=Fa
 PASS_ON: dict[str, Any] = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
 
 
+# The groups of commands that --help shows.
+_LOOK = "Look at a program"
+_RELAY = "Run and look after a relay"
+
+
 def main() -> None:
     """Run the command line; ends the program with the command's exit status."""
     app(prog_name="asignals")
@@ -62,7 +67,7 @@ def asignals(
     """Signals for async Python: see them at work, and look into programs that use them."""
 
 
-@app.command()
+@app.command(rich_help_panel="See it work")
 def demo(
     *,
     requests: Annotated[int, typer.Option(min=1, help="How many requests the customers make.")] = 300,
@@ -94,7 +99,7 @@ SkipBroken = Annotated[bool, typer.Option("--skip-broken", help="As --all, witho
 Tracebacks = Annotated[bool, typer.Option("--traceback", help="Show the traceback of what does not import.")]
 
 
-@app.command("list")
+@app.command("list", rich_help_panel=_LOOK)
 def list_(  # noqa: PLR0913  its options
     targets: Targets,
     *,
@@ -127,7 +132,7 @@ def list_(  # noqa: PLR0913  its options
         )
 
 
-@app.command()
+@app.command(rich_help_panel=_LOOK)
 def check(
     entries: Annotated[
         list[str],
@@ -153,7 +158,7 @@ def check(
     raise typer.Exit(status)
 
 
-@app.command()
+@app.command(rich_help_panel=_LOOK)
 def graph(  # noqa: PLR0913  its options
     targets: Targets,
     *,
@@ -180,7 +185,7 @@ def graph(  # noqa: PLR0913  its options
     )
 
 
-@app.command(context_settings=PASS_ON)
+@app.command(context_settings=PASS_ON, rich_help_panel=_RELAY)
 def worker(context: typer.Context) -> None:
     """Run the receiving side of a relay as a process."""
     from asignals.relay.commands import worker_app  # noqa: PLC0415  loads what only this command needs
@@ -188,7 +193,7 @@ def worker(context: typer.Context) -> None:
     hand_over(context, worker_app)
 
 
-@app.command(context_settings=PASS_ON)
+@app.command(context_settings=PASS_ON, rich_help_panel=_RELAY)
 def relay(context: typer.Context) -> None:
     """Look after a relay: its tables, its backlog, its dead letters."""
     from asignals.relay.commands import app as relay_app  # noqa: PLC0415  loads what only this command needs

@@ -52,6 +52,22 @@ def test_help_is_of_help(module: str, name: str) -> None:
     assert re.findall(r"<(?:function|bound method) _[^>]*>|<object object", text) == []
 
 
+IN_ONE_SCREEN = ["asignals", "asignals.relay"]
+
+
+@pytest.mark.parametrize("module", IN_ONE_SCREEN)
+def test_help_of_a_package_lists_every_name_in_one_screen(module: str) -> None:
+    """`help(asignals)`: the docstring has all names; classes are not printed in full, though `dir` has them."""
+    loaded = importlib.import_module(module)
+    text = pydoc.render_doc(loaded, renderer=pydoc.plaintext)
+    described, _, _ = text.partition("PACKAGE CONTENTS")
+    assert len(described.splitlines()) <= 45
+    assert len(text.splitlines()) <= 80
+    assert [name for name in loaded.__all__ if f"`{name}" not in text and f".{name}`" not in text] == []
+    assert "docs/index.md" in text
+    assert set(loaded.__all__) <= {*dir(loaded), *dict(inspect.getmembers(loaded))}
+
+
 def test_help_of_a_send_shows_the_stubs_parameters() -> None:
     """With their types and defaults, and the promises of `send`."""
     from asignals import signal

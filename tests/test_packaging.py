@@ -25,8 +25,8 @@ BUILT = "asignals-0.1.0"
 DATA = {".py", ".typed", ".html", ".css", ".js", ".svg"}
 QUICK = ["test_import.py", "test_send_robust.py", "test_readme.py"]
 EXTRAS = {
-    "all", "bench", "cli", "demo", "inspector", "kafka", "nats", "opentelemetry", "rabbitmq", "redis", "sqlalchemy",
-    "test",
+    "all", "bench", "cli", "demo", "docs", "inspector", "kafka", "nats", "opentelemetry", "rabbitmq", "redis",
+    "sqlalchemy", "test",
 }  # fmt: skip
 
 
@@ -125,8 +125,8 @@ def test_the_source_distribution_holds_what_its_tests_need_and_nothing_else(unpa
     """The package, the tests, the benchmarks, the pages, and the pictures that the README shows."""
     names = {path.relative_to(unpacked).as_posix() for path in unpacked.rglob("*") if path.is_file()}
     files = {".gitignore", "CHANGELOG.md", "LICENSE", "PKG-INFO", "README.md", "pyproject.toml"}
-    assert names == sources("asignals", "tests", "benchmarks", ".github") | files
-    assert {Path(name).suffix for name in names - files} == DATA | {".png"}
+    assert names == sources("asignals", "tests", "benchmarks", "docs", ".github") | files
+    assert {Path(name).suffix for name in names - files} == DATA | {".png", ".md", ".yml"}
 
 
 def test_the_metadata_says_what_it_is(wheel: Path) -> None:
@@ -163,14 +163,14 @@ def test_twine_finds_nothing_to_complain_of(dist: Path) -> None:
 
 
 def test_the_installed_wheel_runs_the_readme(installed: Path, tmp_path: Path) -> None:
-    """In a directory where nothing else is: each example of the tour, from what is installed."""
+    """In a directory where nothing else is: each example of the README, from what is installed."""
     origin = run(installed, "-c", "import asignals; print(asignals.__file__)", cwd=tmp_path).stdout
     assert Path(origin).is_relative_to(installed.parent.parent)
-    script = Path(__file__).with_name("readme_examples.py")
+    script = Path(__file__).with_name("page_examples.py")
     copy = tmp_path / script.name
     copy.write_bytes(script.read_bytes())
     done = run(installed, copy, ROOT / "README.md", cwd=tmp_path)
-    assert int(done.stdout.splitlines()[-1]) >= 7
+    assert int(done.stdout.splitlines()[-1]) >= 6
     assert done.stderr.count("Traceback") == 1  # of the receiver whose error `send_robust` logs
 
 

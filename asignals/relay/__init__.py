@@ -1,9 +1,20 @@
 """Signals across processes and machines, at least once: a `Relay`, an engine to carry events, and an outbox.
 
-asyncio only. The engines and the outbox are imported when they are first asked for, so each needs its own extra only:
-`asignals[nats]` (`JetStream`), `asignals[redis]` (`RedisStreams`), `asignals[rabbitmq]` (`RabbitMQ`), `asignals[kafka]`
-(`Kafka`), `asignals[sqlalchemy]` (`Database`, `SQLAlchemyOutbox`, `SQLAlchemyInbox`,
-`once`, `table_metadata`). `Memory` needs none.
+    relay = Relay(RabbitMQ("amqp://guest:guest@localhost/"), "shop", outbox=SQLAlchemyOutbox(engine))
+    relay.export(order_paid, "order.paid")      # and in another process: relay.receive(order_paid, "order.paid")
+
+- Carry: `Relay`, `Health`, `Status`; `current_event`, `ReceivedEvent` and `once`, for receivers.
+- Engines, each with its extra: `JetStream` [nats], `RedisStreams` [redis], `RabbitMQ` [rabbitmq], `Kafka` [kafka],
+  `Database` [sqlalchemy], `Memory`; `engine_from_url`. For another: `Transport`, `Delivery`, `Handle`, `Release`,
+  `Backlog`, `DeadLetters`.
+- Store, [sqlalchemy]: `SQLAlchemyOutbox`, `SQLAlchemyInbox`, `table_metadata`; also `Inbox`, `Memo`, `MemoryInbox`.
+- On the wire: `Envelope`, `DeadLetter`; `Codec`, `JSONCodec`, `MsgspecCodec`, `PydanticCodec`, `Upcaster`.
+- Errors: `AlreadyHandledError`, `BodyError`, `CrashedError`, `EnvelopeError`, `HopLimitError`, `NoReceiversError`,
+  `NoSessionError`, `NotHandledError`, `PublishRefusedError`, `SchemaError`.
+
+asyncio only. Engines and stores are imported when they are first asked for. Each name has its own help:
+`help(asignals.relay.Relay.receive)`. The commands: `asignals relay --help`, `asignals worker --help`. Tests:
+`asignals.relay.testing`. The docs: https://github.com/asignals/asignals/blob/main/docs/index.md
 
 Whom a relay trusts: whoever may write to the outbox's tables, or publish a topic on the engine, may have that topic's
 receivers called, with arguments of their declared types, and nothing else. An event is handled as the topic that the
@@ -126,3 +137,11 @@ if not TYPE_CHECKING:  # a misspelt name is a type checker's error
                 return getattr(import_module(module), name)
         msg = f"module {__name__!r} has no attribute {name!r}"
         raise AttributeError(msg)
+
+
+def __dir__() -> list[str]:
+    from asignals._help import is_asked_by_help  # noqa: PLC0415  only those who look need it
+
+    if is_asked_by_help():
+        return ["__doc__", "__name__", "__path__"]
+    return sorted({*globals(), *__all__} - {"TYPE_CHECKING"})
