@@ -74,7 +74,7 @@ if not TYPE_CHECKING:
 
 
 def __dir__() -> list[str]:
-    from asignals._help import is_asked_by_help  # noqa: PLC0415  only those who look need it
+    from asignals.overview.page_help import is_asked_by_help  # noqa: PLC0415  only those who look need it
 
     if is_asked_by_help():
         return ["__doc__", "__name__", "__path__"]

@@ -20,7 +20,7 @@ import anyio
 import pytest
 import wrapt
 
-from asignals import Background, Event, InvalidReceiverError, Signal, monitor, signal
+from asignals import Background, Event, InvalidReceiverError, Signal, asgi, monitor, signal
 from asignals import _core as core
 from asignals._core.loops import _close_in_child
 
@@ -292,7 +292,11 @@ class Holder:
     changed = Signal()
 
 
-@pytest.mark.parametrize("each", [module_level, typed_signal, Holder.changed], ids=["module", "stub", "class"])
+@pytest.mark.parametrize(
+    "each",
+    [module_level, typed_signal, Holder.changed, asgi.request_finished],
+    ids=["module", "stub", "class", "of the package"],
+)
 def test_a_signal_is_an_identity(each):
     """Copies are the signal, and a pickle finds it by its name."""
     assert copy.copy(each) is each

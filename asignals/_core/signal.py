@@ -7,8 +7,9 @@ import os
 import pickle
 import sys
 from collections.abc import Callable, Coroutine, Hashable, Iterable
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import AbstractContextManager, ExitStack, suppress
 from functools import partial
+from operator import attrgetter
 from types import MethodType
 from typing import TYPE_CHECKING, Any, Generic, Literal, ParamSpec, Protocol, Self, TypeVar, cast, overload
 from weakref import WeakValueDictionary, ref
@@ -248,16 +249,14 @@ class Signal(Generic[P, R_co]):
         return self
 
     def __reduce__(self) -> tuple[Callable[[str, str], object], tuple[str, str]]:
-        name, module = self.name, self._home[0]
-        path = name.removeprefix(f"{module}.")
-        try:
-            found = _load(module, path)
-        except (AttributeError, ImportError):
-            found = None
-        if found is not self:
-            msg = f"cannot pickle signal {name!r}: it is not found as {path!r} in the module {module!r}"
-            raise pickle.PicklingError(msg)
-        return _load, (module, path)
+        parts = self.name.split(".")
+        for size in range(len(parts) - 1, 0, -1):
+            place = ".".join(parts[:size]), ".".join(parts[size:])
+            with suppress(AttributeError):
+                if place[0] in sys.modules and _load(*place) is self:
+                    return _load, place
+        msg = f"cannot pickle signal {self.name!r}: it is not found by that name; assign it to a name of its module"
+        raise pickle.PicklingError(msg)
 
     # -- connecting ------------------------------------------------------------------------------------------------
 
@@ -525,10 +524,7 @@ class Signal(Generic[P, R_co]):
 
 def _load(module: str, path: str) -> object:
     """Find a signal by its name, for unpickling."""
-    found: object = importlib.import_module(module)
-    for attribute in path.split("."):
-        found = getattr(found, attribute)
-    return found
+    return attrgetter(path)(importlib.import_module(module))
 
 
 def _check_mode(task_group: object, limit: object) -> None:
