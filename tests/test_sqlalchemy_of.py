@@ -28,7 +28,8 @@ def test_receivers_are_connected_for_the_model():
     @post_save.of(User).connect(on="commit", priority=2, subclasses=False, weak=False)
     async def mail(instance: User, **named): ...
 
-    found = [(each.receiver, each.sender, each.priority, each.options.subclasses) for each in post_save.connections]
+    ours = [each for each in post_save.connections if each.sender in {User, Admin}]
+    found = [(each.receiver, each.sender, each.priority, each.options.subclasses) for each in ours]
     assert found == [(index, User, 0, True), (mail, User, 2, False)]
     assert post_save.receivers_for(Admin) == [index]
 
@@ -42,7 +43,7 @@ def test_receivers_are_disconnected_for_the_model():
     assert post_save.of(User).connect(index, on="commit", weak=False) is index
     assert not post_save.of(User).disconnect(index, on="flush")
     assert post_save.of(User).disconnect(index)
-    assert [each.sender for each in post_save.connections] == [Admin]
+    assert [each.sender for each in post_save.connections if each.sender in {User, Admin}] == [Admin]
 
 
 @pytest.mark.parametrize("wrong", [None, "User", User()])
