@@ -89,7 +89,7 @@ def test_what_is_no_list_of_strings_is_refused(names):
 @pytest.mark.parametrize("name", [b"a", 1, None], ids=repr)
 def test_a_name_that_is_no_string_is_told(name):
     """What was given instead of a string is in the message."""
-    with pytest.raises(DeclarationError, match=f"must be a string, not {name!r}$"):
+    with pytest.raises(DeclarationError, match=rf"(?m)must be a string, not {name!r}$"):
         Signal([name])
 
 

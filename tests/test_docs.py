@@ -18,6 +18,9 @@ from urllib.parse import unquote, urlsplit
 import pytest
 from page_examples import examples
 
+from asignals import DeclarationError
+from asignals._core import DocumentedError
+
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
 if not DOCS.is_dir():
@@ -238,6 +241,21 @@ def test_the_reference_has_every_error() -> None:
             thing = getattr(loaded, name)
             if isinstance(thing, type) and issubclass(thing, BaseException):
                 assert name in text, name
+
+
+def test_the_notes_of_errors_lead_somewhere() -> None:
+    """Each public error has a note with an anchor of the reference, and the lost receiver's warning names its own."""
+    text = (DOCS / "reference" / "messages.md").read_text("utf-8")
+    documented = [DocumentedError]
+    for module in MODULES:
+        importlib.import_module(module)
+    for each in documented:
+        documented += each.__subclasses__()
+    names = {each.__name__ for each in documented[1:] if each.__module__.startswith("asignals")}
+    assert {"InvalidReceiverError", "NoSessionError", "AsyncReceiverError"} <= names
+    assert [name for name in sorted(names) if f'id="{name.lower()}"' not in text] == []
+    assert "### ReceiverLostWarning" in text
+    assert DeclarationError("text").__notes__ == ["See docs/reference/messages.md#declarationerror"]
 
 
 @pytest.mark.parametrize("page", sorted((ROOT / ".github").glob("*.md")), ids=lambda path: path.name)

@@ -43,6 +43,7 @@ from asignals._core.connection import Options as Options
 from asignals._core.dispatch import Send as Send
 from asignals._core.errors import BufferFull as BufferFull
 from asignals._core.errors import DeclarationError as DeclarationError
+from asignals._core.errors import DocumentedError as DocumentedError
 from asignals._core.errors import InvalidReceiverError as InvalidReceiverError
 from asignals._core.errors import ReceiverLostWarning as ReceiverLostWarning
 from asignals._core.errors import annotate as annotate

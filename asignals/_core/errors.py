@@ -19,7 +19,15 @@ Receiver: TypeAlias = Callable[..., Any]
 logger = logging.getLogger("asignals")
 
 
-class InvalidReceiverError(ValueError):
+class DocumentedError(Exception):
+    """An error with a note: the place in the reference that has its cause and its cure."""
+
+    def __init__(self, *args: object) -> None:
+        super().__init__(*args)
+        self.add_note(f"See docs/reference/messages.md#{type(self).__name__.lower()}")
+
+
+class InvalidReceiverError(DocumentedError, ValueError):
     """A receiver, or an option given with it, does not fit the signal; nothing was connected.
 
     `signal` and `receiver` are what `connect` was called with, `reason` says what is wrong and what to write instead.
@@ -32,7 +40,7 @@ class InvalidReceiverError(ValueError):
         self.reason = reason
 
 
-class DeclarationError(TypeError, ValueError):
+class DeclarationError(DocumentedError, TypeError, ValueError):
     """A signal was declared with argument names, or with a stub, that no send could have."""
 
 
@@ -44,7 +52,7 @@ class ReceiverLostWarning(UserWarning):
     """
 
 
-class BufferFull(Exception):  # noqa: N818  the name says what the buffer is, as `queue.Full` and `anyio.WouldBlock` do
+class BufferFull(DocumentedError):  # noqa: N818  the name says what the buffer is, as `queue.Full` and `anyio.WouldBlock` do
     """A stream with `overflow="error"` had no room for an event; raised, or returned, to the sender.
 
     `signal` is the event's signal, `size` is the number of events that the stream keeps.

@@ -240,7 +240,7 @@ _warned: dict[str, dict[Any, Any]] = {}
 
 def warn_lost(text: str, code: CodeType, instruction: int) -> None:
     """Show a `ReceiverLostWarning` at the line of a `connect`, once for each line; never raises."""
-    text += " Connect with weak=False, or keep a reference to it."
+    text += " Connect with weak=False, or keep a reference to it (docs/reference/messages.md#receiverlostwarning)."
     file, line = code.co_filename, line_of(code, instruction)
     try:
         warnings.warn_explicit(text, ReceiverLostWarning, file, line, registry=_warned.setdefault(file, {}))

@@ -13,6 +13,8 @@ from importlib import import_module
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, NoReturn, NotRequired, Protocol, TypeAlias, TypedDict, get_type_hints
 
+from asignals._core import DocumentedError
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
 
@@ -22,7 +24,7 @@ Upcaster: TypeAlias = "Callable[[dict[str, Any]], dict[str, Any]]"
 """Turns the JSON object of one schema version into that of the next."""
 
 
-class BodyError(ValueError):
+class BodyError(DocumentedError, ValueError):
     """Arguments do not make a body, or a body does not make arguments; `reason` says why."""
 
     def __init__(self, signal: str, reason: str) -> None:

@@ -6,6 +6,8 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
+from asignals._core import DocumentedError
+
 if TYPE_CHECKING:
     from asignals.relay._envelope import Envelope
     from asignals.relay._inbox import Inbox
@@ -64,7 +66,7 @@ def current_event() -> ReceivedEvent | None:
     )
 
 
-class AlreadyHandledError(Exception):
+class AlreadyHandledError(DocumentedError):
     """A receiver has handled the event before, and its effects are committed: it must not handle it again.
 
     Raised by `once`; the relay takes it for success.

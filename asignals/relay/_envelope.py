@@ -16,6 +16,8 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, Final
 
+from asignals._core import DocumentedError
+
 MAX_HEADER: Final = 16_384
 MAX_BODY: Final = 1_000_000  # with MAX_HEADER this stays under the 1 MiB that NATS accepts by default
 MAX_KEPT: Final = MAX_BODY + MAX_HEADER  # bytes of an event that its dead letter keeps
@@ -30,7 +32,7 @@ _ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _MAX_NAME: Final = 200
 
 
-class EnvelopeError(ValueError):
+class EnvelopeError(DocumentedError, ValueError):
     """Bytes are not an envelope, or an envelope breaks a rule; `reason` says which."""
 
     def __init__(self, reason: str) -> None:

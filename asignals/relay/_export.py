@@ -7,6 +7,7 @@ from numbers import Integral
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, NoReturn, TypeAlias
 from uuid import UUID
 
+from asignals._core import DocumentedError
 from asignals.relay._codec import BodyError
 from asignals.relay._envelope import MAX_BODY, Envelope
 from asignals.relay._trace import current_traceparent
@@ -56,7 +57,7 @@ class Bound:
         raise TypeError(msg)
 
 
-class HopLimitError(RuntimeError):
+class HopLimitError(DocumentedError, RuntimeError):
     """An event was to be sent that follows from too many events of other processes, which answer each other."""
 
     def __init__(self, signal: str, topic: str, hops: int) -> None:
@@ -66,7 +67,7 @@ class HopLimitError(RuntimeError):
         self.hops = hops
 
 
-class NoSessionError(RuntimeError):
+class NoSessionError(DocumentedError, RuntimeError):
     """A signal was sent without the session whose transaction its event was to be part of."""
 
     def __init__(self, signal: str, topic: str) -> None:

@@ -11,6 +11,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Self
 
+from asignals._core import DocumentedError
 from asignals.relay._batch import Coalescer
 from asignals.relay._broadcast import Listener
 from asignals.relay._cancel import end, limited
@@ -111,7 +112,7 @@ class Status:
     dead: dict[str, int]
 
 
-class NoReceiversError(RuntimeError):
+class NoReceiversError(DocumentedError, RuntimeError):
     """A relay was to handle events, and signals that it receives have no receivers, or it receives nothing."""
 
     def __init__(self, service: str, unheard: Sequence[tuple[str, str]], hint: str = "") -> None:

@@ -6,6 +6,8 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol, TypeAlias, runtime_checkable
 
+from asignals._core import DocumentedError
+
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Mapping, Sequence
     from contextlib import AbstractContextManager
@@ -49,7 +51,7 @@ def delay_of(outcome: float | Release) -> float:
     return outcome.delay if isinstance(outcome, Release) else outcome
 
 
-class PublishRefusedError(Exception):
+class PublishRefusedError(DocumentedError):
     """The engine will never take some events, however often they are repeated; all others are acknowledged.
 
     `refused` maps their ids to the reasons.
@@ -186,7 +188,7 @@ class OwnInbox(Protocol):
         ...
 
 
-class SchemaError(RuntimeError):
+class SchemaError(DocumentedError, RuntimeError):
     """Tables that a part of the relay needs are missing in its database."""
 
     def __init__(self, database: str, tables: Sequence[str]) -> None:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from asignals._core import DocumentedError
+
 if TYPE_CHECKING:
     from asignals import Signal
 
 
-class AsyncReceiverError(RuntimeError):
+class AsyncReceiverError(DocumentedError, RuntimeError):
     """An async receiver is to hear of a session that nothing can be awaited in: a sync `Session` outside a greenlet.
 
     Raised before the flush or statement runs any SQL. `signal` and `receiver` (its name and place) are attributes.
@@ -32,7 +34,7 @@ _INSTEAD = {
 }
 
 
-class FlushInProgressError(RuntimeError):
+class FlushInProgressError(DocumentedError, RuntimeError):
     """A receiver did to a session what cannot be done inside of the flush, or the statement, that it is told of.
 
     Receivers may query, add, change and delete objects. Commit, rollback and close belong to whoever owns the session,
@@ -45,7 +47,7 @@ class FlushInProgressError(RuntimeError):
         self.operation = operation
 
 
-class EndlessFlushError(RuntimeError):
+class EndlessFlushError(DocumentedError, RuntimeError):
     """The receivers of `pre_save`, `pre_delete` and `m2m_changed` brought something new into each round of one flush.
 
     `rounds` were made, and nothing has been written.
@@ -59,7 +61,7 @@ class EndlessFlushError(RuntimeError):
         self.rounds = rounds
 
 
-class SignalsNotEnabledError(RuntimeError):
+class SignalsNotEnabledError(DocumentedError, RuntimeError):
     """The session was made by a class or a maker that `enable_signals` has not seen."""
 
     def __init__(self, session: object) -> None:
