@@ -234,6 +234,24 @@ async def test_a_block_is_no_decorator(made, make):
         async def test_it(): ...
 
 
+async def test_a_connection_that_ends_while_it_takes_options_stays_ended(made, monkeypatch):
+    """A finalizer may disconnect it in the middle of that, wherever the collector runs."""
+    made.connect(hear)
+    (connection,) = made.connections
+    take = type(connection).set_options
+
+    def interrupted(*parts):
+        monkeypatch.undo()
+        made.disconnect(hear)
+        take(*parts)
+
+    monkeypatch.setattr(type(connection), "set_options", interrupted)
+    made.connect(hear, priority=1)
+    assert not connection.is_live
+    assert made.connections == ()
+    assert await made.send(None, a=1) == []
+
+
 # -- reload ------------------------------------------------------------------------------------------------------------
 
 
@@ -341,6 +359,14 @@ def test_an_event_is_data():
     assert hash(Event(module_level, "s", {"a": 1})) == hash(Event(module_level, "s", {"a": 1}))
     with pytest.raises(TypeError):
         hash(event)
+
+
+async def test_an_event_is_passed_to_a_function_by_names():
+    """`pass_to` gives the sender and all arguments; what the event is shown as has them."""
+    event = Event(module_level, "sender", {"a": 1})
+    assert event.pass_to(lambda sender, a: (sender, a)) == ("sender", 1)
+    assert "{'a': 1}" in repr(event)
+    assert typed_signal.checked(hear) is hear
 
 
 # -- errors ------------------------------------------------------------------------------------------------------------
