@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 PANELS = {
-    "named coroutines/10": "10 coroutine functions that name their arguments: async def serve(sender, toppings, size)",
+    "named coroutines/10": "10 coroutine functions: async def serve(sender, toppings, size)",
     "named methods/10": "10 coroutine methods of that style",
     "named functions/10": "10 functions of that style",
     "coroutines/10": "10 coroutine functions with **kwargs",
