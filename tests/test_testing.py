@@ -952,3 +952,14 @@ def test_connections_to_models_that_are_still_to_come_are_undone():
         post_save.connect(print, sender="NeverMapped", weak=False)
         assert post_save.awaited == ("NeverMapped",)
     assert post_save.awaited == ()
+
+
+def test_assertions_hide_their_own_frames():
+    """Pytest shows the line of the test that fails, and not that of the assertion inside."""
+    paid = make()
+    with capture(paid) as sent:
+        pass
+    for fails in (lambda: sent.only, sent.assert_sent, lambda: sent.assert_order(paid)):
+        with pytest.raises(AssertionError) as caught:
+            fails()
+        assert caught.traceback[-1].ishidden(caught)

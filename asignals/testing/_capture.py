@@ -159,6 +159,7 @@ class Capture(Sequence[Event]):
         events = self._seen()
         if len(events) != 1:
             msg = f"expected one send of {self._names()}, {self._what_was_sent()}"
+            __tracebackhide__ = True  # pytest shows the line of the test
             raise AssertionError(msg)
         return events[0]
 
@@ -195,6 +196,7 @@ class Capture(Sequence[Event]):
         if len(found) < count:
             names = self._names() if wanted.signal is None else wanted.signal.name
             msg = f"expected {count} sends of {names} in {timeout:g} s, {self._what_was_sent()}"
+            __tracebackhide__ = True  # pytest shows the line of the test
             raise AssertionError(msg)
         return found[:count]
 
@@ -214,6 +216,7 @@ class Capture(Sequence[Event]):
         found = self._matching(wanted)
         if not found:
             msg = f"expected a send of {self._names()} with {wanted}, {self._what_was_sent()}"
+            __tracebackhide__ = True  # pytest shows the line of the test
             raise AssertionError(msg)
         return found[0]
 
@@ -227,6 +230,7 @@ class Capture(Sequence[Event]):
         wanted = self._asked(sender, signal, arguments)
         if self._matching(wanted):
             msg = f"expected no send of {self._names()} with {wanted}, {self._what_was_sent()}"
+            __tracebackhide__ = True  # pytest shows the line of the test
             raise AssertionError(msg)
         if self._elsewhere:
             msg = (
@@ -250,6 +254,7 @@ class Capture(Sequence[Event]):
         if [id(event.signal) for event in found] != list(map(id, wanted)):
             names = ", ".join(signal.name for signal in wanted if signal is not None)
             msg = f"expected the sends {names} in this order, {self._what_was_sent()}"
+            __tracebackhide__ = True  # pytest shows the line of the test
             raise AssertionError(msg)
         return found
 
