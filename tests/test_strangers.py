@@ -356,6 +356,7 @@ def test_an_event_is_data():
     assert pickle.loads(pickle.dumps(event)) == event  # noqa: S301  our own
     assert dataclasses.asdict(event)["arguments"] == {"a": [1, 2]}
     assert dict(event.as_dict()["arguments"]) == {"a": [1, 2]}
+    assert len(event.arguments) == 1
     assert hash(Event(module_level, "s", {"a": 1})) == hash(Event(module_level, "s", {"a": 1}))
     with pytest.raises(TypeError):
         hash(event)
