@@ -11,6 +11,7 @@ import asyncio
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import anyio
+import anyio.lowlevel
 
 from asignals.relay._to_the_end import to_the_end
 
@@ -48,9 +49,11 @@ async def heeding(call: Awaitable[T]) -> T:
         raise SelfCancelledError from error
     except Exception as error:
         if times_cancelled() > before:
+            await anyio.lowlevel.checkpoint_if_cancelled()  # a scope takes no other cancellation than its own
             raise asyncio.CancelledError from error
         raise
     if times_cancelled() > before:
+        await anyio.lowlevel.checkpoint_if_cancelled()
         raise asyncio.CancelledError
     return result
 
