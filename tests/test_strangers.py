@@ -252,6 +252,20 @@ async def test_a_connection_that_ends_while_it_takes_options_stays_ended(made, m
     assert await made.send(None, a=1) == []
 
 
+@pytest.mark.parametrize("make", [lambda made: made.muted(), lambda made: made.connected(hear)])
+async def test_a_block_is_entered_once(made, make):
+    """One that is entered again, inside of itself or later, is refused: else the inner end would undo the outer one."""
+    block = make(made)
+    with block:
+        with pytest.raises(RuntimeError, match="entered once"):
+            block.__enter__()
+        is_muted = await made.send(None, a=1) == []
+        assert is_muted == (made.connections == ())
+    with pytest.raises(RuntimeError, match="entered once"):
+        block.__enter__()
+    assert made.connections == ()
+
+
 # -- reload ------------------------------------------------------------------------------------------------------------
 
 
@@ -387,6 +401,29 @@ async def test_a_log_record_has_the_facts(made, caplog):
     assert record.sender_type == f"{__name__}.Shop"
     assert record.location == f"{__file__}:{fails.__code__.co_firstlineno}"
     assert logging.getLogger("asignals").name == record.name
+
+
+class Sullen(type):
+    """A metaclass whose classes answer no question."""
+
+    def __getattribute__(cls, name):
+        raise RuntimeError
+
+
+async def test_a_sender_whose_class_answers_nothing_breaks_no_robust_send(made, caplog):
+    """The error is logged with the name of the sender's class all the same."""
+
+    class Sender(metaclass=Sullen):
+        pass
+
+    def fails(**named):
+        raise ValueError
+
+    made.connect(fails)
+    made.connect(hear)
+    (_, error), (_, answer) = await made.send_robust(object.__new__(Sender), a=1)
+    assert (type(error), answer) == (ValueError, "heard")
+    assert caplog.records[0].sender_type.endswith("Sender")
 
 
 async def test_an_error_of_a_misspelt_option_names_it(made):

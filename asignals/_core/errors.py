@@ -117,7 +117,8 @@ def log_failure(
 
 
 def _type_name(thing: object) -> str:
-    return f"{type(thing).__module__}.{type(thing).__qualname__}"
+    kind = type(thing)  # asked past its metaclass, which may be anything
+    return f"{type.__getattribute__(kind, '__module__')}.{type.__getattribute__(kind, '__qualname__')}"
 
 
 def raise_errors(results: Iterable[tuple[Receiver, R | Exception]]) -> list[tuple[Receiver, R]]:

@@ -387,7 +387,15 @@ class Registry:
 
 
 class _Block:
-    """A context manager that is no decorator: on an `async def` it would end before the body runs."""
+    """A context manager for one use, and no decorator: on an `async def` it would end before the body runs."""
+
+    _was_entered = False
+
+    def _enter_once(self) -> None:
+        if self._was_entered:
+            msg = "this block can be entered once; make another one"
+            raise RuntimeError(msg)
+        self._was_entered = True
 
     def __call__(self, function: object) -> None:
         msg = f"this is no decorator: write the `with` block inside of {describe(function)}"
@@ -407,6 +415,7 @@ class Connected(_Block, Generic[F]):
         self._before: Snapshot
 
     def __enter__(self) -> F:
+        self._enter_once()
         with self._registry.lock:
             self._before = self._registry.snapshot(*self._given)
             self._connect()
@@ -449,6 +458,7 @@ class Mute(_Block):
         return not self._keys or identify(connection.target()) in self._keys
 
     def __enter__(self) -> None:
+        self._enter_once()
         _entered.set((*_entered.get(), self))
         self._registry.mute(self)
 
