@@ -486,6 +486,31 @@ async def test_an_instance_that_stops_leaves_no_crash_behind(memory: Memory) -> 
     assert (await inbox.recall("a", "billing")).begun == 0
 
 
+async def test_an_instance_that_stops_while_the_inbox_is_away_says_what_may_follow(
+    memory: Memory, caplog: pytest.LogCaptureFixture
+) -> None:
+    """That the attempt is not put down as one that never began is logged, with the event; the stop goes on."""
+    into, inbox = declared(), MemoryInbox()
+    relay = receiving(memory, into, inbox)
+    began = asyncio.Event()
+
+    async def hangs(**_: Any) -> None:
+        began.set()
+        await asyncio.Event().wait()
+
+    async def is_away(*_: Any) -> None:
+        raise ConnectionError("gone")  # noqa: EM101  the text is what is logged
+
+    with into.connected(hangs):
+        task = asyncio.create_task(relay._inbound.handle(delivery(event(id="a"), is_repeat=True)))  # type: ignore[arg-type]
+        await began.wait()
+        inbox.remember = is_away  # type: ignore[method-assign]
+        task.cancel()
+        await asyncio.wait([task])
+    assert task.cancelled()
+    assert any("event a was cancelled" in message and "gone" in message for message in caplog.messages)
+
+
 async def test_a_receiver_that_blocks_the_loop_is_named(memory: Memory, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its events would be redelivered without anybody knowing why; health and the log say who it is."""
     monkeypatch.setattr(_watchdog, "_LEAST", 0.05)

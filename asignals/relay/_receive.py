@@ -327,8 +327,17 @@ class Inbound:
             return outcome
         finally:
             if not is_ended:  # cancelled, as the instance stops: that is no crash
-                with anyio.CancelScope(shield=True), suppress(Exception):
-                    await limited(self._inbox.remember(event_id, self.service, before), 2.0)
+                await self._take_back(event_id, before)
+
+    async def _take_back(self, event_id: str, before: Memo) -> None:
+        """Note that an event has not begun after all, though the instance is being cancelled."""
+        with anyio.CancelScope(shield=True):
+            try:
+                await limited(self._inbox.remember(event_id, self.service, before), 2.0, "the inbox")
+            except Exception as error:  # noqa: BLE001  logged
+                logger.warning(
+                    "event %s was cancelled, and may count as a crash of this process: %s", event_id, said(error)
+                )
 
     async def _attempt(
         self,
