@@ -501,7 +501,7 @@ async def test_events_of_one_key_are_handled_one_after_the_other(memory: Memory)
 async def test_leaving_waits_for_receivers_and_says_what_is_left(memory: Memory) -> None:
     """What runs may end; what has not begun stays with the engine for the next instance."""
     shop, out, billing, into = pair(memory)
-    billing._limit = 1
+    billing._runner.limit = 1
     began, gate, done = asyncio.Event(), asyncio.Event(), []
 
     @into.connect
@@ -527,7 +527,7 @@ async def test_leaving_waits_for_receivers_and_says_what_is_left(memory: Memory)
 async def test_leaving_gives_up_waiting_after_the_time_of_grace(memory: Memory) -> None:
     """A receiver that does not end is cancelled, and its event stays."""
     shop, out, billing, into = pair(memory)
-    billing._grace = 0.05
+    billing._runner.grace = 0.05
     began = asyncio.Event()
 
     @into.connect

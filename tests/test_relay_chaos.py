@@ -86,7 +86,9 @@ class Instances:
     @property
     def problems(self) -> list[str]:
         """What is wrong with those that run."""
-        return [problem for relay in self.relays if relay._is_running for problem in relay.health().problems.values()]
+        return [
+            problem for relay in self.relays if relay._runner.is_running for problem in relay.health().problems.values()
+        ]
 
 
 async def test_nothing_is_lost_whatever_the_networks_do_while_a_service_is_deployed(

@@ -3,26 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
 import socket
-from contextlib import AsyncExitStack, suppress
+from contextlib import AsyncExitStack
 from contextvars import ContextVar
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Self
 
-from asignals._core import DocumentedError
-from asignals.relay._batch import Coalescer
 from asignals.relay._broadcast import Listener
-from asignals.relay._cancel import end, limited
 from asignals.relay._codec import UpcastingCodec, check_codec, codec_for
-from asignals.relay._connection_state import Attempts, ConnectionState
 from asignals.relay._dead_letters import REFUSED, KeepsRefused, Letters, which
 from asignals.relay._envelope import Envelope, check_name, new_id
 from asignals.relay._export import OWN_TRANSACTION, Bound, Exporter, ExportUid, dump_sender, key_function
+from asignals.relay._health import Health, Status, problems_of
 from asignals.relay._inbox import MemoryInbox
+from asignals.relay._publisher import Publisher
 from asignals.relay._receive import Inbound
-from asignals.relay._redact import redacted, said
+from asignals.relay._runner import Runner, last_look, unheard
 from asignals.relay._settings import (
     check_excluded,
     check_numbers,
@@ -32,23 +28,21 @@ from asignals.relay._settings import (
     check_transport,
     check_upcasters,
 )
-from asignals.relay._subscription import Subscription, names_for, receiver_names
+from asignals.relay._subscription import Subscription, names_for
 from asignals.relay._to_the_end import to_the_end
 from asignals.relay._transport import (
     Backlog,
     Broadcasts,
-    Checked,
     Closing,
     DeadLetters,
     KnowsServices,
     OwnInbox,
+    Parts,
     Prepared,
-    PublishRefusedError,
-    SchemaError,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Coroutine, Mapping, Sequence
+    from collections.abc import Collection, Mapping
     from contextlib import AbstractContextManager
     from types import TracebackType
 
@@ -61,69 +55,7 @@ if TYPE_CHECKING:
     from asignals.relay._transport import Transport
     from asignals.relay.outbox import Outbox
 
-logger = logging.getLogger("asignals.relay")
-
 FIRST: Final = float("inf")  # the priority of exporting receivers: events are published before anybody reacts here
-_CHECK: Final = 5.0  # seconds that starting waits for a database to say whether its tables are there
-_LAST_LOOK: Final = 2.0  # seconds that stopping waits for each figure of the final status
-
-
-@dataclass(frozen=True, slots=True)
-class Health:
-    """How a relay is, as far as this process knows; `problems` is empty when all is well.
-
-    `received`, `ignored`, `failed`, `dead` and `released` count deliveries since the start: those whose receivers have
-    all succeeded; those for nobody here (replays for other services, events whose receivers the sender called itself);
-    those in which a receiver failed; those that became dead letters; those that were given back for other instances.
-    `in_flight` are being handled. `published` counts events that the engine has acknowledged.
-
-    Of broadcasts, `heard` counts the events whose receivers were called, `missed` those that receivers were too slow
-    for or that could not be read, and `gaps` the interruptions in which any number may have been missed.
-    """
-
-    problems: dict[str, str] = field(default_factory=dict)
-    published: int = 0
-    received: int = 0
-    ignored: int = 0
-    failed: int = 0
-    dead: int = 0
-    released: int = 0
-    in_flight: int = 0
-    heard: int = 0
-    missed: int = 0
-    gaps: int = 0
-
-    @property
-    def ok(self) -> bool:
-        """Whether there are no problems."""
-        return not self.problems
-
-
-@dataclass(frozen=True, slots=True)
-class Status:
-    """What waits, asked of the outbox and the engine: `None` where there is no outbox, or the engine cannot say.
-
-    `dead` counts dead letters by queue; those of the queue `outbox.refused` are events of this service that the engine
-    will not take.
-    """
-
-    outbox: int | None
-    backlog: int | None
-    dead: dict[str, int]
-
-
-class NoReceiversError(DocumentedError, RuntimeError):
-    """A relay was to handle events, and signals that it receives have no receivers, or it receives nothing."""
-
-    def __init__(self, service: str, unheard: Sequence[tuple[str, str]], hint: str = "") -> None:
-        if unheard:
-            what = ", ".join(f"signal {signal!r} (topic {topic!r})" for signal, topic in unheard)
-            text = f"nobody would handle what service {service!r} receives: no receiver is connected to {what}"
-        else:
-            text = f"service {service!r} receives nothing: call relay.receive(signal, topic) before it starts"
-        super().__init__(f"{text}. {hint}" if hint else text)
-        self.service = service
-        self.unheard: tuple[tuple[str, str], ...] = tuple(unheard)
 
 
 class Relay:
@@ -188,35 +120,40 @@ class Relay:
         if strict and outbox is None:
             msg = "strict=True needs an outbox: without one there is no transaction that an event could be part of"
             raise ValueError(msg)
-        self.transport = transport
         self.service: str = check_name("service", service)
         self.instance: str = check_name("instance", instance or _instance())
-        self.outbox = outbox
         self.final_status: Status | None = None
         self._sender_codec: SenderCodec = sender_codec or (dump_sender, _as_it_is)
-        self._limit = limit
         self._hop_limit = hop_limit
-        self._grace = grace
-        self._publish_timeout = publish_timeout
         self._strict = strict
         self._session: ContextVar[Any] = ContextVar("asignals.relay.session", default=None)
         self._exported: list[tuple[Signal[..., Any], ExportUid]] = []
-        self._published = 0
-        self._is_running = False
-        self._consuming = ConnectionState(f"consuming as {service!r}")
-        self._tasks: list[asyncio.Task[None]] = []
-        self._publish_soon = Coalescer(self._publish_all)
-        self._inbox = inbox or (transport.inbox() if isinstance(transport, OwnInbox) else MemoryInbox())
+        own_inbox = transport.inbox() if inbox is None and isinstance(transport, OwnInbox) else MemoryInbox()
+        self._parts = Parts(transport, outbox, inbox or own_inbox)
+        self._publisher = Publisher(self._parts, self.origin, publish_timeout)
         self._inbound = Inbound(
             self.service,
             self.origin,
-            self._inbox,
-            self._put_dead_letter,
+            self._parts.inbox,
+            self._publisher.put_dead_letter,
             always_remember=inbox is not None,
             lease=_lease_of(transport),
         )
         self._listener = Listener(self._inbound, self._is_sent_here)
-        self._letters = Letters(transport, outbox, self._publish)
+        self._letters = Letters(transport, outbox, self._publisher.publish)
+        self._runner = Runner(
+            self.instance, self._parts, self._inbound, self._listener, self._publisher, limit=limit, grace=grace
+        )
+
+    @property
+    def transport(self) -> Transport:
+        """The engine."""
+        return self._parts.transport
+
+    @property
+    def outbox(self) -> Outbox | None:
+        """Where events wait until the engine has acknowledged them."""
+        return self._parts.outbox
 
     @property
     def origin(self) -> str:
@@ -279,7 +216,7 @@ class Relay:
             hop_limit=self._hop_limit,
             needs_session=self.outbox is not None and (declares_session if self._strict is None else self._strict),
             called_here=self._called_here,
-            hand_on=self._hand_on,
+            hand_on=self._publisher.hand_on,
             session=self._session,
         )
         signal.connect(exporter.__call__, sender, weak=False, dispatch_uid=uid, priority=FIRST)
@@ -356,7 +293,7 @@ class Relay:
             ModuleNotFoundError: the stub declares types, and neither pydantic nor msgspec is installed.
             RuntimeError: the relay runs.
         """
-        if self._is_running:
+        if self._runner.is_running:
             msg = f"topic {topic!r} cannot be received by a relay that runs: call receive before it starts"
             raise RuntimeError(msg)
         check_name("topic", topic)
@@ -402,7 +339,7 @@ class Relay:
     @property
     def unheard(self) -> list[tuple[str, str]]:
         """Signals that are received, broadcasts too, and that have no receiver now, each with its topic."""
-        return [*_unheard(self._inbound.subscriptions), *_unheard(self._listener.subscriptions)]
+        return [*unheard(self._inbound.subscriptions), *unheard(self._listener.subscriptions)]
 
     @property
     def topics(self) -> list[str]:
@@ -423,58 +360,29 @@ class Relay:
     # -- running ---------------------------------------------------------------------------------------------------
 
     async def __aenter__(self) -> Self:
-        if self._is_running:
+        if self._runner.is_running:
             msg = "this relay is running already"
             raise RuntimeError(msg)
-        self._is_running = True
         try:
-            await self._check_parts()
+            await self._runner.begin()
         except BaseException:
-            self._is_running = False
             await to_the_end(self.aclose())
             raise
         self.final_status = None
-        self._inbound.begin(self._limit)
-        if self.outbox is not None:
-            self._start(self.outbox.drain_for_ever(self._publish))
-        if self._inbound.subscriptions:
-            self._start(self._consume_for_ever())
-            self._start(self._inbound.watchdog.run())
-            if isinstance(self._inbox, Checked):
-                self._start(self._inbound.watch_inbox(self._inbox.check))
-        if self._listener.subscriptions and isinstance(self.transport, Broadcasts):
-            self._start(self._listener.run(self.transport))
-        for signal, topic in _unheard(self._inbound.subscriptions):
-            logger.warning("signal %r has no receiver yet: events of %r wait until one is connected", signal, topic)
         return self
-
-    async def _check_parts(self) -> None:
-        """Raise `SchemaError` when tables are missing; a database that does not answer is no reason not to start."""
-        parts: list[object] = [self.transport, self.outbox]
-        if self._inbound.subscriptions:
-            parts.append(self._inbox)
-        checks = [limited(part.check(), _CHECK) for part in parts if isinstance(part, Checked)]
-        for outcome in await asyncio.gather(*checks, return_exceptions=True):
-            if isinstance(outcome, SchemaError):
-                raise outcome
-            if isinstance(outcome, Exception):
-                logger.warning("whether all tables are there is not known yet (%s)", said(outcome))
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         try:
             if not isinstance(error, asyncio.CancelledError):
-                await self._settle()
+                await self._runner.settle()
         finally:
             await to_the_end(self._close())
 
     async def _close(self) -> None:
-        await end(self._tasks)
-        await self._publish_soon.aclose()
-        self._tasks.clear()
-        self._is_running = False
-        await self._take_stock()
+        await self._runner.end()
+        self.final_status = await last_look(self.service, self.status)
         await self.aclose()
 
     async def aclose(self) -> None:
@@ -483,139 +391,28 @@ class Relay:
         Each part is closed though another one fails; what is used again opens its connections again.
         """
         async with AsyncExitStack() as stack:
-            for part in (self._inbox, self.outbox, self.transport):
+            for part in reversed(tuple(self._parts)):
                 if isinstance(part, Closing):
                     stack.push_async_callback(part.aclose)
-
-    def _start(self, work: Coroutine[Any, Any, None]) -> None:
-        self._tasks.append(asyncio.get_running_loop().create_task(work))
-
-    async def _consume_for_ever(self) -> None:
-        attempts = Attempts(self._consuming)
-        consume, topics = self.transport.consume, self.topics
-        while True:
-            # consume() never reports success, so it is assumed to work after one second.
-            assumed = asyncio.get_running_loop().call_later(1.0, attempts.succeeded)
-            try:
-                async with attempts:
-                    await consume(self.service, self.instance, topics, self._inbound.handle, limit=self._limit)
-                    msg = "the transport stopped consuming"
-                    raise ConnectionError(msg)
-            finally:
-                assumed.cancel()
-
-    async def _settle(self) -> None:
-        """Wait until what has begun is done, for the time of grace."""
-        self._inbound.stopping = True
-        with suppress(TimeoutError):
-            async with asyncio.timeout(self._grace):
-                await self._inbound.idle.wait()
-                while await self._waiting_in_outbox():  # noqa: ASYNC110  the rows may be another process's work
-                    await asyncio.sleep(0.05)
-
-    async def _waiting_in_outbox(self) -> int:
-        try:
-            return 0 if self.outbox is None else await self.outbox.count()
-        except Exception:  # noqa: BLE001  the outbox reports its loss itself; here it means that something may wait
-            return 1
-
-    async def _take_stock(self) -> None:
-        """Find out, shortly, what is left, and log it."""
-        try:
-            async with asyncio.timeout(_LAST_LOOK):
-                self.final_status = await self.status()
-        except TimeoutError:
-            reason = f"outbox or engine did not answer within {_LAST_LOOK:g} s"
-        except Exception as error:  # noqa: BLE001  an engine that is away cannot say
-            reason = said(error)
-        else:
-            left = self.final_status
-            figures = {"outbox": left.outbox, "backlog": left.backlog, "dead letters": sum(left.dead.values())}
-            text = ", ".join(f"{name}: {count}" for name, count in figures.items() if count is not None)
-            logger.info("relay of %r stopped; left in %s", self.service, text)
-            return
-        logger.warning(
-            "relay of %r stopped; what is left is not known (%s), and is done by the next instance",
-            self.service,
-            reason,
-        )
-
-    # -- publishing ------------------------------------------------------------------------------------------------
-
-    async def _hand_on(self, envelope: Envelope, session: Any) -> None:
-        """Take an event from an exporting receiver."""
-        if self.outbox is not None:
-            await self.outbox.put(envelope, session)
-            return
-        try:
-            async with asyncio.timeout(self._publish_timeout):
-                refusal = await self._publish_soon(envelope)
-        except TimeoutError as error:
-            if str(error):
-                raise
-            msg = (
-                f"{self._engine_name} did not acknowledge an event of {envelope.topic!r} within "
-                f"{self._publish_timeout:g} s; it may have been stored all the same"
-            )
-            raise TimeoutError(msg) from error
-        if refusal is not None:
-            raise PublishRefusedError({envelope.id: refusal})
-
-    @property
-    def _engine_name(self) -> str:
-        state = getattr(self.transport, "connection_state", None)
-        return state.name if isinstance(state, ConnectionState) else type(self.transport).__name__
-
-    async def _publish_all(self, envelopes: list[Envelope]) -> list[str | None]:
-        """Publish what several sends have put together; gives for each why it was refused."""
-        refused: dict[str, str] = {}
-        try:
-            await self._publish(envelopes)
-        except PublishRefusedError as error:
-            refused = error.refused
-        return [refused.get(envelope.id) for envelope in envelopes]
-
-    async def _publish(self, envelopes: Sequence[Envelope]) -> None:
-        try:
-            await self.transport.publish_many(envelopes)
-        except PublishRefusedError as error:
-            self._published += len(envelopes) - len(error.refused)
-            raise
-        self._published += len(envelopes)
-
-    async def _put_dead_letter(self, queue: str, letter: DeadLetter) -> None:
-        if isinstance(self.transport, DeadLetters):
-            await self.transport.put_dead_letter(queue, letter)
-        else:
-            await self.transport.publish_many([Envelope(queue, letter.encode(), origin=self.origin)])
 
     # -- looking ---------------------------------------------------------------------------------------------------
 
     def health(self) -> Health:
         """Say how the relay is, from what it noticed by itself; asks nobody and never waits."""
-        problems = dict(self._inbound.problems)
-        parts = self.transport, self.outbox, self._inbox
-        for state in (self._consuming, *(getattr(part, "connection_state", None) for part in parts)):
-            if isinstance(state, ConnectionState) and state.problem is not None:
-                problems[state.name] = state.problem
-        for part in parts:
-            problems.update(getattr(part, "problems", {}))
-        for task in self._tasks:
-            if task.done():
-                problems["task"] = f"a part of the relay has ended: {redacted(task)}"
-        counts = self._inbound.counts
+        problems = {**self._inbound.problems, **problems_of(self._parts, [self._runner.consuming], self._runner.tasks)}
+        counts, heard = self._inbound.counts, self._listener.counts
         return Health(
             problems,
-            self._published,
+            self._publisher.published,
             counts.received,
             counts.ignored,
             counts.failed,
             counts.dead,
             counts.released,
             counts.in_flight,
-            self._listener.counts.heard,
-            self._listener.counts.missed,
-            self._listener.counts.gaps,
+            heard.heard,
+            heard.missed,
+            heard.gaps,
         )
 
     async def status(self) -> Status:
@@ -701,7 +498,7 @@ class Relay:
 
     async def init(self) -> None:
         """Create the tables, streams and queues that the parts need; harmless when they are there."""
-        for part in (self.transport, self.outbox, self._inbox):
+        for part in self._parts:
             if isinstance(part, Prepared):
                 await part.init()
         if self._inbound.subscriptions and isinstance(self.transport, KnowsServices):
@@ -723,14 +520,6 @@ class Relay:
         exported = ", ".join(uid.topic for _, uid in self._exported) or "nothing"
         received = ", ".join(self._inbound.subscriptions) or "nothing"
         return f"<asignals.relay.Relay {self.service!r} exports {exported}, receives {received}>"
-
-
-def _unheard(subscriptions: dict[str, Subscription]) -> list[tuple[str, str]]:
-    return [
-        (subscription.signal.name, topic)
-        for topic, subscription in subscriptions.items()
-        if not subscription.allow_no_receivers and not receiver_names(subscription.signal)
-    ]
 
 
 def _lease_of(transport: object) -> float:

@@ -18,7 +18,7 @@ import typer
 
 from asignals.relay._dead_letters import REFUSED
 from asignals.relay._redact import said
-from asignals.relay._relay import NoReceiversError
+from asignals.relay._runner import NoReceiversError
 from asignals.relay._transport import SchemaError
 from asignals.relay.worker import JSONFormatter, TextFormatter, check_receivers, load_relay, run_worker
 

@@ -215,7 +215,7 @@ class RelayTest:
 
     def adopt(self, relay: Relay) -> Relay:
         """Put a relay of the application on this engine until the end of the test; it must not run."""
-        if relay.health().in_flight or relay._is_running:
+        if relay.health().in_flight or relay._runner.is_running:
             msg = f"{relay!r} runs: adopt it before it starts"
             raise RuntimeError(msg)
         self._undo.enter_context(_on_engine(relay, self.engine))
@@ -285,7 +285,7 @@ class RelayTest:
     async def _start(self, stack: AsyncExitStack) -> None:
         """Run the relays that do not run yet, and wait until they consume and their outboxes are published."""
         for relay in self._relays:
-            if not relay._is_running:
+            if not relay._runner.is_running:
                 await stack.enter_async_context(relay)
         for relay in self._relays:
             async with asyncio.timeout(_START):
@@ -296,7 +296,7 @@ class RelayTest:
     async def _publish(self, relay: Relay) -> None:
         try:
             async with asyncio.timeout(_START):
-                while await relay._waiting_in_outbox():  # noqa: ASYNC110  a database's rows
+                while await relay._runner.waiting_in_outbox():  # noqa: ASYNC110  a database's rows
                     await asyncio.sleep(0.01)
         except TimeoutError:
             msg = f"the outbox of {relay.service!r} still has events that the engine did not take, after {_START:g} s"
@@ -368,12 +368,13 @@ def _stop_exporting(relay: Relay) -> None:
 def _on_engine(relay: Relay, engine: ManualEngine) -> Iterator[None]:
     """Exchange what a relay has of its engine."""
     inbound = relay._inbound
-    before = relay.transport, relay._inbox, relay._letters, inbound._inbox
-    relay.transport = engine
+    parts = relay._parts
+    before = parts.transport, parts.inbox, relay._letters, inbound._inbox
+    parts.transport = engine
     if not inbound._always_remember:  # one that was given stays
-        relay._inbox = inbound._inbox = MemoryInbox()
-    relay._letters = Letters(engine, relay.outbox, relay._publish)
+        parts.inbox = inbound._inbox = MemoryInbox()
+    relay._letters = Letters(engine, relay.outbox, relay._publisher.publish)
     try:
         yield
     finally:
-        relay.transport, relay._inbox, relay._letters, inbound._inbox = before
+        parts.transport, parts.inbox, relay._letters, inbound._inbox = before

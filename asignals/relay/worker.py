@@ -22,7 +22,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from asignals.relay._redact import redacted, without_passwords
-from asignals.relay._relay import NoReceiversError, Relay
+from asignals.relay._relay import Relay
+from asignals.relay._runner import NoReceiversError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Collection
