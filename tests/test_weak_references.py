@@ -936,3 +936,11 @@ def test_the_package_is_not_the_caller():
         receiver(made, sender=3)(functools.partial(greet))
     assert caught
     assert not [warning.filename for warning in caught if warning.filename.startswith(package)]
+
+
+def test_a_receiver_that_was_disconnected_before_it_dies_in_that_statement_is_not_warned_of(made, warned):
+    """Nothing was lost: the program has ended the connection, though a plan made before may still know it."""
+    owners = [Handler()]
+    (made.connect(owners[0].hear), made.has_listeners(), made.disconnect(owners[0].hear), owners.clear())
+    gc.collect()
+    assert warned == []

@@ -284,10 +284,9 @@ class Registry:
         if self._dead:
             self.purge()
         self._sent_before = self._next_order
-        entry = self._entry_to_plan(sender)
-        plan = entry.plan
-        if plan is None or entry.made_at != self._shared_changes:
-            plan = self._make_plan(entry, sender)
+        plan = self._whole_plan(sender)
+        if not self._senders:
+            self._offer(plan)
         for mute in self.mutes:
             if mute.is_in_force():
                 with self.lock:  # making a plan prepares its connections, which nobody may end meanwhile
@@ -297,8 +296,7 @@ class Registry:
     def connections_for(self, sender: object) -> Connections:
         """The connections of a sender, in order, muted or not; not counted as a send."""
         self.purge()
-        with self.lock:
-            return _in_order(self._gather(self._entry_to_plan(sender), sender))
+        return self._whole_plan(sender).connections
 
     def all_connections(self) -> Connections:
         """Every connection, those of all senders together in order."""
@@ -316,6 +314,21 @@ class Registry:
                 return self._entry_for(sender, None)  # to keep the plan in, until the class dies
         return self._everyone
 
+    def _whole_plan(self, sender: object) -> Plan:
+        entry = self._entry_to_plan(sender)
+        plan = entry.plan
+        return self._make_plan(entry, sender) if plan is None or entry.made_at != self._shared_changes else plan
+
+    def _offer(self, plan: Plan) -> None:
+        """Let the next sends take this plan without asking `plan_for`, where it holds for every sender."""
+        with self.lock:
+            everyone = self._everyone
+            is_fresh = everyone.plan is plan and everyone.made_at == self._shared_changes
+            if is_fresh and not self._senders and not self.mutes:
+                self.plan = plan
+                if self._dead:  # a callback came between, and expects the next send in plan_for
+                    self.plan = None
+
     def _make_plan(self, entry: _Sender, sender: object) -> Plan:
         with self.lock:
             while True:
@@ -324,10 +337,6 @@ class Registry:
                 if changes == self.changes:  # no finalizer changed anything meanwhile
                     break
             entry.plan, entry.made_at = plan, shared
-            if not self._senders and not self.mutes:
-                self.plan = plan
-                if self._dead:  # a callback came between, and expects the next send in plan_for
-                    self.plan = None
             return plan
 
     def _gather(self, entry: _Sender, sender: object) -> list[Connection]:
@@ -491,5 +500,6 @@ def _on_death(registry: ref[Registry], thing: Connection | WeakSender) -> None:
     while frame is not None and frame.f_globals.get("__name__") in {"weakref", "asignals._core.connection"}:
         frame = frame.f_back  # between a WeakMethod and here
     is_in_statement = frame is not None and thing.place is not None and references.is_running(frame, *thing.place)
-    if is_in_statement and home.is_unsent(thing):
+    has_ended = isinstance(thing, Connection) and not thing.is_live  # a plan that is out of date may still keep it
+    if is_in_statement and not has_ended and home.is_unsent(thing):
         home.warn_lost(thing, "died in the statement that connects it")
