@@ -27,7 +27,10 @@ from asignals.relay import (
     SchemaError,
     SQLAlchemyInbox,
     SQLAlchemyOutbox,
+    _connected,
     _connection_state,
+    _dialect,
+    _listening,
     _receive,
     _sql,
     outbox,
@@ -63,15 +66,16 @@ def _short_limits(monkeypatch: pytest.MonkeyPatch) -> None:
     if LONG:
         return
     monkeypatch.setattr(_receive, "_LOOK", 0.2)
-    for module in (_sql, outbox):
+    for module in (_connected, _listening, outbox):
         monkeypatch.setattr(module, "LIMIT", 0.5)
     for name in ("connected", "begun", "answered"):
-        function = getattr(_sql, name)
+        function = getattr(_connected, name)
         wrapped = getattr(function, "__wrapped__", function)
         monkeypatch.setattr(wrapped, "__defaults__", (0.5,))
-    monkeypatch.setattr(_sql, "_CLOSE", 0.3)
-    monkeypatch.setattr(outbox, "PG_IDLE", _sql.PG_IDLE.replace("12000", "1000"))
-    monkeypatch.setattr(_sql, "_KEEPALIVE", 0.3)
+    for module in (_connected, _listening, _sql):
+        monkeypatch.setattr(module, "CLOSE", 0.3)
+    monkeypatch.setattr(outbox, "PG_IDLE", _dialect.PG_IDLE.replace("12000", "1000"))
+    monkeypatch.setattr(_listening, "_KEEPALIVE", 0.3)
     monkeypatch.setattr(_connection_state.Backoff.__init__, "__defaults__", (0.05, 0.3))
 
 

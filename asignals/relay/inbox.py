@@ -12,9 +12,11 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from asignals.relay._batch import Coalescer
+from asignals.relay._connected import answered, begun
 from asignals.relay._current import AlreadyHandledError, calling
+from asignals.relay._dialect import is_missing_table, is_postgres, name_of
 from asignals.relay._inbox import Memo
-from asignals.relay._sql import Stored, answered, begun, is_missing_table, is_postgres, name_of
+from asignals.relay._sql import Stored
 from asignals.relay._transport import SchemaError
 
 if TYPE_CHECKING:

@@ -29,27 +29,23 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 from sqlalchemy.util import await_only
 
 from asignals.relay._cancel import limited
+from asignals.relay._connected import LIMIT, answered, begun, connected
 from asignals.relay._connection_state import Attempts, ConnectionState
-from asignals.relay._envelope import DeadLetter, Envelope
-from asignals.relay._redact import redacted, said
-from asignals.relay._sql import (
-    LIMIT,
+from asignals.relay._dialect import (
     PG_IDLE,
     PG_NO_WAIT,
-    Stored,
-    announce,
-    answered,
-    begun,
     channel_of,
-    connected,
     is_missing_table,
     is_postgres,
-    listening,
     lock_of,
     name_of,
     now,
     quoted,
 )
+from asignals.relay._envelope import DeadLetter, Envelope
+from asignals.relay._listening import announce, listening
+from asignals.relay._redact import redacted, said
+from asignals.relay._sql import Stored
 from asignals.relay._transport import PublishRefusedError, SchemaError
 
 if TYPE_CHECKING:

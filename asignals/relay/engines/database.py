@@ -21,24 +21,13 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 from asignals.relay._batch import Batch
 from asignals.relay._cancel import limited
+from asignals.relay._connected import begun, connected
 from asignals.relay._connection_state import Attempts, ConnectionState
+from asignals.relay._dialect import PG_IDLE, PG_NO_WAIT, PG_NOW, channel_of, is_postgres, lock_of, now, quoted
 from asignals.relay._envelope import DeadLetter, check_name
+from asignals.relay._listening import announce, listening
 from asignals.relay._pool import Pool
-from asignals.relay._sql import (
-    PG_IDLE,
-    PG_NO_WAIT,
-    PG_NOW,
-    Stored,
-    announce,
-    begun,
-    channel_of,
-    connected,
-    is_postgres,
-    listening,
-    lock_of,
-    now,
-    quoted,
-)
+from asignals.relay._sql import Stored
 from asignals.relay._to_the_end import to_the_end
 from asignals.relay._transport import Delivery, delay_of
 from asignals.relay.inbox import SQLAlchemyInbox

@@ -1,0 +1,134 @@
+"""Connections to a database with a limit for every wait: one that is connected and silent stops nothing for ever."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from contextlib import asynccontextmanager, nullcontext, suppress
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+from weakref import WeakKeyDictionary
+
+import anyio
+from sqlalchemy.exc import DBAPIError
+
+from asignals.relay._cancel import limited
+from asignals.relay._dialect import is_missing_table, is_postgres, missing_table, name_of
+from asignals.relay._to_the_end import to_the_end
+from asignals.relay._transport import SchemaError
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable
+
+    from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+    from sqlalchemy.pool import Pool
+
+T = TypeVar("T")
+
+LIMIT: Final = 8.0  # seconds that a transaction of a few statements may take; then its connection is thrown away
+CLOSE: Final = 2.0  # seconds that closing may take
+
+# When a connection of a pool last did not answer: what was made before that is not trusted any more.
+_TROUBLES: WeakKeyDictionary[Pool, float] = WeakKeyDictionary()
+_MADE: Final = "asignals_made"
+
+
+def note_when_made(_connection: Any, record: Any) -> None:
+    """Note when the pool has made a connection; a listener of its event `connect`."""
+    record.info[_MADE] = time.monotonic()
+
+
+@asynccontextmanager
+async def connected(engine: AsyncEngine, seconds: float | None = LIMIT) -> AsyncIterator[AsyncConnection]:
+    """`engine.connect()`, with a limit for the block: a database that is connected and silent stops nothing for ever.
+
+    After `seconds` the block is cancelled, its connection thrown away, and with it all that were made before; raises
+    `TimeoutError`. Opening and closing are cut short by no cancellation: drivers leave half-open ones behind. Raises
+    `SchemaError` where a table is missing. On SQLite, whose file answers, the limit is that for its lock.
+    """
+    seconds = seconds if is_postgres(engine) else None
+    opened: list[AsyncConnection] = []
+    is_silent = False
+    try:
+        await to_the_end(_open(engine, opened))
+        connection = opened[0]
+        with anyio.move_on_after(seconds) if seconds is not None else nullcontext() as scope:
+            yield connection
+        if scope is not None and scope.cancelled_caught:
+            raise _silent(engine, seconds)
+    except TimeoutError:
+        is_silent = True
+        raise
+    except DBAPIError as error:
+        if is_missing_table(error):
+            raise SchemaError(name_of(engine), [missing_table(error)]) from error
+        raise
+    finally:
+        if opened:  # also when we were cancelled meanwhile
+            await to_the_end(_closed(opened[0], is_silent=is_silent))
+
+
+async def answered(engine: AsyncEngine, call: Awaitable[T], seconds: float = LIMIT) -> T:
+    """Await one call of a connection, with a limit of its own inside of that of the whole block."""
+    try:
+        return await limited(call, seconds)
+    except TimeoutError as error:
+        raise _silent(engine, seconds) from error
+
+
+def _silent(engine: AsyncEngine, seconds: float | None) -> TimeoutError:
+    """Trust no connection any more that was made until now, and say who did not answer."""
+    _TROUBLES[engine.sync_engine.pool] = time.monotonic()
+    return TimeoutError(f"{name_of(engine)} did not answer within {seconds:g} s; its connections are thrown away")
+
+
+@asynccontextmanager
+async def begun(engine: AsyncEngine, seconds: float | None = LIMIT) -> AsyncIterator[AsyncConnection]:
+    """`engine.begin()` by way of `connected`: the limit holds for the commit, too."""
+    async with connected(engine, seconds) as connection, connection.begin():
+        yield connection
+
+
+async def _open(engine: AsyncEngine, opened: list[AsyncConnection]) -> None:
+    opened.append(await _opened(engine))
+
+
+async def _opened(engine: AsyncEngine) -> AsyncConnection:
+    while True:
+        connection = engine.connect()
+        # One cancellation first, after which the pool closes what it has begun; then again and again.
+        with anyio.move_on_after(LIMIT + CLOSE), suppress(TimeoutError):
+            async with asyncio.timeout(LIMIT):
+                await connection.start()
+        if connection.sync_connection is None:
+            msg = f"{name_of(engine)} could not be connected to within {LIMIT:g} s"
+            raise TimeoutError(msg)
+        trouble = _TROUBLES.get(engine.sync_engine.pool)
+        if trouble is None or connection.sync_connection.info.get(_MADE, 0.0) > trouble:
+            return connection
+        await throw_away(connection)
+
+
+async def _closed(connection: AsyncConnection, *, is_silent: bool) -> None:
+    """Give it back to the pool; one that is silent, or takes too long for that, goes away."""
+    if not is_postgres(connection.engine):
+        await connection.close()
+        return
+    if not is_silent:
+        with anyio.move_on_after(CLOSE):
+            await connection.close()
+            return
+    await throw_away(connection)
+
+
+async def throw_away(connection: AsyncConnection) -> None:
+    """End a connection without a word to the server, which may not answer."""
+    with anyio.move_on_after(CLOSE), suppress(Exception):
+        if not connection.invalidated:
+            driver: Any = (await connection.get_raw_connection()).driver_connection
+            if hasattr(driver, "terminate"):  # asyncpg
+                driver.terminate()
+            else:
+                await driver.close()
+            await connection.invalidate()
+    with anyio.move_on_after(CLOSE), suppress(Exception):
+        await connection.close()
