@@ -163,7 +163,7 @@ async def _jetstream(_path: Path) -> AsyncIterator[World]:
     finally:
         client = await nats.connect(url)
         manager = client.jsm()
-        for name in (stream, f"{stream}-dead", f"KV_{stream}-inbox"):
+        for name in (stream, f"{stream}-dead", f"{stream}-instances", f"KV_{stream}-inbox"):
             with suppress(nats.js.errors.NotFoundError):
                 await manager.delete_stream(name)
         await client.close()

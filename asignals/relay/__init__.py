@@ -3,10 +3,10 @@
     relay = Relay(RabbitMQ("amqp://guest:guest@localhost/"), "shop", outbox=SQLAlchemyOutbox(engine))
     relay.export(order_paid, "order.paid")      # and in another process: relay.receive(order_paid, "order.paid")
 
-- Carry: `Relay`, `Health`, `Status`; `current_event`, `ReceivedEvent` and `once`, for receivers.
+- Carry: `Relay`, `Health`, `Status`, `TopicFigures`; `current_event`, `ReceivedEvent` and `once`, for receivers.
 - Engines, each with its extra: `JetStream` [nats], `RedisStreams` [redis], `RabbitMQ` [rabbitmq], `Kafka` [kafka],
   `Database` [sqlalchemy], `Memory`; `engine_from_url`. For another: `Transport`, `Delivery`, `Handle`, `Release`,
-  `Backlog`, `DeadLetters`.
+  `Backlog`, `Figures`, `DeadLetters`.
 - Store, [sqlalchemy]: `SQLAlchemyOutbox`, `SQLAlchemyInbox`, `table_metadata`; also `Inbox`, `Memo`, `MemoryInbox`.
 - On the wire: `Envelope`, `DeadLetter`; `Codec`, `JSONCodec`, `MsgspecCodec`, `PydanticCodec`, `Upcaster`.
 - Errors: `AlreadyHandledError`, `BodyError`, `CrashedError`, `EnvelopeError`, `HopLimitError`, `NoReceiversError`,
@@ -42,6 +42,8 @@ from asignals.relay._envelope import EnvelopeError as EnvelopeError
 from asignals.relay._export import HopLimitError as HopLimitError
 from asignals.relay._export import NoSessionError as NoSessionError
 from asignals.relay._extras import needs as _needs
+from asignals.relay._figures import Figures as Figures
+from asignals.relay._figures import TopicFigures as TopicFigures
 from asignals.relay._health import Health as Health
 from asignals.relay._health import Status as Status
 from asignals.relay._inbox import Inbox as Inbox
@@ -94,6 +96,7 @@ __all__ = [
     "Delivery",
     "Envelope",
     "EnvelopeError",
+    "Figures",
     "Handle",
     "Health",
     "HopLimitError",
@@ -119,6 +122,7 @@ __all__ = [
     "SQLAlchemyOutbox",
     "SchemaError",
     "Status",
+    "TopicFigures",
     "Transport",
     "Upcaster",
     "current_event",

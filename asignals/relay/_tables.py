@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Final
 
 from sqlalchemy import (
     BigInteger,
+    Boolean,
     Column,
     Double,
     Index,
@@ -16,6 +17,7 @@ from sqlalchemy import (
     Table,
     Text,
     UniqueConstraint,
+    false,
 )
 
 if TYPE_CHECKING:
@@ -81,6 +83,15 @@ class Tables:
             Column("seq", BigInteger, primary_key=True),
             Column("available_at", Double, nullable=False),
             Column("attempts", Integer, nullable=False),
+            # Whether a consumer holds it until then; else it is a retry that is due then.
+            Column("is_held", Boolean, nullable=False, server_default=false()),
+        )
+        self.instance: Table = Table(
+            "asignals_instance",
+            self.metadata,
+            Column("subscription", BigInteger, primary_key=True, autoincrement=False),
+            Column("instance", String(200), primary_key=True),
+            Column("expires_at", Double, nullable=False),
         )
         self.dead: Table = Table(
             "asignals_dead",
@@ -97,7 +108,7 @@ class Tables:
 PARTS: Final = {
     "outbox": ("outbox",),
     "inbox": ("inbox",),
-    "engine": ("subscription", "event", "delivery", "dead"),
+    "engine": ("subscription", "event", "delivery", "instance", "dead"),
 }
 
 

@@ -16,15 +16,30 @@ from dataclasses import dataclass, field
 from operator import attrgetter
 from typing import TYPE_CHECKING, Final, TypeAlias
 
-from sqlalchemy import ColumnElement, bindparam, delete, func, insert, literal, select, text, tuple_, union_all, update
+from sqlalchemy import (
+    ColumnElement,
+    Double,
+    bindparam,
+    delete,
+    func,
+    insert,
+    literal,
+    literal_column,
+    select,
+    text,
+    tuple_,
+    union_all,
+    update,
+)
 from sqlalchemy.dialects import postgresql, sqlite
 
 from asignals.relay._batch import Batch
 from asignals.relay._cancel import limited
 from asignals.relay._connected import begun, connected
 from asignals.relay._connection_state import Attempts, ConnectionState
-from asignals.relay._dialect import PG_IDLE, PG_NO_WAIT, PG_NOW, channel_of, is_postgres, lock_of, now, quoted
+from asignals.relay._dialect import PG_IDLE, PG_NO_WAIT, PG_NOW, channel_of, is_postgres, lock_of, name_of, now, quoted
 from asignals.relay._envelope import DeadLetter, check_name
+from asignals.relay._figures import EXPIRY, TopicFigures, backlog_of, beat_for_ever
 from asignals.relay._listening import announce, listening
 from asignals.relay._pool import Pool
 from asignals.relay._sql import Stored
@@ -62,9 +77,7 @@ class Database(Stored):
     def __init__(self, database: str | AsyncEngine, *, schema: str | None = None, lease: float = 30.0) -> None:
         super().__init__(database, schema, ("engine", "inbox"))  # it is its own inbox, too
         self.lease = lease
-        self.connection_state: ConnectionState = ConnectionState(
-            f"{self.engine.dialect.name} ({self.engine.url.database})"
-        )
+        self.connection_state: ConnectionState = ConnectionState(name_of(self.engine))
         self._sql: _Postgres | _SQLite = (_Postgres if is_postgres(self.engine) else _SQLite)(self.engine, self.tables)
 
     # -- publishing ------------------------------------------------------------------------------------------------
@@ -86,7 +99,7 @@ class Database(Stored):
         """Call `handle` for each event of the topics until cancelled."""
         check_name("instance", instance)
         await self.add_service(service, topics)
-        await _Consumer(self, service, tuple(topics), handle, limit).run()
+        await _Consumer(self, service, instance, tuple(topics), handle, limit).run()
 
     async def listen(self, topics: Collection[str], hear: Hear, begun: Callable[[], object]) -> None:
         """Hear each event of these topics by reading the table of events, of which nothing is claimed.
@@ -127,14 +140,12 @@ class Database(Stored):
 
     async def forget_service(self, service: str, topics: Collection[str] | None = None) -> None:
         """Remove a service's deliveries, of some topics or of all, and make no more."""
-        delivery = self.tables.delivery
-        known = await self._subscriptions(service, topics)
-        for number in known:
+        subscription, delivery, instance = self.tables.subscription, self.tables.delivery, self.tables.instance
+        for number in await self._subscriptions(service, topics):
             async with begun(self.engine) as connection:
-                await connection.execute(
-                    delete(self.tables.subscription).where(self.tables.subscription.c.id == number)
-                )
+                await connection.execute(delete(subscription).where(subscription.c.id == number))
                 await connection.execute(delete(delivery).where(delivery.c.subscription == number))
+                await connection.execute(delete(instance).where(instance.c.subscription == number))
 
     async def _subscriptions(self, service: str, topics: Collection[str] | None) -> list[int]:
         """Give the numbers of a service's subscriptions, to some topics or to all."""
@@ -147,14 +158,60 @@ class Database(Stored):
 
     async def backlog(self, service: str) -> int:
         """Count the events that the service has not acknowledged."""
-        delivery, subscription = self.tables.delivery, self.tables.subscription
-        query = (
-            select(func.count())
-            .select_from(delivery.join(subscription, delivery.c.subscription == subscription.c.id))
-            .where(subscription.c.service == service)
+        return backlog_of(await self.figures(service))
+
+    async def figures(self, service: str | None = None, topics: Collection[str] | None = None) -> list[TopicFigures]:
+        """Give what waits, by service and topic; instances that stopped are known 20 seconds later at the latest."""
+        event, delivery, subscription = self.tables.event, self.tables.delivery, self.tables.subscription
+        instance, at = self.tables.instance, self._sql.now
+        mine = delivery.c.subscription == subscription.c.id
+        is_later = delivery.c.available_at > at
+        # Numbers and times of events go together but for a moment, and the index begins with the numbers.
+        first = select(func.min(delivery.c.seq)).where(mine).correlate(subscription).scalar_subquery()
+        columns = (
+            select(func.count()).where(mine),
+            select(at - event.c.time).where(event.c.seq == first),
+            select(func.count()).where(mine, is_later, delivery.c.is_held.is_(True)),
+            select(func.count()).where(mine, is_later, delivery.c.is_held.is_(False)),
+            select(func.count()).where(instance.c.subscription == subscription.c.id, instance.c.expires_at > at),
         )
+        query = select(
+            subscription.c.service,
+            subscription.c.topic,
+            *(column.correlate(subscription).scalar_subquery() for column in columns),
+        ).order_by(subscription.c.service, subscription.c.topic)
+        if service is not None:
+            query = query.where(subscription.c.service == service)
+        if topics is not None:
+            query = query.where(subscription.c.topic.in_(list(topics)))
         async with connected(self.engine) as connection:
-            return int((await connection.execute(query)).scalar_one())
+            rows = (await connection.execute(query)).all()
+        return [
+            TopicFigures(name, topic, backlog, max(0.0, age or 0.0), *others)
+            for name, topic, backlog, age, *others in rows
+        ]
+
+    async def _beat(self, numbers: Collection[int], instance: str) -> None:
+        """Write that an instance is alive, and remove those that are not."""
+        table, at = self.tables.instance, self._sql.now
+        dialect = postgresql if is_postgres(self.engine) else sqlite
+        async with begun(self.engine) as connection:
+            await connection.execute(delete(table).where(table.c.expires_at < at))
+            for number in sorted(numbers):
+                row = {"subscription": number, "instance": instance, "expires_at": at + EXPIRY}
+                write = dialect.insert(table).values(row)
+                again = write.on_conflict_do_update(
+                    index_elements=["subscription", "instance"], set_={"expires_at": write.excluded.expires_at}
+                )
+                await connection.execute(again)
+
+    async def _stop_beating(self, instance: str, numbers: Collection[int]) -> None:
+        """Remove what says that an instance is alive."""
+        table = self.tables.instance
+        async with begun(self.engine) as connection:
+            await connection.execute(
+                delete(table).where(table.c.instance == instance, table.c.subscription.in_(list(numbers)))
+            )
 
     async def _sweep(self) -> None:
         """Forget events that all have acknowledged, in small transactions."""
@@ -270,6 +327,7 @@ class _Consumer:
 
     database: Database
     service: str
+    instance: str
     topics: tuple[str, ...]
     handle: Handle
     limit: int
@@ -294,6 +352,7 @@ class _Consumer:
                     pool,
                 ):
                     pool.start(self._keep())
+                    pool.start(beat_for_ever(database.connection_state.name, self._beat, self._stop_beating))
                     await self._claim_for_ever(pool)
             finally:
                 for key in self.held:
@@ -345,6 +404,13 @@ class _Consumer:
         if again:
             self.wake.set()
 
+    async def _beat(self) -> None:
+        known = self.subscriptions or await self.database._subscriptions(self.service, self.topics)
+        await self.database._beat(known, self.instance)
+
+    async def _stop_beating(self) -> None:
+        await self.database._stop_beating(self.instance, self.subscriptions)
+
     async def _keep(self) -> None:
         """Renew the leases of what is held, see that the subscriptions are there, and clean up, until cancelled."""
         database = self.database
@@ -354,7 +420,7 @@ class _Consumer:
             async with attempts:
                 if self.held:
                     async with begun(database._single) as connection:
-                        await database._sql.postpone(connection, [(key, database.lease) for key in self.held])
+                        await database._sql.renew(connection, list(self.held), database.lease)
                 if len(await database._subscriptions(self.service, self.topics)) < len(set(self.topics)):
                     self.subscriptions = []
                 await database._sweep()
@@ -368,6 +434,7 @@ class _Postgres:
             quoted(engine, table) for table in (tables.event, tables.delivery, tables.subscription)
         )
         self.channel = channel_of(event)
+        self.now: ColumnElement[float] = literal_column(PG_NOW, Double)
         self._lock = lock_of(subscription)
         numbers = postgresql.ARRAY(postgresql.BIGINT)
         texts = postgresql.ARRAY(postgresql.TEXT)
@@ -394,7 +461,7 @@ class _Postgres:
             f"WITH next AS (SELECT found.* FROM unnest(:subscriptions) AS s (id), LATERAL"  # noqa: S608
             f" (SELECT subscription, seq FROM {delivery} WHERE subscription = s.id AND available_at <= {PG_NOW}"
             f" ORDER BY seq LIMIT :count FOR UPDATE SKIP LOCKED) AS found ORDER BY seq LIMIT :count)"
-            f" UPDATE {delivery} AS d SET available_at = {PG_NOW} + :lease, attempts = attempts + 1"
+            f" UPDATE {delivery} AS d SET available_at = {PG_NOW} + :lease, attempts = attempts + 1, is_held = true"
             f" FROM next JOIN {event} AS e USING (seq), {PG_NO_WAIT}"
             f" WHERE d.subscription = next.subscription AND d.seq = next.seq"
             f" RETURNING d.seq, d.subscription, d.attempts, e.topic, e.data"
@@ -405,10 +472,14 @@ class _Postgres:
             f" WHERE d.subscription = k.subscription AND d.seq = k.seq"
         ).bindparams(*keys)
         self._postpone = text(
-            f"UPDATE {delivery} AS d SET available_at = {PG_NOW} + k.delay"  # noqa: S608
+            f"UPDATE {delivery} AS d SET available_at = {PG_NOW} + k.delay, is_held = :is_held"  # noqa: S608
             f" FROM unnest(:seqs, :subscriptions, :delays) AS k (seq, subscription, delay), {PG_NO_WAIT}"
             f" WHERE d.subscription = k.subscription AND d.seq = k.seq"
-        ).bindparams(*keys, bindparam("delays", type_=postgresql.ARRAY(postgresql.DOUBLE_PRECISION)))
+        ).bindparams(
+            *keys,
+            bindparam("delays", type_=postgresql.ARRAY(postgresql.DOUBLE_PRECISION)),
+            bindparam("is_held", type_=postgresql.BOOLEAN),
+        )
         self._sweep = text(
             f"DELETE FROM {event} WHERE seq IN (SELECT seq FROM {event} AS e WHERE time < {PG_NOW} - {_KEPT}"  # noqa: S608
             f" AND NOT EXISTS (SELECT 1 FROM {subscription} AS s JOIN {delivery} AS d ON d.subscription = s.id"
@@ -441,7 +512,11 @@ class _Postgres:
 
     async def postpone(self, connection: AsyncConnection, delays: list[tuple[_Key, float]]) -> None:
         keys = _columns([key for key, _ in delays])
-        await connection.execute(self._postpone, {**keys, "delays": [delay for _, delay in delays]})
+        given = {**keys, "delays": [delay for _, delay in delays], "is_held": False}
+        await connection.execute(self._postpone, given)
+
+    async def renew(self, connection: AsyncConnection, keys: list[_Key], lease: float) -> None:
+        await connection.execute(self._postpone, {**_columns(keys), "delays": [lease] * len(keys), "is_held": True})
 
     async def sweep(self, connection: AsyncConnection) -> int:
         await self._keep_subscriptions(connection)
@@ -469,6 +544,10 @@ class _SQLite:
     """
 
     channel = ""
+
+    @property
+    def now(self) -> ColumnElement[float]:
+        return literal(now())
 
     def __init__(self, _engine: AsyncEngine, tables: Tables) -> None:
         self._tables = tables
@@ -514,7 +593,7 @@ class _SQLite:
         take = (
             update(delivery)
             .where(tuple_(delivery.c.subscription, delivery.c.seq).in_(next_))
-            .values(available_at=now() + lease, attempts=delivery.c.attempts + 1)
+            .values(available_at=now() + lease, attempts=delivery.c.attempts + 1, is_held=True)
             .returning(delivery.c.seq, delivery.c.subscription, delivery.c.attempts)
         )
         taken = (await connection.execute(take)).all()
@@ -532,8 +611,13 @@ class _SQLite:
         delivery = self._tables.delivery
         for delay in {delay for _, delay in delays}:
             for number, seqs in _by_subscription([key for key, one in delays if one == delay]).items():
-                statement = update(delivery).where(*self._which(number, seqs)).values(available_at=now() + delay)
-                await connection.execute(statement)
+                values = {"available_at": now() + delay, "is_held": False}
+                await connection.execute(update(delivery).where(*self._which(number, seqs)).values(values))
+
+    async def renew(self, connection: AsyncConnection, keys: list[_Key], lease: float) -> None:
+        for number, seqs in _by_subscription(keys).items():
+            renewed = update(self._tables.delivery).where(*self._which(number, seqs))
+            await connection.execute(renewed.values(available_at=now() + lease))
 
     def _which(self, subscription: int, seqs: list[int]) -> tuple[ColumnElement[bool], ColumnElement[bool]]:
         delivery = self._tables.delivery

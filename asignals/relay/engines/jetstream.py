@@ -14,8 +14,10 @@ import logging
 import math
 import time
 import zlib
+from collections import Counter
 from contextlib import suppress
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import nats.errors
@@ -27,6 +29,7 @@ from asignals.relay._batch import Batch
 from asignals.relay._cancel import heeding, limited
 from asignals.relay._connection_state import Attempts, ConnectionState
 from asignals.relay._envelope import DeadLetter, check_name
+from asignals.relay._figures import EXPIRY, TopicFigures, backlog_of, beat_for_ever, held_of
 from asignals.relay._inbox import Memo
 from asignals.relay._pool import Pool
 from asignals.relay._redact import redacted
@@ -114,8 +117,8 @@ class JetStream:
 
     Args:
         servers: URLs of the servers, `nats://127.0.0.1:4222`.
-        stream: The stream's name; its subjects are `<stream>.<topic>`, dead letters are in `<stream>-dead`. Both are
-            made when they are missing.
+        stream: The stream's name; its subjects are `<stream>.<topic>`. Dead letters are in `<stream>-dead`, and which
+            instances run in `<stream>-instances`. They are made when they are missing.
         ack_wait: Seconds after which an event of a consumer that does not renew it is delivered to another one.
         max_age: Seconds for which the stream keeps events, whether or not they were handled; `math.inf` for ever.
         dedup_window: Seconds within which the server recognises a repetition.
@@ -248,8 +251,13 @@ class JetStream:
     async def _make_streams(self, client: Client) -> None:
         """Create what is missing, and change what is there where it was asked for."""
         jetstream = client.jetstream(timeout=_CONNECT)
-        for name, given in ((self.stream, self._settings), (f"{self.stream}-dead", {})):
-            defaults = _DEFAULTS if name == self.stream else {"num_replicas": self._settings.get("num_replicas", 1)}
+        copies = {"num_replicas": self._settings.get("num_replicas", 1)}
+        beats = {"max_age": EXPIRY, "max_msgs_per_subject": 1, "duplicate_window": EXPIRY}
+        for name, given, defaults in (
+            (self.stream, self._settings, _DEFAULTS),
+            (f"{self.stream}-dead", {}, copies),
+            (f"{self.stream}-instances", {}, {**copies, **beats}),
+        ):
             try:
                 config = (await jetstream.stream_info(name)).config
             except NotFoundError:
@@ -333,7 +341,7 @@ class JetStream:
         """Call `handle` for each event of the topics until cancelled."""
         check_name("instance", instance)
         names = [check_name("topic", topic) for topic in topics]
-        await _Consumer(self, check_name("service", service), names, handle, limit).run()
+        await _Consumer(self, check_name("service", service), instance, names, handle, limit).run()
 
     async def listen(self, topics: Collection[str], hear: Hear, begun: Callable[[], object]) -> None:
         """Hear each event of these topics by a subscription of core NATS, which nothing is kept for."""
@@ -417,20 +425,85 @@ class JetStream:
                     deleting = client.jetstream(timeout=_CONNECT).delete_consumer(self.stream, info.name)
                     await self._ask(client, deleting)
 
-    async def _consumers(self, client: Client, service: str) -> list[ConsumerInfo]:
-        """Give a service's consumers of all topics."""
+    async def _consumers(self, client: Client, service: str | None) -> list[ConsumerInfo]:
+        """Give the consumers of all topics, of one service or of all."""
         jetstream = client.jetstream(timeout=_CONNECT)
         found: list[ConsumerInfo] = []
         seen = 0
         while page := await self._ask(client, jetstream.consumers_info(self.stream, offset=seen)):
             seen += len(page)
-            found += [info for info in page if (info.config.description or "").partition(" ")[0] == service]
+            names = [(info.config.description or "").partition(" ")[0] for info in page]
+            found += [info for info, name in zip(page, names, strict=True) if service in (None, name)]
         return found
 
     async def backlog(self, service: str) -> int:
         """Count the events that the service has not acknowledged."""
-        infos = await self._consumers(await self._connected(), service)
-        return sum((info.num_pending or 0) + (info.num_ack_pending or 0) for info in infos)
+        return backlog_of(await self.figures(service))
+
+    async def figures(self, service: str | None = None, topics: Collection[str] | None = None) -> list[TopicFigures]:
+        """Give what waits, by service and topic.
+
+        `in_flight` is what the instances said last, up to five seconds ago; those that were killed count as alive for
+        up to twenty.
+        """
+        client = await self._connected()
+        beats = await self._beats(client)
+        found = []
+        for info in await self._consumers(client, service):
+            name, _, topic = (info.config.description or "").partition(" ")
+            if topic and (topics is None or topic in topics):
+                mine = [held for one, held in beats if one == name and topic in held]
+                found.append(await self._figures_of(client, info, (name, topic), mine))
+        return sorted(found, key=lambda one: (one.service, one.topic))
+
+    async def _figures_of(
+        self, client: Client, info: ConsumerInfo, whose: tuple[str, str], beats: list[dict[str, int]]
+    ) -> TopicFigures:
+        pending = info.num_ack_pending or 0
+        backlog, in_flight = pending + (info.num_pending or 0), sum(held[whose[1]] for held in beats)
+        age: float | None = 0.0
+        if backlog:
+            done = info.ack_floor.stream_seq if info.ack_floor else 0
+            age = await self._age_after(client, whose[1], done)
+        return TopicFigures(*whose, backlog, age, in_flight, max(0, pending - in_flight), len(beats))
+
+    async def _age_after(self, client: Client, topic: str, sequence: int) -> float | None:
+        """Give the age of the first event of a topic that comes after a place in the stream."""
+        asking = json.dumps({"seq": sequence + 1, "next_by_subj": f"{self.stream}.{topic}"}).encode()
+        answer = await self._ask(client, client.request(f"$JS.API.STREAM.MSG.GET.{self.stream}", asking, _CONNECT))
+        text = json.loads(answer.data).get("message", {}).get("time")
+        return None if text is None else max(0.0, time.time() - _seconds(text))
+
+    async def _beats(self, client: Client) -> list[tuple[str, dict[str, int]]]:
+        """Give the heartbeats of all instances: the service, and how many events it holds of which topic."""
+        name = f"{self.stream}-instances"
+        asking = json.dumps({"subjects_filter": f"{name}.>"}).encode()
+        answer = await self._ask(client, client.request(f"$JS.API.STREAM.INFO.{name}", asking, _CONNECT))
+        subjects = json.loads(answer.data).get("state", {}).get("subjects") or {}
+        jetstream = client.jetstream(timeout=_CONNECT)
+        found = []
+        for subject in subjects:
+            with suppress(NotFoundError):  # it has expired meanwhile
+                message = await self._ask(client, jetstream.get_last_msg(name, subject))
+                service = (message.headers or {}).get("Service", "")
+                found.append((service, held_of(message.data or b"")))
+        return found
+
+    def _beat_subject(self, service: str, instance: str) -> str:
+        return f"{self.stream}-instances.{service}.{instance}"
+
+    async def _beat(self, service: str, instance: str, held: dict[str, int]) -> None:
+        client = await self._connected()
+        subject, jetstream = self._beat_subject(service, instance), client.jetstream(timeout=_CONNECT)
+        headers = {"Service": service}
+        await self._ask(client, jetstream.publish(subject, json.dumps(held).encode(), headers=headers))
+
+    async def _stop_beating(self, service: str, instance: str) -> None:
+        client = await self._connected()
+        purging = client.jetstream(timeout=_CONNECT).purge_stream(
+            f"{self.stream}-instances", subject=self._beat_subject(service, instance)
+        )
+        await self._ask(client, purging)
 
     # -- dead letters ----------------------------------------------------------------------------------------------
 
@@ -522,6 +595,7 @@ class _Consumer:
 
     engine: JetStream
     service: str
+    instance: str
     topics: list[str]
     handle: Handle
     limit: int
@@ -548,6 +622,7 @@ class _Consumer:
                 try:
                     async with pool:
                         pool.start(self._keep(answers))
+                        pool.start(beat_for_ever(engine.connection_state.name, self._beat, self._stop_beating))
                         await self._pull_for_ever(pool)
                 finally:
                     for item in self.held.values():
@@ -555,6 +630,13 @@ class _Consumer:
             await to_the_end(self._flush())
         finally:
             engine._changed.discard(self.changed)
+
+    async def _beat(self) -> None:
+        held = Counter(item.topic for item in self.held.values())
+        await self.engine._beat(self.service, self.instance, {topic: held[topic] for topic in self.topics})
+
+    async def _stop_beating(self) -> None:
+        await self.engine._stop_beating(self.service, self.instance)
 
     async def _flush(self) -> None:
         """Wait until the last answers have left."""
@@ -670,6 +752,12 @@ async def _close(client: Client) -> None:
     if transport is not None:
         with suppress(Exception):
             transport.close()
+
+
+def _seconds(text: str) -> float:
+    """Read a time as the server writes it, with up to nine digits after the point."""
+    whole, _, rest = text.rstrip("Z").partition(".")
+    return datetime.fromisoformat(f"{whole}+00:00").timestamp() + float(f"0.{rest or 0}")
 
 
 def _durable(service: str, topic: str) -> str:

@@ -27,6 +27,7 @@ from confluent_kafka.admin import AdminClient
 
 from asignals.relay._connection_state import Attempts, ConnectionState
 from asignals.relay._envelope import DeadLetter, check_name
+from asignals.relay._figures import TopicFigures, backlog_of
 from asignals.relay._pool import Pool
 from asignals.relay._redact import redacted
 from asignals.relay._to_the_end import to_the_end
@@ -53,6 +54,7 @@ _DEFAULTS: Final = {
 _PROBE: Final = 2.0  # seconds
 _DELIVERY: Final = 10.0  # seconds after which an event that was not acknowledged counts as not published
 _TRIP: Final = 10.0  # seconds that asking a broker may take
+_FIRST: Final = 3.0  # seconds that reading the oldest events may take
 _POLL: Final = 0.1  # seconds that one look for events may take, and so the most that leaving waits for it
 _FINISH: Final = 5.0  # seconds for which a partition is not handed on while its events are being handled
 _COMMIT: Final = 0.5  # seconds between two commits
@@ -337,18 +339,36 @@ class Kafka:
 
     async def backlog(self, service: str) -> int:
         """Count the events above what the service has committed, of all topics of which it has committed anything."""
+        return backlog_of(await self.figures(service))
 
-        def count(consumer: Consumer) -> int:
-            names = [name for name in consumer.list_topics(timeout=_TRIP).topics if name.startswith(f"{self.name}.")]
-            total: int = 0
-            for name in names:
-                for found in consumer.committed(_partitions(consumer, name), timeout=_TRIP):
-                    if found.offset >= 0:
-                        low, high = consumer.get_watermark_offsets(found, timeout=_TRIP)
-                        total += high - max(low, found.offset)
-            return total
+    async def figures(self, service: str | None = None, topics: Collection[str] | None = None) -> list[TopicFigures]:
+        """Give what waits above what services have committed, by service and topic.
 
-        return await self._with_consumer(check_name("service", service), count)
+        Kafka knows neither what instances hold nor what waits for its retry. Instances that were killed count as alive
+        until `session.timeout.ms` is over, 45 seconds by default.
+        """
+        names = None if topics is None else {self._topic(topic) for topic in topics}
+        admin = AdminClient(_but(self._settings, _CONSUMER_ONLY))
+        services = await _in_thread(lambda: self._services(admin)) if service is None else [service]
+        found: list[TopicFigures] = []
+        for one in services:
+            group = f"{self.name}.{check_name('service', one)}"
+            members = await _in_thread(partial(_members, admin, group))
+            waiting = await self._with_consumer(one, lambda consumer: _waiting(consumer, f"{self.name}.", names))
+            for name, (backlog, oldest) in sorted(waiting.items()):
+                topic = name.removeprefix(f"{self.name}.")
+                found.append(TopicFigures(one, topic, backlog, oldest, instances=members))
+        return found
+
+    def _services(self, admin: AdminClient) -> list[str]:
+        """Give the services whose groups Kafka knows."""
+        groups = admin.list_consumer_groups(request_timeout=_TRIP).result(_TRIP).valid
+        names = (
+            group.group_id.removeprefix(f"{self.name}.")
+            for group in groups
+            if group.group_id.startswith(f"{self.name}.")
+        )
+        return sorted(names)
 
     # -- dead letters ----------------------------------------------------------------------------------------------
 
@@ -431,6 +451,58 @@ def _starts(consumer: Consumer, committed: list[TopicPartition]) -> list[TopicPa
             low, _ = consumer.get_watermark_offsets(place, timeout=_TRIP)
             starts.append(TopicPartition(place.topic, place.partition, low))
     return starts
+
+
+def _members(admin: AdminClient, group: str) -> int | None:
+    """Count the members of a group; `None` where the broker does not say."""
+    try:
+        found = admin.describe_consumer_groups([group], request_timeout=_TRIP)[group].result(_TRIP)
+    except KafkaException:
+        return None
+    return len(found.members)
+
+
+def _waiting(consumer: Consumer, prefix: str, names: Collection[str] | None) -> dict[str, tuple[int, float | None]]:
+    """Give, of each topic of which a group has committed anything, how many events wait and the age of the oldest."""
+    counts: dict[str, int] = {}
+    firsts: list[TopicPartition] = []
+    for name in consumer.list_topics(timeout=_TRIP).topics:
+        if name.startswith(prefix) and (names is None or name in names):
+            for place in consumer.committed(_partitions(consumer, name), timeout=_TRIP):
+                if place.offset >= 0:
+                    low, high = consumer.get_watermark_offsets(place, timeout=_TRIP)
+                    place.offset = max(low, place.offset)
+                    counts[name] = counts.get(name, 0) + high - place.offset
+                    if high > place.offset:
+                        firsts.append(place)
+    oldest = _times(consumer, firsts)
+    return {name: (count, _age(count, oldest.get(name))) for name, count in counts.items()}
+
+
+def _age(count: int, since: float | None) -> float | None:
+    if not count:
+        return 0.0
+    return None if since is None else max(0.0, time.time() - since)
+
+
+def _times(consumer: Consumer, places: list[TopicPartition]) -> dict[str, float]:
+    """Give when the oldest event at some places was published, by topic; without those that do not come in time."""
+    found: dict[str, float] = {}
+    end, missing = time.monotonic() + _FIRST, {(place.topic, place.partition) for place in places}
+    if places:
+        consumer.assign(places)
+    while missing and time.monotonic() < end:
+        message = consumer.poll(_POLL)
+        if message is None or message.error():
+            continue
+        place = message.topic() or "", message.partition() or 0
+        if place in missing:
+            missing.discard(place)
+            consumer.pause([TopicPartition(*place)])
+            found[place[0]] = min(found.get(place[0], time.time()), message.timestamp()[1] / 1000)
+    for topic, _ in missing:  # one that did not come may be the oldest
+        found.pop(topic, None)
+    return found
 
 
 def _ends(consumer: Consumer, topics: Collection[str]) -> list[TopicPartition]:

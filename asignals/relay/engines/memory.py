@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections import deque
+import time
+from collections import Counter, deque
 from dataclasses import replace
 from itertools import count
 from typing import TYPE_CHECKING
 
 from asignals.relay._envelope import check_name
+from asignals.relay._figures import TopicFigures, backlog_of
 from asignals.relay._pool import Pool
 from asignals.relay._transport import Delivery, delay_of
 
@@ -22,9 +24,10 @@ _KEPT = 10_000
 
 
 class _Item:
-    __slots__ = ("attempt", "data", "place", "topic")
+    __slots__ = ("attempt", "data", "place", "time", "topic")
 
-    def __init__(self, place: int, topic: str, data: bytes) -> None:
+    def __init__(self, place: int, topic: str, data: bytes, time_: float) -> None:
+        self.time = time_  # when it was published
         self.place = place  # topics that are received together keep the order in which they were published
         self.topic = topic
         self.data = data
@@ -36,13 +39,29 @@ class _Service:
 
     def __init__(self) -> None:
         self.waiting: dict[str, deque[_Item]] = {}
-        self.open = 0
+        self.held: set[_Item] = set()
+        self.due: set[_Item] = set()  # that wait for their retry
+        self.instances: Counter[str] = Counter()  # by topic
         self.arrived: deque[asyncio.Event] = deque()
 
     def offer(self, item: _Item) -> None:
         if item.topic in self.waiting:
             self.waiting[item.topic].append(item)
             self.wake()
+
+    def postpone(self, item: _Item, delay: float) -> None:
+        self.due.add(item)
+        asyncio.get_running_loop().call_later(delay, self._offer_again, item)
+
+    def _offer_again(self, item: _Item) -> None:
+        self.due.discard(item)
+        self.offer(item)
+
+    def figures(self, name: str, topic: str) -> TopicFigures:
+        held, due = ([item for item in items if item.topic == topic] for items in (self.held, self.due))
+        there = [*self.waiting.get(topic, ()), *held, *due]
+        age = time.time() - min(item.time for item in there) if there else 0.0
+        return TopicFigures(name, topic, len(there), max(0.0, age), len(held), len(due), self.instances[topic])
 
     def give_back(self, items: Iterable[_Item]) -> None:
         for item in items:
@@ -68,7 +87,7 @@ class Memory:
     """
 
     def __init__(self) -> None:
-        self._kept: deque[tuple[int, str, bytes]] = deque(maxlen=_KEPT)
+        self._kept: deque[tuple[int, str, bytes, float]] = deque(maxlen=_KEPT)
         self._places = count()
         self._listeners: dict[object, tuple[Collection[str], Hear]] = {}
         self._ids: dict[str, None] = {}
@@ -82,15 +101,13 @@ class Memory:
         for envelope in envelopes:
             if envelope.id in self._ids:
                 continue
-            kept = next(self._places), envelope.topic, envelope.encode()
+            kept = next(self._places), envelope.topic, envelope.encode(), time.time()
             self._ids[envelope.id] = None
             if len(self._ids) > _KEPT:
                 del self._ids[next(iter(self._ids))]
             self._kept.append(kept)
             for service in self._services.values():
-                if envelope.topic in service.waiting:
-                    service.open += 1
-                    service.offer(_Item(*kept))
+                service.offer(_Item(*kept))
             for topics, hear in list(self._listeners.values()):
                 if envelope.topic in topics:
                     hear(Delivery(envelope.topic, kept[2]))
@@ -103,7 +120,7 @@ class Memory:
         """Call `handle` for each event; those that are not done when cancelled go back to the front of their topics."""
         check_name("instance", instance)
         await self.add_service(service, topics)
-        shared, loop = self._services[service], asyncio.get_running_loop()
+        shared = self._services[service]
         held: dict[_Item, None] = {}
         arrived = asyncio.Event()
         pool: Pool[_Item]
@@ -111,13 +128,13 @@ class Memory:
         async def work(item: _Item) -> None:
             outcome = await handle(Delivery(item.topic, item.data, item.attempt, item.attempt > 1, pool.park))
             del held[item]
-            if outcome is None:
-                shared.open -= 1
-                return
-            item.place = next(self._places)
-            loop.call_later(delay_of(outcome), shared.offer, item)
+            shared.held.discard(item)
+            if outcome is not None:
+                item.place = next(self._places)
+                shared.postpone(item, delay_of(outcome))
 
         shared.arrived.append(arrived)
+        shared.instances.update(topics)
         try:
             pool = Pool(work, limit)
             async with pool:
@@ -130,9 +147,12 @@ class Memory:
                         continue
                     item.attempt += 1
                     held[item] = None
+                    shared.held.add(item)
                     pool.put(item)
         finally:
             shared.arrived.remove(arrived)
+            shared.instances.subtract(topics)
+            shared.held.difference_update(held)
             shared.give_back(reversed(held))
 
     async def listen(self, topics: Collection[str], hear: Hear, begun: Callable[[], object]) -> None:
@@ -151,20 +171,29 @@ class Memory:
         for topic in topics:
             if check_name("topic", topic) not in shared.waiting:
                 shared.waiting[topic] = deque(_Item(*kept) for kept in self._kept if kept[1] == topic)
-                shared.open += len(shared.waiting[topic])
 
     async def forget_service(self, service: str, topics: Collection[str] | None = None) -> None:
         """Drop what waits for a service."""
         if (shared := self._services.get(service)) is None:
             return
         for topic in list(shared.waiting) if topics is None else topics:
-            shared.open -= len(shared.waiting.pop(topic, ()))
+            shared.waiting.pop(topic, None)
+            shared.due = {item for item in shared.due if item.topic != topic}
         if not shared.waiting:
             del self._services[service]
 
     async def backlog(self, service: str) -> int:
         """Count the events that the service has not acknowledged."""
-        return self._services[service].open if service in self._services else 0
+        return backlog_of(await self.figures(service))
+
+    async def figures(self, service: str | None = None, topics: Collection[str] | None = None) -> list[TopicFigures]:
+        """Give what waits, by service and topic."""
+        return [
+            shared.figures(name, topic)
+            for name, shared in sorted(self._services.items())
+            for topic in sorted(shared.waiting)
+            if service in (None, name) and (topics is None or topic in topics)
+        ]
 
     # -- dead letters ----------------------------------------------------------------------------------------------
 

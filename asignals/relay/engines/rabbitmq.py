@@ -23,10 +23,12 @@ from urllib.parse import urlsplit, urlunsplit
 
 from aio_pika import DeliveryMode, ExchangeType, Message, connect
 from aio_pika.exceptions import ChannelNotFoundEntity, ChannelPreconditionFailed, DeliveryError
+from aiormq.exceptions import ChannelLockedResource
 
 from asignals.relay._cancel import end, limited
 from asignals.relay._connection_state import Attempts, ConnectionState
 from asignals.relay._envelope import DeadLetter, check_name, new_id
+from asignals.relay._figures import TopicFigures, backlog_of
 from asignals.relay._pool import Pool
 from asignals.relay._redact import redacted, said
 from asignals.relay._to_the_end import to_the_end
@@ -117,6 +119,7 @@ class RabbitMQ:
         self._url = _with_heartbeat(url)
         self._options = options
         self._lock = asyncio.Lock()
+        self._reading = asyncio.Lock()
         self._line: _Line | None = None
         self._returning: asyncio.Task[None] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
@@ -136,7 +139,7 @@ class RabbitMQ:
         line, self._line = self._line, None
         if line is not None:
             await _close(line.connection)
-        self._lock = asyncio.Lock()  # the next event loop may be another
+        self._lock, self._reading = asyncio.Lock(), asyncio.Lock()  # the next event loop may be another
 
     async def _open(self) -> _Line:
         """Give the line, a new one where it was lost."""
@@ -312,18 +315,41 @@ class RabbitMQ:
             await line.channel.default_exchange.publish(message, queue, mandatory=True, timeout=_TRIP)
 
     @asynccontextmanager
-    async def _registered(self, service: str) -> AsyncIterator[dict[str, list[AbstractIncomingMessage]]]:
-        """Give what the register says of a service, by topic; what is not acknowledged is put back."""
-        found: dict[str, list[AbstractIncomingMessage]] = {}
-        count = await self._count(self._register)
-        async with self._channel(confirms=False) as channel:
-            for message in await self._take_some(channel, self._register, count) if count else []:
-                name, _, topic = message.body.decode(errors="replace").partition(" ")
-                if name == service:
-                    found.setdefault(topic, []).append(message)
-            yield found
-        if count:
-            await self._until_ready(self._register, count - sum(map(len, found.values())))
+    async def _registered(
+        self, service: str | None
+    ) -> AsyncIterator[dict[tuple[str, str], list[AbstractIncomingMessage]]]:
+        """Give what the register says of a service or of all, by service and topic; one reader at a time.
+
+        What is not acknowledged is put back.
+        """
+        found: dict[tuple[str, str], list[AbstractIncomingMessage]] = {}
+        async with self._reading:
+            turn = await self._take_turn()
+            async with self._channel(confirms=False) as channel:
+                count = await self._count(self._register)
+                for message in await self._take_some(channel, self._register, count) if count else []:
+                    name, _, topic = message.body.decode(errors="replace").partition(" ")
+                    if service in (None, name):
+                        found.setdefault((name, topic), []).append(message)
+                yield found
+                await _close(channel)
+                if count:
+                    await self._until_ready(self._register, count - sum(map(len, found.values())))
+            async with self._channel() as channel:
+                await limited(channel.queue_delete(turn), _TRIP)
+
+    async def _take_turn(self) -> str:
+        """Wait until no other process reads the register: whoever does owns a queue, which goes with its connection."""
+        name, end = f"{self._register}.turn", time.monotonic() + _TRIP
+        while True:
+            try:
+                async with self._channel() as channel:
+                    await limited(channel.declare_queue(name, exclusive=True), _TRIP)
+                    return name
+            except ChannelLockedResource:
+                if time.monotonic() > end:
+                    raise
+            await asyncio.sleep(0.05)
 
     async def _route(self, topic: str) -> None:
         """Publish again what was kept of a topic until there was a service that receives it."""
@@ -343,35 +369,49 @@ class RabbitMQ:
     async def forget_service(self, service: str, topics: Collection[str] | None = None) -> None:
         """Delete the service's queues and what is in them, of some topics or of all."""
         async with self._registered(check_name("service", service)) as registered, self._channel() as channel:
-            for topic in sorted(registered if topics is None else topics):
+            for topic in sorted({topic for _, topic in registered} if topics is None else topics):
                 name = self._queue(service, topic)
                 for queue in (name, *(f"{name}#{delay}" for delay in _DELAYS)):
                     self._delays.discard(queue)
                     await limited(channel.queue_delete(queue), _TRIP)
-                for message in registered.get(topic, []):
+                for message in registered.get((service, topic), []):
                     await limited(message.ack(), _TRIP)
 
     async def backlog(self, service: str) -> int:
-        """Count the events that wait in the queues, for their retry too.
+        """Count the events that wait in the queues, for their retry too, without those that consumers hold."""
+        return backlog_of(await self.figures(service))
 
-        Those that consumers hold are not known to the protocol.
+    async def figures(self, service: str | None = None, topics: Collection[str] | None = None) -> list[TopicFigures]:
+        """Give what waits, by service and topic.
+
+        The protocol tells neither what consumers hold, so that `backlog` is without it, nor how old events are.
         """
-        async with self._registered(service) as registered:
-            topics = list(registered)
-        total = 0
-        for name in (self._queue(service, topic) for topic in topics):
-            for queue in (name, *(f"{name}#{delay}" for delay in _DELAYS)):
-                total += await self._count(queue) or 0
-        return total
+        if service is not None and topics is not None:
+            places = [(service, topic) for topic in topics]
+        else:
+            async with self._registered(service) as registered:
+                places = [place for place in registered if topics is None or place[1] in topics]
+        return [await self._figures_of(*place) for place in sorted(places)]
+
+    async def _figures_of(self, service: str, topic: str) -> TopicFigures:
+        name = self._queue(service, topic)
+        ready, instances = await self._look(name) or (0, 0)
+        retries = sum([await self._count(f"{name}#{delay}") or 0 for delay in _DELAYS])
+        return TopicFigures(service, topic, ready + retries, None if ready + retries else 0.0, None, retries, instances)
 
     async def _count(self, queue: str) -> int | None:
         """Count what is ready in a queue; `None` where there is none."""
+        found = await self._look(queue)
+        return None if found is None else found[0]
+
+    async def _look(self, queue: str) -> tuple[int, int] | None:
+        """Count what is ready in a queue, and its consumers; `None` where there is none."""
         async with self._channel() as channel:
             try:
-                found = await limited(channel.declare_queue(queue, passive=True), _TRIP)
+                found = (await limited(channel.declare_queue(queue, passive=True), _TRIP)).declaration_result
             except ChannelNotFoundEntity:
                 return None
-            return found.declaration_result.message_count or 0
+            return found.message_count or 0, found.consumer_count or 0
 
     async def _postpone(self, queue: str, message: AbstractIncomingMessage, attempt: int, due: float) -> None:
         """Publish an event again, to the queue in which it waits longest without being late."""

@@ -13,8 +13,10 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import json
 import logging
 import time
+from collections import Counter
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -29,6 +31,7 @@ from asignals.relay._batch import Batch
 from asignals.relay._cancel import limited
 from asignals.relay._connection_state import Attempts, ConnectionState, jittered
 from asignals.relay._envelope import DeadLetter, check_name
+from asignals.relay._figures import EXPIRY, TopicFigures, backlog_of, beat_for_ever, held_of
 from asignals.relay._inbox import Memo
 from asignals.relay._pool import Pool
 from asignals.relay._redact import redacted
@@ -51,6 +54,7 @@ _AT_ONCE: Final = 500
 _MOST_HELD: Final = 10_000  # events that may wait here for their retry
 _LOOK: Final = 1.0  # seconds between two looks for what other consumers have left, at most
 _TRIM: Final = 10.0  # seconds between two trims
+_GONE: Final = 30.0  # seconds of silence after which a consumer that holds nothing is removed
 _REMEMBERED: Final = 7 * 86_400
 
 # KEYS: the set of topics, where ids are remembered, the streams. ARGV: for how many seconds; id, key number, data, …
@@ -254,15 +258,61 @@ class RedisStreams:
 
     async def backlog(self, service: str) -> int:
         """Count the events that the service has not acknowledged."""
-        total = 0
+        return backlog_of(await self.figures(service))
+
+    async def figures(self, service: str | None = None, topics: Collection[str] | None = None) -> list[TopicFigures]:
+        """Give what waits, by service and topic.
+
+        `in_flight` is what the instances said last, up to five seconds ago; those that were killed count as alive for
+        up to twenty.
+        """
+        found = []
         for stream in await self._streams():
-            for group in await self._groups(stream):
-                if group["name"].decode() == service:
-                    lag = group.get("lag")
-                    if lag is None:  # not known to Redis after events were removed from the middle
-                        lag = await self._ask(self._client().xlen(stream))
-                    total += int(group["pending"]) + int(lag)
-        return total
+            topic = stream.removeprefix(self._events)
+            if topics is None or topic in topics:
+                for group in await self._groups(stream):
+                    name = group["name"].decode()
+                    if service in (None, name):
+                        found.append(await self._figures_of(name, topic, stream, group))
+        return sorted(found, key=lambda one: (one.service, one.topic))
+
+    async def _figures_of(self, service: str, topic: str, stream: str, group: dict[str, Any]) -> TopicFigures:
+        client, pending, lag = self._client(), int(group["pending"]), group.get("lag")
+        if lag is None:  # not known to Redis after events were removed from the middle
+            lag = await self._ask(client.xlen(stream))
+        beats = await self._beats(service, stream)
+        in_flight = sum(held_of(beat).get(topic, 0) for beat in beats)
+        return TopicFigures(
+            service,
+            topic,
+            pending + int(lag),
+            await self._oldest(stream, group, pending) if pending or lag else 0.0,
+            in_flight,
+            max(0, pending - in_flight),
+            sum(topic in held_of(beat) for beat in beats),
+        )
+
+    async def _oldest(self, stream: str, group: dict[str, Any], pending: int) -> float | None:
+        """Give the age of the first event that a group has not acknowledged, by Redis's own clock."""
+        client = self._client()
+        if pending:
+            first = (await self._ask(client.xpending(stream, group["name"])))["min"]
+        else:
+            after = f"({group['last-delivered-id'].decode()}"
+            first = next((id_ for id_, _ in await self._ask(client.xrange(stream, after, count=1))), None)
+        if first is None:
+            return 0.0
+        seconds, microseconds = await self._ask(client.time())
+        return max(0.0, int(seconds) + int(microseconds) / 1e6 - _order(first)[0] / 1000)
+
+    def _beat_key(self, service: str, instance: str) -> str:
+        return f"{self._base}:instance:{service}:{instance}"
+
+    async def _beats(self, service: str, stream: str) -> list[bytes]:
+        """Give the heartbeats of the instances that consume a stream."""
+        consumers = await self._ask(self._client().xinfo_consumers(stream, service))
+        keys = [self._beat_key(service, consumer["name"].decode()) for consumer in consumers]
+        return [beat for beat in await self._ask(self._client().mget(keys)) if beat] if keys else []
 
     async def _streams(self) -> list[str]:
         return sorted(stream.decode() for stream in await self._ask(self._client().smembers(self._topics)))
@@ -298,7 +348,7 @@ class RedisStreams:
             return min(floors, key=_order)
         return None if self._max_age is None else f"{int((time.time() - self._max_age) * 1000)}-0"
 
-    async def forget_consumers(self, service: str, idle: float = 86_400.0) -> int:
+    async def forget_consumers(self, service: str, idle: float = _GONE) -> int:
         """Remove consumers of a service that hold nothing and said nothing for `idle` seconds; returns how many.
 
         Consumers do it by themselves now and then, for their own service.
@@ -372,6 +422,7 @@ class _Held:
     key: _Key
     data: bytes
     attempt: int
+    is_due: bool = True  # it does not wait for its retry
 
 
 @dataclass(slots=True)
@@ -408,10 +459,16 @@ class _Consumer:
                     acks.add(item.key)
                     self.freed.set()
                 elif isinstance(outcome, Release):  # it stays ours until then, as Redis has no delay of its own
+                    item.is_due = False
                     loop.call_later(outcome.delay, release, item)
                 else:
                     item.attempt += 1
-                    loop.call_later(outcome, pool.put, item)
+                    item.is_due = False
+                    loop.call_later(outcome, again, item)
+
+            def again(item: _Held) -> None:
+                item.is_due = True
+                pool.put(item)
 
             pool = Pool(work, self.limit)
             try:
@@ -419,11 +476,22 @@ class _Consumer:
                     pool.start(self._keep_for_ever())
                     pool.start(self._take_over_for_ever(pool))
                     pool.start(self._clean_for_ever())
+                    pool.start(beat_for_ever(self.engine.connection_state.name, self._beat, self._stop_beating))
                     await self._read_for_ever(pool)
             finally:
                 held, self.held = self.held, {}
                 for key in held:
                     released.add(key)
+
+    async def _beat(self) -> None:
+        held = Counter(self.streams[item.key[0]] for item in self.held.values() if item.is_due)
+        beat = json.dumps({topic: held[topic] for topic in self.streams.values()})
+        key = self.engine._beat_key(self.service, self.instance)
+        await self.engine._ask(self.engine._client().set(key, beat, ex=int(EXPIRY)))
+
+    async def _stop_beating(self) -> None:
+        key = self.engine._beat_key(self.service, self.instance)
+        await self.engine._ask(self.engine._client().delete(key))
 
     async def _read_for_ever(self, pool: Pool[_Held]) -> None:
         attempts = Attempts(self.engine.connection_state)
