@@ -70,22 +70,31 @@ class Tables:
             Column("seq", _Serial, primary_key=True, autoincrement=True),
             Column("event_id", String(64), nullable=False, unique=True),
             Column("topic", String(200), nullable=False),
+            Column("lane", BigInteger, nullable=True),
             Column("data", LargeBinary, nullable=False),
             Column("time", Double, nullable=False),
             sqlite_autoincrement=True,
         )
         Index("asignals_event_time", self.event.c.time)
         # No index on available_at: an update of it alone then rewrites no index (PostgreSQL's HOT).
+        # A lane is a key's number. Of the deliveries of one lane the first does not wait, all others do; the index for
+        # claiming begins with that, so those that wait are not even looked at.
         self.delivery: Table = Table(
             "asignals_delivery",
             self.metadata,
             Column("subscription", BigInteger, primary_key=True, autoincrement=False),
-            Column("seq", BigInteger, primary_key=True),
+            Column("waits", Boolean, primary_key=True),
+            Column("seq", BigInteger, primary_key=True, autoincrement=False),
+            Column("lane", BigInteger, nullable=True),
             Column("available_at", Double, nullable=False),
             Column("attempts", Integer, nullable=False),
             # Whether a consumer holds it until then; else it is a retry that is due then.
             Column("is_held", Boolean, nullable=False, server_default=false()),
         )
+        delivery = self.delivery.c
+        has_lane = delivery.lane.is_not(None)
+        lane = delivery.subscription, delivery.lane, delivery.waits, delivery.seq
+        Index("asignals_delivery_lane", *lane, postgresql_where=has_lane, sqlite_where=has_lane)
         self.instance: Table = Table(
             "asignals_instance",
             self.metadata,

@@ -5,6 +5,9 @@ consumer claims deliveries by moving their `available_at` to when its lease ends
 moves `available_at` to when it is due, and a consumer that died is found out by the time alone. PostgreSQL's consumers
 share by FOR UPDATE SKIP LOCKED and hear of new events by NOTIFY; SQLite has one writer at a time, and the file's change
 counter.
+
+Deliveries of one key form a *lane*. All but the first of a lane wait: nobody claims them, or even looks at them, until
+that is done. Publishing to a lane and finishing there exclude each other, so it is always known which is the first.
 """
 
 from __future__ import annotations
@@ -14,50 +17,37 @@ import time
 from contextlib import suppress
 from dataclasses import dataclass, field
 from operator import attrgetter
-from typing import TYPE_CHECKING, Final, TypeAlias
+from typing import TYPE_CHECKING, Final
 
-from sqlalchemy import (
-    ColumnElement,
-    Double,
-    bindparam,
-    delete,
-    func,
-    insert,
-    literal,
-    literal_column,
-    select,
-    text,
-    tuple_,
-    union_all,
-    update,
-)
+from sqlalchemy import delete, func, select
 from sqlalchemy.dialects import postgresql, sqlite
 
 from asignals.relay._batch import Batch
 from asignals.relay._cancel import limited
 from asignals.relay._connected import begun, connected
 from asignals.relay._connection_state import Attempts, ConnectionState
-from asignals.relay._dialect import PG_IDLE, PG_NO_WAIT, PG_NOW, channel_of, is_postgres, lock_of, name_of, now, quoted
+from asignals.relay._dialect import is_postgres, name_of
 from asignals.relay._envelope import DeadLetter, check_name
 from asignals.relay._figures import EXPIRY, TopicFigures, backlog_of, beat_for_ever
-from asignals.relay._listening import announce, listening
+from asignals.relay._keys import lane_of
+from asignals.relay._listening import listening
 from asignals.relay._pool import Pool
 from asignals.relay._sql import Stored
 from asignals.relay._to_the_end import to_the_end
 from asignals.relay._transport import Delivery, delay_of
+from asignals.relay.engines._deliveries import SWEEP, Claimed, Place
+from asignals.relay.engines._postgres import Postgres
+from asignals.relay.engines._sqlite import SQLite
 from asignals.relay.inbox import SQLAlchemyInbox
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Collection, Sequence
 
-    from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+    from sqlalchemy.ext.asyncio import AsyncEngine
 
     from asignals.relay._envelope import Envelope
-    from asignals.relay._tables import Tables
     from asignals.relay._transport import Handle, Hear
 
-_KEPT: Final = 120.0  # seconds for which an event is remembered at least, so that a repetition is recognised
-_SWEEP: Final = 1_000  # events that are forgotten at once
 _AT_ONCE: Final = 500  # dead letters that one statement removes
 _LOOK_BACK: Final = 2_000  # numbers of events that a listener looks back, for those that were committed late
 _POLL: Final = 1.0  # seconds after which a consumer looks by itself, should a notification have been lost
@@ -78,7 +68,7 @@ class Database(Stored):
         super().__init__(database, schema, ("engine", "inbox"))  # it is its own inbox, too
         self.lease = lease
         self.connection_state: ConnectionState = ConnectionState(name_of(self.engine))
-        self._sql: _Postgres | _SQLite = (_Postgres if is_postgres(self.engine) else _SQLite)(self.engine, self.tables)
+        self._sql: Postgres | SQLite = (Postgres if is_postgres(self.engine) else SQLite)(self.engine, self.tables)
 
     # -- publishing ------------------------------------------------------------------------------------------------
 
@@ -86,7 +76,7 @@ class Database(Stored):
         """Write the events and commit."""
         if not envelopes:
             return
-        rows = [(envelope.id, envelope.topic, envelope.encode()) for envelope in envelopes]
+        rows = [(one.id, one.topic, one.encode(), None if one.key is None else lane_of(one.key)) for one in envelopes]
         async with connected(self.engine) as connection:
             await self._sql.publish(connection, rows)
         self.connection_state.restored()
@@ -167,7 +157,8 @@ class Database(Stored):
         mine = delivery.c.subscription == subscription.c.id
         is_later = delivery.c.available_at > at
         # Numbers and times of events go together but for a moment, and the index begins with the numbers.
-        first = select(func.min(delivery.c.seq)).where(mine).correlate(subscription).scalar_subquery()
+        oldest = select(func.min(delivery.c.seq)).where(mine, ~delivery.c.waits)
+        first = oldest.correlate(subscription).scalar_subquery()
         columns = (
             select(func.count()).where(mine),
             select(at - event.c.time).where(event.c.seq == first),
@@ -215,8 +206,8 @@ class Database(Stored):
 
     async def _sweep(self) -> None:
         """Forget events that all have acknowledged, in small transactions."""
-        swept = _SWEEP
-        while swept >= _SWEEP:
+        swept = SWEEP
+        while swept >= SWEEP:
             async with begun(self.engine) as connection:
                 swept = await self._sql.sweep(connection)
 
@@ -308,19 +299,6 @@ class _Heard:
             last = seqs[-1]
 
 
-_Key: TypeAlias = tuple[int, int]  # where a delivery is: the number of its event, and of its subscription
-
-
-@dataclass(frozen=True, slots=True)
-class Claimed:
-    """A delivery that is this consumer's until its lease ends."""
-
-    key: _Key
-    attempt: int
-    topic: str
-    data: bytes
-
-
 @dataclass(slots=True)
 class _Consumer:
     """One running `consume`."""
@@ -331,7 +309,7 @@ class _Consumer:
     topics: tuple[str, ...]
     handle: Handle
     limit: int
-    held: dict[_Key, None] = field(default_factory=dict)
+    held: dict[Place, Claimed] = field(default_factory=dict)
     wake: asyncio.Event = field(default_factory=asyncio.Event)
     subscriptions: list[int] = field(default_factory=list)
 
@@ -341,9 +319,12 @@ class _Consumer:
         async with Batch(self._acknowledge, database.connection_state) as acks:
 
             async def work(row: Claimed) -> None:
+                if row.is_lost:  # this process was frozen, or cut off from the database
+                    del self.held[row.key]
+                    return
                 outcome = await self.handle(Delivery(row.topic, row.data, row.attempt, row.attempt > 1, pool.park))
                 del self.held[row.key]
-                acks.add((row.key, None if outcome is None else delay_of(outcome)))
+                acks.add((row, None if outcome is None else delay_of(outcome)))
 
             pool = Pool(work, self.limit)
             try:
@@ -355,8 +336,8 @@ class _Consumer:
                     pool.start(beat_for_ever(database.connection_state.name, self._beat, self._stop_beating))
                     await self._claim_for_ever(pool)
             finally:
-                for key in self.held:
-                    acks.add((key, 0.0))
+                for row in self.held.values():
+                    acks.add((row, 0.0))
 
     async def _claim_for_ever(self, pool: Pool[Claimed]) -> None:
         attempts = Attempts(self.database.connection_state)
@@ -381,27 +362,36 @@ class _Consumer:
         if not self.subscriptions:
             await database.add_service(self.service, self.topics)  # the first time, and after they were forgotten
             self.subscriptions = await database._subscriptions(self.service, self.topics)
-        pause = _POLL
+        pause, until = _POLL, time.monotonic() + database.lease
         async with begun(database._single) as connection:
             rows = await database._sql.claim(connection, self.subscriptions, count, database.lease)
             if not rows and (due := await database._sql.until_due(connection, self.subscriptions)) is not None:
                 pause = min(_POLL, max(0.001, due))
         rows.sort(key=attrgetter("key"))
-        # One that is held already had lost its lease to time; it is running here, so it is not run twice.
-        fresh = [row for row in rows if row.key not in self.held]
-        self.held.update((row.key, None) for row in fresh)
+        fresh = []
+        for row in rows:
+            row.until = until
+            if (held := self.held.get(row.key)) is None:
+                self.held[row.key] = row
+                fresh.append(row)
+            else:  # it had lost its lease to time; it is here already, so it is not run twice
+                held.attempt, held.until = row.attempt, until
         return fresh, pause
 
-    async def _acknowledge(self, done: list[tuple[_Key, float | None]]) -> None:
+    async def _acknowledge(self, done: list[tuple[Claimed, float | None]]) -> None:
         database = self.database
-        finished = [key for key, delay in done if delay is None]
-        again = [(key, delay) for key, delay in done if delay is not None]
+        finished = [row for row, delay in done if delay is None]
+        again = [(row, delay) for row, delay in done if delay is not None]
+        in_lanes = [row for row in finished if row.lane is not None]
+        if in_lanes:
+            async with begun(database.engine) as connection:
+                await database._sql.finish_in_lanes(connection, in_lanes)
         async with begun(database._single) as connection:
-            if finished:
-                await database._sql.finish(connection, finished)
+            if len(finished) > len(in_lanes):
+                await database._sql.finish(connection, [row for row in finished if row.lane is None])
             if again:
                 await database._sql.postpone(connection, again)
-        if again:
+        if again or in_lanes:
             self.wake.set()
 
     async def _beat(self) -> None:
@@ -419,232 +409,12 @@ class _Consumer:
             await asyncio.sleep(database.lease / 3)
             async with attempts:
                 if self.held:
+                    held, until = list(self.held.values()), time.monotonic() + database.lease
                     async with begun(database._single) as connection:
-                        await database._sql.renew(connection, list(self.held), database.lease)
+                        ours = await database._sql.renew(connection, held, database.lease)
+                    for row in held:
+                        if row.key in ours:
+                            row.until = until
                 if len(await database._subscriptions(self.service, self.topics)) < len(set(self.topics)):
                     self.subscriptions = []
                 await database._sweep()
-
-
-class _Postgres:
-    """The statements, for PostgreSQL."""
-
-    def __init__(self, engine: AsyncEngine, tables: Tables) -> None:
-        event, delivery, subscription = (
-            quoted(engine, table) for table in (tables.event, tables.delivery, tables.subscription)
-        )
-        self.channel = channel_of(event)
-        self.now: ColumnElement[float] = literal_column(PG_NOW, Double)
-        self._lock = lock_of(subscription)
-        numbers = postgresql.ARRAY(postgresql.BIGINT)
-        texts = postgresql.ARRAY(postgresql.TEXT)
-        self._publish = text(
-            f"WITH fresh AS (INSERT INTO {event} (event_id, topic, data, time)"  # noqa: S608  names are quoted, values bound
-            f" SELECT id, topic, data, {PG_NOW}"
-            f" FROM unnest(:ids, :topics, :datas) WITH ORDINALITY AS given (id, topic, data, place)"
-            f" ORDER BY place ON CONFLICT (event_id) DO NOTHING RETURNING seq, topic),"
-            f" sent AS (INSERT INTO {delivery} (subscription, seq, available_at, attempts)"
-            f" SELECT s.id, seq, 0, 0 FROM {subscription} AS s JOIN fresh USING (topic)) SELECT"
-        ).bindparams(
-            bindparam("ids", type_=texts),
-            bindparam("topics", type_=texts),
-            bindparam("datas", type_=postgresql.ARRAY(postgresql.BYTEA)),
-        )
-        self._register = text(
-            f"WITH new AS (INSERT INTO {subscription} (service, topic) VALUES (:service, :topic)"  # noqa: S608
-            f" ON CONFLICT DO NOTHING RETURNING id, topic)"
-            f" INSERT INTO {delivery} (subscription, seq, available_at, attempts)"
-            f" SELECT new.id, seq, 0, 0 FROM new JOIN {event} USING (topic)"
-        )
-        # Topic by topic, by the index, as rows of topics that this instance does not receive may lie between.
-        self._claim = text(
-            f"WITH next AS (SELECT found.* FROM unnest(:subscriptions) AS s (id), LATERAL"  # noqa: S608
-            f" (SELECT subscription, seq FROM {delivery} WHERE subscription = s.id AND available_at <= {PG_NOW}"
-            f" ORDER BY seq LIMIT :count FOR UPDATE SKIP LOCKED) AS found ORDER BY seq LIMIT :count)"
-            f" UPDATE {delivery} AS d SET available_at = {PG_NOW} + :lease, attempts = attempts + 1, is_held = true"
-            f" FROM next JOIN {event} AS e USING (seq), {PG_NO_WAIT}"
-            f" WHERE d.subscription = next.subscription AND d.seq = next.seq"
-            f" RETURNING d.seq, d.subscription, d.attempts, e.topic, e.data"
-        ).bindparams(bindparam("subscriptions", type_=numbers))
-        keys = bindparam("seqs", type_=numbers), bindparam("subscriptions", type_=numbers)
-        self._finish = text(
-            f"DELETE FROM {delivery} AS d USING unnest(:seqs, :subscriptions) AS k (seq, subscription), {PG_NO_WAIT}"  # noqa: S608
-            f" WHERE d.subscription = k.subscription AND d.seq = k.seq"
-        ).bindparams(*keys)
-        self._postpone = text(
-            f"UPDATE {delivery} AS d SET available_at = {PG_NOW} + k.delay, is_held = :is_held"  # noqa: S608
-            f" FROM unnest(:seqs, :subscriptions, :delays) AS k (seq, subscription, delay), {PG_NO_WAIT}"
-            f" WHERE d.subscription = k.subscription AND d.seq = k.seq"
-        ).bindparams(
-            *keys,
-            bindparam("delays", type_=postgresql.ARRAY(postgresql.DOUBLE_PRECISION)),
-            bindparam("is_held", type_=postgresql.BOOLEAN),
-        )
-        self._sweep = text(
-            f"DELETE FROM {event} WHERE seq IN (SELECT seq FROM {event} AS e WHERE time < {PG_NOW} - {_KEPT}"  # noqa: S608
-            f" AND NOT EXISTS (SELECT 1 FROM {subscription} AS s JOIN {delivery} AS d ON d.subscription = s.id"
-            f" AND d.seq = e.seq WHERE s.topic = e.topic) ORDER BY time LIMIT {_SWEEP})"
-        )
-        self._due = text(
-            f"SELECT min(available_at) - {PG_NOW} FROM {delivery} WHERE subscription = ANY(:subscriptions)"  # noqa: S608
-        ).bindparams(bindparam("subscriptions", type_=numbers))
-
-    async def publish(self, connection: AsyncConnection, rows: list[tuple[str, str, bytes]]) -> None:
-        await self._keep_subscriptions(connection)
-        ids, topics, datas = ([row[place] for row in rows] for place in range(3))
-        await connection.execute(self._publish, {"ids": ids, "topics": topics, "datas": datas})
-        await connection.commit()
-        await announce((await connection.get_raw_connection()), self.channel)
-
-    async def register(self, connection: AsyncConnection, service: str, topic: str) -> None:
-        await connection.execute(text(f"SELECT {PG_IDLE}, pg_advisory_xact_lock({self._lock})"))
-        await connection.execute(self._register, {"service": service, "topic": topic})
-
-    async def claim(
-        self, connection: AsyncConnection, subscriptions: list[int], count: int, lease: float
-    ) -> list[Claimed]:
-        given = {"subscriptions": subscriptions, "count": count, "lease": lease}
-        found = await connection.execute(self._claim, given)
-        return [Claimed((seq, number), attempts, topic, bytes(data)) for seq, number, attempts, topic, data in found]
-
-    async def finish(self, connection: AsyncConnection, keys: list[_Key]) -> None:
-        await connection.execute(self._finish, _columns(keys))
-
-    async def postpone(self, connection: AsyncConnection, delays: list[tuple[_Key, float]]) -> None:
-        keys = _columns([key for key, _ in delays])
-        given = {**keys, "delays": [delay for _, delay in delays], "is_held": False}
-        await connection.execute(self._postpone, given)
-
-    async def renew(self, connection: AsyncConnection, keys: list[_Key], lease: float) -> None:
-        await connection.execute(self._postpone, {**_columns(keys), "delays": [lease] * len(keys), "is_held": True})
-
-    async def sweep(self, connection: AsyncConnection) -> int:
-        await self._keep_subscriptions(connection)
-        return (await connection.execute(self._sweep)).rowcount
-
-    async def _keep_subscriptions(self, connection: AsyncConnection) -> None:
-        # A service that registers now must see what we do to events, or we must see the service: registering takes the
-        # lock alone. It is its own statement, as the next one sees only what was committed before it began.
-        await connection.execute(text(f"SELECT {PG_IDLE}, pg_advisory_xact_lock_shared({self._lock})"))
-
-    async def until_due(self, connection: AsyncConnection, subscriptions: list[int]) -> float | None:
-        seconds: float | None = (await connection.execute(self._due, {"subscriptions": subscriptions})).scalar()
-        return seconds
-
-
-def _columns(keys: list[_Key]) -> dict[str, list[int]]:
-    return {"seqs": [seq for seq, _ in keys], "subscriptions": [number for _, number in keys]}
-
-
-class _SQLite:
-    """The statements, for SQLite.
-
-    Publishing and registering begin with a write, so they wait for the lock at once: a transaction that reads first
-    could not take it any more after another has written ("database is locked", without waiting).
-    """
-
-    channel = ""
-
-    @property
-    def now(self) -> ColumnElement[float]:
-        return literal(now())
-
-    def __init__(self, _engine: AsyncEngine, tables: Tables) -> None:
-        self._tables = tables
-
-    async def publish(self, connection: AsyncConnection, rows: list[tuple[str, str, bytes]]) -> None:
-        event, delivery, subscription = self._tables.event, self._tables.delivery, self._tables.subscription
-        time = now()
-        write = sqlite.insert(event).on_conflict_do_nothing().returning(event.c.seq, event.c.topic)
-        values = [{"event_id": id_, "topic": topic, "data": data, "time": time} for id_, topic, data in rows]
-        fresh = (await connection.execute(write, values)).all()
-        known: dict[str, list[int]] = {}
-        for number, topic in await connection.execute(select(subscription.c.id, subscription.c.topic)):
-            known.setdefault(topic, []).append(number)
-        sent = [
-            {"subscription": number, "seq": seq, "available_at": 0.0, "attempts": 0}
-            for seq, topic in fresh
-            for number in known.get(topic, ())
-        ]
-        if sent:
-            await connection.execute(insert(delivery), sent)
-        await connection.commit()
-
-    async def register(self, connection: AsyncConnection, service: str, topic: str) -> None:
-        event, subscription = self._tables.event, self._tables.subscription
-        write = sqlite.insert(subscription).values(service=service, topic=topic).on_conflict_do_nothing()
-        if (number := (await connection.execute(write.returning(subscription.c.id))).scalar()) is not None:
-            columns = ["subscription", "seq", "available_at", "attempts"]
-            kept = select(literal(number), event.c.seq, text("0"), text("0")).where(event.c.topic == topic)
-            await connection.execute(insert(self._tables.delivery).from_select(columns, kept))
-
-    async def claim(
-        self, connection: AsyncConnection, subscriptions: list[int], count: int, lease: float
-    ) -> list[Claimed]:
-        delivery, event = self._tables.delivery, self._tables.event
-        row = delivery.alias("row")
-        due = select(row.c.subscription, row.c.seq).where(row.c.available_at <= now())
-        # An idle consumer takes no write lock, and so blocks nobody.
-        if (await connection.execute(due.where(row.c.subscription.in_(subscriptions)).limit(1))).first() is None:
-            return []
-        each = (due.where(row.c.subscription == number).order_by(row.c.seq).limit(count) for number in subscriptions)
-        first = union_all(*(select(one.subquery()) for one in each)).subquery()
-        next_ = select(first.c.subscription, first.c.seq).order_by(first.c.seq).limit(count)
-        take = (
-            update(delivery)
-            .where(tuple_(delivery.c.subscription, delivery.c.seq).in_(next_))
-            .values(available_at=now() + lease, attempts=delivery.c.attempts + 1, is_held=True)
-            .returning(delivery.c.seq, delivery.c.subscription, delivery.c.attempts)
-        )
-        taken = (await connection.execute(take)).all()
-        if not taken:
-            return []
-        query = select(event.c.seq, event.c.topic, event.c.data).where(event.c.seq.in_({row.seq for row in taken}))
-        bodies = {seq: (topic, data) for seq, topic, data in await connection.execute(query)}
-        return [Claimed((seq, number), attempts, *bodies[seq]) for seq, number, attempts in taken]
-
-    async def finish(self, connection: AsyncConnection, keys: list[_Key]) -> None:
-        for number, seqs in _by_subscription(keys).items():
-            await connection.execute(delete(self._tables.delivery).where(*self._which(number, seqs)))
-
-    async def postpone(self, connection: AsyncConnection, delays: list[tuple[_Key, float]]) -> None:
-        delivery = self._tables.delivery
-        for delay in {delay for _, delay in delays}:
-            for number, seqs in _by_subscription([key for key, one in delays if one == delay]).items():
-                values = {"available_at": now() + delay, "is_held": False}
-                await connection.execute(update(delivery).where(*self._which(number, seqs)).values(values))
-
-    async def renew(self, connection: AsyncConnection, keys: list[_Key], lease: float) -> None:
-        for number, seqs in _by_subscription(keys).items():
-            renewed = update(self._tables.delivery).where(*self._which(number, seqs))
-            await connection.execute(renewed.values(available_at=now() + lease))
-
-    def _which(self, subscription: int, seqs: list[int]) -> tuple[ColumnElement[bool], ColumnElement[bool]]:
-        delivery = self._tables.delivery
-        return delivery.c.subscription == subscription, delivery.c.seq.in_(seqs)
-
-    async def sweep(self, connection: AsyncConnection) -> int:
-        event, delivery, subscription = self._tables.event, self._tables.delivery, self._tables.subscription
-        # By way of the subscriptions, as the index of deliveries begins with them.
-        held = select(delivery.c.seq).where(delivery.c.subscription == subscription.c.id, delivery.c.seq == event.c.seq)
-        holder = select(subscription.c.id).where(
-            subscription.c.topic == event.c.topic, held.correlate(subscription, event).exists()
-        )
-        free = select(event.c.seq).where(event.c.time < now() - _KEPT, ~holder.correlate(event).exists())
-        if (await connection.execute(free.limit(1))).first() is None:
-            return 0
-        oldest = free.order_by(event.c.time).limit(_SWEEP).scalar_subquery()
-        return (await connection.execute(delete(event).where(event.c.seq.in_(oldest)))).rowcount
-
-    async def until_due(self, connection: AsyncConnection, subscriptions: list[int]) -> float | None:
-        delivery = self._tables.delivery
-        query = select(func.min(delivery.c.available_at)).where(delivery.c.subscription.in_(subscriptions))
-        first: float | None = (await connection.execute(query)).scalar()
-        return None if first is None else first - now()
-
-
-def _by_subscription(keys: list[_Key]) -> dict[int, list[int]]:
-    found: dict[int, list[int]] = {}
-    for seq, number in keys:
-        found.setdefault(number, []).append(seq)
-    return found

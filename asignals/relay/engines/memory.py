@@ -24,25 +24,53 @@ _KEPT = 10_000
 
 
 class _Item:
-    __slots__ = ("attempt", "data", "place", "time", "topic")
+    __slots__ = ("attempt", "data", "key", "place", "time", "topic")
 
-    def __init__(self, place: int, topic: str, data: bytes, time_: float) -> None:
+    def __init__(self, place: int, topic: str, key: str | None, data: bytes, time_: float) -> None:
         self.time = time_  # when it was published
         self.place = place  # topics that are received together keep the order in which they were published
         self.topic = topic
+        self.key = key
         self.data = data
         self.attempt = 0
 
 
 class _Service:
-    """The events that one service has not acknowledged, by topic."""
+    """The events that one service has not acknowledged, by topic; those behind another one of their key are apart."""
 
     def __init__(self) -> None:
         self.waiting: dict[str, deque[_Item]] = {}
+        self.behind: dict[tuple[str, str], deque[_Item]] = {}  # of each key that is not done, what follows
         self.held: set[_Item] = set()
         self.due: set[_Item] = set()  # that wait for their retry
         self.instances: Counter[str] = Counter()  # by topic
         self.arrived: deque[asyncio.Event] = deque()
+
+    def add(self, item: _Item) -> None:
+        """Offer a new event, or have it wait for those of its key that came before."""
+        if item.topic not in self.waiting:
+            return
+        if item.key is not None:
+            if (behind := self.behind.get((item.topic, item.key))) is not None:
+                behind.append(item)
+                return
+            self.behind[item.topic, item.key] = deque()
+        self.offer(item)
+
+    def done(self, item: _Item) -> None:
+        """Offer the next event of the key, now that one is acknowledged."""
+        if item.key is None or (behind := self.behind.get((item.topic, item.key))) is None:
+            return
+        if behind:
+            self.offer(behind.popleft())
+        else:
+            del self.behind[item.topic, item.key]
+
+    def forget(self, topic: str) -> None:
+        """Drop what waits of a topic."""
+        self.waiting.pop(topic, None)
+        self.behind = {key: behind for key, behind in self.behind.items() if key[0] != topic}
+        self.due = {item for item in self.due if item.topic != topic}
 
     def offer(self, item: _Item) -> None:
         if item.topic in self.waiting:
@@ -59,7 +87,8 @@ class _Service:
 
     def figures(self, name: str, topic: str) -> TopicFigures:
         held, due = ([item for item in items if item.topic == topic] for items in (self.held, self.due))
-        there = [*self.waiting.get(topic, ()), *held, *due]
+        behind = [item for key, items in self.behind.items() if key[0] == topic for item in items]
+        there = [*self.waiting.get(topic, ()), *held, *due, *behind]
         age = time.time() - min(item.time for item in there) if there else 0.0
         return TopicFigures(name, topic, len(there), max(0.0, age), len(held), len(due), self.instances[topic])
 
@@ -87,7 +116,7 @@ class Memory:
     """
 
     def __init__(self) -> None:
-        self._kept: deque[tuple[int, str, bytes, float]] = deque(maxlen=_KEPT)
+        self._kept: deque[tuple[int, str, str | None, bytes, float]] = deque(maxlen=_KEPT)
         self._places = count()
         self._listeners: dict[object, tuple[Collection[str], Hear]] = {}
         self._ids: dict[str, None] = {}
@@ -101,16 +130,16 @@ class Memory:
         for envelope in envelopes:
             if envelope.id in self._ids:
                 continue
-            kept = next(self._places), envelope.topic, envelope.encode(), time.time()
+            kept = next(self._places), envelope.topic, envelope.key, envelope.encode(), time.time()
             self._ids[envelope.id] = None
             if len(self._ids) > _KEPT:
                 del self._ids[next(iter(self._ids))]
             self._kept.append(kept)
             for service in self._services.values():
-                service.offer(_Item(*kept))
+                service.add(_Item(*kept))
             for topics, hear in list(self._listeners.values()):
                 if envelope.topic in topics:
-                    hear(Delivery(envelope.topic, kept[2]))
+                    hear(Delivery(envelope.topic, kept[3]))
 
     # -- consuming -------------------------------------------------------------------------------------------------
 
@@ -129,7 +158,9 @@ class Memory:
             outcome = await handle(Delivery(item.topic, item.data, item.attempt, item.attempt > 1, pool.park))
             del held[item]
             shared.held.discard(item)
-            if outcome is not None:
+            if outcome is None:
+                shared.done(item)
+            else:
                 item.place = next(self._places)
                 shared.postpone(item, delay_of(outcome))
 
@@ -170,15 +201,17 @@ class Memory:
         shared = self._services.setdefault(check_name("service", service), _Service())
         for topic in topics:
             if check_name("topic", topic) not in shared.waiting:
-                shared.waiting[topic] = deque(_Item(*kept) for kept in self._kept if kept[1] == topic)
+                shared.waiting[topic] = deque()
+                for kept in self._kept:
+                    if kept[1] == topic:
+                        shared.add(_Item(*kept))
 
     async def forget_service(self, service: str, topics: Collection[str] | None = None) -> None:
         """Drop what waits for a service."""
         if (shared := self._services.get(service)) is None:
             return
         for topic in list(shared.waiting) if topics is None else topics:
-            shared.waiting.pop(topic, None)
-            shared.due = {item for item in shared.due if item.topic != topic}
+            shared.forget(topic)
         if not shared.waiting:
             del self._services[service]
 
