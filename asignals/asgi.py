@@ -19,11 +19,13 @@ import logging
 import sys
 import time
 from collections.abc import Awaitable, Callable, Coroutine, MutableMapping
+from contextlib import suppress
 from typing import Any, TypeAlias
 
 from anyio import CancelScope, Event, create_task_group, current_time, get_cancelled_exc_class
 
 from asignals import Signal, signal
+from asignals._core import Registry, is_watched, registry_of
 
 __all__ = [
     "ASGIApp",
@@ -53,7 +55,8 @@ Send: TypeAlias = Callable[[Message], Awaitable[None]]
 ASGIApp: TypeAlias = Callable[[Any, Any, Any], Awaitable[None]]
 """An ASGI 3 application; called with a `Scope`, a `Receive` and a `Send`."""
 
-_Finish: TypeAlias = Callable[[BaseException | None, float], Awaitable[None]]
+_EAGER: dict[str, Any] = {"eager_start": True} if sys.version_info >= (3, 12) else {}
+_REPEAT_S = 0.1  # after the grace, a receiver that ignores its cancellation is cancelled again this often
 
 _logger = logging.getLogger("asignals")
 
@@ -131,6 +134,9 @@ def lifespan_stopped(sender: ASGIApp, *, scope: Scope) -> object:
     """
 
 
+_started, _finished = registry_of(request_started), registry_of(request_finished)
+
+
 class SignalMiddleware:
     """Wrap `app`, any ASGI 3 application, so that it sends the signals of this module.
 
@@ -195,15 +201,19 @@ class SignalMiddleware:
             if message["type"] == "http.response.start":
                 status = message["status"]
 
-        async def finish(exception: BaseException | None, ended: float) -> None:
-            duration = ended - started
-            await request_finished.send_robust(
-                sender, scope=scope, status=status, duration=duration, exception=exception
-            )
-
-        async with _Ending(sender, self.grace, scope, request_finished, finish):
-            await request_started.send_robust(sender, scope=scope)
+        exception: BaseException | None = None
+        try:
+            if not _is_unheard(_started):
+                await request_started.send_robust(sender, scope=scope)
             await self.app(scope, receive, watched_send)
+        except BaseException as error:
+            exception = error
+            raise
+        finally:
+            if exception is not None or not _is_unheard(_finished):
+                duration = time.perf_counter() - started
+                named = {"status": status, "duration": duration, "exception": exception}
+                await self._end(sender, scope, exception, request_finished, named)
 
     async def _websocket(self, sender: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
         connected: float | None = None
@@ -225,90 +235,148 @@ class SignalMiddleware:
             elif message["type"] == "websocket.close" and code is None:
                 code = message.get("code", 1000)
 
-        async def finish(exception: BaseException | None, ended: float) -> None:
-            if connected is not None:
-                duration = ended - connected
-                await websocket_disconnected.send_robust(
-                    sender, scope=scope, code=code, duration=duration, exception=exception
-                )
-
-        async with _Ending(sender, self.grace, scope, websocket_disconnected, finish):
+        exception: BaseException | None = None
+        try:
             await self.app(scope, watched_receive, watched_send)
+        except BaseException as error:
+            exception = error
+            raise
+        finally:
+            if connected is not None:
+                duration = time.perf_counter() - connected
+                named = {"code": code, "duration": duration, "exception": exception}
+                await self._end(sender, scope, exception, websocket_disconnected, named)
+            elif exception is not None:
+                await self._end(sender, scope, exception, None, {})
 
     async def _lifespan(self, sender: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
-        async def finish(_exception: BaseException | None, _ended: float) -> None:
-            await lifespan_stopped.send_robust(sender, scope=scope)
+        has_started = False
 
-        ending = _Ending(sender, self.grace, scope, lifespan_stopped, finish)
-        ending.due = False
+        async def stop(exception: BaseException | None) -> None:
+            nonlocal has_started
+            if has_started:
+                has_started = False
+                await self._end(sender, scope, exception, lifespan_stopped, {})
 
         async def watched_send(message: Message) -> None:
+            nonlocal has_started
             if message["type"] == "lifespan.startup.complete":
-                ending.due = True
+                has_started = True
                 await lifespan_started.send_robust(sender, scope=scope)
             elif message["type"] in {"lifespan.shutdown.complete", "lifespan.shutdown.failed"}:
-                await ending.run(None)  # now, as a server may end the event loop once it has the message
+                await stop(None)  # now, as a server may end the event loop once it has the message
             await send(message)
 
-        async with ending:
-            await self.app(scope, receive, watched_send)
-
-
-class _Ending:
-    """A block around the application, after which the last signals are sent: once, and whatever happens meanwhile."""
-
-    def __init__(self, sender: ASGIApp, grace: float, scope: Scope, last: Signal[..., object], finish: _Finish) -> None:
-        self.sender = sender
-        self.grace = grace
-        self.scope = scope
-        self.last = last
-        self.finish = finish  # sends `last`
-        self.due = True
-
-    async def __aenter__(self) -> None:
-        """Nothing to prepare."""
-
-    async def __aexit__(self, _: object, exception: BaseException | None, __: object) -> None:
-        if not isinstance(exception, GeneratorExit):  # a coroutine that is being closed can await nothing any more
-            await self.run(exception)
-
-    async def run(self, exception: BaseException | None) -> None:
-        if not self.due:
-            return
-        self.due = False
-        error = exception if isinstance(exception, Exception) and self.scope["type"] != "lifespan" else None
-        sending = self.send(exception, error)
-        if self.last.has_listeners(self.sender) or (
-            error is not None and got_request_exception.has_listeners(self.sender)
-        ):
-            await _protect(sending, exception, self.grace, self.last)
-        else:
-            await sending  # monitors hear of it; with no receiver there is nothing to protect
-
-    async def send(self, exception: BaseException | None, error: Exception | None) -> None:
-        ended = time.perf_counter()
+        exception: BaseException | None = None
         try:
-            if error is not None:
-                await got_request_exception.send_robust(self.sender, scope=self.scope, exception=error)
+            await self.app(scope, receive, watched_send)
+        except BaseException as error:
+            exception = error
+            raise
         finally:
-            await self.finish(exception, ended)
+            await stop(exception)
+
+    async def _end(
+        self,
+        sender: ASGIApp,
+        scope: Scope,
+        exception: BaseException | None,
+        last: Signal[..., object] | None,
+        named: dict[str, Any],
+    ) -> None:
+        """Send the signal of an exception, and the last one of a scope, whatever happens meanwhile."""
+        if isinstance(exception, GeneratorExit):  # a coroutine that is being closed can await nothing any more
+            return
+        error = exception if isinstance(exception, Exception) and last is not lifespan_stopped else None
+        sending: Coroutine[Any, Any, object] | None = None
+        is_heard = False
+        if last is not None:
+            sending = last.send_robust(sender, scope=scope, **named)
+            is_heard = last.has_listeners(sender)
+        if error is not None:
+            sending = _send_exception(sender, scope, error, sending)
+            is_heard = is_heard or got_request_exception.has_listeners(sender)
+        if is_heard and sending is not None:
+            protect = _protect_on_asyncio if _is_on_asyncio() else _protect_on_trio
+            await protect(sending, exception, self.grace, last or got_request_exception)
+        elif sending is not None:
+            await sending  # a monitor may watch; there is nothing to protect
 
 
-async def _protect(
-    sending: Coroutine[Any, Any, None], exception: BaseException | None, grace: float, signal: Signal[..., object]
+async def _send_exception(
+    sender: ASGIApp, scope: Scope, exception: Exception, then: Coroutine[Any, Any, object] | None
 ) -> None:
-    """Run `sending` in a task of its own, where neither `asyncio.Task.cancel` nor the scopes of anyio reach it.
+    try:
+        await got_request_exception.send_robust(sender, scope=scope, exception=exception)
+    finally:
+        if then is not None:
+            await then
 
-    Waiting for it is not shielded, so that a cancellation is noticed at once; it starts the time of grace.
-    """
+
+def _is_unheard(registry: Registry) -> bool:
+    """Whether it is known, without asking for the sender, that no receiver and no monitor would notice a send."""
+    plan = registry.plan
+    return plan is not None and not plan.connections and not is_watched()
+
+
+def _is_on_asyncio() -> bool:
+    """Whether asyncio runs this; much faster than to ask anyio."""
+    try:
+        return asyncio.current_task() is not None
+    except RuntimeError:
+        return False
+
+
+# Both of these run `sending` in a task, out of reach of `asyncio.Task.cancel` and of the scopes of anyio. They wait for
+# it without a shield, so that they notice a cancellation at once: it starts the time of grace.
+
+
+async def _protect_on_asyncio(
+    sending: Coroutine[Any, Any, object], exception: BaseException | None, grace: float, signal: Signal[..., object]
+) -> None:
+    loop = asyncio.get_running_loop()
+    # Most receivers never suspend: then an eager task has ended here.
+    task = asyncio.Task(sending, loop=loop, **_EAGER)
+    cancellation = None
+    if not task.done() and not isinstance(exception, asyncio.CancelledError):
+        try:
+            await _end_of(task)
+        except asyncio.CancelledError as error:
+            cancellation = error
+    deadline = current_time() + grace
+    is_late = False
+    while not task.done():
+        # The shield keeps anyio from repeating its cancellation all the time; further native ones change nothing.
+        with suppress(asyncio.CancelledError), CancelScope(shield=True, deadline=deadline) as shield:
+            await _end_of(task)
+        if shield.cancelled_caught and not task.done():
+            if not is_late:
+                _warn_of_grace(signal, grace)
+            is_late = True
+            task.cancel()
+            deadline = current_time() + _REPEAT_S
+    if not task.cancelled():
+        task.result()  # raises what is no Exception
+    if cancellation is not None:
+        raise cancellation
+
+
+async def _end_of(task: asyncio.Task[object]) -> None:
+    """Wait for a task; unlike `asyncio.shield`, raises nothing but a cancellation of this."""
+    ended = asyncio.get_running_loop().create_future()
+
+    def end(_: object) -> None:
+        if not ended.done():
+            ended.set_result(None)
+
+    task.add_done_callback(end)
+    await ended
+
+
+async def _protect_on_trio(
+    sending: Coroutine[Any, Any, object], exception: BaseException | None, grace: float, signal: Signal[..., object]
+) -> None:
     cancelled = get_cancelled_exc_class()
-    if cancelled is asyncio.CancelledError and sys.version_info >= (3, 12):
-        # Most receivers never suspend. Then this is all, at a tenth of the cost of a task group.
-        task = asyncio.Task(sending, loop=asyncio.get_running_loop(), eager_start=True)
-        if task.done():
-            return None if task.cancelled() else task.result()
-        sending = _result(task)
-
     shield = CancelScope(shield=True)
     finished = Event()
     failure: BaseException | None = None
@@ -319,7 +387,7 @@ async def _protect(
             with shield:
                 await sending
             if shield.cancelled_caught:
-                _logger.warning("Receivers of %s were cancelled: the grace of %g s is over", signal.name, grace)
+                _warn_of_grace(signal, grace)
         except cancelled:
             raise
         except BaseException as error:  # noqa: BLE001  raised below as it is: a task group would wrap it
@@ -340,8 +408,7 @@ async def _protect(
     finally:
         if failure is not None:
             raise failure
-    return None
 
 
-async def _result(task: asyncio.Task[None]) -> None:
-    await task
+def _warn_of_grace(signal: Signal[..., object], grace: float) -> None:
+    _logger.warning("Receivers of %s were cancelled: the grace of %g s is over", signal.name, grace)

@@ -22,6 +22,7 @@ from .timing import Costs, compare
 
 # Benchmarks of what is not the core are programs of their own, which `python -m` runs as well.
 PROGRAMS = {
+    "asgi": "benchmarks.asgi_cost",
     "inspector": "benchmarks.inspector_cost",
     "relay": "benchmarks.relay",
     "sqlalchemy": "benchmarks.sqlalchemy_cost",

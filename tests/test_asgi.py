@@ -415,6 +415,24 @@ async def test_grace_bounds_what_receivers_do_when_the_cancellation_finds_them_a
         await cancel_when(reached, functools.partial(call, SignalMiddleware(app, grace=0.01)))
 
 
+async def test_a_receiver_that_ignores_its_cancellation_is_cancelled_again(cancel_when: Any) -> None:
+    """The request's task is not held up by one that swallows what should end it."""
+    app, reached = waiting()
+    ignored: list[BaseException] = []
+
+    @asgi.request_finished.connect(sender=app)
+    async def stubborn(**_: Any) -> None:
+        while len(ignored) < 3:
+            try:
+                await anyio.sleep_forever()
+            except anyio.get_cancelled_exc_class() as error:
+                ignored.append(error)
+
+    with anyio.fail_after(5):
+        await cancel_when(reached, functools.partial(call, SignalMiddleware(app, grace=0.01)))
+    assert len(ignored) == 3
+
+
 @pytest.mark.parametrize(("grace", "expected"), [(math.inf, ["application", "receiver"]), (60, [])])
 async def test_an_infinite_grace_sets_no_limit(
     cancel_when: Any, monkeypatch: pytest.MonkeyPatch, grace: float, expected: list[str]

@@ -295,8 +295,13 @@ class Registry:
 
     def connections_for(self, sender: object) -> Connections:
         """The connections of a sender, in order, muted or not; not counted as a send."""
-        self.purge()
-        return self._whole_plan(sender).connections
+        plan = self.plan
+        if plan is None:
+            self.purge()
+            if not self._senders and not self._everyone.connections:
+                return ()
+            plan = self._whole_plan(sender)
+        return plan.connections
 
     def all_connections(self) -> Connections:
         """Every connection, those of all senders together in order."""
