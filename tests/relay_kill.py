@@ -147,6 +147,11 @@ class Broker:
             self._process.wait()
             self._process = None
 
+    def signal(self, what: int) -> None:
+        """Send it a signal."""
+        assert self._process is not None
+        self._process.send_signal(what)
+
     def close(self) -> None:
         """End it for good."""
         self.kill()
@@ -154,21 +159,24 @@ class Broker:
 
 
 class Node(Broker):
-    """A RabbitMQ node, beside the name server that it cannot be without."""
+    """A RabbitMQ node, beside the name server that it cannot be without; in a cluster another one has started that."""
 
-    def __init__(self, command: str, port: int, directory: Path) -> None:
-        names = str(free_port())
+    def __init__(  # noqa: PLR0913  options by name
+        self, command: str, port: int, directory: Path, *, name: str = "", names: int = 0, settings: str = ""
+    ) -> None:
         self._directory = directory
-        (directory / "rabbitmq.conf").write_text(f"listeners.tcp.local = 127.0.0.1:{port}\n")
+        (directory / "rabbitmq.conf").write_text(f"listeners.tcp.local = 127.0.0.1:{port}\n{settings}")
         (directory / "plugins").write_text("[].\n")
         (directory / "nothing").touch()
+        is_alone = not names
+        names = names or free_port()
         super().__init__(
             [command],
             port,
             directory,
-            HOME=str(directory),
-            ERL_EPMD_PORT=names,
-            RABBITMQ_NODENAME=f"kill{port}@localhost",
+            HOME=str(directory if is_alone else directory.parent),
+            ERL_EPMD_PORT=str(names),
+            RABBITMQ_NODENAME=name or f"kill{port}@localhost",
             RABBITMQ_DIST_PORT=str(free_port()),
             RABBITMQ_MNESIA_BASE=str(directory / "rabbitmq"),
             RABBITMQ_LOG_BASE=str(directory),
@@ -181,8 +189,7 @@ class Node(Broker):
             RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS="-noinput -start_epmd false"
             " -kernel inet_dist_use_interface {127,0,0,1}",
         )
-        command = ["epmd", "-port", names, "-address", "127.0.0.1"]
-        self._names = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=self._log, stderr=self._log)
+        self._names = None if not is_alone else name_server(names)
 
     async def keeps(self, *names: str) -> None:
         """Return when it would remember, though it were killed, that these queues exist.
@@ -199,9 +206,17 @@ class Node(Broker):
 
     def close(self) -> None:
         """End it for good."""
-        self._names.kill()
-        self._names.wait()
+        if self._names is not None:
+            self._names.kill()
+            self._names.wait()
         super().close()
+
+
+def name_server(port: int) -> subprocess.Popen[bytes]:
+    """Start what Erlang's nodes find each other by."""
+    nothing = subprocess.DEVNULL
+    command = ["epmd", "-port", str(port), "-address", "127.0.0.1"]
+    return subprocess.Popen(command, stdin=nothing, stdout=nothing, stderr=nothing)
 
 
 class Mock:

@@ -30,7 +30,8 @@ from asignals.relay import (
     Transport,
 )
 from asignals.relay._codec import codec_for
-from asignals.relay.engines import database, jetstream
+from asignals.relay.engines import database
+from asignals.relay.engines._jetstream_answers import place_of, problem_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -335,7 +336,7 @@ def test_whatever_an_inbox_holds_is_a_memo(data: bytes) -> None:
 @given(reply=st.text() | st.lists(st.integers().map(str) | st.text(max_size=3), max_size=12).map(".".join))
 def test_whatever_jetstream_is_said_to_deliver_is_placed_or_passed_over(reply: str) -> None:
     """A subject that is no acknowledgement's gives no place, and raises nothing."""
-    place = jetstream._place(f"$JS.ACK.{reply}")
+    place = place_of(f"$JS.ACK.{reply}")
     assert place is None or all(type(number) is int for number in place)
 
 
@@ -343,18 +344,18 @@ def test_whatever_jetstream_is_said_to_deliver_is_placed_or_passed_over(reply: s
 @given(answer=st.binary() | json_texts | st.sampled_from([b'{"error": 7}', b'{"error": []}', b"null", b"[" * 20_000]))
 def test_whatever_answers_a_publication_is_no_acknowledgement(answer: bytes) -> None:
     """Only JetStream's own acknowledgement counts as one; of others it is said what they were."""
-    problem = jetstream._problem(answer)
+    problem = problem_of(answer)
     assert problem is not None
     assert problem["description"]
 
 
 def test_jetstreams_own_answers_are_understood() -> None:
     """An acknowledgement is no problem, and an error is the one that was told; both kinds of subjects are read."""
-    assert jetstream._problem(b'{"stream": "s", "seq": 1, "duplicate": true}') is None
+    assert problem_of(b'{"stream": "s", "seq": 1, "duplicate": true}') is None
     error = {"code": 400, "err_code": 10054, "description": "too large"}
-    assert jetstream._problem(json.dumps({"error": error}).encode()) == error
-    assert jetstream._place("$JS.ACK.stream.consumer.3.17.5.1700000000.0") == (3, 17)
-    assert jetstream._place("$JS.ACK.domain.account.stream.consumer.3.17.5.1700000000.0.x") == (3, 17)
+    assert problem_of(json.dumps({"error": error}).encode()) == error
+    assert place_of("$JS.ACK.stream.consumer.3.17.5.1700000000.0") == (3, 17)
+    assert place_of("$JS.ACK.domain.account.stream.consumer.3.17.5.1700000000.0.x") == (3, 17)
 
 
 anything = st.recursive(

@@ -25,6 +25,7 @@ events were published. RabbitMQ and Kafka need an inbox that is given to the rel
 
 from __future__ import annotations
 
+import re
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
@@ -53,6 +54,9 @@ ENGINES: Final = {
 }
 
 
+_SEVERAL: Final = ("JetStream", "RabbitMQ")  # that take several URLs
+
+
 def engine_class(name: str) -> Any:
     """Import an engine's class; the `ModuleNotFoundError` of one whose package is missing names the extra."""
     engine = ENGINES[name]
@@ -64,6 +68,8 @@ def engine_from_url(url: str, **options: Any) -> Transport:
     """Make the engine that a URL names, for programs that get theirs from the environment.
 
     `nats://…`, `redis://…`, `amqp://…`, `kafka://host:9092,other:9092`, `postgresql://…`, `sqlite:///file`, `memory://`.
+    Of a cluster of NATS or RabbitMQ several, with commas: `nats://host,nats://other`; Redis by Sentinel:
+    `redis+sentinel://host:26379,other:26379/service`.
     `options` are those of the engine's class.
 
     Raises:
@@ -80,7 +86,9 @@ def engine_from_url(url: str, **options: Any) -> Transport:
         if is_url and plain in engine.schemes:
             if name == "Memory":
                 return engine_class(name)(**options)  # type: ignore[no-any-return]  # the class is found by its name
-            return engine_class(name)(rest.rstrip("/") if name == "Kafka" else url, **options)  # type: ignore[no-any-return]
+            servers = re.split(r",(?=\w+://)", url) if name in _SEVERAL else [url]
+            address = rest.rstrip("/") if name == "Kafka" else servers if len(servers) > 1 else url
+            return engine_class(name)(address, **options)  # type: ignore[no-any-return]
     known = ", ".join(f"{scheme}://" for engine in ENGINES.values() for scheme in engine.schemes)
     msg = f"no engine for {redacted(url)!r}: the known ones begin with {known}"
     raise ValueError(msg)

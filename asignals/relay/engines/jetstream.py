@@ -1,4 +1,4 @@
-"""NATS JetStream as the engine (extra: nats).
+"""NATS JetStream as the engine (extra: nats). NATS 2.9 or newer.
 
 Events are published to the stream, not past it, with their id as `Nats-Msg-Id`, so a repetition within the stream's
 window is recognised. A service has a durable pull consumer for each topic, with explicit acknowledgement; `max_deliver`
@@ -35,6 +35,7 @@ from asignals.relay._pool import Pool
 from asignals.relay._redact import redacted
 from asignals.relay._to_the_end import to_the_end
 from asignals.relay._transport import Delivery, PublishRefusedError, delay_of
+from asignals.relay.engines._jetstream_answers import Publishing, patiently, place_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Sequence
@@ -52,9 +53,13 @@ logger: logging.Logger = logging.getLogger("asignals.relay")
 
 _SCHEMES: Final = ("nats://", "tls://", "ws://", "wss://")
 _CONNECT: Final = 5.0  # seconds for connecting and for each request
+_ANSWER: Final = 1.0  # seconds after which a cluster that has no leader is asked again
 _PING: Final = 3  # seconds between two looks at whether the server still answers
 _FAREWELL: Final = 2.0  # seconds that closing may take
 _LOOK: Final = 1.0  # seconds between two looks at whether a connection is still there
+_PONG: Final = 1.0  # seconds that a server may take to say that it is there
+_BEAT: Final = 2.0  # seconds without an event after which the server is to say that it keeps a request for events
+_SILENCE: Final = 3 * _BEAT  # seconds without either after which the request is known as lost
 _PULL: Final = 20.0  # seconds for which the server keeps a request for events
 _AT_ONCE: Final = 1_000  # events under way to the server
 _UNDER_WAY: Final = 64  # requests to delete
@@ -72,58 +77,18 @@ def _stream_settings(max_age: float | None, dedup_window: float | None, replicas
     return {name: value for name, value in given.items() if value is not None}
 
 
-class _Publishing:
-    """The acknowledgements that one batch waits for."""
-
-    def __init__(self, ids: list[str]) -> None:
-        self.open = dict.fromkeys(ids)
-        self.refused: dict[str, str] = {}
-        self.ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-
-    def acknowledged(self, id_: str, answer: Msg) -> None:
-        if id_ not in self.open or self.ended.done():
-            return
-        problem = _problem(answer.data)
-        if problem and problem.get("err_code") == _TOO_LARGE:
-            self.refused[id_] = str(problem.get("description"))
-        elif problem:
-            self.ended.set_exception(ConnectionError(f"JetStream did not store an event: {problem.get('description')}"))
-            return
-        del self.open[id_]
-        if not self.open:
-            self.ended.set_result(None)
-
-
-_TOO_LARGE: Final = 10054
-
-
-def _problem(answer: bytes) -> dict[str, Any] | None:
-    """Read what is wrong, if anything is, from the answer to a publication."""
-    if not answer:
-        return {"description": "no stream takes it"}
-    try:
-        found = json.loads(answer)
-        is_stored = isinstance(found.get("stream"), str) and isinstance(found.get("seq"), int)
-        problem = found.get("error") or (None if is_stored else {})
-    except (ValueError, AttributeError, TypeError, RecursionError):
-        problem = {}
-    if problem is None or (isinstance(problem, dict) and problem):
-        return problem
-    return {"description": f"an answer that means nothing: {answer[:80]!r}"}
-
-
 class JetStream:
     """Carries events through a JetStream stream.
 
     Args:
-        servers: URLs of the servers, `nats://127.0.0.1:4222`.
+        servers: URLs of the servers, `nats://127.0.0.1:4222`; of a cluster, some of them.
         stream: The stream's name; its subjects are `<stream>.<topic>`. Dead letters are in `<stream>-dead`, and which
             instances run in `<stream>-instances`. They are made when they are missing.
         ack_wait: Seconds after which an event of a consumer that does not renew it is delivered to another one.
         max_age: Seconds for which the stream keeps events, whether or not they were handled; `math.inf` for ever.
         dedup_window: Seconds within which the server recognises a repetition.
-        replicas: Copies in a cluster. This and the two before change a stream that exists; `None` leaves it as it is,
-            and makes a new one with 30 days, 120 seconds and one copy.
+        replicas: Copies in a cluster, of dead letters and the inbox, too. This and the two before change a stream that
+            exists; `None` leaves it as it is, and makes a new one with 30 days, 120 seconds and one copy.
         ack_timeout: Seconds to wait for the server's acknowledgements.
         options: What else `nats.connect` takes.
 
@@ -146,7 +111,8 @@ class JetStream:
         if "." in check_name("stream", stream):
             msg = f"a stream's name has no dots: {stream!r}"
             raise ValueError(msg)
-        for server in [servers] if isinstance(servers, str) else servers:
+        urls = [servers] if isinstance(servers, str) else servers
+        for server in urls:
             if not isinstance(server, str) or ("://" in server and not server.startswith(_SCHEMES)):
                 msg = f"JetStream takes servers such as 'nats://127.0.0.1:4222', not {redacted(server)!r}"
                 raise ValueError(msg)
@@ -155,7 +121,7 @@ class JetStream:
             raise ValueError(msg)
         self.stream = stream
         self.ack_wait = ack_wait
-        self.connection_state: ConnectionState = ConnectionState(f"NATS ({servers})")
+        self.connection_state: ConnectionState = ConnectionState(f"NATS ({', '.join(urls)})")
         self._servers = servers
         self._settings = _stream_settings(max_age, dedup_window, replicas)
         self._ack_timeout = ack_timeout
@@ -165,7 +131,7 @@ class JetStream:
         self._leaving: set[asyncio.Task[None]] = set()
         self._lock = asyncio.Lock()
         self._numbers = itertools.count()
-        self._publishing: dict[str, tuple[str, _Publishing]] = {}
+        self._publishing: dict[str, tuple[str, Publishing]] = {}
         self._replies = ""
         self._changed: set[asyncio.Event] = set()
 
@@ -216,12 +182,17 @@ class JetStream:
             event.set()
 
     async def _ask(self, client: Client, request: Awaitable[T], seconds: float = _CONNECT) -> T:
-        """Await an answer; a connection on which none comes in time is given up."""
+        """Await an answer; a connection on which none comes in time is given up, unless its server is there."""
         try:
             return await limited(request, seconds, self.connection_state.name)
         except (TimeoutError, nats.errors.TimeoutError) as error:
-            self._give_up(client)
             msg = f"{self.connection_state.name} gave no answer within {seconds:g} s"
+            try:
+                await limited(client.flush(int(_PONG) or 1), _PONG)
+            except Exception:  # noqa: BLE001  whatever it is: the server does not answer
+                self._give_up(client)
+            else:
+                msg += ", though the server is there: JetStream has no leader, or too few of its servers"
             raise TimeoutError(msg) from error
 
     async def _connect(self) -> Client:
@@ -239,7 +210,7 @@ class JetStream:
         )
         try:
             await limited(connecting, _CONNECT, self.connection_state.name)
-            await limited(self._make_streams(client), _CONNECT, self.connection_state.name)
+            await limited(self._make_streams(client), 3 * _CONNECT, self.connection_state.name)
             self._replies = client.new_inbox()
             await client.subscribe(f"{self._replies}.*", cb=self._on_reply)
         except BaseException:
@@ -250,23 +221,31 @@ class JetStream:
 
     async def _make_streams(self, client: Client) -> None:
         """Create what is missing, and change what is there where it was asked for."""
-        jetstream = client.jetstream(timeout=_CONNECT)
-        copies = {"num_replicas": self._settings.get("num_replicas", 1)}
+        name, settings = self.stream, self._settings
+        copies = {setting: value for setting, value in settings.items() if setting == "num_replicas"}
+        others = {"num_replicas": 1, **copies}
         beats = {"max_age": EXPIRY, "max_msgs_per_subject": 1, "duplicate_window": EXPIRY}
-        for name, given, defaults in (
-            (self.stream, self._settings, _DEFAULTS),
-            (f"{self.stream}-dead", {}, copies),
-            (f"{self.stream}-instances", {}, {**copies, **beats}),
-        ):
-            try:
-                config = (await jetstream.stream_info(name)).config
-            except NotFoundError:
-                await jetstream.add_stream(StreamConfig(name=name, subjects=[f"{name}.>"], **{**defaults, **given}))
-                continue
-            changed = {field: value for field, value in given.items() if (getattr(config, field) or 0) != value}
-            if changed:
-                await jetstream.update_stream(config.evolve(**changed))
-                logger.warning("changed stream %r of %s: %s", name, self.connection_state.name, changed)
+        await self._make_stream(client, name, settings, {**_DEFAULTS, **settings})
+        await self._make_stream(client, f"{name}-dead", copies, others)
+        await self._make_stream(client, f"{name}-instances", copies, {**others, **beats})
+        if copies:
+            await self._make_stream(client, f"KV_{name}-inbox", copies, None)  # made by the first who needs it
+
+    async def _make_stream(
+        self, client: Client, name: str, given: dict[str, Any], defaults: dict[str, Any] | None
+    ) -> None:
+        jetstream = client.jetstream(timeout=_ANSWER)
+        try:
+            config = (await patiently(lambda: jetstream.stream_info(name), _CONNECT - _ANSWER)).config
+        except NotFoundError:
+            if defaults is not None:
+                made = StreamConfig(name=name, subjects=[f"{name}.>"], **defaults)
+                await patiently(lambda: jetstream.add_stream(made), _CONNECT - _ANSWER)
+            return
+        changed = {field: value for field, value in given.items() if (getattr(config, field) or 0) != value}
+        if changed:
+            await patiently(lambda: jetstream.update_stream(config.evolve(**changed)), _CONNECT - _ANSWER)
+            logger.warning("changed stream %r of %s: %s", name, self.connection_state.name, changed)
 
     async def _on_error(self, error: Exception) -> None:
         if self._client is None or not self._client.is_connected:
@@ -291,16 +270,19 @@ class JetStream:
     async def publish_many(self, envelopes: Sequence[Envelope]) -> None:
         """Return when the stream has stored all of them.
 
-        Raises `TimeoutError` and `ConnectionError`; repeating is safe within the window.
+        Raises `TimeoutError` and `ConnectionError`; repeating is safe within the window. While a cluster has no leader
+        it is repeated here, for `ack_timeout` seconds.
         """
         refused: dict[str, str] = {}
         for start in range(0, len(envelopes), _AT_ONCE):
-            refused |= await self._publish_some(await self._connected(), envelopes[start : start + _AT_ONCE])
+            some = envelopes[start : start + _AT_ONCE]
+            refused |= await patiently(lambda some=some: self._publish_some(some), self._ack_timeout)  # type: ignore[misc]
         if refused:
             raise PublishRefusedError(refused)
 
-    async def _publish_some(self, client: Client, envelopes: Sequence[Envelope]) -> dict[str, str]:
-        publishing = _Publishing([envelope.id for envelope in envelopes])
+    async def _publish_some(self, envelopes: Sequence[Envelope]) -> dict[str, str]:
+        client = await self._connected()
+        publishing = Publishing([envelope.id for envelope in envelopes])
         numbers = []
         try:
             for envelope in envelopes:
@@ -394,7 +376,7 @@ class JetStream:
             await self._make_consumer(client, service, check_name("topic", topic))
 
     async def _make_consumer(self, client: Client, service: str, topic: str) -> None:
-        jetstream = client.jetstream(timeout=_CONNECT)
+        jetstream = client.jetstream(timeout=_ANSWER)
         config = ConsumerConfig(
             durable_name=_durable(service, topic),
             description=f"{service} {topic}",
@@ -405,15 +387,16 @@ class JetStream:
             max_deliver=-1,
             max_ack_pending=_MOST_PENDING,
         )
+        name = _durable(service, topic)
         try:
-            found = (await self._ask(client, jetstream.consumer_info(self.stream, _durable(service, topic)))).config
+            found = (await patiently(lambda: jetstream.consumer_info(self.stream, name), _CONNECT - _ANSWER)).config
         except NotFoundError:
-            await self._ask(client, jetstream.add_consumer(self.stream, config))
+            await patiently(lambda: jetstream.add_consumer(self.stream, config), _CONNECT - _ANSWER)
             return
-        wrong = [name for name in _CONSUMER_SETTINGS if getattr(found, name) != getattr(config, name)]
+        wrong = [setting for setting in _CONSUMER_SETTINGS if getattr(found, setting) != getattr(config, setting)]
         if wrong:
-            changed = found.evolve(**{name: getattr(config, name) for name in wrong})
-            await self._ask(client, jetstream.add_consumer(self.stream, changed))
+            changed = found.evolve(**{setting: getattr(config, setting) for setting in wrong})
+            await patiently(lambda: jetstream.add_consumer(self.stream, changed), _CONNECT - _ANSWER)
             logger.warning("changed %s of the consumer of %r by %r", ", ".join(wrong), topic, service)
 
     async def forget_service(self, service: str, topics: Collection[str] | None = None) -> None:
@@ -586,7 +569,7 @@ class _Pull:
     topic: str
     held: int = 0
     asked: int = 0  # events that the server still owes for our requests
-    asked_at: float = 0.0
+    silence: float = 0.0  # seconds in which the server has said nothing; a loop that is blocked hears nothing
 
 
 @dataclass(slots=True)
@@ -681,15 +664,25 @@ class _Consumer:
                 for inbox, pull in pulls.items():
                     await self._ask_for_more(client, inbox, pull, pool)
                 self.changed.clear()
+                began = time.monotonic()
                 with suppress(TimeoutError):
                     async with asyncio.timeout(1.0):
                         await self.changed.wait()
                 if client is not self.engine._client or client.stats["reconnects"] != reconnects:
                     return  # the server has forgotten our requests
+                self._look_for_silence(pulls.values(), min(1.0, time.monotonic() - began))
             raise self.trouble
         finally:
             for subscription in subscriptions:
                 await to_the_end(_unsubscribe(subscription))
+
+    def _look_for_silence(self, pulls: Collection[_Pull], seconds: float) -> None:
+        """Find requests that were lost with the leader of their consumer: nobody says so."""
+        for pull in pulls:
+            pull.silence = pull.silence + seconds if pull.asked else 0.0
+            if pull.silence > _SILENCE:
+                msg = f"JetStream has said nothing for {_SILENCE:g} s of the consumer of {pull.topic!r}"
+                self.trouble = ConnectionError(msg)
 
     def _room(self, pull: _Pull, pool: Pool[_Held]) -> int:
         each = max(1, self.limit * 4 // len(self.topics))
@@ -698,14 +691,11 @@ class _Consumer:
 
     async def _ask_for_more(self, client: Client, inbox: str, pull: _Pull, pool: Pool[_Held]) -> None:
         room = self._room(pull, pool)
-        if pull.asked and time.monotonic() - pull.asked_at > _PULL + 5:
-            pull.asked = 0  # neither events nor the end of the request came: it is lost
-        elif room > 0 and room >= self.limit // len(self.topics):
+        if room > 0 and room >= self.limit // len(self.topics):
             durable = _durable(self.service, pull.topic)
             subject = f"$JS.API.CONSUMER.MSG.NEXT.{self.engine.stream}.{durable}"
             await heeding(client.publish(subject, _request(room), reply=inbox))
             pull.asked += room
-            pull.asked_at = time.monotonic()
 
     def _taker(self, pull: _Pull, pool: Pool[_Held]) -> Callable[[Msg], Awaitable[None]]:
         async def arrived(message: Msg) -> None:
@@ -714,11 +704,12 @@ class _Consumer:
         return arrived
 
     def _take(self, message: Msg, pull: _Pull, pool: Pool[_Held]) -> None:
+        pull.silence = 0.0
         status = message.headers.get("Status") if message.headers else None
         if status is not None and not message.reply.startswith("$JS.ACK."):
             self._hear(status, message, pull)
             return
-        place = _place(message.reply)
+        place = place_of(message.reply)
         if place is None:
             return  # nothing that JetStream delivers
         pull.asked -= 1
@@ -739,6 +730,8 @@ class _Consumer:
         headers = message.headers or {}
         if status in ("404", "408"):
             pull.asked = max(0, pull.asked - int(headers.get("Nats-Pending-Messages", pull.asked)))
+        elif status == "409" and headers.get("Description") == "Leadership Change":
+            pull.asked = 0  # the new leader knows none of our requests
         elif status != "100":
             self.trouble = ConnectionError(f"JetStream: {status} {headers.get('Description', '')}")
         self.changed.set()
@@ -771,18 +764,8 @@ async def _unsubscribe(subscription: Subscription) -> None:
         await subscription.unsubscribe()
 
 
-def _place(reply: str) -> tuple[int, int] | None:
-    """Read from the subject for the acknowledgement how often an event was delivered, and its sequence number."""
-    tokens = reply.split(".")
-    first = 4 if len(tokens) == 9 else 6  # noqa: PLR2004  newer servers write domain and account before the stream
-    try:
-        return int(tokens[first]), int(tokens[first + 1])
-    except (IndexError, ValueError):
-        return None
-
-
 def _request(count: int) -> bytes:
-    return b'{"batch":%d,"expires":%d}' % (count, int(_PULL * 1e9))
+    return b'{"batch":%d,"expires":%d,"idle_heartbeat":%d}' % (count, int(_PULL * 1e9), int(_BEAT * 1e9))
 
 
 def _answer(delay: float | None) -> bytes:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import random
 import time
 import zlib
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager, contextmanager, suppress
@@ -102,7 +103,8 @@ class RabbitMQ:
     before that may never find the queue a leader. So make a service known (`Relay.init`) some time before its events.
 
     Args:
-        url: `amqp://user:password@host:5672/vhost`, or `amqps://…`; settings such as `heartbeat` go into its query.
+        urls: `amqp://user:password@host:5672/vhost`, or `amqps://…`; settings such as `heartbeat` go into its query. Of
+            a cluster the URLs of several nodes: one at random is used, and the next where it cannot be reached.
         name: Names the exchange and begins the names of the queues: `<name>.<service>/<topic>`, `<name>.dead.<queue>`.
         options: What else `aio_pika.connect` takes, `ssl_context` for one.
 
@@ -110,13 +112,16 @@ class RabbitMQ:
         ValueError: the URL is not RabbitMQ's, or `name` cannot be used.
     """
 
-    def __init__(self, url: str, *, name: str = "asignals", **options: Any) -> None:
-        if not isinstance(url, str) or not url.startswith(("amqp://", "amqps://")):
-            msg = f"RabbitMQ takes a URL such as 'amqp://user:password@host/', not {redacted(url)!r}"
+    def __init__(self, urls: str | Sequence[str], *, name: str = "asignals", **options: Any) -> None:
+        nodes: list[str] = list(urls) if isinstance(urls, list | tuple) else [urls]  # type: ignore[list-item]  # seen below
+        wrong = [url for url in nodes if not isinstance(url, str) or not url.startswith(("amqp://", "amqps://"))]
+        if wrong or not nodes:
+            found = redacted(wrong[0] if wrong else urls)
+            msg = f"RabbitMQ takes a URL such as 'amqp://user:password@host/', or a list of them, not {found!r}"
             raise ValueError(msg)
         self.name: str = check_name("name", name)
-        self.connection_state: ConnectionState = ConnectionState(f"RabbitMQ ({url}, {name})")
-        self._url = _with_heartbeat(url)
+        self.connection_state: ConnectionState = ConnectionState(f"RabbitMQ ({', '.join(nodes)}, {name})")
+        self._urls = [_with_heartbeat(url) for url in random.sample(nodes, len(nodes))]  # so that load is spread
         self._options = options
         self._lock = asyncio.Lock()
         self._reading = asyncio.Lock()
@@ -153,7 +158,7 @@ class RabbitMQ:
         if before is not None and before.connection.connected.is_set():
             connection = before.connection  # only the channel was closed
         else:
-            connection = await connect(self._url, **self._options)
+            connection = await self._dial()
             connection.close_callbacks.add(self._lose)
         try:
             channel = await connection.channel(publisher_confirms=True, on_return_raises=True)
@@ -161,6 +166,22 @@ class RabbitMQ:
         except BaseException:
             await _close(connection)
             raise
+
+    async def _dial(self) -> AbstractConnection:
+        """Connect to the first node that answers, beginning with the one that did last."""
+        for _ in self._urls[1:]:
+            with suppress(Exception):
+                return await self._dial_first()
+        return await self._dial_first()
+
+    async def _dial_first(self) -> AbstractConnection:
+        connection: AbstractConnection
+        try:
+            connection = await connect(self._urls[0], **self._options)
+        except BaseException:  # the limit of time included
+            self._urls.append(self._urls.pop(0))
+            raise
+        return connection
 
     async def _declare(self, channel: AbstractChannel) -> AbstractExchange:
         unrouted = f"{self.name}.unrouted"
@@ -178,6 +199,7 @@ class RabbitMQ:
             return
         self.connection_state.lost(error or ConnectionError("closed"))
         self._line = None
+        self._urls.append(self._urls.pop(0))
         self._start(_close(connection))
         if self._returning is None or self._returning.done():
             self._returning = self._start(self._return())

@@ -37,6 +37,7 @@ from asignals.relay._pool import Pool
 from asignals.relay._redact import redacted
 from asignals.relay._to_the_end import to_the_end
 from asignals.relay._transport import Delivery, Release
+from asignals.relay.engines._redis_sentinel import is_of_sentinels, pool_by_sentinels
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Collection, Sequence
@@ -46,8 +47,10 @@ if TYPE_CHECKING:
 
 logger: logging.Logger = logging.getLogger("asignals.relay")
 
+_SCHEMES: Final = ("redis://", "rediss://", "unix://")
 _BLOCK: Final = 1.0  # seconds that a read waits for new events
 _TRIP: Final = 5.0  # seconds that any other command may take, waiting for a free connection included
+_WAIT: Final = 4.0  # seconds in which the replicas must have what was written
 _FAREWELL: Final = 2.0  # seconds that closing may take
 _CONNECTIONS: Final = 64  # most at once; a command that finds none free waits for one
 _AT_ONCE: Final = 500
@@ -58,10 +61,11 @@ _GONE: Final = 30.0  # seconds of silence after which a consumer that holds noth
 _REMEMBERED: Final = 7 * 86_400
 
 # KEYS: the set of topics, where ids are remembered, the streams. ARGV: for how many seconds; id, key number, data, …
+# An id that is repeated is remembered anew: it may come again and again until enough replicas have it.
 _ADD: Final = """
 for i = 3, #KEYS do redis.call('SADD', KEYS[1], KEYS[i]) end
 for i = 2, #ARGV, 3 do
-    if redis.call('SET', KEYS[2] .. ARGV[i], '', 'NX', 'EX', ARGV[1]) then
+    if not redis.call('SET', KEYS[2] .. ARGV[i], '', 'EX', ARGV[1], 'GET') then
         redis.call('XADD', KEYS[tonumber(ARGV[i + 1])], '*', 'd', ARGV[i + 2])
     end
 end
@@ -85,19 +89,23 @@ class RedisStreams:
     """Carries events through Redis streams.
 
     Args:
-        url: `redis://127.0.0.1:6379/0`.
+        url: `redis://127.0.0.1:6379/0`; with Sentinel `redis+sentinel://host:26379,host:26379/service/0`, where the
+            Redis that leads is asked for by each new connection.
         prefix: Begins all keys: `{prefix}:events:<topic>`, `{prefix}:dead:<queue>`, …; the braces keep them on one node
             of a cluster.
         lease: Seconds after which the events of a consumer that does not renew its lease are redelivered to another.
         dedup_window: Seconds within which a repetition is recognised; each event takes about 100 bytes for that long.
         max_age: Seconds for which events of a topic are kept that no service receives; `None` for ever.
-        options: What else `redis.asyncio.Redis.from_url` takes.
+        replicas: Replicas that must have an event before it counts as published (`WAIT`). Redis copies what it has
+            acknowledged afterwards: when it is lost, what a replica did not have yet is lost with it, unless this is
+            at least 1. While fewer replicas answer, publishing fails, and is repeated by the outbox.
+        options: What else `redis.asyncio.Redis.from_url` takes; with Sentinel also `sentinel_kwargs`.
 
     Raises:
         ValueError: the URL is not Redis's, or a name or number cannot be used.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  options by name
         self,
         url: str,
         *,
@@ -105,13 +113,18 @@ class RedisStreams:
         lease: float = 30.0,
         dedup_window: float = 60.0,
         max_age: float | None = 30 * 86_400.0,
+        replicas: int = 0,
         **options: Any,
     ) -> None:
-        if not isinstance(url, str) or not url.startswith(("redis://", "rediss://", "unix://")):
+        is_of_redis = isinstance(url, str) and (url.startswith(_SCHEMES) or is_of_sentinels(url))
+        if not is_of_redis:
             msg = f"RedisStreams takes a URL such as 'redis://127.0.0.1:6379/0', not {redacted(url)!r}"
             raise ValueError(msg)
         if lease <= 0:
             msg = f"lease must be a positive number of seconds, not {lease}"
+            raise ValueError(msg)
+        if replicas < 0:
+            msg = f"replicas must be 0 or more, not {replicas}"
             raise ValueError(msg)
         self.lease = lease
         self.connection_state: ConnectionState = ConnectionState(f"Redis ({url}, {check_name('prefix', prefix)})")
@@ -120,6 +133,7 @@ class RedisStreams:
         self._topics = f"{self._base}:topics"
         self._dedup_window = max(1, int(dedup_window))
         self._max_age = max_age
+        self._replicas = replicas
         # Protocol 2: one shape of answers, whatever the version of client and server. No time limit of the client's:
         # each command has ours, and before Python 3.12 the client's loses cancellations (`asyncio.wait_for`). No
         # repetition of the client's either: it would go on with connections that are given up.
@@ -139,7 +153,8 @@ class RedisStreams:
     def _client(self) -> Redis:
         if self._made is None:
             options = {"max_connections": _CONNECTIONS, "timeout": _TRIP, **self._options, "decode_responses": False}
-            self._made = Redis.from_pool(BlockingConnectionPool.from_url(self._url, **options))
+            make: Any = pool_by_sentinels if is_of_sentinels(self._url) else BlockingConnectionPool.from_url
+            self._made = Redis.from_pool(make(self._url, **options))
         return self._made
 
     async def init(self) -> None:
@@ -184,14 +199,29 @@ class RedisStreams:
         arguments: list[Any] = [self._dedup_window]
         for id_, stream, data in items:
             arguments += (id_, places[stream], data)
-        await self._script(_ADD, [self._topics, f"{self._base}:seen:", *streams], arguments)
+        await self._script(_ADD, [self._topics, f"{self._base}:seen:", *streams], arguments, self._replicas)
 
-    async def _script(self, script: str, keys: list[str], arguments: list[Any]) -> Any:
-        client = self._client()
+    async def _script(self, script: str, keys: list[str], arguments: list[Any], replicas: int = 0) -> Any:
         try:
-            return await self._ask(client.evalsha(_sha(script), len(keys), *keys, *arguments))
+            return await self._run("evalsha", _sha(script), keys, arguments, replicas)
         except NoScriptError:  # the first time, and after a restart
-            return await self._ask(client.eval(script, len(keys), *keys, *arguments))
+            return await self._run("eval", script, keys, arguments, replicas)
+
+    async def _run(self, command: str, script: str, keys: list[str], arguments: list[Any], replicas: int) -> Any:
+        """Run a script; return when so many replicas have what it wrote."""
+        client = self._client()
+        if not replicas:
+            return await self._ask(getattr(client, command)(script, len(keys), *keys, *arguments))
+        pipeline = client.pipeline(transaction=False)  # WAIT goes by what its connection has written
+        getattr(pipeline, command)(script, len(keys), *keys, *arguments)
+        pipeline.wait(replicas, int(_WAIT * 1000))
+        result, count = await self._ask(pipeline.execute())
+        if count < replicas:
+            msg = (
+                f"only {count} of {replicas} replicas of {self.connection_state.name} have the events after {_WAIT:g} s"
+            )
+            raise ConnectionError(msg)
+        return result
 
     # -- consuming -------------------------------------------------------------------------------------------------
 
@@ -212,7 +242,9 @@ class RedisStreams:
         while True:
             async with attempts:
                 if not is_heard:
-                    positions = positions or {stream: await self._last(stream) for stream in streams}
+                    for stream in streams:  # another Redis may lead now, whose clock is behind
+                        last = await self._last(stream)
+                        positions[stream] = min(positions.get(stream, last), last, key=_order)
                     attempts.succeeded()
                     is_heard = True
                     begun()
@@ -368,7 +400,8 @@ class RedisStreams:
         """Add a letter to the queue's own stream; the same one only once within the window."""
         dead = self._dead(queue)
         keys = [f"{self._base}:queues", f"{dead}:seen:", dead]
-        await self._script(_ADD, keys, [self._dedup_window, letter.id, 3, letter.encode()])
+        arguments = [self._dedup_window, letter.id, 3, letter.encode()]
+        await self._script(_ADD, keys, arguments, self._replicas)
 
     async def count_dead_letters(self, queue: str) -> int:
         """Count the letters of a queue."""
