@@ -16,6 +16,7 @@ from rich.console import Console
 from . import cases as core
 from . import concurrency
 from .cases import Case
+from .chart import draw
 from .contenders import CONTENDERS
 from .report import environment, result, show
 from .timing import Costs, compare
@@ -89,8 +90,6 @@ def main(arguments: list[str]) -> None:
         data = {**environment(), "quick": options.quick, "cases": results}
         options.json.write_text(json.dumps(data, indent=2) + "\n")
     if options.chart:
-        from .chart import draw  # noqa: PLC0415  matplotlib is needed for nothing else
-
         draw(results, options.chart)
 
 
@@ -115,7 +114,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--quick", action="store_true", help="the smaller cases, roughly, within a minute")
     parser.add_argument("--seconds", type=float, help="time for each case (3, or 0.2 with --quick)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the results")
-    parser.add_argument("--chart", type=Path, metavar="FILE", help="draw the results as an SVG (needs matplotlib)")
+    parser.add_argument("--chart", type=Path, metavar="FILE", help="draw the results as an SVG")
     return parser
 
 
