@@ -3,10 +3,11 @@
 Redis keeps what it acknowledged only with `appendonly yes` and `appendfsync always`: with `everysec` it may answer
 before it writes, and a killed server has forgotten up to two seconds.
 
-A stream for each topic, and on it a consumer group for each service that receives the topic. Publishing is one script
-for a batch: all or nothing, and an event id that was seen a short while ago is not added again. A consumer reads new
-events and takes over those that another one has left idle; what it holds it claims again and again. A stream is trimmed
-up to what every group has acknowledged, no further; one without groups by age.
+A stream for each topic, a second one for its events that have a key (`_redis_order`), and on both a consumer group for
+each service that receives the topic. Publishing is one script for a batch: all or nothing, and an event id that was
+seen a short while ago is not added again. A consumer reads new events and takes over those that another one has left
+idle; what it holds it claims again and again. A stream is trimmed up to what every group has acknowledged, no further;
+one without groups by age.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ from asignals.relay._pool import Pool
 from asignals.relay._redact import redacted
 from asignals.relay._to_the_end import to_the_end
 from asignals.relay._transport import Delivery, Release
+from asignals.relay.engines._redis_order import HeldInOrder, OrderedConsumer, order_keys
 from asignals.relay.engines._redis_sentinel import is_of_sentinels, pool_by_sentinels
 
 if TYPE_CHECKING:
@@ -60,13 +62,19 @@ _TRIM: Final = 10.0  # seconds between two trims
 _GONE: Final = 30.0  # seconds of silence after which a consumer that holds nothing is removed
 _REMEMBERED: Final = 7 * 86_400
 
-# KEYS: the set of topics, where ids are remembered, the streams. ARGV: for how many seconds; id, key number, data, …
+# KEYS: the set of topics, where ids are remembered, the streams. ARGV: for how many seconds; id, number of the stream
+# among the KEYS, the event's key with a letter before it or nothing, data, …
 # An id that is repeated is remembered anew: it may come again and again until enough replicas have it.
 _ADD: Final = """
 for i = 3, #KEYS do redis.call('SADD', KEYS[1], KEYS[i]) end
-for i = 2, #ARGV, 3 do
+for i = 2, #ARGV, 4 do
     if not redis.call('SET', KEYS[2] .. ARGV[i], '', 'EX', ARGV[1], 'GET') then
-        redis.call('XADD', KEYS[tonumber(ARGV[i + 1])], '*', 'd', ARGV[i + 2])
+        local stream, key = KEYS[tonumber(ARGV[i + 1])], ARGV[i + 2]
+        if key == '' then
+            redis.call('XADD', stream, '*', 'd', ARGV[i + 3])
+        else
+            redis.call('XADD', stream, '*', 'd', ARGV[i + 3], 'k', string.sub(key, 2))
+        end
     end
 end
 """
@@ -91,8 +99,8 @@ class RedisStreams:
     Args:
         url: `redis://127.0.0.1:6379/0`; with Sentinel `redis+sentinel://host:26379,host:26379/service/0`, where the
             Redis that leads is asked for by each new connection.
-        prefix: Begins all keys: `{prefix}:events:<topic>`, `{prefix}:dead:<queue>`, …; the braces keep them on one node
-            of a cluster.
+        prefix: Begins all keys: `{prefix}:events:<topic>`, `{prefix}:keyed:<topic>`, `{prefix}:dead:<queue>`, …; the
+            braces keep them on one node of a cluster.
         lease: Seconds after which the events of a consumer that does not renew its lease are redelivered to another.
         dedup_window: Seconds within which a repetition is recognised; each event takes about 100 bytes for that long.
         max_age: Seconds for which events of a topic are kept that no service receives; `None` for ever.
@@ -130,6 +138,7 @@ class RedisStreams:
         self.connection_state: ConnectionState = ConnectionState(f"Redis ({url}, {check_name('prefix', prefix)})")
         self._base = f"{{{prefix}}}"
         self._events = f"{self._base}:events:"
+        self._keyed = f"{self._base}:keyed:"
         self._topics = f"{self._base}:topics"
         self._dedup_window = max(1, int(dedup_window))
         self._max_age = max_age
@@ -190,15 +199,17 @@ class RedisStreams:
         """
         for start in range(0, len(envelopes), _AT_ONCE):
             some = envelopes[start : start + _AT_ONCE]
-            await self._add([(one.id, f"{self._events}{one.topic}", one.encode()) for one in some])
+            await self._add(some)
         self.connection_state.restored()
 
-    async def _add(self, items: list[tuple[str, str, bytes]]) -> None:
-        streams = list(dict.fromkeys(stream for _, stream, _ in items))
-        places = {stream: number for number, stream in enumerate(streams, 3)}
+    async def _add(self, envelopes: Sequence[Envelope]) -> None:
+        places: dict[str, int] = {}
         arguments: list[Any] = [self._dedup_window]
-        for id_, stream, data in items:
-            arguments += (id_, places[stream], data)
+        for one in envelopes:
+            stream = f"{self._events if one.key is None else self._keyed}{one.topic}"
+            place = places.setdefault(stream, len(places) + 3)
+            arguments += (one.id, place, "" if one.key is None else f"k{one.key}", one.encode())
+        streams = list(places)
         await self._script(_ADD, [self._topics, f"{self._base}:seen:", *streams], arguments, self._replicas)
 
     async def _script(self, script: str, keys: list[str], arguments: list[Any], replicas: int = 0) -> Any:
@@ -235,7 +246,7 @@ class RedisStreams:
 
     async def listen(self, topics: Collection[str], hear: Hear, begun: Callable[[], object]) -> None:
         """Hear each event of these topics by reading the streams, without a group."""
-        streams = {self._stream(topic).encode(): topic for topic in topics}
+        streams = {stream.encode(): topic for topic in topics for stream in self._streams_of(topic)}
         attempts = Attempts(self.connection_state)
         positions: dict[bytes, bytes] = {}
         is_heard = False
@@ -269,11 +280,20 @@ class RedisStreams:
     def _stream(self, topic: str) -> str:
         return f"{self._events}{check_name('topic', topic)}"
 
+    def keyed_stream(self, topic: str) -> str:
+        """Name the stream of a topic's events that have a key."""
+        return f"{self._keyed}{check_name('topic', topic)}"
+
+    def _streams_of(self, topic: str) -> tuple[str, str]:
+        return self._stream(topic), self.keyed_stream(topic)
+
+    def _topic(self, stream: str) -> str:
+        return stream.removeprefix(self._events).removeprefix(self._keyed)
+
     async def add_service(self, service: str, topics: Collection[str]) -> None:
         """Create the service's group on each topic, from the first event that is there, where it is missing."""
         check_name("service", service)
-        for topic in topics:
-            stream = self._stream(topic)
+        for stream in (stream for topic in topics for stream in self._streams_of(topic)):
             await self._ask(self._client().sadd(self._topics, stream))
             try:
                 await self._ask(self._client().xgroup_create(stream, service, id="0", mkstream=True))
@@ -283,10 +303,13 @@ class RedisStreams:
 
     async def forget_service(self, service: str, topics: Collection[str] | None = None) -> None:
         """Remove the service's groups, of some topics or of all."""
-        streams = await self._streams() if topics is None else [self._stream(topic) for topic in topics]
-        for stream in streams:
-            with suppress(ResponseError):  # no such topic
-                await self._ask(self._client().xgroup_destroy(stream, service))
+        if topics is None:
+            topics = {self._topic(stream) for stream in await self._streams()}
+        for topic in topics:
+            for stream in self._streams_of(topic):
+                with suppress(ResponseError):  # no such topic
+                    await self._ask(self._client().xgroup_destroy(stream, service))
+            await self._ask(self._client().delete(*order_keys(self, service, topic)))
 
     async def backlog(self, service: str) -> int:
         """Count the events that the service has not acknowledged."""
@@ -298,33 +321,37 @@ class RedisStreams:
         `in_flight` is what the instances said last, up to five seconds ago; those that were killed count as alive for
         up to twenty.
         """
-        found = []
+        groups: dict[tuple[str, str], list[tuple[str, dict[str, Any]]]] = {}
         for stream in await self._streams():
-            topic = stream.removeprefix(self._events)
+            topic = self._topic(stream)
             if topics is None or topic in topics:
                 for group in await self._groups(stream):
                     name = group["name"].decode()
                     if service in (None, name):
-                        found.append(await self._figures_of(name, topic, stream, group))
-        return sorted(found, key=lambda one: (one.service, one.topic))
+                        groups.setdefault((name, topic), []).append((stream, group))
+        return [await self._figures_of(*whose, both) for whose, both in sorted(groups.items())]
 
-    async def _figures_of(self, service: str, topic: str, stream: str, group: dict[str, Any]) -> TopicFigures:
-        client, pending, lag = self._client(), int(group["pending"]), group.get("lag")
-        if lag is None:  # not known to Redis after events were removed from the middle
-            lag = await self._ask(client.xlen(stream))
-        beats = await self._beats(service, stream)
+    async def _figures_of(self, service: str, topic: str, groups: list[tuple[str, dict[str, Any]]]) -> TopicFigures:
+        """Give the figures of a topic's two streams, that of the events with a key and that of the others."""
+        client = self._client()
+        backlog, pending, oldest = 0, 0, 0.0
+        for stream, group in groups:
+            held, lag = int(group["pending"]), group.get("lag")
+            if lag is None:  # not known to Redis after events were removed from the middle
+                lag = await self._ask(client.xlen(stream))
+            backlog += held + int(lag)
+            pending += held
+            if held or lag:
+                oldest = max(oldest, await self._oldest(stream, group, held))
+        behind = int(await self._ask(client.zcard(order_keys(self, service, topic)[-1])))
+        beats = await self._beats(service, self._stream(topic))
         in_flight = sum(held_of(beat).get(topic, 0) for beat in beats)
+        retries = max(0, pending - behind - in_flight)
         return TopicFigures(
-            service,
-            topic,
-            pending + int(lag),
-            await self._oldest(stream, group, pending) if pending or lag else 0.0,
-            in_flight,
-            max(0, pending - in_flight),
-            sum(topic in held_of(beat) for beat in beats),
+            service, topic, backlog, oldest, in_flight, retries, sum(topic in held_of(beat) for beat in beats)
         )
 
-    async def _oldest(self, stream: str, group: dict[str, Any], pending: int) -> float | None:
+    async def _oldest(self, stream: str, group: dict[str, Any], pending: int) -> float:
         """Give the age of the first event that a group has not acknowledged, by Redis's own clock."""
         client = self._client()
         if pending:
@@ -400,7 +427,7 @@ class RedisStreams:
         """Add a letter to the queue's own stream; the same one only once within the window."""
         dead = self._dead(queue)
         keys = [f"{self._base}:queues", f"{dead}:seen:", dead]
-        arguments = [self._dedup_window, letter.id, 3, letter.encode()]
+        arguments = [self._dedup_window, letter.id, 3, "", letter.encode()]
         await self._script(_ADD, keys, arguments, self._replicas)
 
     async def count_dead_letters(self, queue: str) -> int:
@@ -458,6 +485,9 @@ class _Held:
     is_due: bool = True  # it does not wait for its retry
 
 
+_Pool: TypeAlias = "Pool[_Held | HeldInOrder]"
+
+
 @dataclass(slots=True)
 class _Consumer:
     """One running `consume`."""
@@ -470,13 +500,23 @@ class _Consumer:
     limit: int
     held: dict[_Key, _Held] = field(default_factory=dict)
     freed: asyncio.Event = field(default_factory=asyncio.Event)
+    ordered: OrderedConsumer = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.ordered = OrderedConsumer(self.engine, self.service, list(self.streams.values()), self.handle, self.limit)
 
     async def run(self) -> None:
         loop = asyncio.get_running_loop()
-        pool: Pool[_Held]
+        pool: _Pool
+        ordered = self.ordered
+
+        async def answer(items: list[tuple[HeldInOrder, float | None]]) -> None:
+            await ordered.answer(pool, items)
+
         async with (
             Batch(self._acknowledge, self.engine.connection_state) as acks,
             Batch(self._abandon, self.engine.connection_state) as released,
+            Batch(answer, self.engine.connection_state) as answers,
         ):
 
             def release(item: _Held) -> None:
@@ -484,7 +524,10 @@ class _Consumer:
                     released.add(item.key)
                     self.freed.set()
 
-            async def work(item: _Held) -> None:
+            async def work(item: _Held | HeldInOrder) -> None:
+                if isinstance(item, HeldInOrder):
+                    await ordered.work(item, pool, answers)
+                    return
                 topic, attempt = self.streams[item.key[0]], item.attempt
                 outcome = await self.handle(Delivery(topic, item.data, attempt, attempt > 1, pool.park))
                 if outcome is None:
@@ -507,17 +550,26 @@ class _Consumer:
             try:
                 async with pool:
                     pool.start(self._keep_for_ever())
+                    pool.start(ordered.keep_for_ever())
+                    pool.start(ordered.take_for_ever(pool))
                     pool.start(self._take_over_for_ever(pool))
                     pool.start(self._clean_for_ever())
                     pool.start(beat_for_ever(self.engine.connection_state.name, self._beat, self._stop_beating))
                     await self._read_for_ever(pool)
             finally:
-                held, self.held = self.held, {}
-                for key in held:
-                    released.add(key)
+                self._give_back(released, answers)
+
+    def _give_back(self, released: Batch[_Key], answers: Batch[tuple[HeldInOrder, float | None]]) -> None:
+        held, self.held = self.held, {}
+        for key in held:
+            released.add(key)
+        self.ordered.is_leaving = True
+        for item in self.ordered.held:
+            answers.add((item, 0.0))
 
     async def _beat(self) -> None:
         held = Counter(self.streams[item.key[0]] for item in self.held.values() if item.is_due)
+        held.update(item.topic for item in self.ordered.held)
         beat = json.dumps({topic: held[topic] for topic in self.streams.values()})
         key = self.engine._beat_key(self.service, self.instance)
         await self.engine._ask(self.engine._client().set(key, beat, ex=int(EXPIRY)))
@@ -526,7 +578,7 @@ class _Consumer:
         key = self.engine._beat_key(self.service, self.instance)
         await self.engine._ask(self.engine._client().delete(key))
 
-    async def _read_for_ever(self, pool: Pool[_Held]) -> None:
+    async def _read_for_ever(self, pool: _Pool) -> None:
         attempts = Attempts(self.engine.connection_state)
         while True:
             await pool.until_below(self.limit * 2)
@@ -550,7 +602,7 @@ class _Consumer:
             await engine.add_service(self.service, self.streams.values())  # the first time, and after FLUSHALL
             return []
 
-    def _hold(self, pool: Pool[_Held], stream: bytes, entries: _Entries, attempts: dict[bytes, int]) -> None:
+    def _hold(self, pool: _Pool, stream: bytes, entries: _Entries, attempts: dict[bytes, int]) -> None:
         for id_, fields in entries:
             key = stream, id_
             if key not in self.held:  # one that is held already was slow to be kept, and runs here
@@ -558,7 +610,7 @@ class _Consumer:
                 self.held[key] = item
                 pool.put(item)
 
-    async def _take_over_for_ever(self, pool: Pool[_Held]) -> None:
+    async def _take_over_for_ever(self, pool: _Pool) -> None:
         """Take what other consumers have left."""
         attempts = Attempts(ConnectionState(f"taking over in {self.engine.connection_state.name}"))
         while True:
@@ -567,7 +619,7 @@ class _Consumer:
                 for stream in self.streams:
                     await self._take_over(pool, stream)
 
-    async def _take_over(self, pool: Pool[_Held], stream: bytes) -> None:
+    async def _take_over(self, pool: _Pool, stream: bytes) -> None:
         """Look through all that is pending in a stream, as what was left may be behind what others hold."""
         engine, idle, position = self.engine, int(self.engine.lease * 1000), b"0-0"
         while True:
