@@ -35,6 +35,7 @@ MODULES = [
     "asignals.opentelemetry",
     "asignals.pytest_plugin",
     "asignals.relay",
+    "asignals.relay.asyncapi",
     "asignals.relay.testing",
     "asignals.sqlalchemy",
     "asignals.testing",

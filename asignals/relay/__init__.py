@@ -12,6 +12,8 @@
 - Errors: `AlreadyHandledError`, `BodyError`, `CrashedError`, `EnvelopeError`, `HopLimitError`, `NoReceiversError`,
   `NoSessionError`, `NotHandledError`, `PublishRefusedError`, `SchemaError`.
 
+- Schemas: `asignals.relay.asyncapi` writes them as a document, and says what a change breaks.
+
 asyncio only. Engines and stores are imported when they are first asked for. Each name has its own help:
 `help(asignals.relay.Relay.receive)`. The commands: `asignals relay --help`, `asignals worker --help`. Tests:
 `asignals.relay.testing`. The docs: https://github.com/asignals/asignals/blob/main/docs/index.md

@@ -101,6 +101,7 @@ class MsgspecCodec:
 
     def __init__(self, types: type[Any]) -> None:
         msgspec = import_module("msgspec")
+        self._types = types
         msgspec.json.schema(types)  # raises for types that cannot be read back
         self._encoder = msgspec.json.Encoder()
         self._decoder = msgspec.json.Decoder(types)

@@ -7,7 +7,7 @@ from numbers import Integral
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, NoReturn, TypeAlias
 from uuid import UUID
 
-from asignals._core import DocumentedError
+from asignals._core import DocumentedError, name_of
 from asignals.relay._codec import BodyError
 from asignals.relay._envelope import MAX_BODY, Envelope
 from asignals.relay._trace import current_traceparent
@@ -92,7 +92,10 @@ def dump_sender(sender: object) -> str | None:
 
 
 def key_function(signal: Signal[..., Any], key: str | KeyFunction | None) -> KeyFunction | None:
-    """Give the function that makes an event's key; raises for an argument that the signal does not have."""
+    """Give the function that makes an event's key; its `__qualname__` says of what.
+
+    Raises for an argument that the signal does not have.
+    """
     if key is None:
         return None
     if callable(key):
@@ -112,6 +115,7 @@ def _checked(signal: Signal[..., Any], key: KeyFunction) -> KeyFunction:
         made = key(sender, arguments)
         return None if made is None else _key_of(signal, "the function given as key", made)
 
+    checked.__qualname__ = f"{name_of(key)}()"
     return checked
 
 
@@ -122,6 +126,7 @@ def _by_name(signal: Signal[..., Any], name: str) -> KeyFunction:
             raise TypeError(msg)
         return _key_of(signal, f"argument {name!r}", arguments[name])
 
+    by_name.__qualname__ = name
     return by_name
 
 

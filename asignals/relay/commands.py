@@ -12,6 +12,7 @@ import time
 from contextlib import suppress
 from datetime import UTC, datetime
 from importlib import import_module
+from pathlib import Path  # noqa: TC003  typer reads the annotations
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -52,6 +53,9 @@ Topic = Annotated[str | None, typer.Option(help="Events of this topic.")]
 Since = Annotated[float | None, typer.Option(parser=_time, help="Given up since: 2026-01-31T12:00 (UTC), or 2h ago.")]
 Until = Annotated[float | None, typer.Option(parser=_time, help="Given up until then.")]
 Error = Annotated[str | None, typer.Option(help="A part of the error's text.")]
+Modules = Annotated[
+    list[str] | None, typer.Option("--import", metavar="MODULE", help="Import this too: receivers are in it.")
+]
 Yes = Annotated[bool, typer.Option("--yes", help="Do not ask.")]
 
 _PLAIN: dict[str, Any] = {"add_completion": False, "pretty_exceptions_enable": False}
@@ -66,9 +70,7 @@ worker_app: typer.Typer = typer.Typer(**_PLAIN)
 def worker(  # noqa: PLR0913  options of a command
     target: Target,
     *,
-    modules: Annotated[
-        list[str] | None, typer.Option("--import", metavar="MODULE", help="Import this too: receivers are in it.")
-    ] = None,
+    modules: Modules = None,
     allow_no_receivers: Annotated[
         bool, typer.Option("--allow-no-receivers", help="Start though nobody handles what is received.")
     ] = False,
@@ -197,6 +199,35 @@ def forget(
         typer.confirm(f"Remove what waits for {service!r}?", abort=True)
     _run(relay, relay.forget(service, topics or None))
     typer.echo(f"{service} is forgotten")
+
+
+@app.command()
+def asyncapi(
+    target: Target,
+    *,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="A file to write, instead of stdout.")] = None,
+    check: Annotated[Path | None, typer.Option(help="An older document: say which change breaks which reader.")] = None,
+    modules: Modules = None,
+) -> None:
+    """Write what the relay exports and receives as an AsyncAPI 3.0 document; or compare it with an older one.
+
+    With --check, nothing is written to stdout but the changes, and the exit status is 1 if one of them is a break.
+    """
+    from asignals.relay.asyncapi import compare, document  # noqa: PLC0415  loads what only this command needs
+    from asignals.relay.asyncapi._files import read_document, show_changes, version_of, write_document  # noqa: PLC0415
+
+    relay = _load(target)
+    _import(modules or [])
+    try:
+        made = document(relay, version=version_of(target))
+        if check is None or output is not None:
+            write_document(made, output)
+        changes = [] if check is None else compare(read_document(check), made)
+    except (OSError, ValueError, ModuleNotFoundError) as error:
+        raise typer.BadParameter(said(error)) from error
+    if check is not None:
+        show_changes(changes, check)
+    raise typer.Exit(any(change.is_break for change in changes))
 
 
 def _load(target: str) -> Relay:

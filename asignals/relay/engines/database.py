@@ -31,6 +31,7 @@ from asignals.relay._envelope import DeadLetter, check_name
 from asignals.relay._figures import EXPIRY, TopicFigures, backlog_of, beat_for_ever
 from asignals.relay._keys import lane_of
 from asignals.relay._listening import listening
+from asignals.relay._places import Address, Server
 from asignals.relay._pool import Pool
 from asignals.relay._sql import Stored
 from asignals.relay._to_the_end import to_the_end
@@ -69,6 +70,19 @@ class Database(Stored):
         self.lease = lease
         self.connection_state: ConnectionState = ConnectionState(name_of(self.engine))
         self._sql: Postgres | SQLite = (Postgres if is_postgres(self.engine) else SQLite)(self.engine, self.tables)
+
+    # -- places ----------------------------------------------------------------------------------------------------
+
+    def servers(self) -> list[Server]:
+        """List the server; of an SQLite file, its name."""
+        url = self.engine.url
+        name = (url.database or "").replace("\\", "/").rpartition("/")[2]
+        host = url.host or "localhost"
+        return [Server(url.get_backend_name(), f"{host}:{url.port}" if url.port else host, f"/{name}" if name else "")]
+
+    def address(self, topic: str) -> Address:
+        """Give the table of events, and the topic that rows have in it."""
+        return Address(f"{self.tables.event.fullname}/{check_name('topic', topic)}")
 
     # -- publishing ------------------------------------------------------------------------------------------------
 

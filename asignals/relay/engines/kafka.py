@@ -28,6 +28,7 @@ from confluent_kafka.admin import AdminClient
 from asignals.relay._connection_state import Attempts, ConnectionState
 from asignals.relay._envelope import DeadLetter, check_name
 from asignals.relay._figures import TopicFigures, backlog_of
+from asignals.relay._places import Address, Server
 from asignals.relay._pool import Pool
 from asignals.relay._redact import redacted
 from asignals.relay._to_the_end import to_the_end
@@ -268,6 +269,16 @@ class Kafka:
         if errors:
             raise KafkaException(errors[0])
         return refused
+
+    def servers(self) -> list[Server]:
+        """List the servers."""
+        is_plain = str(self._settings.get("security.protocol", "plaintext")).lower() in ("plaintext", "sasl_plaintext")
+        protocol = "kafka" if is_plain else "kafka-secure"
+        return [Server(protocol, server.strip()) for server in self._servers.split(",")]
+
+    def address(self, topic: str) -> Address:
+        """Give what Kafka calls a topic."""
+        return Address(self._topic(topic))
 
     def _topic(self, topic: str) -> str:
         return f"{self.name}.{check_name('topic', topic)}"

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from asignals.relay._envelope import check_name
 from asignals.relay._figures import TopicFigures, backlog_of
+from asignals.relay._places import Address, Server
 from asignals.relay._pool import Pool
 from asignals.relay._transport import Delivery, delay_of
 
@@ -124,6 +125,14 @@ class Memory:
         self._dead: dict[str, list[DeadLetter]] = {}
 
     # -- publishing ------------------------------------------------------------------------------------------------
+
+    def servers(self) -> list[Server]:
+        """List none."""
+        return []
+
+    def address(self, topic: str) -> Address:
+        """Give the topic itself."""
+        return Address(check_name("topic", topic))
 
     async def publish_many(self, envelopes: Sequence[Envelope]) -> None:
         """Hand the events to all services that receive their topics."""

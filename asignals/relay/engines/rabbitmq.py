@@ -30,6 +30,7 @@ from asignals.relay._cancel import end, limited
 from asignals.relay._connection_state import Attempts, ConnectionState
 from asignals.relay._envelope import DeadLetter, check_name, new_id
 from asignals.relay._figures import TopicFigures, backlog_of
+from asignals.relay._places import Address, Server, server_of
 from asignals.relay._pool import Pool
 from asignals.relay._redact import redacted, said
 from asignals.relay._to_the_end import to_the_end
@@ -130,6 +131,17 @@ class RabbitMQ:
         self._tasks: set[asyncio.Task[None]] = set()
         self._delays: set[str] = set()
         self._looked_at: dict[tuple[str, str], AbstractIncomingMessage] = {}  # by queue and position
+
+    # -- places ----------------------------------------------------------------------------------------------------
+
+    def servers(self) -> list[Server]:
+        """List the server."""
+        return [server_of(self._url)]
+
+    def address(self, topic: str) -> Address:
+        """Give a topic's routing key, and the exchange."""
+        exchange = {"name": self.name, "type": "topic", "durable": True}
+        return Address(check_name("topic", topic), {"amqp": {"is": "routingKey", "exchange": exchange}})
 
     # -- connecting ------------------------------------------------------------------------------------------------
 
