@@ -78,6 +78,10 @@ MORE = "class Item(pydantic.BaseModel):\n    name: str\n    size: int = 1\n    w
 FORBIDS = 'class Item(pydantic.BaseModel):\n    model_config = {"extra": "forbid"}\n    name: str\n    size: int = 1'
 NUMBERED = "class Item(pydantic.BaseModel):\n    name: int\n    size: int = 1"
 TREE = "class Tree(pydantic.BaseModel):\n    value: {}\n    inner: list['Tree'] = []"
+LINE = "class Line(pydantic.BaseModel):\n    name: str"
+PETS = "\n".join(
+    f"class {name.title()}(pydantic.BaseModel):\n    kind: Literal[{name!r}] = {name!r}" for name in ("cat", "dog")
+)
 
 CHANGES: dict[str, tuple[tuple[str, ...], tuple[str, ...], dict[str, set[str]]]] = {
     "nothing": (("n: int, x: Any = 1",), ("n: int, x: Any = 1",), {}),
@@ -113,6 +117,11 @@ CHANGES: dict[str, tuple[tuple[str, ...], tuple[str, ...], dict[str, set[str]]]]
     "one for many": (("n: int",), ("n: list[int]",), {"n": BOTH}),
     "other items": (("n: list[int]",), ("n: list[str]",), {"n[]": BOTH}),
     "other values": (("n: dict[str, int]",), ("n: dict[str, str]",), {"n{}": BOTH}),
+    "alternatives with a tag": (
+        ("p: Line", LINE),
+        ("p: Annotated[Cat | Dog, pydantic.Field(discriminator='kind')]", PETS),
+        {"p.kind": BACKWARD, "p.name": FORWARD},
+    ),
     "another place of a tuple": (("n: tuple[int, str]",), ("n: tuple[int, int]",), {"n[1]": BOTH}),
     "inside, one with a default less": (("i: Item",), ("i: Item", NO_SIZE), {}),
     "inside, one needed more": (("i: Item",), ("i: Item", MORE), {"i.weight": BACKWARD}),

@@ -10,6 +10,8 @@ if TYPE_CHECKING:
 
     from asignals.relay.asyncapi._schemas import Schema
 
+DISCRIMINATOR: Final = "x-discriminator"
+"""Names the field by which a reader tells alternatives apart."""
 ROOT: Final = "#/components/schemas/"
 _LOCAL: Final = "#/$defs/"
 _ONE: Final = ("additionalItems", "additionalProperties", "contains", "else", "if", "not", "propertyNames", "then")
@@ -51,11 +53,15 @@ def draft_07(schema: Any, rename: Callable[[str], str] = str) -> Any:
     """Write a schema of draft 2020-12 in the words of draft 07, with other references.
 
     Positions of a tuple are `items`, not `prefixItems`; what stands beside a reference, which readers of draft 07
-    ignore, goes around it. OpenAPI's `discriminator` goes: the alternatives tell themselves apart by a constant.
+    ignore, goes around it. OpenAPI's `discriminator` becomes a field that must be there, default or not; its values are
+    constants of the alternatives.
     """
     if not isinstance(schema, dict):
         return schema
     made = {name: value for name, value in schema.items() if name not in ("$ref", "discriminator")}
+    if isinstance(schema.get("discriminator"), dict):
+        made[DISCRIMINATOR] = schema["discriminator"]["propertyName"]
+        made["required"] = [made[DISCRIMINATOR]]
     if "prefixItems" in made:
         rest = made.pop("items", None)
         made["items"] = made.pop("prefixItems")

@@ -11,6 +11,7 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
+from asignals.relay.asyncapi._components import DISCRIMINATOR
 from asignals.relay.asyncapi._schemas import HAS_DEFAULT
 
 if TYPE_CHECKING:
@@ -140,7 +141,8 @@ def _limits(written: Schema, read: Schema) -> Iterator[Misfit]:
 def _demanded(read: Schema) -> set[str]:
     """The fields that a reader needs; of a schema of what is written, those without a default."""
     fields = read.get("properties", {})
-    return {name for name in read.get("required", ()) if not _is_marked(fields.get(name))}
+    needed = {name for name in read.get("required", ()) if not _is_marked(fields.get(name))}
+    return {*needed, read[DISCRIMINATOR]} if DISCRIMINATOR in read else needed
 
 
 def _is_marked(field: Any) -> bool:
