@@ -149,6 +149,7 @@ def shop(transport: Any = None) -> Relay:
 ENGINES = {
     "jetstream": ("nats://app:hush@nats.example:4222", {"stream": "bus"}),
     "redis": ("redis://:hush@redis.example:6379/2", {"prefix": "bus"}),
+    "sentinel": ("redis+sentinel://:hush@one.example:1,two.example:2/main/0", {"prefix": "bus"}),
     "rabbitmq": ("amqp://app:hush@rabbit.example/shop", {"name": "bus"}),
     "kafka": ("kafka://one.example:9092,two.example:9092", {"name": "bus", "security_protocol": "SASL_SSL"}),
     "postgres": ("postgresql+asyncpg://app:hush@pg.example:5432/shop", {"schema": "bus"}),
@@ -158,6 +159,10 @@ ENGINES = {
 PLACES = {
     "jetstream": ({("nats", "nats.example:4222", None)}, "bus.order.paid"),
     "redis": ({("redis", "redis.example:6379", "/2")}, "{bus}:events:order.paid"),
+    "sentinel": (
+        {("redis+sentinel", "one.example:1", "/main/0"), ("redis+sentinel", "two.example:2", "/main/0")},
+        "{bus}:events:order.paid",
+    ),
     "rabbitmq": ({("amqp", "rabbit.example", "/shop")}, "order.paid"),
     "kafka": (
         {("kafka-secure", "one.example:9092", None), ("kafka-secure", "two.example:9092", None)},

@@ -20,10 +20,11 @@ class Server:
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """What the engine calls a topic; `bindings` say more, as AsyncAPI's channel bindings do."""
+    """What the engine calls a topic; `bindings` say more, as AsyncAPI's channel bindings do, and `note` in words."""
 
     text: str
     bindings: dict[str, Any] = field(default_factory=dict)
+    note: str = ""
 
 
 @runtime_checkable
@@ -39,8 +40,12 @@ class Located(Protocol):
         ...
 
 
-def server_of(url: str) -> Server:
-    """Read a URL; its user, password and options are left out."""
-    parts = urlsplit(redacted(url if "://" in url else f"nats://{url}"))
-    host = parts.netloc.rpartition("@")[2] or "localhost"
-    return Server(parts.scheme, host, parts.path if parts.path != "/" else "")
+def servers_of(*urls: str) -> list[Server]:
+    """Read URLs, of one host or of several with commas; users, passwords and options are left out."""
+    found: set[tuple[str, str, str]] = set()
+    for url in urls:
+        parts = urlsplit(redacted(url if "://" in url else f"nats://{url}"))
+        path = parts.path if parts.path != "/" else ""
+        for host in parts.netloc.rpartition("@")[2].split(","):
+            found.add((parts.scheme, host or "localhost", path))
+    return [Server(*each) for each in sorted(found)]

@@ -146,6 +146,8 @@ class _Writer:
         if address.text.startswith("{"):  # the braces are Redis Cluster's; here they would be a parameter's
             tag = address.text[: address.text.index("}") + 1]
             channel["parameters"] = {tag[1:-1]: {"enum": [tag], "default": tag}}
+        if address.note:
+            channel["description"] = address.note
         return {**channel, **({"bindings": address.bindings} if address.bindings else {})}
 
     def _headers(self, topic: str, kind: str, details: dict[str, Any]) -> dict[str, Any]:

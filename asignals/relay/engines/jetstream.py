@@ -31,7 +31,7 @@ from asignals.relay._connection_state import Attempts, ConnectionState
 from asignals.relay._envelope import DeadLetter, check_name
 from asignals.relay._figures import EXPIRY, TopicFigures, backlog_of, beat_for_ever, held_of
 from asignals.relay._inbox import Memo
-from asignals.relay._places import Address, Server, server_of
+from asignals.relay._places import Address, Server, servers_of
 from asignals.relay._pool import Pool
 from asignals.relay._redact import redacted
 from asignals.relay._to_the_end import to_the_end
@@ -140,7 +140,7 @@ class JetStream:
 
     def servers(self) -> list[Server]:
         """List the servers."""
-        return [server_of(url) for url in ([self._servers] if isinstance(self._servers, str) else self._servers)]
+        return servers_of(*([self._servers] if isinstance(self._servers, str) else self._servers))
 
     def address(self, topic: str) -> Address:
         """Give a topic's subject."""

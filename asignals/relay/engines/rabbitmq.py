@@ -30,7 +30,7 @@ from asignals.relay._cancel import end, limited
 from asignals.relay._connection_state import Attempts, ConnectionState
 from asignals.relay._envelope import DeadLetter, check_name, new_id
 from asignals.relay._figures import TopicFigures, backlog_of
-from asignals.relay._places import Address, Server, server_of
+from asignals.relay._places import Address, Server, servers_of
 from asignals.relay._pool import Pool
 from asignals.relay._redact import redacted, said
 from asignals.relay._to_the_end import to_the_end
@@ -135,8 +135,8 @@ class RabbitMQ:
     # -- places ----------------------------------------------------------------------------------------------------
 
     def servers(self) -> list[Server]:
-        """List the server."""
-        return [server_of(self._url)]
+        """List the servers."""
+        return servers_of(*self._urls)
 
     def address(self, topic: str) -> Address:
         """Give a topic's routing key, and the exchange."""

@@ -34,7 +34,7 @@ from asignals.relay._connection_state import Attempts, ConnectionState, jittered
 from asignals.relay._envelope import DeadLetter, check_name
 from asignals.relay._figures import EXPIRY, TopicFigures, backlog_of, beat_for_ever, held_of
 from asignals.relay._inbox import Memo
-from asignals.relay._places import Address, Server, server_of
+from asignals.relay._places import Address, Server, servers_of
 from asignals.relay._pool import Pool
 from asignals.relay._redact import redacted
 from asignals.relay._to_the_end import to_the_end
@@ -161,12 +161,12 @@ class RedisStreams:
     # -- places ----------------------------------------------------------------------------------------------------
 
     def servers(self) -> list[Server]:
-        """List the server."""
-        return [server_of(self._url)]
+        """List the server, or the Sentinels."""
+        return servers_of(self._url)
 
     def address(self, topic: str) -> Address:
         """Give the key of a topic's stream."""
-        return Address(self._stream(topic))
+        return Address(self._stream(topic), note=f"Events with a key are in {self._keyed}{topic}.")
 
     # -- connecting ------------------------------------------------------------------------------------------------
 
