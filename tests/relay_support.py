@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import pytest
-from sqlalchemy import text
+from sqlalchemy import make_url, text
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 if TYPE_CHECKING:
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 URLS = {
     "postgres": os.environ.get("ASIGNALS_POSTGRES_URL", "postgresql+asyncpg://postgres@127.0.0.1:5432/test"),
+    "mariadb": os.environ.get("ASIGNALS_MARIADB_URL", "mariadb://root@127.0.0.1:3306/test"),
     "redis": os.environ.get("ASIGNALS_REDIS_URL", "redis://127.0.0.1:6379/0"),
     "rabbitmq": os.environ.get("ASIGNALS_RABBITMQ_URL", "amqp://guest:guest@127.0.0.1:5672/"),
     "nats": os.environ.get("ASIGNALS_NATS_URL", "nats://127.0.0.1:4222"),
@@ -70,6 +71,23 @@ async def postgres_schema() -> AsyncIterator[tuple[AsyncEngine, str]]:
         async with engine.begin() as connection:
             await connection.execute(text(f"DROP SCHEMA {schema} CASCADE"))
         await engine.dispose()
+
+
+@asynccontextmanager
+async def mariadb_database(driver: str = "aiomysql") -> AsyncIterator[AsyncEngine]:
+    """Give an engine of a database of MariaDB that is dropped afterwards."""
+    url, name = make_url(require("mariadb")).set(drivername=f"mariadb+{driver}"), unique("s")
+    server = create_async_engine(url)
+    async with server.begin() as connection:
+        await connection.execute(text(f"CREATE DATABASE {name}"))
+    engine = create_async_engine(url.set(database=name), pool_size=10)
+    try:
+        yield engine
+    finally:
+        await engine.dispose()
+        async with server.begin() as connection:
+            await connection.execute(text(f"DROP DATABASE {name}"))
+        await server.dispose()
 
 
 class World:

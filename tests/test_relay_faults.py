@@ -9,11 +9,12 @@ import asyncio
 import logging
 import os
 import time
-from typing import TYPE_CHECKING, Any
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
 from relay_faults import proxied
-from relay_support import postgres_schema, require, unique, until
+from relay_support import mariadb_database, postgres_schema, require, until
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 
@@ -31,9 +32,10 @@ from asignals.relay import (
     _connection_state,
     _dialect,
     _listening,
+    _mysql,
+    _outbox_rows,
     _receive,
     _sql,
-    outbox,
     table_metadata,
 )
 
@@ -42,6 +44,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from relay_faults import Proxy
+    from sqlalchemy.ext.asyncio import AsyncEngine
 
 pytestmark = pytest.mark.anyio
 LONG = os.environ.get("ASIGNALS_LONG") == "1"
@@ -66,27 +69,59 @@ def _short_limits(monkeypatch: pytest.MonkeyPatch) -> None:
     if LONG:
         return
     monkeypatch.setattr(_receive, "_LOOK", 0.2)
-    for module in (_connected, _listening, outbox):
+    for module in (_connected, _listening, _outbox_rows):
         monkeypatch.setattr(module, "LIMIT", 0.5)
     for name in ("connected", "begun", "answered"):
         function = getattr(_connected, name)
         wrapped = getattr(function, "__wrapped__", function)
         monkeypatch.setattr(wrapped, "__defaults__", (0.5,))
-    for module in (_connected, _listening, _sql):
+    for module in (_connected, _listening, _mysql, _sql):
         monkeypatch.setattr(module, "CLOSE", 0.3)
-    monkeypatch.setattr(outbox, "PG_IDLE", _dialect.PG_IDLE.replace("12000", "1000"))
+    monkeypatch.setattr(_outbox_rows, "PG_IDLE", _dialect.PG_IDLE.replace("12000", "1000"))
+    monkeypatch.setattr(_mysql, "_LOCK", text(_mysql._LOCK.text.replace("= 12,", "= 1,")))
     monkeypatch.setattr(_listening, "_KEEPALIVE", 0.3)
     monkeypatch.setattr(_connection_state.Backoff.__init__, "__defaults__", (0.05, 0.3))
 
 
-@pytest.fixture(params=["asyncpg", "psycopg"])
-async def database(request: pytest.FixtureRequest, _short_limits: None) -> AsyncIterator[tuple[str, str, Proxy]]:
-    """A URL by way of a proxy, the schema of the tables, and the proxy."""
-    url = require("postgres").replace("+asyncpg", f"+{request.param}")
+class Place(NamedTuple):
+    """A URL by way of a proxy, the schema of the tables, the proxy, and an engine without one."""
+
+    url: str
+    schema: str | None
+    proxy: Proxy
+    direct: AsyncEngine
+
+
+@asynccontextmanager
+async def _postgres(driver: str) -> AsyncIterator[Place]:
+    url = require("postgres").replace("+asyncpg", f"+{driver}")
     async with postgres_schema() as (engine, schema), proxied(url) as (by_proxy, proxy):
         async with engine.begin() as connection:
             await connection.run_sync(table_metadata(schema).create_all)
-        yield by_proxy, schema, proxy
+        yield Place(by_proxy, schema, proxy, engine)
+
+
+@asynccontextmanager
+async def _mariadb(driver: str) -> AsyncIterator[Place]:
+    async with mariadb_database(driver) as engine:
+        async with engine.begin() as connection:
+            await connection.run_sync(table_metadata().create_all)
+        async with proxied(engine.url.render_as_string(hide_password=False), 3306) as (by_proxy, proxy):
+            yield Place(by_proxy, None, proxy, engine)
+
+
+@pytest.fixture(params=["asyncpg", "psycopg", "aiomysql", "asyncmy"])
+async def database(request: pytest.FixtureRequest, _short_limits: None) -> AsyncIterator[Place]:
+    """A database for the outbox and the inbox."""
+    async with (_mariadb if "my" in request.param else _postgres)(request.param) as place:
+        yield place
+
+
+@pytest.fixture(params=["asyncpg", "psycopg"])
+async def carrying_database(request: pytest.FixtureRequest, _short_limits: None) -> AsyncIterator[Place]:
+    """A database that can be the engine."""
+    async with _postgres(request.param) as place:
+        yield place
 
 
 def receiving(transport: Any, heard: list[int], **options: Any) -> tuple[Relay, Signal[..., Any]]:
@@ -109,60 +144,54 @@ def event(n: int) -> Envelope:
 
 @pytest.mark.parametrize("fault", ["silence", "cut"])
 async def test_an_engine_whose_database_goes_away_works_on_when_it_is_back(
-    database: tuple[str, str, Proxy], fault: str
+    carrying_database: Place, fault: str
 ) -> None:
     """Consuming stalls neither for ever nor in silence, and nothing is lost."""
-    url, schema, proxy = database
+    url, schema, proxy, direct = carrying_database
     heard: list[int] = []
     transport = Database(url, schema=schema, lease=1.0)
     relay, into = receiving(transport, heard)
-    async with postgres_schema_engine() as direct:
-        publisher = Database(direct, schema=schema)
-        async with relay:
-            await publisher.publish_many([event(0)])
-            await until(lambda: heard == [0])
-            await go_away(proxy, fault)
-            await publisher.publish_many([event(n) for n in range(1, 21)])
-            await until(lambda: not relay.health().ok, SEEN_WITHIN)
-            await proxy.restore()
-            await until(lambda: set(heard) == set(range(21)), BACK_WITHIN)
-            await until(lambda: relay.health().ok, BACK_WITHIN)
+    publisher = Database(direct, schema=schema)
+    async with relay:
+        await publisher.publish_many([event(0)])
+        await until(lambda: heard == [0])
+        await go_away(proxy, fault)
+        await publisher.publish_many([event(n) for n in range(1, 21)])
+        await until(lambda: not relay.health().ok, SEEN_WITHIN)
+        await proxy.restore()
+        await until(lambda: set(heard) == set(range(21)), BACK_WITHIN)
+        await until(lambda: relay.health().ok, BACK_WITHIN)
     assert into
 
 
 @pytest.mark.parametrize("fault", ["silence", "cut"])
-async def test_an_outbox_whose_database_goes_away_works_on_when_it_is_back(
-    database: tuple[str, str, Proxy], fault: str
-) -> None:
+async def test_an_outbox_whose_database_goes_away_works_on_when_it_is_back(database: Place, fault: str) -> None:
     """What other processes commit meanwhile is published within seconds of its return."""
-    url, schema, proxy = database
+    url, schema, proxy, direct = database
     memory = Memory()
     relay = Relay(memory, "shop", outbox=SQLAlchemyOutbox(url, schema=schema), grace=2)
-    async with postgres_schema_engine() as direct:
-        writer = SQLAlchemyOutbox(direct, schema=schema)
-        async with relay:
-            await writer.put(event(0))
-            await until(lambda: relay.health().published == 1)
-            await go_away(proxy, fault)
-            for n in range(1, 6):
-                await writer.put(event(n))
-            await until(lambda: not relay.health().ok, SEEN_WITHIN)
-            assert "postgresql" in str(relay.health().problems)
-            await proxy.restore()
-            await until(lambda: relay.health().published >= 6, BACK_WITHIN)
-            await until(lambda: relay.health().ok, BACK_WITHIN)
-            # What the cut-off transaction had taken is free when the server has ended it.
-            async with asyncio.timeout(BACK_WITHIN):
-                while await writer.count():  # noqa: ASYNC110  the server does it
-                    await asyncio.sleep(0.05)
+    writer = SQLAlchemyOutbox(direct, schema=schema)
+    async with relay:
+        await writer.put(event(0))
+        await until(lambda: relay.health().published == 1)
+        await go_away(proxy, fault)
+        for n in range(1, 6):
+            await writer.put(event(n))
+        await until(lambda: not relay.health().ok, SEEN_WITHIN)
+        assert direct.url.get_backend_name() in str(relay.health().problems)
+        await proxy.restore()
+        await until(lambda: relay.health().published >= 6, BACK_WITHIN)
+        await until(lambda: relay.health().ok, BACK_WITHIN)
+        # What the cut-off transaction had taken is free when the server has ended it.
+        async with asyncio.timeout(BACK_WITHIN):
+            while await writer.count():  # noqa: ASYNC110  the server does it
+                await asyncio.sleep(0.05)
 
 
 @pytest.mark.parametrize("fault", ["silence", "cut"])
-async def test_an_inbox_whose_database_goes_away_makes_events_wait(
-    database: tuple[str, str, Proxy], fault: str
-) -> None:
+async def test_an_inbox_whose_database_goes_away_makes_events_wait(database: Place, fault: str) -> None:
     """Health shows it, no event becomes a dead letter, and no receiver is called twice by one process."""
-    url, schema, proxy = database
+    url, schema, proxy, _ = database
     heard: list[int] = []
     memory = Memory()
     relay, into = receiving(memory, heard, inbox=SQLAlchemyInbox(url, schema=schema))
@@ -180,9 +209,9 @@ async def test_an_inbox_whose_database_goes_away_makes_events_wait(
     assert sorted(heard) == list(range(51))
 
 
-async def test_a_send_with_a_silent_database_raises_in_time(database: tuple[str, str, Proxy]) -> None:
+async def test_a_send_with_a_silent_database_raises_in_time(database: Place) -> None:
     """In the session of the caller, and in a transaction of its own; the error says who did not answer."""
-    url, schema, proxy = database
+    url, schema, proxy, _ = database
     engine = create_async_engine(url)
     sender = SQLAlchemyOutbox(engine, schema=schema)
     try:
@@ -191,7 +220,7 @@ async def test_a_send_with_a_silent_database_raises_in_time(database: tuple[str,
             proxy.silence()
             began = time.monotonic()
             for where in (session, None):
-                with pytest.raises(TimeoutError, match=r"postgresql \(127\.0\.0\.1:\d+/test\)"):
+                with pytest.raises(TimeoutError, match=r"(postgresql|mariadb) \(127\.0\.0\.1:\d+/\w+\)"):
                     await sender.put(event(1), where)
             assert time.monotonic() - began < (30 if LONG else 5)
             await session.invalidate()
@@ -200,9 +229,9 @@ async def test_a_send_with_a_silent_database_raises_in_time(database: tuple[str,
         await engine.dispose()
 
 
-async def test_a_slow_database_is_no_lost_one(database: tuple[str, str, Proxy]) -> None:
+async def test_a_slow_database_is_no_lost_one(database: Place) -> None:
     """Answers that take their time are waited for."""
-    url, schema, proxy = database
+    url, schema, proxy, _ = database
     inbox = SQLAlchemyInbox(url, schema=schema)
     await inbox.recall("a", "billing")  # connecting takes many trips
     proxy.slow(0.02)
@@ -248,48 +277,31 @@ async def test_only_the_tables_that_are_used_are_made(tmp_path: Path) -> None:
 
 
 async def _init(url: str, schema: str | None) -> None:
-    """Create all tables as one process does."""
-    relay = Relay(
-        Database(url, schema=schema),
-        "shop",
-        outbox=SQLAlchemyOutbox(url, schema=schema),
-        inbox=SQLAlchemyInbox(url, schema=schema),
-    )
+    """Create all tables as one process does; MariaDB is no engine."""
+    engine = Memory() if url.startswith("mariadb") else Database(url, schema=schema)
+    outbox, inbox = SQLAlchemyOutbox(url, schema=schema), SQLAlchemyInbox(url, schema=schema)
+    relay = Relay(engine, "shop", outbox=outbox, inbox=inbox)
     relay.receive(Signal(), "numbers")
     try:
         await relay.init()
+        await outbox.check()
+        await inbox.check()
     finally:
         await relay.aclose()
 
 
-@pytest.mark.parametrize("kind", ["postgres", "sqlite"])
+@pytest.mark.parametrize("kind", ["postgres", "sqlite", "aiomysql", "asyncmy"])
 async def test_any_number_of_processes_may_create_the_tables_at_once(tmp_path: Path, kind: str) -> None:
     """`relay.init()` of eight relays on an empty database, each with its own connections, succeeds in all of them."""
-    async with postgres_schema_engine() as engine:
-        for attempt in range(100 if LONG else 2):
-            schema = unique("s") if kind == "postgres" else None
-            url = require("postgres") if schema else f"sqlite+aiosqlite:///{tmp_path}/{attempt}.db"
-            if schema is None:
-                await asyncio.gather(*(_init(url, schema) for _ in range(8)))
-                continue
-            async with engine.begin() as connection:
-                await connection.execute(text(f"CREATE SCHEMA {schema}"))
-            try:
-                await asyncio.gather(*(_init(url, schema) for _ in range(8)))
-            finally:
-                async with engine.begin() as connection:
-                    await connection.execute(text(f"DROP SCHEMA {schema} CASCADE"))
-
-
-class postgres_schema_engine:  # noqa: N801  used as a function
-    """An engine that goes to the server without a proxy."""
-
-    async def __aenter__(self) -> Any:
-        self.engine = create_async_engine(require("postgres"))
-        return self.engine
-
-    async def __aexit__(self, *_: object) -> None:
-        await self.engine.dispose()
+    for attempt in range(100 if LONG else 2):
+        async with AsyncExitStack() as stack:
+            url, schema = f"sqlite+aiosqlite:///{tmp_path}/{attempt}.db", None
+            if kind == "postgres":
+                url, (_, schema) = require("postgres"), await stack.enter_async_context(postgres_schema())
+            elif kind != "sqlite":
+                made = await stack.enter_async_context(mariadb_database(kind))
+                url = made.url.render_as_string(hide_password=False)
+            await asyncio.gather(*(_init(url, schema) for _ in range(8)))
 
 
 async def go_away(proxy: Proxy, fault: str) -> None:

@@ -7,7 +7,7 @@ from contextlib import AsyncExitStack, suppress
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from relay_support import postgres_schema, until
+from relay_support import mariadb_database, postgres_schema, until
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession
 
@@ -43,12 +43,14 @@ def anyio_backend() -> tuple[str, dict[str, Any]]:
     return "asyncio", {}
 
 
-@pytest.fixture(params=["sqlite", "postgres"])
+@pytest.fixture(params=["sqlite", "postgres", "aiomysql", "asyncmy"])
 async def engine(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[AsyncEngine]:
     """A database with the tables and one of the application's own."""
     async with AsyncExitStack() as stack:
         if request.param == "postgres":
             made, _ = await stack.enter_async_context(postgres_schema())
+        elif request.param != "sqlite":
+            made = await stack.enter_async_context(mariadb_database(request.param))
         else:
             made, _ = as_engine(f"sqlite+aiosqlite:///{tmp_path}/app.db")
             stack.push_async_callback(made.dispose)

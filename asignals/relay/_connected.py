@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from contextlib import asynccontextmanager, nullcontext, suppress
+from inspect import isawaitable
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 from weakref import WeakKeyDictionary
 
@@ -12,12 +13,12 @@ import anyio
 from sqlalchemy.exc import DBAPIError
 
 from asignals.relay._cancel import limited
-from asignals.relay._dialect import is_missing_table, is_postgres, missing_table, name_of
+from asignals.relay._dialect import is_missing_table, is_sqlite, is_undone, missing_table, name_of
 from asignals.relay._to_the_end import to_the_end
 from asignals.relay._transport import SchemaError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable
+    from collections.abc import AsyncIterator, Awaitable, Callable
 
     from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
     from sqlalchemy.pool import Pool
@@ -26,6 +27,7 @@ T = TypeVar("T")
 
 LIMIT: Final = 8.0  # seconds that a transaction of a few statements may take; then its connection is thrown away
 CLOSE: Final = 2.0  # seconds that closing may take
+_REPEATS: Final = 5  # times that a transaction is begun which the database undoes, to end a deadlock
 
 # When a connection of a pool last did not answer: what was made before that is not trusted any more.
 _TROUBLES: WeakKeyDictionary[Pool, float] = WeakKeyDictionary()
@@ -45,7 +47,7 @@ async def connected(engine: AsyncEngine, seconds: float | None = LIMIT) -> Async
     `TimeoutError`. Opening and closing are cut short by no cancellation: drivers leave half-open ones behind. Raises
     `SchemaError` where a table is missing. On SQLite, whose file answers, the limit is that for its lock.
     """
-    seconds = seconds if is_postgres(engine) else None
+    seconds = None if is_sqlite(engine) else seconds
     opened: list[AsyncConnection] = []
     is_silent = False
     try:
@@ -88,6 +90,17 @@ async def begun(engine: AsyncEngine, seconds: float | None = LIMIT) -> AsyncIter
         yield connection
 
 
+async def repeated(work: Callable[[], Awaitable[T]]) -> T:
+    """Call something that is one transaction, once more where the database has undone it, to end a deadlock."""
+    for _ in range(_REPEATS - 1):
+        try:
+            return await work()
+        except DBAPIError as error:
+            if not is_undone(error):
+                raise
+    return await work()
+
+
 async def _open(engine: AsyncEngine, opened: list[AsyncConnection]) -> None:
     opened.append(await _opened(engine))
 
@@ -110,7 +123,7 @@ async def _opened(engine: AsyncEngine) -> AsyncConnection:
 
 async def _closed(connection: AsyncConnection, *, is_silent: bool) -> None:
     """Give it back to the pool; one that is silent, or takes too long for that, goes away."""
-    if not is_postgres(connection.engine):
+    if is_sqlite(connection.engine):
         await connection.close()
         return
     if not is_silent:
@@ -125,10 +138,9 @@ async def throw_away(connection: AsyncConnection) -> None:
     with anyio.move_on_after(CLOSE), suppress(Exception):
         if not connection.invalidated:
             driver: Any = (await connection.get_raw_connection()).driver_connection
-            if hasattr(driver, "terminate"):  # asyncpg
-                driver.terminate()
-            else:
-                await driver.close()
+            closing = driver.terminate() if hasattr(driver, "terminate") else driver.close()  # asyncpg has the former
+            if isawaitable(closing):
+                await closing
             await connection.invalidate()
     with anyio.move_on_after(CLOSE), suppress(Exception):
         await connection.close()

@@ -5,14 +5,18 @@ from __future__ import annotations
 import re
 import time
 import zlib
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
+
+from sqlalchemy.dialects import mysql, postgresql, sqlite
 
 if TYPE_CHECKING:
-    from sqlalchemy import Table
+    from collections.abc import Collection
+
+    from sqlalchemy import Dialect, Table
     from sqlalchemy.exc import DBAPIError
     from sqlalchemy.ext.asyncio import AsyncEngine
 
-_NO_TABLE = re.compile(r"""(?:no such table: |relation ["'])([\w.]+)""")
+_NO_TABLE = re.compile(r"""(?:no such table: |relation ["']|Table '(?:[^'.]+\.)?)([\w.]+)""")
 _CHANNEL = re.compile(r"[^a-z0-9_]")
 
 PG_NOW: Final = "extract(epoch from clock_timestamp())::double precision"
@@ -29,13 +33,31 @@ PG_IDLE: Final = f"set_config('idle_in_transaction_session_timeout', '{int(IDLE 
 def name_of(engine: AsyncEngine) -> str:
     """Say which database it is."""
     url = engine.url
-    where = f"{url.host}:{url.port or 5432}/" if url.host else ""
+    port = url.port or (3306 if is_mysql(engine) else 5432)
+    where = f"{url.host}:{port}/" if url.host else ""
     return f"{engine.dialect.name} ({where}{url.database})"
 
 
 def is_missing_table(error: DBAPIError) -> bool:
     """Whether a statement failed because a table is not there."""
-    return getattr(error.orig, "sqlstate", None) == "42P01" or "no such table" in str(error.orig)
+    return "42P01" in _codes(error) or 1146 in _codes(error) or "no such table" in str(error.orig)  # noqa: PLR2004
+
+
+def is_duplicate(error: DBAPIError) -> bool:
+    """Whether MariaDB or MySQL refused a row, as there is one with its key."""
+    return 1062 in _codes(error)  # noqa: PLR2004  ER_DUP_ENTRY
+
+
+def is_undone(error: DBAPIError) -> bool:
+    """Whether the database has undone a transaction that may succeed when it is repeated: a deadlock."""
+    # 1213 ER_LOCK_DEADLOCK, 1205 ER_LOCK_WAIT_TIMEOUT, 1020 ER_CHECKREAD; deadlock_detected, serialization_failure
+    return not _codes(error).isdisjoint((1213, 1205, 1020, "40P01", "40001"))
+
+
+def _codes(error: DBAPIError) -> set[object]:
+    """Give what a driver says that it is: the SQLSTATE of PostgreSQL, the number of MariaDB."""
+    number = next(iter(getattr(error.orig, "args", ())), None)
+    return {getattr(error.orig, "sqlstate", None), number if isinstance(number, int) else None}
 
 
 def missing_table(error: DBAPIError) -> str:
@@ -45,8 +67,27 @@ def missing_table(error: DBAPIError) -> str:
 
 
 def is_postgres(engine: AsyncEngine) -> bool:
-    """Tell the two dialects apart."""
+    """Whether it is PostgreSQL."""
     return engine.dialect.name == "postgresql"
+
+
+def is_sqlite(engine: AsyncEngine) -> bool:
+    """Whether it is SQLite: a file that always answers, with one writer at a time."""
+    return engine.dialect.name == "sqlite"
+
+
+def is_mysql(engine: AsyncEngine) -> bool:
+    """Whether it is MariaDB or MySQL."""
+    return engine.dialect.name in ("mysql", "mariadb")
+
+
+def upsert(dialect: Dialect, table: Table, keys: Collection[str], column: str) -> Any:
+    """Write the statement that inserts rows, or sets one column of those whose keys are there."""
+    if dialect.name in ("mysql", "mariadb"):
+        write = mysql.insert(table)
+        return write.on_duplicate_key_update({column: write.inserted[column]})
+    insert = (postgresql if dialect.name == "postgresql" else sqlite).insert(table)
+    return insert.on_conflict_do_update(index_elements=keys, set_={column: insert.excluded[column]})
 
 
 def quoted(engine: AsyncEngine, table: Table) -> str:

@@ -11,7 +11,7 @@ from sqlalchemy import text
 from asignals.relay._cancel import end, limited
 from asignals.relay._connected import CLOSE, LIMIT, connected, throw_away
 from asignals.relay._connection_state import Attempts
-from asignals.relay._dialect import is_postgres
+from asignals.relay._dialect import is_mysql, is_postgres
 from asignals.relay._to_the_end import to_the_end
 
 if TYPE_CHECKING:
@@ -53,9 +53,12 @@ async def listening(
 ) -> AsyncIterator[None]:
     """Call `wake` when another process may have committed something, for as long as the block runs.
 
-    PostgreSQL: LISTEN (asyncpg, psycopg). SQLite: the file's change counter, looked at 50 times a second. It is a hint:
-    whoever uses it also looks by itself from time to time.
+    PostgreSQL: LISTEN (asyncpg, psycopg). SQLite: the file's change counter, looked at 50 times a second. MariaDB has
+    nothing to listen to. It is a hint: whoever uses it also looks by itself from time to time.
     """
+    if is_mysql(engine):
+        yield
+        return
     task = asyncio.get_running_loop().create_task(_listen_for_ever(engine, channel, wake, state))
     try:
         yield

@@ -12,7 +12,7 @@ from asignals.relay._cancel import end, limited
 from asignals.relay._connection_state import Attempts, ConnectionState
 from asignals.relay._redact import said
 from asignals.relay._subscription import receiver_names
-from asignals.relay._transport import Broadcasts, Checked, SchemaError
+from asignals.relay._transport import Broadcasts, Checked
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine, Sequence
@@ -117,13 +117,16 @@ class Runner:
         self.is_running = False
 
     async def _check_parts(self) -> None:
-        """Raise `SchemaError` when tables are missing; a database that does not answer is no reason not to start."""
+        """Raise `SchemaError` when tables are missing; a database that does not answer is no reason not to start.
+
+        Raises `RuntimeError` for a server or a driver that will not do.
+        """
         parts: list[object] = [self._parts.transport, self._parts.outbox]
         if self._inbound.subscriptions:
             parts.append(self._parts.inbox)
         checks = [limited(part.check(), _CHECK) for part in parts if isinstance(part, Checked)]
         for outcome in await asyncio.gather(*checks, return_exceptions=True):
-            if isinstance(outcome, SchemaError):
+            if isinstance(outcome, RuntimeError):
                 raise outcome
             if isinstance(outcome, Exception):
                 logger.warning("whether all tables are there is not known yet (%s)", said(outcome))

@@ -13,18 +13,22 @@ from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.schema import CreateIndex, CreateTable
 
 from asignals.relay._connected import CLOSE, begun, connected, note_when_made
-from asignals.relay._dialect import is_postgres, lock_of, name_of
+from asignals.relay._dialect import channel_of, is_mysql, is_postgres, is_sqlite, lock_of, name_of
+from asignals.relay._mysql import check_version, create_missing, locked
 from asignals.relay._tables import Tables, tables_of
 from asignals.relay._transport import SchemaError
 
 if TYPE_CHECKING:
     from collections.abc import Collection
 
-    from sqlalchemy import Connection
+    from sqlalchemy import Connection, Table
 
 _CONNECT: Final = 10  # seconds that connecting may take at most in a driver; `LIMIT` ends the wait for it before that
 _INIT: Final = 60.0  # seconds that creating tables may take, with other processes that do the same
-_CONNECT_ARGUMENTS: Final = {"asyncpg": "timeout", "psycopg": "connect_timeout"}
+_CONNECT_ARGUMENTS: Final = {
+    "asyncpg": "timeout",
+    **dict.fromkeys(("psycopg", "aiomysql", "asyncmy"), "connect_timeout"),
+}
 
 
 class Stored:
@@ -36,15 +40,28 @@ class Stored:
     def __init__(self, database: str | AsyncEngine, schema: str | None, parts: Collection[str]) -> None:
         self.engine: AsyncEngine
         self.engine, self._owns_engine = as_engine(database)
+        if "engine" in parts and is_mysql(self.engine):
+            msg = (
+                "the engine Database carries events in PostgreSQL or SQLite, not in MariaDB or MySQL: these keep the "
+                "outbox and the inbox beside another engine, such as RabbitMQ(…)"
+            )
+            raise ValueError(msg)
         # For single statements, which PostgreSQL takes in one round trip instead of three.
         self._single: AsyncEngine = self.engine
+        # For transactions that lock rows: else MariaDB locks the gaps between them, and others cannot insert there.
+        self._locking: AsyncEngine = self.engine
         if is_postgres(self.engine):
             self._single = self.engine.execution_options(isolation_level="AUTOCOMMIT")
+        elif is_mysql(self.engine) and not self._owns_engine:
+            self._locking = self.engine.execution_options(isolation_level="READ COMMITTED")
         self.tables: Tables = Tables(schema)
         self._used = tables_of(self.tables, parts)
 
     async def init(self) -> None:
         """Create the tables that are missing; any number of processes may do so at once."""
+        if is_mysql(self.engine):
+            await self._init_mysql()
+            return
         async with begun(self.engine, _INIT) as connection:
             if is_postgres(self.engine):
                 lock = lock_of(name_of(self.engine))
@@ -54,21 +71,37 @@ class Stored:
                 for index in sorted(table.indexes, key=attrgetter("name")):
                     await connection.execute(CreateIndex(index, if_not_exists=True))
 
+    async def _init_mysql(self) -> None:
+        lock = channel_of(name_of(self.engine))
+        async with connected(self.engine, _INIT) as connection, locked(connection, lock, int(_INIT)):
+            if not (await connection.execute(text("SELECT @asignals_turn"))).scalar():
+                msg = f"another process creates tables in {name_of(self.engine)}, for more than {_INIT:g} s"
+                raise TimeoutError(msg)
+            await connection.run_sync(self._create_missing)
+
+    def _create_missing(self, connection: Connection) -> None:
+        create_missing(connection, [(table, self._schema_of(table)) for table in self._used])
+
     async def check(self) -> None:
-        """Raise `SchemaError` when a table is missing, and what the driver raises when the database is out of reach."""
+        """Raise `SchemaError` when a table is missing, and what the driver raises when the database is out of reach.
+
+        Raises `RuntimeError` for a server that is too old.
+        """
         async with connected(self.engine) as connection:
+            if is_mysql(self.engine):
+                check_version(connection.dialect)
             missing = await connection.run_sync(self._missing)
         if missing:
             raise SchemaError(name_of(self.engine), missing)
 
     def _missing(self, connection: Connection) -> list[str]:
         look = inspect(connection)
+        return [table.name for table in self._used if not look.has_table(table.name, schema=self._schema_of(table))]
+
+    def _schema_of(self, table: Table) -> str | None:
         schemas = self.engine.get_execution_options().get("schema_translate_map") or {}
-        return [
-            table.name
-            for table in self._used
-            if not look.has_table(table.name, schema=schemas.get(table.schema, table.schema))
-        ]
+        found: str | None = schemas.get(table.schema, table.schema)
+        return found
 
     async def aclose(self) -> None:
         """Close the connections, if the engine was made here."""
@@ -81,10 +114,10 @@ def as_engine(database: str | AsyncEngine) -> tuple[AsyncEngine, bool]:
     """Give an engine, and whether it was made here; raises `ValueError` for dialects that are not supported."""
     made = isinstance(database, str)
     engine = _made(database) if isinstance(database, str) else database
-    if engine.dialect.name not in ("postgresql", "sqlite"):
-        msg = f"the relay keeps its tables in PostgreSQL or SQLite, not in {engine.dialect.name}"
+    if not (is_postgres(engine) or is_sqlite(engine) or is_mysql(engine)):
+        msg = f"the relay keeps its tables in PostgreSQL, SQLite, MariaDB or MySQL, not in {engine.dialect.name}"
         raise ValueError(msg)
-    if engine.dialect.name == "sqlite":
+    if is_sqlite(engine):
         if engine.url.database in (None, "", ":memory:"):
             msg = (
                 "the relay needs a SQLite file: an in-memory database has one connection, and no other process sees it"
@@ -101,6 +134,8 @@ _DRIVERS: Final = {  # for URLs that name none, the first that is installed
     "postgresql": ("asyncpg", "psycopg"),
     "postgres": ("asyncpg", "psycopg"),
     "sqlite": ("aiosqlite",),
+    "mariadb": ("aiomysql", "asyncmy"),
+    "mysql": ("aiomysql", "asyncmy"),
 }
 
 
@@ -108,11 +143,14 @@ def _made(database: str) -> AsyncEngine:
     scheme, _, rest = database.partition("://")
     if drivers := _DRIVERS.get(scheme):
         driver = next((name for name in drivers if find_spec(name) is not None), drivers[0])
-        database = f"{'sqlite' if scheme == 'sqlite' else 'postgresql'}+{driver}://{rest}"
+        database = f"{'postgresql' if scheme == 'postgres' else scheme}+{driver}://{rest}"
     url = make_url(database)
     argument = _CONNECT_ARGUMENTS.get(url.get_driver_name())
     is_ours = argument is not None and argument not in url.query
-    return create_async_engine(url, connect_args={argument: _CONNECT} if is_ours else {})
+    options: dict[str, Any] = {"connect_args": {argument: _CONNECT}} if is_ours else {}
+    if url.get_backend_name() in ("mysql", "mariadb"):  # see `Stored`; and its server ends connections that are idle
+        options |= {"isolation_level": "READ COMMITTED", "pool_pre_ping": True}
+    return create_async_engine(url, **options)
 
 
 def _prepare_sqlite(connection: Any, _record: object) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from sqlalchemy import (
     BigInteger,
@@ -16,18 +16,44 @@ from sqlalchemy import (
     String,
     Table,
     Text,
+    TypeDecorator,
     UniqueConstraint,
     false,
+    func,
 )
+from sqlalchemy.dialects.mysql import LONGBLOB
 
 if TYPE_CHECKING:
     from collections.abc import Collection
 
+# Tables with transactions, and texts in which "A" and "a" are two.
+_MYSQL: Final[dict[str, Any]] = {
+    f"{name}_{option}": value
+    for name in ("mysql", "mariadb")
+    for option, value in {"engine": "InnoDB", "charset": "utf8mb4", "collate": "utf8mb4_bin"}.items()
+}
+
+
+class _Blob(TypeDecorator[bytes]):
+    """Bytes of any length in MariaDB. They are sent as text, for aiomysql 0.3 cannot send bytes with PyMySQL 1.2."""
+
+    impl = LONGBLOB
+    cache_ok = True
+
+    def bind_processor(self, _dialect: object) -> Any:
+        """Leave out that of the driver, which wants bytes."""
+        return lambda value: None if value is None else value.hex()
+
+    def bind_expression(self, bindparam: Any) -> Any:
+        return func.unhex(bindparam)
+
+
+_Bytes = LargeBinary().with_variant(_Blob(), "mysql", "mariadb")
 _Serial = BigInteger().with_variant(Integer, "sqlite")  # SQLite counts by itself only in an INTEGER primary key
 
 
 class Tables:
-    """All tables, in one `MetaData`; `schema` is the database schema that holds them (PostgreSQL)."""
+    """All tables, in one `MetaData`; `schema` is the database schema that holds them (MariaDB: the database)."""
 
     def __init__(self, schema: str | None = None) -> None:
         self.metadata: MetaData = MetaData(schema=schema)
@@ -36,23 +62,26 @@ class Tables:
             self.metadata,
             Column("id", _Serial, primary_key=True, autoincrement=True),
             Column("key", Text, nullable=True),
-            Column("data", LargeBinary, nullable=False),
+            Column("data", _Bytes, nullable=False),
             Column("claimed_until", Double, nullable=False, server_default="0"),
             Column("error", Text, nullable=True),
             Column("refused_at", Double, nullable=True),
             sqlite_autoincrement=True,
+            **_MYSQL,
         )
-        # Of refused rows only, so that counting them costs nothing and inserting the others costs no more.
-        is_refused = self.outbox.c.error.is_not(None)
-        Index("asignals_outbox_refused", self.outbox.c.id, postgresql_where=is_refused, sqlite_where=is_refused)
+        # Of refused rows only (MariaDB: all), so that counting them costs nothing and inserting the others no more.
+        refused_at = self.outbox.c.refused_at
+        is_refused = refused_at.is_not(None)
+        Index("asignals_outbox_refused", refused_at, postgresql_where=is_refused, sqlite_where=is_refused)
         self.inbox: Table = Table(
             "asignals_inbox",
             self.metadata,
             Column("event_id", String(64), primary_key=True),
             Column("service", String(200), primary_key=True),
             Column("receiver", String(255), primary_key=True),
-            Column("data", LargeBinary, nullable=True),
+            Column("data", _Bytes, nullable=True),
             Column("time", Double, nullable=False),
+            **_MYSQL,
         )
         Index("asignals_inbox_time", self.inbox.c.time)
         self.subscription: Table = Table(
@@ -63,6 +92,7 @@ class Tables:
             Column("topic", String(200), nullable=False),
             UniqueConstraint("service", "topic"),
             sqlite_autoincrement=True,
+            **_MYSQL,
         )
         self.event: Table = Table(
             "asignals_event",
@@ -71,9 +101,10 @@ class Tables:
             Column("event_id", String(64), nullable=False, unique=True),
             Column("topic", String(200), nullable=False),
             Column("lane", BigInteger, nullable=True),
-            Column("data", LargeBinary, nullable=False),
+            Column("data", _Bytes, nullable=False),
             Column("time", Double, nullable=False),
             sqlite_autoincrement=True,
+            **_MYSQL,
         )
         Index("asignals_event_time", self.event.c.time)
         # No index on available_at: an update of it alone then rewrites no index (PostgreSQL's HOT).
@@ -90,6 +121,7 @@ class Tables:
             Column("attempts", Integer, nullable=False),
             # Whether a consumer holds it until then; else it is a retry that is due then.
             Column("is_held", Boolean, nullable=False, server_default=false()),
+            **_MYSQL,
         )
         delivery = self.delivery.c
         has_lane = delivery.lane.is_not(None)
@@ -101,6 +133,7 @@ class Tables:
             Column("subscription", BigInteger, primary_key=True, autoincrement=False),
             Column("instance", String(200), primary_key=True),
             Column("expires_at", Double, nullable=False),
+            **_MYSQL,
         )
         self.dead: Table = Table(
             "asignals_dead",
@@ -108,9 +141,10 @@ class Tables:
             Column("id", _Serial, primary_key=True, autoincrement=True),
             Column("queue", String(200), nullable=False),
             Column("letter_id", String(300), nullable=False),
-            Column("data", LargeBinary, nullable=False),
+            Column("data", _Bytes, nullable=False),
             UniqueConstraint("queue", "letter_id"),
             sqlite_autoincrement=True,
+            **_MYSQL,
         )
 
 

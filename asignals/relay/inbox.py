@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import time
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Final
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final
 
-from sqlalchemy import delete, select
+from sqlalchemy import delete, insert, select
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from asignals.relay._batch import Coalescer
-from asignals.relay._connected import answered, begun
+from asignals.relay._connected import answered, begun, repeated
 from asignals.relay._current import AlreadyHandledError, calling
-from asignals.relay._dialect import is_missing_table, is_postgres, name_of
+from asignals.relay._dialect import is_duplicate, is_missing_table, is_mysql, is_postgres, name_of, upsert
 from asignals.relay._inbox import Memo
 from asignals.relay._sql import Stored
 from asignals.relay._transport import SchemaError
@@ -31,7 +32,9 @@ _SWEPT: Final = 1_000  # rows that are removed at once: a large removal would ke
 
 
 class SQLAlchemyInbox(Stored):
-    """Remembers in a table (PostgreSQL, SQLite), for all instances: an event that comes twice calls nobody twice.
+    """Remembers in a table, for all instances: an event that comes twice calls nobody twice.
+
+    In PostgreSQL, SQLite, MariaDB 10.6 or newer, or MySQL 8.
 
     `keep` is for how many seconds; older rows are removed now and then. What a receiver did just before its process was
     killed may still be repeated: its row is written after it has returned.
@@ -86,21 +89,24 @@ class SQLAlchemyInbox(Stored):
             for (event_id, service, receiver), data in sorted(rows.items())
         ]
         if values:
-            dialect = postgresql if is_postgres(self.engine) else sqlite
-            write = dialect.insert(self.tables.inbox)
-            keys = ["event_id", "service", "receiver"]
-            write = write.on_conflict_do_update(index_elements=keys, set_={"data": write.excluded.data})
-            async with begun(self.engine) as connection:
-                await connection.execute(write, values)
-        if time_ - self._swept > _SWEEP and await self._sweep(time_ - self.keep) < _SWEPT:
+            await repeated(partial(self._write, values))
+        if time_ - self._swept > _SWEEP and await repeated(partial(self._sweep, time_ - self.keep)) < _SWEPT:
             self._swept = time_  # else there is more to remove, after the next change
         return [None] * len(changes)
+
+    async def _write(self, rows: list[dict[str, Any]]) -> None:
+        write = upsert(self.engine.dialect, self.tables.inbox, ("event_id", "service", "receiver"), "data")
+        async with begun(self._locking) as connection:
+            if is_mysql(self.engine):  # in one statement, which its drivers do not make of many
+                await connection.execute(write.values(rows))
+            else:
+                await connection.execute(write, rows)
 
     async def _sweep(self, before: float) -> int:
         """Remove the oldest rows, a thousand or so at once; returns how many."""
         inbox = self.tables.inbox
         old = select(inbox.c.event_id).where(inbox.c.time < before).order_by(inbox.c.time).limit(_SWEPT)
-        async with begun(self.engine) as connection:
+        async with begun(self._locking) as connection:
             found = (await connection.execute(old)).scalars().all()
             if found:
                 await connection.execute(delete(inbox).where(inbox.c.event_id.in_(set(found)), inbox.c.time < before))
@@ -141,12 +147,17 @@ async def _note(session: AsyncSession | AsyncConnection, call: Call) -> None:
         raise RuntimeError(msg)
     connection = await session.connection() if isinstance(session, AsyncSession) else session
     event_id = call.envelope.repeats or call.envelope.id
-    dialect = postgresql if connection.dialect.name == "postgresql" else sqlite
     row = {"event_id": event_id, "service": call.service, "receiver": call.receiver, "time": time.time()}
-    write = dialect.insert(call.inbox.tables.inbox).values(row).on_conflict_do_nothing()
+    # MariaDB's INSERT IGNORE would ignore other errors, too. There a conflict undoes no more than its own statement.
+    write: Any = insert(call.inbox.tables.inbox).values(row)
+    if not is_mysql(call.inbox.engine):
+        dialect = postgresql if is_postgres(call.inbox.engine) else sqlite
+        write = dialect.insert(call.inbox.tables.inbox).values(row).on_conflict_do_nothing()
     try:
         written = await answered(call.inbox.engine, connection.execute(write))
     except DBAPIError as error:
+        if is_duplicate(error):
+            raise AlreadyHandledError(event_id, call.receiver) from None
         if is_missing_table(error):
             raise SchemaError(name_of(call.inbox.engine), [call.inbox.tables.inbox.name]) from error
         raise

@@ -1,69 +1,50 @@
-"""The transactional outbox: an event is a row in the caller's own transaction until an engine has acknowledged it.
-
-A row is never tracked by "the last id seen": ids are given out before transactions commit, so a smaller one may appear
-after a larger one. What is to be published is whatever is in the table. Several relays share it:
-
-- PostgreSQL: a relay deletes rows in a transaction that it commits only after the engine has acknowledged them (FOR
-  UPDATE SKIP LOCKED gives every relay other rows). A relay that dies rolls back by dying; a server that dies may have
-  forgotten the last deletions, and these events are published again.
-- SQLite has one writer, so a transaction must not stay open while an engine is spoken to: rows are claimed until a
-  time.
-
-Rows with a key are published by one relay at a time, in order of their ids.
-"""
+"""The transactional outbox: an event is a row in the caller's own transaction until an engine has acknowledged it."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 import time
-from contextlib import asynccontextmanager, suppress
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 
-from sqlalchemy import bindparam, delete, event, func, insert, select, text, update
-from sqlalchemy.dialects import postgresql
+from sqlalchemy import bindparam, delete, event, func, insert, select, update
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 from sqlalchemy.util import await_only
 
 from asignals.relay._cancel import limited
-from asignals.relay._connected import LIMIT, answered, begun, connected
+from asignals.relay._connected import answered, begun, connected
 from asignals.relay._connection_state import Attempts, ConnectionState
 from asignals.relay._dialect import (
-    PG_IDLE,
-    PG_NO_WAIT,
     channel_of,
     is_missing_table,
     is_postgres,
-    lock_of,
     name_of,
-    now,
     quoted,
 )
 from asignals.relay._envelope import DeadLetter, Envelope
 from asignals.relay._listening import announce, listening
+from asignals.relay._outbox_rows import TRIP, rows_of
 from asignals.relay._redact import redacted, said
 from asignals.relay._sql import Stored
 from asignals.relay._transport import PublishRefusedError, SchemaError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
+    from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 
     from sqlalchemy import Connection
     from sqlalchemy.ext.asyncio import AsyncEngine
     from sqlalchemy.orm import Session
 
-    from asignals.relay._tables import Tables
 
 logger: logging.Logger = logging.getLogger("asignals.relay")
 
 T = TypeVar("T")
 
 _LOOK: Final = 10.0  # seconds after which refused events are counted again: another process may replay them
-_TRIP: Final = 10.0  # seconds that one publishing of a batch may take; less than `IDLE`
-_POLL: Final = 1.0  # seconds after which the table is looked at even if nobody said that there is something
 
 
 class Outbox(Protocol):
@@ -85,7 +66,7 @@ class Outbox(Protocol):
 
 
 class SQLAlchemyOutbox(Stored):
-    """An outbox in the application's own database (PostgreSQL, SQLite).
+    """An outbox in the application's own database (PostgreSQL, SQLite, MariaDB 10.6 or newer, MySQL 8).
 
     `batch` is how many events are published together. A row goes away when the transport has acknowledged it. One
     that the transport refuses for ever stays with its `error`, and is passed over.
@@ -101,7 +82,7 @@ class SQLAlchemyOutbox(Stored):
         self._refused_at = float("-inf")
         self._wake_drain: Callable[[], object] | None = None
         self._channel = channel_of(quoted(self.engine, self.tables.outbox))
-        self._insert, self._insert_and_notify, self._take = _statements(self.engine, self.tables, self._channel)
+        self._rows = rows_of(self.engine, self._locking, self._single, self.tables.outbox, self._channel)
 
     async def put(self, envelope: Envelope, session: AsyncSession | AsyncConnection | None = None) -> None:
         """Write the event in the transaction of `session`: it commits or vanishes with what else is done there.
@@ -113,17 +94,17 @@ class SQLAlchemyOutbox(Stored):
         row = {"key": envelope.key, "data": envelope.encode()}
         if session is None:
             async with connected(self._single) as connection:
-                await connection.execute(self._insert, row)
+                await connection.execute(self._rows.insert, row)
                 await connection.commit()
                 if not self._wake_here() and is_postgres(self.engine):
                     await announce(await connection.get_raw_connection(), self._channel)
         elif isinstance(session, AsyncSession):
             # The connection, not the session: the row is no business of the unit of work, and nothing is flushed early.
             connection = await session.connection()
-            await self._put_in(connection, self._insert, row)
+            await self._put_in(connection, self._rows.insert, row)
             self._expect_commit(session.sync_session, connection.sync_connection)
         elif isinstance(session, AsyncConnection):
-            await self._put_in(session, self._insert_and_notify, row)
+            await self._put_in(session, self._rows.insert_and_notify, row)
         else:
             msg = f"session must be an AsyncSession or an AsyncConnection, not {type(session).__name__!r}"
             raise TypeError(msg)
@@ -159,7 +140,7 @@ class SQLAlchemyOutbox(Stored):
     async def count(self) -> int:
         """Count the rows that wait to be published."""
         outbox = self.tables.outbox
-        query = select(func.count()).select_from(outbox).where(outbox.c.error.is_(None))
+        query = select(func.count()).select_from(outbox).where(outbox.c.refused_at.is_(None))
         async with connected(self.engine) as connection:
             return int((await connection.execute(query)).scalar_one())
 
@@ -168,7 +149,7 @@ class SQLAlchemyOutbox(Stored):
     async def count_refused(self) -> int:
         """Count the events that the engine refused for ever: the dead letters of this side."""
         outbox = self.tables.outbox
-        query = select(func.count()).select_from(outbox).where(outbox.c.error.is_not(None))
+        query = select(func.count()).select_from(outbox).where(outbox.c.refused_at.is_not(None))
         async with connected(self.engine) as connection:
             self._refused = int((await connection.execute(query)).scalar_one())
         return self._refused
@@ -178,7 +159,7 @@ class SQLAlchemyOutbox(Stored):
         outbox = self.tables.outbox
         last = -1
         query = select(outbox.c.id, outbox.c.data, outbox.c.error, outbox.c.refused_at).order_by(outbox.c.id)
-        query = query.where(outbox.c.error.is_not(None), outbox.c.id > bindparam("last")).limit(batch)
+        query = query.where(outbox.c.refused_at.is_not(None), outbox.c.id > bindparam("last")).limit(batch)
         while True:
             async with connected(self.engine) as connection:
                 rows = (await connection.execute(query, {"last": last})).all()
@@ -190,7 +171,7 @@ class SQLAlchemyOutbox(Stored):
     async def retry_refused(self, letters: Sequence[DeadLetter] | None = None) -> int:
         """Have refused events published once more, those of some letters or all; returns how many."""
         outbox = self.tables.outbox
-        statement = update(outbox).where(outbox.c.error.is_not(None)).values(error=None, refused_at=None)
+        statement = update(outbox).where(outbox.c.refused_at.is_not(None)).values(error=None, refused_at=None)
         if letters is not None:
             statement = statement.where(outbox.c.id.in_([int(letter.position) for letter in letters]))
         async with begun(self.engine) as connection:
@@ -202,7 +183,7 @@ class SQLAlchemyOutbox(Stored):
     async def delete_refused(self, letters: Sequence[DeadLetter]) -> None:
         """Remove refused events for good."""
         outbox = self.tables.outbox
-        which = outbox.c.id.in_([int(letter.position) for letter in letters]), outbox.c.error.is_not(None)
+        which = outbox.c.id.in_([int(letter.position) for letter in letters]), outbox.c.refused_at.is_not(None)
         async with begun(self.engine) as connection:
             await connection.execute(delete(outbox).where(*which))
         self._refused_at = float("-inf")
@@ -233,7 +214,7 @@ class SQLAlchemyOutbox(Stored):
                         attempts.succeeded()
                         if count < self.batch:
                             with suppress(TimeoutError):
-                                async with asyncio.timeout(_POLL):
+                                async with asyncio.timeout(self._rows.poll):
                                     await wake.wait()
         finally:
             if self._wake_drain is wake_here:
@@ -247,41 +228,11 @@ class SQLAlchemyOutbox(Stored):
 
     async def drain_once(self, publish: Callable[[Sequence[Envelope]], Awaitable[None]]) -> int:
         """Publish one batch and remove its rows; returns how many there were."""
-        batch = self._locked if is_postgres(self.engine) else self._claimed
-        async with batch() as (connection, rows):
+        async with self._rows.take(self.batch) as (connection, rows):
             if rows:
                 refused = await _publish(publish, rows)
                 await self._keep_refused(connection, rows, refused)
             return len(rows)
-
-    @asynccontextmanager
-    async def _locked(self) -> AsyncIterator[tuple[AsyncConnection, list[Any]]]:
-        async with connected(self.engine, _TRIP + 2 * LIMIT) as connection:
-            found = await answered(self.engine, connection.execute(self._take, {"count": self.batch}))
-            yield connection, sorted(found.all())
-            await answered(self.engine, connection.commit())
-
-    @asynccontextmanager
-    async def _claimed(self) -> AsyncIterator[tuple[AsyncConnection, list[Any]]]:
-        outbox = self.tables.outbox
-        claim = {"count": self.batch, "now": now(), "until": now() + _TRIP * 1.5}
-        free = select(outbox.c.id).where(outbox.c.error.is_(None), outbox.c.claimed_until < now()).limit(1)
-        async with begun(self._single) as connection:
-            # Reading takes no write lock, so an idle relay blocks nobody.
-            found = (await connection.execute(free)).first()
-            rows = [] if found is None else sorted((await connection.execute(self._take, claim)).all())
-        mine = outbox.c.id.in_([row.id for row in rows])
-        try:
-            async with connected(self.engine) as connection:
-                yield connection, rows
-                if rows:
-                    await connection.execute(delete(outbox).where(mine))
-                await connection.commit()
-        except BaseException:
-            if rows:
-                async with begun(self.engine) as connection:
-                    await connection.execute(update(outbox).where(mine).values(claimed_until=0))
-            raise
 
     async def _keep_refused(self, connection: AsyncConnection, rows: list[Any], refused: dict[int, str]) -> None:
         """Put the refused rows back under new ids, with the reason."""
@@ -316,48 +267,10 @@ async def _publish(publish: Callable[[Sequence[Envelope]], Awaitable[None]], row
             envelopes[envelope.id] = row.id
             batch.append(envelope)
     try:
-        await limited(publish(batch), _TRIP)
+        await limited(publish(batch), TRIP)
     except TimeoutError as error:
-        msg = f"the engine did not acknowledge {len(batch)} events within {_TRIP:g} s ({said(error)})"
+        msg = f"the engine did not acknowledge {len(batch)} events within {TRIP:g} s ({said(error)})"
         raise TimeoutError(msg) from error
     except PublishRefusedError as error:
         refused.update((envelopes[id_], reason) for id_, reason in error.refused.items() if id_ in envelopes)
     return refused
-
-
-def _statements(engine: AsyncEngine, tables: Tables, channel: str) -> tuple[Any, Any, Any]:
-    """Give the statements that put one row, that put one and notify, and that take some."""
-    outbox = tables.outbox
-    if is_postgres(engine):
-        name = quoted(engine, outbox)
-        put = text(f"INSERT INTO {name} (key, data) VALUES (:key, :data)")  # noqa: S608  names are quoted
-        notify = text(f"WITH row AS ({put.text}) SELECT pg_notify('{channel}', '')")
-        types = bindparam("key", type_=outbox.c.key.type), bindparam("data", type_=postgresql.BYTEA)
-        take = text(
-            f"WITH turn AS MATERIALIZED "  # noqa: S608  names are quoted, values bound
-            f"(SELECT pg_try_advisory_xact_lock({lock_of(name)}) AS keyed, {PG_IDLE} AS idle)"
-            f" DELETE FROM {name} USING {PG_NO_WAIT}, {PG_IDLE} AS idle WHERE id = ANY(ARRAY("
-            f"SELECT id FROM {name} WHERE error IS NULL AND (key IS NULL OR (SELECT keyed FROM turn))"
-            f" ORDER BY id LIMIT :count FOR UPDATE SKIP LOCKED)) RETURNING id, key, data"
-        )
-        return put.bindparams(*types), notify.bindparams(*types), take
-    row, earlier = outbox.alias("row"), outbox.alias("earlier")
-    overtakes = (
-        select(earlier.c.id)
-        .where(earlier.c.key == row.c.key, earlier.c.id < row.c.id, earlier.c.claimed_until >= bindparam("now"))
-        .correlate(row)
-        .exists()
-    )
-    free = (
-        select(row.c.id)
-        .where(row.c.error.is_(None), row.c.claimed_until < bindparam("now"), ~overtakes)
-        .order_by(row.c.id)
-        .limit(bindparam("count"))
-    )
-    take_sqlite = (
-        update(outbox)
-        .where(outbox.c.id.in_(free.scalar_subquery()))
-        .values(claimed_until=bindparam("until"))
-        .returning(outbox.c.id, outbox.c.key, outbox.c.data)
-    )
-    return insert(outbox), insert(outbox), take_sqlite
