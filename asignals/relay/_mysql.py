@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection, Dialect, Table
     from sqlalchemy.ext.asyncio import AsyncConnection
 
-_SINCE: Final = {True: (10, 6), False: (8, 0, 1)}  # versions of MariaDB and MySQL that know SKIP LOCKED
+_SINCE: Final = {True: (10, 6), False: (8, 0, 4)}  # MariaDB and MySQL that know SKIP LOCKED and JSON_TABLE
 # The server ends a connection that is silent for so long while it holds the lock, as one that is cut off: else the
 # lock would be held for hours. Only then: the connection belongs to the pool, and may wait there for longer.
 _LOCK: Final = text(

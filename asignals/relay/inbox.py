@@ -34,7 +34,7 @@ _SWEPT: Final = 1_000  # rows that are removed at once: a large removal would ke
 class SQLAlchemyInbox(Stored):
     """Remembers in a table, for all instances: an event that comes twice calls nobody twice.
 
-    In PostgreSQL, SQLite, MariaDB 10.6 or newer, or MySQL 8.
+    In PostgreSQL, SQLite, MariaDB 10.6, MySQL 8.0.4, or newer.
 
     `keep` is for how many seconds; older rows are removed now and then. What a receiver did just before its process was
     killed may still be repeated: its row is written after it has returned.

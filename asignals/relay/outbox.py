@@ -66,7 +66,7 @@ class Outbox(Protocol):
 
 
 class SQLAlchemyOutbox(Stored):
-    """An outbox in the application's own database (PostgreSQL, SQLite, MariaDB 10.6 or newer, MySQL 8).
+    """An outbox in the application's own database (PostgreSQL, SQLite, MariaDB 10.6, MySQL 8.0.4, or newer).
 
     `batch` is how many events are published together. A row goes away when the transport has acknowledged it. One
     that the transport refuses for ever stays with its `error`, and is passed over.
