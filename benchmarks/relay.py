@@ -211,20 +211,32 @@ async def outbox(run: Any) -> None:
     await with_schema(lambda engine: _outbox(run, engine))
 
 
-async def _outbox(run: Any, engine: AsyncEngine) -> None:
+async def _outbox(run: Any, engine: AsyncEngine) -> None:  # noqa: C901  all contenders, side by side
     box = SQLAlchemyOutbox(engine)
     relay = Relay(Memory(), "shop", outbox=box)
     relay.export(order_paid, "bench")
     order = text("INSERT INTO orders (note) VALUES (:note)")
 
-    async def transactions(count: int, at_once: int, *, with_send: bool) -> float:
+    async def nowhere(_envelopes: Any) -> None:
+        return
+
+    by_hand = box.tables.outbox.insert()
+
+    async def nothing(session: AsyncSession) -> None: ...
+
+    async def insert(session: AsyncSession) -> None:
+        await session.execute(by_hand, {"key": None, "data": Envelope("bench", BODY).encode()})
+
+    async def send(session: AsyncSession) -> None:
+        with relay.bind(session):
+            await order_paid.send("shop", note=NOTE)
+
+    async def transactions(count: int, at_once: int, more: Callable[[AsyncSession], Awaitable[None]]) -> float:
         async def some() -> None:
             for _ in range(count // 10 // at_once):
                 async with AsyncSession(engine) as session, session.begin():
                     await session.execute(order, {"note": NOTE})
-                    if with_send:
-                        with relay.bind(session):
-                            await order_paid.send("shop", note=NOTE)
+                    await more(session)
 
         began = time.perf_counter()
         await asyncio.gather(*(some() for _ in range(at_once)))
@@ -232,13 +244,15 @@ async def _outbox(run: Any, engine: AsyncEngine) -> None:
 
     for at_once in (1, 10):
         contenders = {
-            "INSERT, COMMIT": partial(transactions, at_once=at_once, with_send=False),
-            "the same and a send": partial(transactions, at_once=at_once, with_send=True),
+            "INSERT, COMMIT": partial(transactions, at_once=at_once, more=nothing),
+            "two INSERTs, COMMIT": partial(transactions, at_once=at_once, more=insert),
+            "INSERT, a send, COMMIT": partial(transactions, at_once=at_once, more=send),
         }
-        await run(f"a transaction with a send, {at_once} at once", contenders, 1 / 1.5)
-
-    async def nowhere(_envelopes: Any) -> None:
-        return
+        await run(f"a transaction with a send, {at_once} at once; NOTIFY tells others", contenders, 0.75)
+        async with asyncio.TaskGroup() as tasks:
+            draining = tasks.create_task(box.drain_for_ever(nowhere))
+            await run(f"a transaction with a send, {at_once} at once; a relay here drains", contenders, 0.75)
+            draining.cancel()
 
     async def drain(count: int) -> float:
         rows = [{"key": None, "data": Envelope("bench", BODY).encode()} for _ in range(count)]
