@@ -89,7 +89,7 @@ def test_what_is_no_list_of_strings_is_refused(names):
 @pytest.mark.parametrize("name", [b"a", 1, None], ids=repr)
 def test_a_name_that_is_no_string_is_told(name):
     """What was given instead of a string is in the message."""
-    with pytest.raises(DeclarationError, match=rf"(?m)must be a string, not {name!r}$"):
+    with pytest.raises(DeclarationError, match=f"{name!r} cannot be the name of an argument"):
         Signal([name])
 
 
@@ -479,7 +479,7 @@ def test_a_limit_below_one_is_refused(limit):
 @pytest.mark.parametrize("limit", [True, 1.5, "3"])
 def test_a_limit_of_another_type_is_refused(limit):
     """A limit counts receivers, so it is an integer."""
-    with pytest.raises(TypeError, match="integer"):
+    with pytest.raises(TypeError, match="limit must be a number of receivers"):
         Signal(limit=limit)
 
 

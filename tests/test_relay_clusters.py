@@ -50,7 +50,9 @@ async def test_nothing_is_lost_when_leaders_are_killed(name: str, long: bool) ->
     assert books.sent > 50
 
 
-@pytest.mark.filterwarnings("ignore:unclosed <StreamWriter", "ignore::pytest.PytestUnraisableExceptionWarning")  # nats-py
+@pytest.mark.filterwarnings(
+    "ignore:unclosed <StreamWriter", "ignore::pytest.PytestUnraisableExceptionWarning"
+)  # nats-py
 @pytest.mark.parametrize("name", PROGRAMS)
 async def test_nothing_is_lost_when_a_leader_is_frozen(name: str, long: bool) -> None:  # noqa: FBT001
     """Its connections stay open, and when it wakes up it still takes itself for the leader."""

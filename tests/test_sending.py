@@ -1097,25 +1097,6 @@ async def test_a_view_sends_with_the_signals_own_receivers(made, method, log):
     assert made.disconnect(hears)
 
 
-async def test_a_view_of_a_subclass_has_the_values_of_its_slots():
-    """What a subclass keeps in `__slots__`, private names included, is in the view as well; what is unset stays so."""
-
-    class Slotted(Signal):
-        __slots__ = ("__secret", "limit_of_mine", "unset")
-
-        def __init__(self):
-            super().__init__(["a"])
-            self.limit_of_mine = 3
-            self.__secret = 4
-            self.plain = 5
-
-        def told(self):
-            return self.limit_of_mine, self.__secret, self.plain, hasattr(self, "unset")
-
-    made = Slotted()
-    assert made.using().told() == made.using().using(limit=2).told() == (3, 4, 5, False)
-
-
 async def test_a_signal_that_counts_as_false_is_still_the_signal(method):
     """A subclass whose `len` is 0 reaches its receivers through views too."""
 

@@ -240,10 +240,11 @@ async def test_a_connection_that_ends_while_it_takes_options_stays_ended(made, m
     (connection,) = made.connections
     take = type(connection).set_options
 
-    def interrupted(*parts):
-        monkeypatch.undo()
-        made.disconnect(hear)
-        take(*parts)
+    def interrupted(taking, *parts):
+        if taking is connection:
+            monkeypatch.undo()
+            made.disconnect(hear)
+        take(taking, *parts)
 
     monkeypatch.setattr(type(connection), "set_options", interrupted)
     made.connect(hear, priority=1)

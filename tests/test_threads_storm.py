@@ -143,7 +143,7 @@ def test_threads_lose_and_double_nothing(backend, long):
             assert sorted(heard) == books.sent[number]
     gc.collect()
     assert [connection.receiver for connection in tested.connections] == stays
-    assert tested._registry._senders == {}
+    assert len(tested._registry._senders) == 1  # of all senders
     assert not tested._registry.blocks
 
 

@@ -30,12 +30,13 @@ def run(*command):
     return done.stdout + done.stderr
 
 
-def expected():
+def expected(check):
+    """The marked lines; `ty` does not check the keywords of an unpacked `TypedDict`."""
     return {
         (path.name, number)
         for path in FILES
         for number, line in enumerate(path.read_text("utf-8").splitlines(), 1)
-        if "# E: " in line
+        if "# E: " in line and not (check is by_ty and "(not ty)" in line)
     }
 
 
@@ -76,7 +77,7 @@ def by_pyrefly(files, cache):
 def test_a_checker_finds_exactly_the_expected_errors(check, tmp_path):
     """Mypy (strict), pyright, ty and pyrefly complain of the marked lines and of no other."""
     output, found = check(list(map(str, FILES)), tmp_path)
-    assert {(Path(file).name, int(line)) for file, line in found} == expected(), output
+    assert {(Path(file).name, int(line)) for file, line in found} == expected(check), output
 
 
 @pytest.mark.slow

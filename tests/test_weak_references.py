@@ -509,7 +509,6 @@ async def test_the_death_of_a_receiver_costs_the_same_whatever_is_alive():
         lambda made, kept: made.connect(vars(kept).setdefault("held", functools.partial(greet))),
         lambda made, kept: receiver(made)(kept),
         lambda made, kept: made.connect()(kept),
-        lambda made, kept: made.connected(functools.partial(greet)).__enter__() and None,
         lambda made, kept: made.connect(lambda **named: None, priority=1, weak=False),
     ],
 )

@@ -58,7 +58,6 @@ from asignals._core.monitor import Report as Report
 from asignals._core.monitor import SendInfo as SendInfo
 from asignals._core.monitor import is_watched as is_watched
 from asignals._core.monitor import monitor as monitor
-from asignals._core.references import EVERYONE as EVERYONE
 from asignals._core.references import describe as describe
 from asignals._core.references import identify as identify
 from asignals._core.references import is_a as is_a

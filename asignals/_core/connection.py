@@ -5,17 +5,17 @@ from __future__ import annotations
 import functools
 from collections.abc import Awaitable, Callable, Hashable
 from enum import Enum
-from functools import partial
 from inspect import CO_ITERABLE_COROUTINE
-from types import CodeType, FunctionType, GeneratorType
-from typing import TYPE_CHECKING, Any, NamedTuple, Self
-from weakref import WeakMethod, ref
+from operator import attrgetter
+from types import FunctionType, GeneratorType, MethodType
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self, TypedDict
+from weakref import WeakMethod
 
 import anyio
 
 from asignals._core import references
 from asignals._core.loops import in_thread
-from asignals._core.references import EVERYONE, HeldSender, WeakSender, describe, is_a, line_of, locate, name_of
+from asignals._core.references import Holder, Place, Reference, describe, identify, is_a, line_of, locate, sender_key
 from asignals._core.signatures import Receiver, Shape
 
 if TYPE_CHECKING:
@@ -55,13 +55,24 @@ class Options(NamedTuple):
 DEFAULTS = Options()
 
 
-class Kind(Enum):
-    """The kinds of call that the written loop makes by itself."""
+class ConnectOptions(TypedDict, total=False):
+    """The options of `connect` that are given by name."""
 
-    COROUTINE_FUNCTION = 1
-    FUNCTION = 2
-    COROUTINE_METHOD = 3
-    METHOD = 4
+    priority: float
+    subclasses: bool
+    in_thread: bool | anyio.CapacityLimiter
+    timeout: float | None
+    once: bool
+    replace: bool
+
+
+class Kind(Enum):
+    """The kinds of call that the written loop makes by itself: whether the receiver is async, and a method."""
+
+    COROUTINE_FUNCTION = True, False
+    FUNCTION = False, False
+    COROUTINE_METHOD = True, True
+    METHOD = False, True
 
 
 class Style(NamedTuple):
@@ -77,7 +88,12 @@ def style_of(kind: Kind, wanted: frozenset[str] | None) -> Style:
     return Style(kind, wanted)
 
 
-class Connection(ref[Any]):
+def _read(path: str, doc: str) -> Any:
+    """An attribute that is a part of another one and cannot be set."""
+    return property(attrgetter(path), doc=doc)
+
+
+class Connection(Reference):
     """A receiver connected to a signal; read-only.
 
     `Signal.connections` gives the same object for as long as the connection lasts, so it may be compared with `is` and
@@ -89,49 +105,45 @@ class Connection(ref[Any]):
     # A send compares `style` with those that its loop is written for, else calls `choose`, else awaits `respond`. Both
     # are None for a receiver with options, and once the connection has ended: `respond` then does nothing.
     __slots__ = (
-        "_held",
-        "_name",
-        "choose",
-        "code",
-        "function",
-        "instruction",
-        "is_easily_lost",
-        "is_live",
-        "key",
-        "method",
-        "options",
-        "order",
-        "shape",
-        "source",
-        "style",
+        *("choose", "function", "is_easily_lost", "is_live", "key", "method"),
+        *("name", "options", "order", "shape", "source", "style"),
     )
 
-    if not TYPE_CHECKING:  # an identity, unlike other weak references
-        __eq__ = object.__eq__
-        __ne__ = object.__ne__
-        __hash__ = object.__hash__
-
+    choose: Callable[..., Any] | None
+    function: Any
+    is_easily_lost: bool
+    is_live: bool
     key: Hashable
+    method: WeakMethod[Any] | None
+    name: str
+    options: Options
     order: int
-    _name: str
+    shape: Shape
+    source: Source
+    style: Style | None
 
-    def __new__(cls, target: object, on_death: Callable[[Any], object], *_: object) -> Self:
-        """Refer to the target weakly."""
-        return super().__new__(cls, target, on_death)
+    weak: Final[bool] = _read("options.weak", "Whether the signal lets the receiver die.")
+    priority: Final[float] = _read("options.priority", "Receivers with a higher one are called first.")
+    is_async: Final[bool] = _read("shape.is_async", "Whether calling the receiver gives a coroutine.")
+    in_thread: Final[bool | anyio.CapacityLimiter] = _read(
+        "options.in_thread", "Whether the receiver runs in a worker thread, or the limiter of those threads."
+    )
 
-    def __init__(self, _: object, __: object, options: Options, shape: Shape, place: tuple[CodeType, int]) -> None:
-        self._held: object = None
-        self.choose: Callable[..., Any] | None = None
-        self.function: FunctionType | None = None
-        self.is_easily_lost: bool = False
-        self.is_live: bool = True
-        self.method: WeakMethod[Any] | None = None
-        self.options: Options = options
-        self.code: CodeType = place[0]
-        self.instruction: int = place[1]
-        self.shape: Shape = shape
-        self.source: WeakSender | HeldSender = EVERYONE
-        self.style: Style | None = None
+    def __new__(  # noqa: PLR0913, PLR0917  a connection has this many parts
+        cls,
+        thing: object,
+        on_death: Callable[[Any], object],
+        place: Place,
+        key: Hashable,
+        options: Options,
+        shape: Shape,
+    ) -> Self:
+        """Connect what can be referred to weakly, else raise `TypeError`."""
+        self = super().__new__(cls, thing, on_death, place)
+        self.key, self.options, self.shape = key, options, shape
+        self.choose = self.style = self.method = self.function = None
+        self.is_live, self.is_easily_lost = True, False
+        return self
 
     @property
     def receiver(self) -> Receiver | None:
@@ -142,27 +154,7 @@ class Connection(ref[Any]):
     @property
     def sender(self) -> object:
         """The sender that is listened to; `None` stands for all senders, and for one that has died."""
-        return self.source()
-
-    @property
-    def weak(self) -> bool:
-        """Whether the signal lets the receiver die."""
-        return self.options.weak
-
-    @property
-    def priority(self) -> float:
-        """Receivers with a higher one are called first."""
-        return self.options.priority
-
-    @property
-    def is_async(self) -> bool:
-        """Whether the receiver is a coroutine function, or an object with an `async def __call__`."""
-        return self.shape.is_async
-
-    @property
-    def in_thread(self) -> bool | anyio.CapacityLimiter:
-        """Whether the receiver runs in a worker thread, or the limiter of those threads."""
-        return self.options.in_thread
+        return self.source.target()
 
     @property
     def dispatch_uid(self) -> Hashable | None:
@@ -177,48 +169,35 @@ class Connection(ref[Any]):
     @property
     def connected_at(self) -> str:
         """The line that called `connect`, as `file:line`."""
-        return f"{self.code.co_filename}:{line_of(self.code, self.instruction)}"
-
-    @property
-    def place(self) -> tuple[CodeType, int]:
-        """The code and the instruction that called `connect`."""
-        return self.code, self.instruction
+        return f"{self.code.co_filename}:{line_of(self.place)}"
 
     def target(self) -> Any:
         """The receiver while it lives, connected or not."""
-        if self.method is not None:
-            return self.method()
-        found = self()
-        return found.receiver if type(found) is _Holder else found
+        return Reference.target(self) if self.method is None else self.method()
 
     def set_options(self, options: Options, shape: Shape) -> None:
         """Take new options in place, so that a send under way calls the receiver by them."""
-        is_holder = type(self()) is _Holder
-        if not is_holder:
-            self._held = None if options.weak else self.target()
         self.choose = self.style = None
-        self.options, self.shape, self.is_live = options, shape, True
-        if is_holder or not options.is_plain or not shape.is_plain or (self.method and not self.function):
+        self.options, self.shape = options, shape
+        if type(self.held) is Holder:
             return
-        if self.method is None:
-            kind = Kind.COROUTINE_FUNCTION if shape.is_async else Kind.FUNCTION
-        else:
-            kind = Kind.COROUTINE_METHOD if shape.is_async else Kind.METHOD
-        self.style = style_of(kind, shape.wanted)
+        self.held = None if options.weak else self.target()
+        if options.is_plain and shape.is_plain and (self.method is None or self.function is not None):
+            self.style = style_of(Kind((shape.is_async, self.method is not None)), shape.wanted)
 
     def end(self) -> None:
         """End the connection, for sends under way too, and let the receiver go."""
         self.is_live = False
         self.choose = self.style = None
-        if type(self()) is not _Holder:  # that one is kept, for `target` and for a block that restores it
-            self._held = None
+        if type(self.held) is not Holder:  # that one is kept, for `target` and for a block that restores it
+            self.held = None
 
     def describe(self) -> str:
         """The receiver's name and `file:line`, also after its death."""
         receiver = self.target()
         if receiver is not None and locate(receiver):
             return describe(receiver)
-        return f"{self._name} (connected at {self.connected_at})"
+        return f"{self.name} (connected at {self.connected_at})"
 
     def claim(self, signal: Signal[..., Any]) -> Receiver | None:
         """The receiver if it may be called now; disconnects one that was connected with `once`."""
@@ -230,7 +209,7 @@ class Connection(ref[Any]):
     def call(self, receiver: Receiver, signal: Signal[..., Any], sender: object, arguments: dict[str, Any]) -> Any:
         """Call what `claim` gave; returns the response or an awaitable of it."""
         if self.options.in_thread:
-            work = partial(self.shape.call, receiver, signal, sender, arguments)
+            work = functools.partial(self.shape.call, receiver, signal, sender, arguments)
             return in_thread(work, None if self.options.in_thread is True else self.options.in_thread)
         response = self.shape.call(receiver, signal, sender, arguments)
         return response if self.options.timeout is None else _within(self.options.timeout, response)
@@ -252,11 +231,21 @@ class Connection(ref[Any]):
 Connections = tuple[Connection, ...]
 
 
-class _Holder:
-    """Refers to a receiver that does not support weak references, and is weakly referenced in its place."""
+class Source(Reference):
+    """The sender of connections, or `None`, which stands for every sender; referred to weakly, if it can be."""
 
-    def __init__(self, receiver: Receiver) -> None:
-        self.receiver = receiver
+    __slots__ = ("key",)
+    key: Hashable
+
+    def __new__(cls, sender: object, on_death: Callable[[Any], object], place: Place) -> Self:
+        """Refer to a sender."""
+        key = sender_key(sender)
+        try:
+            self = super().__new__(cls, Holder(sender) if type(key) is tuple else sender, on_death, place)
+        except TypeError:  # it does not support weak references
+            self = super().__new__(cls, Holder(sender), on_death, place)
+        self.key = key
+        return self
 
 
 # Types of which no instance is awaitable: asking the type of a response takes a tenth of asking inspect.isawaitable.
@@ -280,27 +269,31 @@ async def _within(seconds: float, response: Awaitable[Any]) -> Any:
     raise TimeoutError(msg)
 
 
-def make_connection(
+def key_of(receiver: Receiver | None, uid: Hashable) -> Hashable:
+    """The key of a connection among those of its sender."""
+    return ("uid", uid) if receiver is None or uid is not None else identify(receiver)
+
+
+def connection_to(  # noqa: PLR0913, PLR0917  as above
     receiver: Receiver,
+    uid: Hashable,
+    on_death: Callable[[Any], object],
+    place: Place,
     options: Options,
     shape: Shape,
-    place: tuple[CodeType, int],
-    on_death: Callable[[Connection], object],
 ) -> Connection:
-    """Connect a receiver that the options allow to be referred to."""
-    method, holder = references.method_of(receiver) is receiver, None
+    """Make a connection to a receiver that the options allow to be referred to."""
+    rest = on_death, place, key_of(receiver, uid), options, shape
     try:
-        weak_method = WeakMethod(receiver) if method else None
-        connection = Connection(receiver.__self__ if method else receiver, on_death, options, shape, place)  # type: ignore[attr-defined]
+        method = WeakMethod(receiver) if is_a(receiver, MethodType) else None
+        connection = Connection(receiver if method is None else receiver.__self__, *rest)  # type: ignore[attr-defined]
     except TypeError:  # it does not support weak references, and is not to be weak
-        weak_method, holder = None, _Holder(receiver)
-        connection = Connection(holder, on_death, options, shape, place)
-    connection._held = holder
-    connection._name = receiver.__qualname__ if type(receiver) is FunctionType else name_of(receiver)
+        method, connection = None, Connection(Holder(receiver), *rest)
+    connection.name = receiver.__qualname__ if type(receiver) is FunctionType else references.name_of(receiver)
     connection.is_easily_lost = references.is_easily_lost(receiver)
-    connection.method = weak_method
-    connection.function = None if weak_method is None else _function_of_class(receiver)
-    if weak_method is not None and connection.function is None:  # the function may die before the object
+    connection.method = method
+    connection.function = None if method is None else _function_of_class(receiver)
+    if method is not None and connection.function is None:  # the function may die before the object
         connection.method = WeakMethod(receiver, lambda _: on_death(connection))
     connection.set_options(options, shape)
     return connection

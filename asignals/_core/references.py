@@ -11,14 +11,17 @@ import math
 import sys
 import warnings
 from collections.abc import Callable, Hashable
+from contextlib import suppress
 from itertools import islice
-from types import BuiltinFunctionType, CodeType, FrameType, FunctionType, MethodType, MethodWrapperType, ModuleType
-from typing import Any, TypeGuard, TypeVar
+from types import BuiltinFunctionType, CodeType, FrameType, FunctionType, MethodType, MethodWrapperType
+from typing import TYPE_CHECKING, Any, Self, TypeAlias, TypeGuard, TypeVar
 from weakref import ref
 
 from asignals._core.errors import ReceiverLostWarning
 
 T = TypeVar("T")
+Place: TypeAlias = tuple[CodeType, int]
+"""A place in the source: the code and an instruction of it."""
 
 # -- identity ----------------------------------------------------------------------------------------------------------
 
@@ -33,16 +36,12 @@ def is_a(thing: object, kind: type[T]) -> TypeGuard[T]:
 
 def method_of(receiver: object) -> MethodType | None:
     """The bound method that a receiver is, or that a proxy stands for: wrapt makes a new proxy at each access."""
-    if type(receiver) is FunctionType:
-        return None
-    if is_a(receiver, MethodType):
-        return receiver
+    if type(receiver) is FunctionType or is_a(receiver, MethodType):
+        return None if type(receiver) is FunctionType else receiver
     if any("__wrapped__" in kind.__dict__ for kind in type(receiver).__mro__):
-        try:
+        with suppress(Exception):  # a proxy without an object
             wrapped = receiver.__wrapped__  # type: ignore[attr-defined]
-        except Exception:  # noqa: BLE001  a proxy without an object
-            return None
-        return wrapped if type(wrapped) is MethodType else None
+            return wrapped if type(wrapped) is MethodType else None
     return None
 
 
@@ -52,12 +51,10 @@ def identify(receiver: Callable[..., Any]) -> Hashable:
     Bound methods of Python and C, those that wrapt wraps, and those of `functools.partialmethod` are new objects at
     each access.
     """
-    if type(receiver) is FunctionType:
-        return id(receiver)
     method = method_of(receiver)
     if method is not None:
-        kind = () if method is receiver else (id(type(receiver)),)
-        return (id(method.__self__), id(method.__func__), *kind)
+        kind = None if method is receiver else id(type(receiver))
+        return id(method.__self__), id(method.__func__), kind
     if is_a(receiver, BuiltinFunctionType) or is_a(receiver, MethodWrapperType):
         return id(receiver.__self__), receiver.__name__
     if is_a(receiver, functools.partial) and "__self__" in receiver.__dict__:  # made by a partialmethod
@@ -67,62 +64,62 @@ def identify(receiver: Callable[..., Any]) -> Hashable:
 
 
 def sender_key(sender: object) -> Hashable:
-    """The identity of a sender: type and value for numbers, strings and the like, else its `id`.
-
-    An `id` may be used again: compare the sender that is found under it with `is`.
-    """
+    """The identity of a sender: type and value for numbers, strings and the like, else its `id`."""
     return (type(sender), sender) if id(type(sender)) in _VALUE_TYPES else id(sender)
 
 
-# -- senders -----------------------------------------------------------------------------------------------------------
+# -- references --------------------------------------------------------------------------------------------------------
 
 
-class WeakSender(ref[Any]):
-    """A weak reference to a sender, with its key and the place of the `connect` that made it."""
+class Holder:
+    """Refers to an object that is not to be weakly referenced, and is weakly referenced in its place."""
 
-    __slots__ = ("key", "place")
-
-    key: Hashable
-    place: tuple[CodeType, int] | None
+    def __init__(self, thing: object) -> None:
+        self.thing = thing
 
 
-class HeldSender:
-    """A sender that is kept alive: a value, or an object without support for weak references."""
+class Reference(ref[Any]):
+    """A weak reference to a user's object, or to its `Holder`. An identity, unlike other weak references.
 
-    __slots__ = ("key", "sender")
+    `held` is what it keeps alive, `code` and `instruction` are the place in the source that made it.
+    """
 
-    def __init__(self, sender: object, key: Hashable) -> None:
-        self.sender: object = sender
-        self.key: Hashable = key
+    __slots__ = ("code", "held", "instruction")
+    code: CodeType
+    held: Any
+    instruction: int
 
-    def __call__(self) -> object:
-        return self.sender
+    if not TYPE_CHECKING:
+        __eq__ = object.__eq__
+        __ne__ = object.__ne__
+        __hash__ = object.__hash__
 
+    def __new__(cls, thing: object, on_death: Callable[[Any], object], place: Place) -> Self:
+        """Refer to an object weakly; raises `TypeError` if it does not support that."""
+        self = super().__new__(cls, thing, on_death)
+        self.held = thing if type(thing) is Holder else None
+        self.code, self.instruction = place
+        return self
 
-EVERYONE = HeldSender(None, None)
+    def __init__(self, *_: object) -> None:
+        """All is done before, because weak references are made so."""
 
+    @property
+    def place(self) -> Place:
+        """The place in the source that made it."""
+        return self.code, self.instruction
 
-def refer_to_sender(
-    sender: object, on_death: Callable[[WeakSender], object], place: tuple[CodeType, int] | None
-) -> WeakSender | HeldSender:
-    """Refers to a sender: weakly, unless it is a value or does not support weak references."""
-    key = sender_key(sender)
-    try:
-        weak = None if type(key) is tuple else WeakSender(sender, on_death)
-    except TypeError:
-        weak = None
-    if weak is None:
-        return HeldSender(sender, key)
-    weak.key, weak.place = key, place
-    return weak
+    def target(self) -> Any:
+        """The object, while it lives."""
+        found = self()
+        return found.thing if type(found) is Holder else found
 
 
 # -- names for messages ------------------------------------------------------------------------------------------------
 
 
 def _underlying(receiver: object) -> object:
-    if type(receiver) is FunctionType:
-        return receiver
+    """What partials and bound methods call."""
     while is_a(receiver, functools.partial):
         receiver = receiver.func
     method = method_of(receiver)
@@ -132,15 +129,9 @@ def _underlying(receiver: object) -> object:
 def function_of(receiver: object) -> FunctionType | None:
     """The Python function that runs when a receiver is called: its own, or the `__call__` of its class."""
     target = _underlying(receiver)
-    if is_a(target, FunctionType):
-        return target
-    if is_a(target, type):
-        return None
-    for kind in type(target).__mro__:
-        if "__call__" in kind.__dict__:
-            called = kind.__dict__["__call__"]
-            return called if is_a(called, FunctionType) else None
-    return None
+    if not is_a(target, FunctionType) and not is_a(target, type):
+        target = next((each.__dict__["__call__"] for each in type(target).__mro__ if "__call__" in each.__dict__), None)
+    return target if is_a(target, FunctionType) else None
 
 
 def locate(receiver: object) -> str | None:
@@ -155,20 +146,11 @@ def locate(receiver: object) -> str | None:
 
 def name_of(receiver: object) -> str:
     """`module.qualname` of a receiver; runs none of its code."""
-    target = receiver
-    while is_a(target, functools.partial):
-        target = target.func
-    method = method_of(target)
-    if method is not None and is_a(method.__func__, FunctionType):
-        target = method.__func__
-    if is_a(target, FunctionType):
-        return f"{target.__module__}.{target.__qualname__}"
-    if is_a(target, BuiltinFunctionType) or is_a(target, MethodWrapperType):
-        owner = target.__self__
-        where = owner.__name__ if is_a(owner, ModuleType) else type(owner).__qualname__
-        return f"{where}.{target.__name__}"
-    kind = target if is_a(target, type) else type(target)
-    return f"{kind.__module__}.{kind.__qualname__}"
+    named: Any = _underlying(receiver)
+    if not issubclass(type(named), FunctionType | BuiltinFunctionType | MethodWrapperType | type):
+        named = type(named)
+    module = getattr(named, "__module__", None)  # None for methods written in C
+    return f"{module}.{named.__qualname__}" if module else named.__qualname__
 
 
 def describe(receiver: object) -> str:
@@ -179,48 +161,51 @@ def describe(receiver: object) -> str:
 
 # -- death -------------------------------------------------------------------------------------------------------------
 
+# Before Python 3.12 they have frames. The values in them die in the one around.
+_COMPREHENSIONS = frozenset({"<listcomp>", "<setcomp>", "<dictcomp>"})
+
 
 def calling_frame(kind: type) -> FrameType:
     """The frame of the user's code that called: outside of this package, `contextlib` and a subclass's methods."""
     frame = sys._getframe(1)
     while frame.f_back is not None:
-        module, code = str(frame.f_globals.get("__name__", "")), frame.f_code
+        module, code = str(frame.f_globals.get("__name__")), frame.f_code
         if module not in {"asignals", "contextlib"} and not module.startswith(("asignals.", "<asignals ")):
             methods = [base.__dict__.get(code.co_name) for base in kind.__mro__]
-            if not any(is_a(method, FunctionType) and method.__code__ is code for method in methods):
+            is_method = any(type(method) is FunctionType and method.__code__ is code for method in methods)
+            if not is_method and code.co_name not in _COMPREHENSIONS:
                 break
         frame = frame.f_back
     return frame
 
 
-def place_of(frame: FrameType) -> tuple[CodeType, int]:
-    """The code and the instruction that a frame runs: a place in the source."""
-    if sys.version_info < (3, 12):  # a comprehension has a frame of its own, and its values die in the one around it
-        while frame.f_code.co_name in {"<listcomp>", "<setcomp>", "<dictcomp>"} and frame.f_back is not None:
-            frame = frame.f_back
-    return frame.f_code, frame.f_lasti
-
-
 def _position(code: CodeType, instruction: int) -> tuple[int, int, int, int]:
     """First and last line, first and last column; 0 for what the interpreter does not know."""
     first, last, column, end = next(islice(code.co_positions(), instruction // 2, None), (0, 0, 0, 0))
-    return first or 0, last or 0, column or 0, end or 0
+    return first or code.co_firstlineno, last or 0, column or 0, end or 0
 
 
-def line_of(code: CodeType, instruction: int) -> int:
+def line_of(place: Place) -> int:
     """The line of a place."""
-    return _position(code, instruction)[0] or code.co_firstlineno
+    return _position(*place)[0]
 
 
-def is_running(frame: FrameType, code: CodeType, instruction: int) -> bool:
-    """Whether a frame runs the expression of a place, or one around it."""
-    if frame.f_code is not code:
+def is_dying_at(place: Place) -> bool:
+    """Whether the frame that dropped the last reference runs the expression of a place, or one around it.
+
+    To be called in the callback of a weak reference.
+    """
+    frame = sys._getframe(1)
+    while frame.f_back is not None and frame.f_globals.get("__name__") in _BETWEEN:
+        frame = frame.f_back
+    if frame.f_code is not place[0]:
         return False
-    first, last, column, end = _position(code, frame.f_lasti)
-    line, _, start, _ = _position(code, instruction)
+    first, last, column, end = _position(frame.f_code, frame.f_lasti)
+    line, _, start, _ = _position(*place)
     return (first, column) <= (line, start) < (last, end or math.inf)  # -X no_debug_ranges keeps no columns
 
 
+_BETWEEN = frozenset({"weakref", "asignals._core.connection", "asignals._core.registry"})
 _CACHED = type(functools.cache(len))
 
 
@@ -234,14 +219,13 @@ def is_easily_lost(receiver: object) -> bool:
     return is_a(receiver, functools.partial) or is_a(receiver, _CACHED)
 
 
-# For each file, as each module has one: Python's own record of the warnings that were shown.
-_warned: dict[str, dict[Any, Any]] = {}
+_warned: dict[str, dict[Any, Any]] = {}  # by file: Python's own record of the warnings that were shown
 
 
-def warn_lost(text: str, code: CodeType, instruction: int) -> None:
+def warn_lost(text: str, place: Place) -> None:
     """Show a `ReceiverLostWarning` at the line of a `connect`, once for each line; never raises."""
     text += " Connect with weak=False, or keep a reference to it (docs/reference/messages.md#receiverlostwarning)."
-    file, line = code.co_filename, line_of(code, instruction)
+    file, line = place[0].co_filename, line_of(place)
     try:
         warnings.warn_explicit(text, ReceiverLostWarning, file, line, registry=_warned.setdefault(file, {}))
     except ReceiverLostWarning as error:  # a filter made it an error, and whoever runs now has not asked for it

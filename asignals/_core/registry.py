@@ -7,53 +7,53 @@ one that it began with; a connection that ends meanwhile says so itself.
 Invariants:
 
 - Every change happens under `lock` and is counted in `changes`, after it was made.
-- A sender's plan is fresh while `made_at` equals `_shared_changes`; a change of its own connections sets it to `None`.
+- A sender's plan is fresh while its `made_at` equals `_shared_changes`; a change of its own connections removes it.
 - `plan` is the plan of all senders when no sender has connections of its own and nothing is muted; else it is `None`.
 - Weak-reference callbacks run anywhere, in the middle of a locked section and in any thread: they append to `_dead`,
   and set `plan` to `None`, so that the next send comes to `plan_for` and purges.
 - The lock is re-entrant, because the garbage collector may run a finalizer that connects or disconnects here. Whatever
-  iterates over a dict therefore copies it first, and what may have been added meanwhile is added by `setdefault`.
+  iterates over a dict therefore copies it first.
+- Connections refer to a `Source` and not to the `_Sender` that has them: no reference cycle keeps a signal.
 """
 
 from __future__ import annotations
 
-import itertools
-import sys
+import os
 from collections import Counter, deque
-from collections.abc import Callable, Hashable, Iterable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Generator, Hashable, Iterable
+from contextlib import AbstractContextManager, suppress
 from contextvars import Context, ContextVar
 from functools import partial
-from types import CodeType
-from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar, cast
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeVar
 from weakref import ref
 
 from asignals._core import references
-from asignals._core.connection import Connection, Connections, Kind, Options, make_connection, style_of
+from asignals._core.connection import Connection, Connections, Kind, Options, Source, key_of, style_of
 from asignals._core.loops import new_lock
-from asignals._core.references import EVERYONE, HeldSender, WeakSender, describe, identify, is_a, sender_key
+from asignals._core.references import Place, identify, is_a, sender_key
 from asignals._core.signatures import Names, Receiver, Shape
 from asignals._core.written import Loop, write_choose, write_loop
 
 if TYPE_CHECKING:
     from asignals._core.signal import Signal
 
-C = TypeVar("C", bound=Connection)
+T_co = TypeVar("T_co", covariant=True)
 F = TypeVar("F", bound=Receiver)
 
 
 class Plan:
     """The connections of one sender in order, with the loops that are written for them when they are first used."""
 
-    def __init__(self, connections: Connections, names: Names | None) -> None:
+    def __init__(self, connections: Connections, names: Names | None, made_at: int) -> None:
         self.connections: Connections = connections
+        self.made_at: int = made_at  # in shared changes of the registry
         self.loop: Loop | None = None
         self.robust_loop: Loop | None = None
         self._names: Names = names or ()
         styles = Counter(each.style for each in connections if each.style is not None)
         self._style = max(styles, key=styles.__getitem__, default=style_of(Kind.COROUTINE_FUNCTION, None))
         for each in connections:
-            if each.style is not None and each.is_live and each.style.wanted != self._style.wanted:
+            if each.style is not None and each.style.wanted != self._style.wanted:
                 each.choose = write_choose(self._names, each.style.wanted)
 
     def write_loop(self, *, robust: bool) -> Loop:
@@ -64,13 +64,12 @@ class Plan:
 
 
 class _Sender:
-    """The connections of one sender, and its plan with the count of shared changes that it was made at."""
+    """The connections of one sender, and the plan of a send to it."""
 
-    def __init__(self, source: WeakSender | HeldSender) -> None:
+    def __init__(self, source: Source) -> None:
         self.source = source
         self.connections: dict[Hashable, Connection] = {}
         self.plan: Plan | None = None
-        self.made_at: int | None = None
 
 
 class Snapshot(NamedTuple):
@@ -83,62 +82,43 @@ class Snapshot(NamedTuple):
     state: tuple[Options, Shape] | None
 
 
-def key_of(receiver: Receiver | None, uid: Hashable) -> Hashable:
-    """The key of a connection among those of its sender."""
-    return ("uid", uid) if receiver is None or uid is not None else identify(receiver)
+_NOWHERE: Place = (key_of.__code__, 0)  # of what a send has made
 
 
 class Registry:
     """The connections of one signal. Safe to use from any thread and from finalizers."""
 
+    lock: ClassVar = new_lock()  # one for all signals: changes are short, and rare beside sends
+
     def __init__(self, signal: ref[Signal[..., Any]], names: Names | None) -> None:
         self.plan: Plan | None = None
         self.changes: int = 0  # of any connection, and of what is muted
-        self.lock: AbstractContextManager[bool] = new_lock()
-        self.blocks: dict[Hashable, list[Connected[Any]]] = {}  # by the identity that they connect
         self.mutes: tuple[Mute, ...] = ()
+        self.blocks: dict[
+            Hashable, dict[int, Snapshot]
+        ] = {}  # by the identity that they connect: what each is to restore
+        self.on_death: Callable[[Any], object] = partial(_on_death, ref(self))
         self._signal = signal
         self._names = names
-        self._everyone = _Sender(EVERYONE)
-        self._senders: dict[Hashable, _Sender] = {}
-        self._orders = itertools.count()
+        self._everyone = _Sender(Source(None, self.on_death, _NOWHERE))
+        self._senders: dict[Hashable, _Sender] = {self._everyone.source.key: self._everyone}
         self._next_order = 0
         self._sent_before = 0  # the signal was sent since all connections of a lower order were made
         self._shared_changes = 0  # those that concern the plans of more than one sender
         self._hears_subclasses = False
-        self._dead: deque[Connection | WeakSender] = deque()
-        self.on_death: Callable[[Any], object] = partial(_on_death, ref(self))
+        self._dead: deque[Connection | Source] = deque()
 
     # -- connecting ------------------------------------------------------------------------------------------------
 
-    def connect(  # noqa: PLR0913, PLR0917  a connection has this many parts
-        self,
-        receiver: Receiver,
-        sender: object,
-        uid: Hashable,
-        options: Options,
-        shape: Shape,
-        place: tuple[CodeType, int],
-        *,
-        replace: bool,
-    ) -> Connection:
-        """Add a connection or, where there is one already, give it the new options; returns it."""
-        key = key_of(receiver, uid)
+    def connect(self, connection: Connection, sender: object, *, replace: bool) -> None:
+        """Add a connection or, if its receiver is connected already, give that connection the new options."""
         self.purge()
         with self.lock:
-            known, target = self.find(key, sender)
-            if known is not None:
-                is_same = identify(target) == identify(receiver)
-                if is_same:
-                    self.set_options(known, options, shape)
-                if is_same or not replace:
-                    return known
-                self.remove(known)
-            connection = make_connection(receiver, options, shape, place, self.on_death)
-            connection.key = key
-            if self.add(connection, sender, None if known is None else known.order) is connection:
-                return connection
-        return self.connect(receiver, sender, uid, options, shape, place, replace=replace)
+            known, target = self.find(connection.key, sender)
+            if known is not None and identify(target) == identify(connection.target()):
+                self.set_options(known, connection.options, connection.shape)
+            elif known is None or replace:
+                self.add(connection, sender, None if known is None else known.order)
 
     def disconnect(self, receiver: Receiver | None, sender: object, uid: Hashable) -> bool:
         """End a connection; `False` when there was none."""
@@ -147,34 +127,27 @@ class Registry:
             known, _ = self.find(key_of(receiver, uid), sender)
             return known is not None and self.remove(known)
 
-    def add(self, connection: C, sender: object, order: int | None = None) -> C:
-        """Add a connection at the end of the order, or at a place that it had before.
-
-        Returns the one that is connected: a finalizer may just have connected the same.
-        """
+    def add(self, connection: Connection, sender: object, order: int | None = None) -> None:
+        """Add a connection at the end of the order, or at a place of it, and end the one that had its identity."""
         with self.lock:
-            entry = self._entry_for(sender, connection)
-            connection.source = entry.source
+            entry = self._existing(sender) or _Sender(Source(sender, self.on_death, connection.place))
+            replaced = entry.connections.get(connection.key)
             if order is None:
-                order = next(self._orders)
-                self._next_order = order + 1
-            connection.order = order
-            kept = cast("C", entry.connections.setdefault(connection.key, connection))
-            if kept is connection:
-                if entry is not self._everyone:  # a finalizer may have emptied and dropped it meanwhile
-                    self._senders[entry.source.key] = entry
-                self._changed(entry, connection)
-            return kept
+                order = self._next_order
+                self._next_order += 1
+            connection.source, connection.order, connection.is_live = entry.source, order, True
+            entry.connections[connection.key] = connection
+            self._senders[entry.source.key] = entry  # a finalizer may have dropped it meanwhile
+            self._changed(connection)
+            if replaced is not None and replaced is not connection:
+                replaced.end()
 
     def set_options(self, connection: Connection, options: Options, shape: Shape) -> None:
         """Give a connection new options in place."""
         with self.lock:
-            entry = self._entry_of(connection)
-            self._changed(entry, connection)
+            self._changed(connection)
             connection.set_options(options, shape)
-            if entry is not None and self._entry_of(connection) is None:  # a finalizer has disconnected it
-                connection.end()
-            self._changed(entry, connection)
+            self._changed(connection)
 
     def find(self, key: Hashable, sender: object) -> tuple[Connection | None, Any]:
         """The connection under this identity, if it is a live one, and its receiver."""
@@ -184,98 +157,82 @@ class Registry:
             target = None if found is None else found.target()
             if found is not None and target is None:  # its callback is still to come, and its id may be in use again
                 self.remove(found)
-                return None, None
-            return found, target
+            return (None, None) if target is None else (found, target)
 
     def remove(self, connection: Connection) -> bool:
         """End a connection; `False` when it had ended before."""
         with self.lock:
-            was_live = connection.is_live
+            was_live, entry = connection.is_live, self._senders.get(connection.source.key)
             connection.end()
-            entry = self._entry_of(connection)
-            if entry is not None:
+            if entry is not None and entry.connections.get(connection.key) is connection:
                 del entry.connections[connection.key]
+                self._changed(connection)
                 if not entry.connections:
-                    self._drop(entry)
-                self._changed(entry, connection)
+                    self._drop(entry.source)
             return was_live
 
-    def _entry_of(self, connection: Connection) -> _Sender | None:
-        source = connection.source
-        entry = self._everyone if source is EVERYONE else self._senders.get(source.key)
-        return entry if entry is not None and entry.connections.get(connection.key) is connection else None
-
-    def _entry_for(self, sender: object, connection: Connection | None) -> _Sender:
-        entry = self._existing(sender)
-        if entry is None:
-            source = references.refer_to_sender(sender, self.on_death, None if connection is None else connection.place)
-            entry = self._senders[source.key] = _Sender(source)
-        return entry
-
     def _existing(self, sender: object) -> _Sender | None:
-        if sender is None:
-            return self._everyone
         key = sender_key(sender)
         entry = self._senders.get(key)
         # The id of a dead sender may be in use again.
-        return entry if entry is None or type(key) is tuple or entry.source() is sender else None
+        if entry is None or type(key) is tuple or entry.source() is sender or entry.source.target() is sender:
+            return entry
+        return None
 
-    def _drop(self, entry: _Sender) -> None:
-        if self._senders.get(entry.source.key) is entry:
-            del self._senders[entry.source.key]
-        if not self._senders:
-            self._everyone.made_at = None  # so that its plan becomes that of all senders again
+    def _drop(self, source: Source) -> Iterable[Connection]:
+        """Forget a sender; gives the connections that it had."""
+        entry = self._senders.get(source.key)
+        if entry is None or entry.source is not source or entry is self._everyone:
+            return ()
+        del self._senders[source.key]
+        return list(entry.connections.values())
 
-    def _changed(self, entry: _Sender | None, connection: Connection) -> None:
+    def _changed(self, connection: Connection) -> None:
         self.changes += 1
         self.plan = None
-        if connection.options.subclasses or entry is self._everyone:
-            self._shared_changes += 1
-        self._hears_subclasses |= connection.options.subclasses
+        entry = self._senders.get(connection.source.key)
         if entry is not None:
-            entry.made_at = None
+            entry.plan = None
+        if connection.options.subclasses or entry is self._everyone:
+            self._hears_subclasses |= connection.options.subclasses
+            self._shared_changes += 1
 
     # -- what has died ---------------------------------------------------------------------------------------------
 
     def purge(self) -> None:
         """Forget receivers and senders that have died, and warn of receivers whose death is a surprise."""
-        lost = []
         while self._dead:
-            with self.lock:
-                thing = self._dead.popleft() if self._dead else None
-                if isinstance(thing, WeakSender):
-                    self._forget_sender(thing)
-                elif thing is not None and self.remove(thing) and thing.is_easily_lost and self.is_unsent(thing):
-                    lost.append(thing)
-        for connection in lost:
-            self.warn_lost(connection, "died before the signal was sent")
+            with suppress(IndexError):  # another thread was faster
+                thing = self._dead.popleft()
+                is_lost = isinstance(thing, Connection) and thing.is_easily_lost and self.is_unheard(thing)
+                self._forget(thing)
+                if is_lost:
+                    self.warn_lost(thing, "died before the signal was sent")
 
-    def _forget_sender(self, source: WeakSender) -> None:
-        entry = self._senders.get(source.key)
-        if entry is not None and entry.source is source:
-            self._drop(entry)
-            self.changes += 1
-            for connection in list(entry.connections.values()):
-                connection.end()
+    def _forget(self, thing: Connection | Source) -> None:
+        with self.lock:
+            if isinstance(thing, Connection):
+                self.remove(thing)
+            else:
+                self.changes += 1
+                for connection in self._drop(thing):
+                    connection.end()
 
-    def is_unsent(self, thing: Connection | WeakSender) -> bool:
-        """Whether the signal was not sent since something that has died was connected, and its sender lives on."""
-        if isinstance(thing, WeakSender):
+    def is_unheard(self, thing: Connection | Source) -> bool:
+        """Whether something that has died was connected, and no send was made since, and its sender lives on."""
+        if isinstance(thing, Source):
             return True
-        return thing.order >= self._sent_before and (thing.source is EVERYONE or thing.source() is not None)
+        return thing.is_live and thing.order >= self._sent_before and thing.source() is not None
 
-    def warn_lost(self, thing: Connection | WeakSender, how: str) -> None:
+    def warn_lost(self, thing: Connection | Source, how: str) -> None:
         """Warn, at the line that connected it, of a receiver or a sender that died before any send reached it."""
-        signal = self._signal()
-        if signal is None or thing.place is None:
-            return
+        name = getattr(self._signal(), "name", None)  # None where the signal has died as well
         what = "the sender of a receiver"
         if isinstance(thing, Connection):
             thing.is_easily_lost = False  # one warning is enough
             what = f"receiver {thing.describe()}"
-        text = f"{what} of signal {signal.name!r} {how}: nothing else refers to it."
-        del signal  # a warning filter may raise, and its traceback would keep the signal
-        references.warn_lost(text, *thing.place)
+        if name is not None:
+            references.warn_lost(f"{what} of signal {name!r} {how}: nothing else refers to it.", thing.place)
 
     # -- plans -----------------------------------------------------------------------------------------------------
 
@@ -285,12 +242,12 @@ class Registry:
             self.purge()
         self._sent_before = self._next_order
         plan = self._whole_plan(sender)
-        if not self._senders:
+        if len(self._senders) == 1:
             self._offer(plan)
         for mute in self.mutes:
             if mute.is_in_force():
                 with self.lock:  # making a plan prepares its connections, which nobody may end meanwhile
-                    plan = Plan(tuple(each for each in plan.connections if not mute.hides(each)), self._names)
+                    plan = Plan(tuple(each for each in plan.connections if not mute.hides(each)), self._names, 0)
         return plan
 
     def connections_for(self, sender: object) -> Connections:
@@ -298,8 +255,6 @@ class Registry:
         plan = self.plan
         if plan is None:
             self.purge()
-            if not self._senders and not self._everyone.connections:
-                return ()
             plan = self._whole_plan(sender)
         return plan.connections
 
@@ -307,53 +262,44 @@ class Registry:
         """Every connection, those of all senders together in order."""
         self.purge()
         with self.lock:
-            entries = [self._everyone, *self._senders.values()]
-            return _in_order(each for entry in entries for each in list(entry.connections.values()))
-
-    def _entry_to_plan(self, sender: object) -> _Sender:
-        entry = self._existing(sender) if self._senders else self._everyone
-        if entry is not None:
-            return entry
-        if self._hears_subclasses and is_a(sender, type):
-            with self.lock:
-                return self._entry_for(sender, None)  # to keep the plan in, until the class dies
-        return self._everyone
+            return _in_order(
+                each for entry in list(self._senders.values()) for each in list(entry.connections.values())
+            )
 
     def _whole_plan(self, sender: object) -> Plan:
-        entry = self._entry_to_plan(sender)
-        plan = entry.plan
-        return self._make_plan(entry, sender) if plan is None or entry.made_at != self._shared_changes else plan
+        entry = self._existing(sender) or self._everyone
+        if entry is self._everyone and len(self._senders) > 1 and self._hears_subclasses and is_a(sender, type):
+            with self.lock:  # to keep the plan in, until the class dies
+                entry = self._existing(sender) or _Sender(Source(sender, self.on_death, _NOWHERE))
+                self._senders[entry.source.key] = entry
+        plan: Plan | None = entry.plan
+        if plan is not None and plan.made_at == self._shared_changes:
+            return plan
+        with self.lock:
+            changes, shared = self.changes, self._shared_changes
+            plan = Plan(_in_order(self._gather(entry, sender)), self._names, shared)
+            if changes == self.changes:  # no finalizer changed anything meanwhile
+                entry.plan = plan
+            return plan
 
     def _offer(self, plan: Plan) -> None:
         """Let the next sends take this plan without asking `plan_for`, where it holds for every sender."""
         with self.lock:
-            everyone = self._everyone
-            is_fresh = everyone.plan is plan and everyone.made_at == self._shared_changes
-            if is_fresh and not self._senders and not self.mutes:
+            is_fresh = self._everyone.plan is plan and plan.made_at == self._shared_changes
+            if is_fresh and len(self._senders) == 1 and not self.mutes:
                 self.plan = plan
-                if self._dead:  # a callback came between, and expects the next send in plan_for
-                    self.plan = None
-
-    def _make_plan(self, entry: _Sender, sender: object) -> Plan:
-        with self.lock:
-            while True:
-                changes, shared = self.changes, self._shared_changes
-                plan = Plan(_in_order(self._gather(entry, sender)), self._names)
-                if changes == self.changes:  # no finalizer changed anything meanwhile
-                    break
-            entry.plan, entry.made_at = plan, shared
-            return plan
+            if self._dead:  # a callback came between, and expects the next send in plan_for
+                self.plan = None
 
     def _gather(self, entry: _Sender, sender: object) -> list[Connection]:
-        with self.lock:
-            found = list(self._everyone.connections.values())
-            if entry is not self._everyone:
-                found += entry.connections.values()
-                if self._hears_subclasses and is_a(sender, type):
-                    above = [self._existing(base) for base in sender.__mro__[1:]]
-                    inherited = [each for base in above if base for each in list(base.connections.values())]
-                    found += [each for each in inherited if each.options.subclasses]
-            return found
+        found = list(self._everyone.connections.values())
+        if entry is not self._everyone:
+            found += entry.connections.values()
+        if self._hears_subclasses and is_a(sender, type):
+            above = [self._existing(base) for base in sender.__mro__[1:]]
+            inherited = [each for base in above if base is not None for each in list(base.connections.values())]
+            found += [each for each in inherited if each.options.subclasses]
+        return found
 
     # -- for the length of a block ---------------------------------------------------------------------------------
 
@@ -368,85 +314,87 @@ class Registry:
         """Make a connection what it was, its place included."""
         with self.lock:
             known, _ = self.find(was.key, was.sender)
-            if known is not None and known is not was.connection:
-                self.remove(known)
             if was.connection is not None and was.state is not None:
                 self.set_options(was.connection, *was.state)
-                if known is not was.connection:
-                    self.add(was.connection, was.sender, was.connection.order)
+                self.add(was.connection, was.sender, was.connection.order)
+            elif known is not None:
+                self.remove(known)
 
-    def keep_muted(self, context: Context) -> Callable[[], None] | None:
-        """Keep what is muted now muted in another context, until the returned function is called."""
-        mutes = [Mute(self, mute.receivers, everywhere=False) for mute in self.mutes if mute.is_in_force()]
-        for mute in mutes:
-            context.run(mute.__enter__)
-        return partial(self.unmute, *mutes) if mutes else None
+    def connected(self, receiver: F, sender: object, uid: Hashable, connect: Callable[[], object]) -> Generator[F]:
+        """Connect in a block, then restore what was before. Blocks may overlap and end in any order."""
+        identity = key_of(receiver, uid), sender_key(sender)
+        with self.lock:
+            before = self.snapshot(receiver, sender, uid)
+            connect()
+            blocks = self.blocks.setdefault(identity, {})
+            number = max(blocks, default=0) + 1
+            blocks[number] = before
+        yield receiver
+        with self.lock:
+            before = blocks.pop(number)
+            later = next((each for each in blocks if each > number), None)
+            if later is not None:
+                blocks[later] = before  # the block that was entered next restores what was before this one
+                return
+            if not blocks:
+                del self.blocks[identity]
+            self.restore(before)
+
+    def muted(self, mute: Mute) -> Generator[None]:
+        """Apply a mute in a block."""
+        self.mute(mute)
+        yield
+        self.unmute(mute)
 
     def mute(self, mute: Mute) -> None:
-        """Apply a mute to every plan."""
+        """Apply a mute to every plan that is made in this context."""
+        _entered.set((*_entered.get(), mute))
         with self.lock:
-            self._set_mutes((*self.mutes, mute))
+            self.mutes = (*self.mutes, mute)
+            self.changes += 1
+            self.plan = None
 
     def unmute(self, *mutes: Mute) -> None:
         """Apply these mutes no more, and let their receivers go: a copy of their context may last long."""
+        _entered.set(tuple(each for each in _entered.get() if each not in mutes))
         with self.lock:
-            self._set_mutes(tuple(mute for mute in self.mutes if mute not in mutes))
+            self.mutes = tuple(each for each in self.mutes if each not in mutes)
+            self.changes += 1
+            self.plan = None
         for mute in mutes:
             mute.receivers = ()
 
-    def _set_mutes(self, mutes: tuple[Mute, ...]) -> None:
-        self.mutes = mutes
-        self.changes += 1
-        self.plan = self._everyone.made_at = None
+    def keep_muted(self, context: Context) -> Callable[[], None] | None:
+        """Keep what is muted now muted in another context, until the returned function is called."""
+        mutes = [Mute(each.receivers, everywhere=False) for each in self.mutes if each.is_in_force()]
+        for each in mutes:
+            context.run(self.mute, each)
+        return partial(self.unmute, *mutes) if mutes else None
 
 
-class _Block:
-    """A context manager for one use, and no decorator: on an `async def` it would end before the body runs."""
+class Block(AbstractContextManager[T_co]):
+    """Runs a generator to its `yield`, and to its end when the block ends. For one use.
 
-    _was_entered = False
+    It is no decorator: on an `async def` it would end before the body runs.
+    """
 
-    def _enter_once(self) -> None:
+    def __init__(self, steps: Generator[T_co]) -> None:
+        self._steps = steps
+        self._was_entered = False
+
+    def __enter__(self) -> T_co:
         if self._was_entered:
             msg = "this block can be entered once; make another one"
             raise RuntimeError(msg)
         self._was_entered = True
-
-    def __call__(self, function: object) -> None:
-        msg = f"this is no decorator: write the `with` block inside of {describe(function)}"
-        raise TypeError(msg)
-
-
-class Connected(_Block, Generic[F]):
-    """Connects a receiver for a block, then restores what was before. Blocks may overlap and end in any order."""
-
-    def __init__(
-        self, registry: Registry, receiver: F, sender: object, uid: Hashable, connect: Callable[[], object]
-    ) -> None:
-        self._registry = registry
-        self._given = receiver, sender, uid
-        self._connect = connect
-        self._identity = key_of(receiver, uid), sender_key(sender)
-        self._before: Snapshot
-
-    def __enter__(self) -> F:
-        self._enter_once()
-        with self._registry.lock:
-            self._before = self._registry.snapshot(*self._given)
-            self._connect()
-            self._registry.blocks.setdefault(self._identity, []).append(self)
-        return self._given[0]
+        return next(self._steps)
 
     def __exit__(self, *_: object) -> None:
-        with self._registry.lock:
-            blocks = self._registry.blocks[self._identity]
-            index = blocks.index(self)
-            del blocks[index]
-            if index < len(blocks):
-                blocks[index]._before = self._before  # the block entered next restores what was before this one
-                return
-            if not blocks:
-                del self._registry.blocks[self._identity]
-            self._registry.restore(self._before)
+        next(self._steps, None)
+
+    def __call__(self, function: object) -> None:
+        msg = f"this is no decorator: write the `with` block inside of {references.describe(function)}"
+        raise TypeError(msg)
 
 
 # The mutes that the current context is inside of. Contexts are copied, so a task may keep a mute that has ended: the
@@ -454,12 +402,11 @@ class Connected(_Block, Generic[F]):
 _entered: ContextVar[tuple[Mute, ...]] = ContextVar("asignals_muted", default=())
 
 
-class Mute(_Block):
-    """A block that hides receivers, or all, from the plans that are made inside it."""
+class Mute:
+    """Hides receivers, or all, from the plans that are made while it is in force."""
 
-    def __init__(self, registry: Registry, receivers: Iterable[Receiver], *, everywhere: bool) -> None:
+    def __init__(self, receivers: Iterable[Receiver], *, everywhere: bool) -> None:
         self.receivers: tuple[Receiver, ...] = tuple(receivers)  # kept alive, because their ids are compared
-        self._registry = registry
         self._keys: frozenset[Hashable] = frozenset(map(identify, self.receivers))
         self._everywhere = everywhere
 
@@ -471,22 +418,9 @@ class Mute(_Block):
         """Whether a connection is left out of a plan."""
         return not self._keys or identify(connection.target()) in self._keys
 
-    def __enter__(self) -> None:
-        self._enter_once()
-        _entered.set((*_entered.get(), self))
-        self._registry.mute(self)
-
-    def __exit__(self, *_: object) -> None:
-        self._registry.unmute(self)
-        _entered.set(tuple(mute for mute in _entered.get() if mute is not self))
-
-
-def _rank(connection: Connection) -> tuple[float, int]:
-    return -connection.options.priority, connection.order
-
 
 def _in_order(connections: Iterable[Connection]) -> Connections:
-    return tuple(sorted(filter(is_alive, connections), key=_rank))
+    return tuple(sorted(filter(is_alive, connections), key=lambda each: (-each.options.priority, each.order)))
 
 
 def is_alive(connection: Connection) -> bool:
@@ -494,17 +428,21 @@ def is_alive(connection: Connection) -> bool:
     return connection.is_live and connection.target() is not None
 
 
-def _on_death(registry: ref[Registry], thing: Connection | WeakSender) -> None:
+def _on_death(registry: ref[Registry], thing: Connection | Source) -> None:
     """The callback of the weak references: runs in any thread, wherever the last reference is dropped."""
     home = registry()
     if home is None:
         return
     home._dead.append(thing)
     home.plan = None
-    frame = sys._getframe().f_back  # None where a thread ends
-    while frame is not None and frame.f_globals.get("__name__") in {"weakref", "asignals._core.connection"}:
-        frame = frame.f_back  # between a WeakMethod and here
-    is_in_statement = frame is not None and thing.place is not None and references.is_running(frame, *thing.place)
-    has_ended = isinstance(thing, Connection) and not thing.is_live  # a plan that is out of date may still keep it
-    if is_in_statement and not has_ended and home.is_unsent(thing):
+    if references.is_dying_at(thing.place) and home.is_unheard(thing):
         home.warn_lost(thing, "died in the statement that connects it")
+
+
+def _renew_lock() -> None:
+    """In a forked child: the thread that may have held the lock does not exist there."""
+    Registry.lock = new_lock()
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows
+    os.register_at_fork(after_in_child=_renew_lock)

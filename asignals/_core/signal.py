@@ -2,37 +2,28 @@
 
 from __future__ import annotations
 
-import importlib
-import os
 import pickle
 import sys
 from collections.abc import Callable, Coroutine, Hashable, Iterable
 from contextlib import AbstractContextManager, ExitStack, suppress
 from functools import partial
-from operator import attrgetter
+from pkgutil import resolve_name
 from types import MethodType
-from typing import TYPE_CHECKING, Any, Generic, Literal, ParamSpec, Protocol, Self, TypeVar, cast, overload
+from typing import TYPE_CHECKING, Any, Generic, Literal, ParamSpec, Protocol, Self, TypeVar, Unpack, cast, overload
 from weakref import WeakValueDictionary, ref
 
 from anyio import CapacityLimiter
 
-from asignals._core.connection import DEFAULTS, Connection, Options
+from asignals._core import written
+from asignals._core.connection import DEFAULTS, Connection, ConnectOptions, Options, connection_to
 from asignals._core.dispatch import TaskGroupFactory, deliver
 from asignals._core.errors import InvalidReceiverError
-from asignals._core.loops import new_lock
 from asignals._core.monitor import watchers
-from asignals._core.references import calling_frame, describe, is_a, place_of
-from asignals._core.registry import Connected, Mute, Plan, Registry, is_alive
+from asignals._core.references import calling_frame, describe, is_a
+from asignals._core.registry import Block, Mute, Plan, Registry, is_alive
 from asignals._core.signatures import Mismatch, Receiver, Shape, check_names, examine, read_stub
-from asignals._core.stream import Event, Overflow, Stream, Where
-from asignals._core.written import (
-    class_for_names,
-    class_for_stub,
-    keyword_loops,
-    loop_for_keywords,
-    mark_as_send,
-    robust_keyword_loops,
-)
+from asignals._core.stream import Event, Overflow, Stream, Where, check_count
+from asignals._core.written import keyword_loops, robust_keyword_loops
 
 P = ParamSpec("P")
 R_co = TypeVar("R_co", covariant=True)
@@ -99,19 +90,17 @@ class Signal(Generic[P, R_co]):
         self.__doc__ = doc
         self._name = name
         frame = calling_frame(type(self))
-        self._home: tuple[str, str, int] = (
-            str(frame.f_globals.get("__name__")),
-            frame.f_code.co_filename,
-            frame.f_lineno,
-        )
+        self._module = str(frame.f_globals.get("__name__"))
+        self.location: str = f"{frame.f_code.co_filename}:{frame.f_lineno}"
+        """Where this signal was made, as `file:line`."""
         self._stub: Callable[..., Any] | None = None
         self._origin: Signal[..., Any] | None = None
         self._registry = Registry(ref(self), self.providing_args)
         self._set_mode(task_group, limit)
-        with _lock:
+        with Registry.lock:
             _signals[id(self)] = self
         if self.providing_args is not None:
-            self.__class__ = class_for_names(cast("Any", type(self)), Signal, self.providing_args)
+            self.__class__ = written.class_for_names(cast("Any", type(self)), Signal, self.providing_args)
 
     def _set_mode(self, task_group: TaskGroupFactory | None, limit: int | None) -> None:
         self._task_group = task_group
@@ -124,22 +113,16 @@ class Signal(Generic[P, R_co]):
             self._name = f"{owner.__module__}.{owner.__qualname__}.{name}"
 
     @property
-    def location(self) -> str:
-        """Where this signal was made, as `file:line`."""
-        return f"{self._home[1]}:{self._home[2]}"
-
-    @property
     def name(self) -> str:
         """What messages call this signal."""
         if self._name is not None:
             return self._name
-        module, _, line = self._home
         this = self if self._origin is None else self._origin
-        for attribute, value in list(getattr(sys.modules.get(module), "__dict__", {}).items()):
+        for attribute, value in list(getattr(sys.modules.get(self._module), "__dict__", {}).items()):
             if value is this:
-                self._name = f"{module}.{attribute}"
+                self._name = f"{self._module}.{attribute}"
                 return self._name
-        return f"{module}:{line}"
+        return f"{self._module}:{self.location.rpartition(':')[2]}"
 
     # -- sending ---------------------------------------------------------------------------------------------------
 
@@ -194,14 +177,14 @@ class Signal(Generic[P, R_co]):
                 return self._send_keywords(sender, named, robust=True)
             return loop(plan.connections, self, sender, *named.values())
 
-        mark_as_send(send)
-        mark_as_send(send_robust)
+        written.mark_as_send(send)
+        written.mark_as_send(send_robust)
 
     def _send_keywords(
         self, sender: object, named: dict[str, Any], *, robust: bool
     ) -> Coroutine[Any, Any, list[tuple[Receiver, Any]]]:
         plan = self._direct_plan_for(sender)
-        loop = None if plan is None else loop_for_keywords(tuple(named), robust=robust)
+        loop = None if plan is None else written.loop_for_keywords(tuple(named), robust=robust)
         if plan is None or loop is None:
             return deliver(self, *self._bind(sender, **named), robust=robust)
         return loop(plan.connections, self, sender, *named.values())
@@ -234,10 +217,7 @@ class Signal(Generic[P, R_co]):
         limit = self._limit if limit is _MISSING else limit
         _check_mode(task_group, limit)
         view = object.__new__(type(self))
-        state = object.__getstate__(self)
-        for values in state if isinstance(state, tuple) else (state,):  # of the dict, and of a subclass's slots
-            for name, value in values.items():
-                object.__setattr__(view, name, value)
+        view.__dict__.update(self.__dict__)
         view._origin = self if self._origin is None else self._origin
         view._set_mode(task_group, limit)
         return view
@@ -248,19 +228,15 @@ class Signal(Generic[P, R_co]):
     def __deepcopy__(self, memo: object) -> Self:
         return self
 
-    def __reduce__(self) -> tuple[Callable[[str, str], object], tuple[str, str]]:
-        parts = self.name.split(".")
-        for size in range(len(parts) - 1, 0, -1):
-            place = ".".join(parts[:size]), ".".join(parts[size:])
-            with suppress(AttributeError):
-                if place[0] in sys.modules and _load(*place) is self:
-                    return _load, place
+    def __reduce__(self) -> tuple[Callable[[str], object], tuple[str]]:
+        with suppress(ImportError, AttributeError, ValueError):
+            if resolve_name(self.name) is self:
+                return resolve_name, (self.name,)
         msg = f"cannot pickle signal {self.name!r}: it is not found by that name; assign it to a name of its module"
         raise pickle.PicklingError(msg)
 
     # -- connecting ------------------------------------------------------------------------------------------------
 
-    # The options are written out, for a type checker that skips the keywords of an unpacked TypedDict exists (ty).
     @overload
     def connect(
         self,
@@ -268,13 +244,7 @@ class Signal(Generic[P, R_co]):
         sender: object = None,
         weak: bool = True,  # noqa: FBT001, FBT002  Django's order of parameters
         dispatch_uid: Hashable | None = None,
-        *,
-        priority: float = 0,
-        subclasses: bool = False,
-        in_thread: bool | CapacityLimiter = False,
-        timeout: float | None = None,
-        once: bool = False,
-        replace: bool = False,
+        **options: Unpack[ConnectOptions],
     ) -> F: ...
 
     @overload
@@ -284,12 +254,7 @@ class Signal(Generic[P, R_co]):
         sender: object = None,
         weak: bool = True,
         dispatch_uid: Hashable | None = None,
-        priority: float = 0,
-        subclasses: bool = False,
-        in_thread: bool | CapacityLimiter = False,
-        timeout: float | None = None,
-        once: bool = False,
-        replace: bool = False,
+        **options: Unpack[ConnectOptions],
     ) -> Callable[[F], F]: ...
 
     def connect(  # noqa: PLR0913  Django's parameters, and the options
@@ -349,8 +314,10 @@ class Signal(Generic[P, R_co]):
             given = {**options._asdict(), "replace": replace}
             return partial(self.connect, sender=sender, dispatch_uid=dispatch_uid, **given)
         shape = self._examine(receiver, sender, dispatch_uid, options)
-        place = place_of(calling_frame(type(self)))
-        self._registry.connect(receiver, sender, dispatch_uid, options, shape, place, replace=replace)
+        frame = calling_frame(type(self))
+        place = frame.f_code, frame.f_lasti
+        connection = connection_to(receiver, dispatch_uid, self._registry.on_death, place, options, shape)
+        self._registry.connect(connection, sender, replace=replace)
         return receiver
 
     def checked(self, receiver: Callable[P, X]) -> Callable[P, X]:
@@ -424,19 +391,13 @@ class Signal(Generic[P, R_co]):
         found = [each.target() for each in self._registry.connections_for(sender) if each.is_receiver]
         return [receiver for receiver in found if receiver is not None]
 
-    def connected(  # noqa: PLR0913  as for connect
+    def connected(
         self,
         receiver: F,
         sender: object = None,
         weak: bool = True,  # noqa: FBT001, FBT002  as for connect
         dispatch_uid: Hashable | None = None,
-        *,
-        priority: float = 0,
-        subclasses: bool = False,
-        in_thread: bool | CapacityLimiter = False,
-        timeout: float | None = None,
-        once: bool = False,
-        replace: bool = False,
+        **options: Unpack[ConnectOptions],
     ) -> AbstractContextManager[F]:
         """Connect for the length of a `with` block; takes what `connect` takes, and gives the receiver.
 
@@ -445,20 +406,8 @@ class Signal(Generic[P, R_co]):
 
         What `connect` refuses is refused as the block is entered. Not a decorator: that is refused with a `TypeError`.
         """
-        connect = partial(
-            self.connect,
-            receiver,
-            sender,
-            weak,
-            dispatch_uid,
-            priority=priority,
-            subclasses=subclasses,
-            in_thread=in_thread,
-            timeout=timeout,
-            once=once,
-            replace=replace,
-        )
-        return Connected(self._registry, receiver, sender, dispatch_uid, connect)
+        connect = partial(self.connect, receiver, sender, weak, dispatch_uid, **options)
+        return Block(self._registry.connected(receiver, sender, dispatch_uid, connect))
 
     def muted(self, *receivers: Receiver, everywhere: bool = False) -> AbstractContextManager[None]:
         """For the length of a `with` block, let sends reach nobody, no stream either; or, given receivers, not these.
@@ -472,7 +421,7 @@ class Signal(Generic[P, R_co]):
         """
         for receiver in receivers:
             self._callable(receiver)
-        return Mute(self._registry, receivers, everywhere=everywhere)
+        return Block(self._registry.muted(Mute(receivers, everywhere=everywhere)))
 
     # -- listening -------------------------------------------------------------------------------------------------
 
@@ -522,23 +471,12 @@ class Signal(Generic[P, R_co]):
         return f"<asignals.Signal {self.name!r}{arguments}{view}, {count} receiver{'' if count == 1 else 's'}>"
 
 
-def _load(module: str, path: str) -> object:
-    """Find a signal by its name, for unpickling."""
-    return attrgetter(path)(importlib.import_module(module))
-
-
 def _check_mode(task_group: object, limit: object) -> None:
     if task_group is not None and not callable(task_group):
         msg = f"task_group must be a factory of task groups, such as anyio.create_task_group, not {task_group!r}"
         raise TypeError(msg)
-    if limit is None:
-        return
-    if isinstance(limit, bool) or not isinstance(limit, int):
-        msg = f"limit must be a positive integer or None, not {limit!r}"
-        raise TypeError(msg)
-    if limit < 1:
-        msg = f"limit must be at least 1, not {limit}"
-        raise ValueError(msg)
+    if limit is not None:
+        check_count("limit", limit, 1, "receivers")
 
 
 @overload
@@ -588,12 +526,12 @@ def signal(
     if stub is None:
         return partial(signal, name=name, task_group=task_group, limit=limit)
     declared = read_stub(stub)
-    name = name or f"{declared.module}.{declared.qualname}"
+    name = name or f"{stub.__module__}.{stub.__qualname__}"
     made: Signal[..., Any] = Signal(declared.names, name=name, doc=stub.__doc__, task_group=task_group, limit=limit)
     made._stub = stub
     made.__wrapped__ = stub  # type: ignore[attr-defined]  # so that doctest finds the examples in its docstring
-    made.__module__ = declared.module
-    made.__class__ = class_for_stub(Signal, declared)
+    made.__module__ = stub.__module__
+    made.__class__ = written.class_for_stub(Signal, declared)
     return made
 
 
@@ -606,51 +544,31 @@ class _SignalMaker(Protocol):
     def __call__(self, stub: Callable[P, R_co], /) -> Signal[P, R_co]: ...
 
 
-def receiver(  # noqa: PLR0913  the options of connect
+class _ReceiverOptions(ConnectOptions, total=False):
+    weak: bool
+    dispatch_uid: Hashable | None
+    on: Literal["flush", "commit", "rollback"]
+
+
+def receiver(
     signals: Signal[..., Any] | Iterable[Signal[..., Any]],
     *,
     sender: object = None,
-    weak: bool = _MISSING,
-    dispatch_uid: Hashable | None = None,
-    priority: float = _MISSING,
-    subclasses: bool = _MISSING,
-    in_thread: bool | CapacityLimiter = _MISSING,
-    timeout: float | None = _MISSING,
-    once: bool = _MISSING,
-    replace: bool = _MISSING,
-    on: Literal["flush", "commit", "rollback"] = _MISSING,
+    **options: Unpack[_ReceiverOptions],
 ) -> Callable[[F], F]:
     """Connect the decorated function to one or several signals, as Django's decorator of that name.
 
     Args:
         signals: A signal, or an iterable of them.
         sender: A sender, or a list, tuple or set of them; `None` hears all.
-        weak: This and the others as for `connect` of the signal, which has its own default for what is left out.
-        dispatch_uid: As for `connect`.
-        priority: As for `connect`.
-        subclasses: As for `connect`.
-        in_thread: As for `connect`.
-        timeout: As for `connect`.
-        once: As for `connect`.
-        replace: As for `connect`.
-        on: The phase of a model signal.
+        options: As for `connect` of the signal, which has its own default for what is left out, and for model signals
+            `on`, the phase.
 
     Raises:
         TypeError: `signals` is something else, or one of the two is empty.
         Others: what `connect` raises; then the function is connected to none of them.
     """
-    named = {
-        "weak": weak,
-        "dispatch_uid": dispatch_uid,
-        "priority": priority,
-        "subclasses": subclasses,
-        "in_thread": in_thread,
-        "timeout": timeout,
-        "once": once,
-        "replace": replace,
-        "on": on,
-    }
-    options: dict[str, Any] = {name: value for name, value in named.items() if value is not _MISSING}
+    given: Any = options
     chosen: list[Signal[..., Any]] = [signals] if isinstance(signals, Signal) else []
     if not chosen and isinstance(signals, Iterable):
         chosen = list(signals)
@@ -664,8 +582,8 @@ def receiver(  # noqa: PLR0913  the options of connect
         with ExitStack() as undo:
             for one in chosen:
                 for each in senders:
-                    was = one._registry.snapshot(function, each, dispatch_uid)
-                    one.connect(function, each, **options)
+                    was = one._registry.snapshot(function, each, options.get("dispatch_uid"))
+                    one.connect(function, each, **given)
                     undo.callback(one._registry.restore, was)
             undo.pop_all()
         return function
@@ -675,25 +593,11 @@ def receiver(  # noqa: PLR0913  the options of connect
 
 # -- all signals -------------------------------------------------------------------------------------------------------
 
-_lock = new_lock()
 _signals: WeakValueDictionary[int, Signal[..., Any]] = WeakValueDictionary()  # by id: a subclass may compare equal
 
 
 def signals() -> tuple[Signal[..., Any], ...]:
     """All signals that are alive in this process, by name; without their views."""
-    with _lock:
+    with Registry.lock:
         found = list(_signals.values())
     return tuple(sorted(found, key=lambda signal: signal.name))
-
-
-def _renew_locks() -> None:
-    """In a forked child: the threads that may have held a lock do not exist there."""
-    global _lock  # noqa: PLW0603  a lock cannot be released for another thread
-    _lock = new_lock()
-    for signal in list(_signals.values()):
-        for registry in signal._registries().values():
-            registry.lock = new_lock()
-
-
-if hasattr(os, "register_at_fork"):  # not on Windows
-    os.register_at_fork(after_in_child=_renew_locks)

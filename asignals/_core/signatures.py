@@ -64,6 +64,8 @@ def is_coroutine_function(receiver: Receiver) -> bool:
     function = function_of(receiver)
     if function is not None and (function.__code__.co_flags & CO_COROUTINE or function.__dict__.get(FORWARDS)):
         return True
+    if function is receiver and not receiver.__dict__:  # nor can it be marked as one
+        return False
     try:
         # A mock lies about its class, and its code's flags are mocks too.
         lies = isinstance(receiver, FunctionType | MethodType) and type(receiver) not in (FunctionType, MethodType)
@@ -83,19 +85,18 @@ def examine(receiver: Receiver, names: Names | None) -> Shape:
     if flags & CO_ASYNC_GENERATOR or flags & (CO_GENERATOR | CO_ITERABLE_COROUTINE) == CO_GENERATOR:
         reason = "it is a generator function, so calling it would run none of its code; make it a function"
         raise Mismatch(reason)
-    forwards = function is not None and FORWARDS in function.__dict__
-    is_async = is_coroutine_function(receiver)
+    takes_signal = function is None or FORWARDS not in function.__dict__
     parameters = _parameters_of(receiver)
-    if parameters is None:
-        return shape_of(is_async, None, None, not forwards)
-    wanted = parameters.wanted(names)
-    by_position = None
-    if is_a(receiver, FunctionType) and {"dispatch", "registry", "register"} <= receiver.__dict__.keys():
-        by_position = next(iter(parameters.by_name), None)
-        if by_position not in RESERVED.union(names or ()):
-            reason = f"singledispatch chooses by its first parameter, and {by_position!r} is none of the sent arguments"
-            raise Mismatch(reason)
-    return shape_of(is_async, wanted, by_position, not forwards)
+    wanted = by_position = None
+    if parameters is not None:
+        sent = RESERVED.union(names or ())
+        if is_a(receiver, FunctionType) and {"dispatch", "registry", "register"} <= receiver.__dict__.keys():
+            by_position = next(iter(parameters.by_name), "")
+        problem = parameters.problem(sent, names, by_position)
+        if problem:
+            raise Mismatch(problem)
+        wanted = None if parameters.takes_all else frozenset(parameters.by_name.keys() & sent)
+    return shape_of(is_coroutine_function(receiver), wanted, by_position, takes_signal)
 
 
 class _Parameters(NamedTuple):
@@ -105,28 +106,21 @@ class _Parameters(NamedTuple):
     by_name: dict[str, bool]
     takes_all: bool
 
-    def wanted(self, names: Names | None) -> frozenset[str] | None:
-        """The sent arguments that it takes, `None` for all; raises `Mismatch` where it needs others."""
+    def problem(self, sent: frozenset[str], names: Names | None, dispatched: str | None) -> str | None:
+        """Why no send could call it with the arguments that are sent, if anything."""
         if self.by_position:
-            first = self.by_position[0]
-            reason = f"arguments go by name, and its parameter {first!r} can only be given by position"
-            raise Mismatch(reason)
-        sent = RESERVED.union(names or ())
+            return f"arguments go by name, and its parameter {self.by_position[0]!r} can only be given by position"
         first = next(iter(self.by_name), "")
         if first in {"self", "cls"} - sent and self.by_name[first]:
-            reason = f"it asks for {first!r}: connect the method of an object, not the function of its class"
-            raise Mismatch(reason)
-        if names is None:
-            if self.takes_all:
-                return None
-            reason = "it must accept any keyword arguments: add **kwargs (or declare the signal's arguments)"
-            raise Mismatch(reason)
+            return f"it asks for {first!r}: connect the method of an object, not the function of its class"
+        if names is None and not self.takes_all:
+            return "it must accept any keyword arguments: add **kwargs (or declare the signal's arguments)"
         unsent = [repr(name) for name, is_required in self.by_name.items() if is_required and name not in sent]
-        if unsent:
-            listing = ", ".join(["signal", "sender", *names])
-            reason = f"it asks for {', '.join(unsent)}, and the signal sends {listing}"
-            raise Mismatch(reason)
-        return None if self.takes_all else frozenset(self.by_name.keys() & sent)
+        if names is not None and unsent:
+            return f"it asks for {', '.join(unsent)}, and the signal sends {', '.join(['signal', 'sender', *names])}"
+        if dispatched is not None and dispatched not in sent:
+            return f"singledispatch chooses by its first parameter, and {dispatched!r} is none of the sent arguments"
+        return None
 
 
 def _parameters_of(receiver: Receiver) -> _Parameters | None:
@@ -180,13 +174,11 @@ def check_names(names: Iterable[str]) -> Names:
         raise DeclarationError(msg)
     checked: list[str] = []
     for name in names:
-        if not isinstance(name, str):
-            msg = f"an argument's name must be a string, not {name!r}"
-            raise DeclarationError(msg)
+        is_name = isinstance(name, str) and name.isidentifier()
         # Plain strings, because enumerations are formatted in their own ways.
-        plain = unicodedata.normalize("NFKC", str.__str__(name))
+        plain = unicodedata.normalize("NFKC", str.__str__(name)) if is_name else ""
         msg = ""
-        if not name.isidentifier() or keyword.iskeyword(plain) or plain == "__debug__":
+        if not is_name or keyword.iskeyword(plain) or plain == "__debug__":
             msg = f"{name!r} cannot be the name of an argument"
         elif plain in RESERVED:
             msg = f"{plain!r} is reserved: every receiver gets it anyway"
@@ -199,14 +191,11 @@ def check_names(names: Iterable[str]) -> Names:
 
 
 class Stub(NamedTuple):
-    """What a stub function declares."""
+    """What a stub function declares: its parameters, of which `names` are the arguments."""
 
-    module: str
-    qualname: str
+    function: Any
     names: Names
     parameters: list[Parameter]
-    defaults: dict[str, Any]
-    sender_default: tuple[Any, ...] | None
 
 
 def read_stub(stub: Callable[..., Any]) -> Stub:
@@ -214,26 +203,19 @@ def read_stub(stub: Callable[..., Any]) -> Stub:
     if not isinstance(stub, FunctionType):
         msg = f"@signal takes a function as a stub, not {type(stub).__name__}: {stub!r:.80}"
         raise DeclarationError(msg)
-    where = f"@signal stub {stub.__module__}.{stub.__qualname__}"
     parameters = list(inspect.signature(stub, **_UNEVALUATED).parameters.values())
+    problem = ""
     if not parameters or parameters[0].name != "sender" or parameters[0].kind > Parameter.POSITIONAL_OR_KEYWORD:
-        msg = f"{where}: its first parameter must be 'sender'"
-        raise DeclarationError(msg)
-    sender, *rest = parameters
-    for parameter in rest:
-        if parameter.kind is not Parameter.KEYWORD_ONLY:
-            msg = f"{where}: {str(parameter)!r} must be keyword-only; write def {stub.__name__}(sender, *, ...)"
-            raise DeclarationError(msg)
+        problem = "its first parameter must be 'sender'"
+    for each in parameters[1:]:
+        if each.kind is not Parameter.KEYWORD_ONLY and not problem:
+            problem = f"{str(each)!r} must be keyword-only; write def {stub.__name__}(sender, *, ...)"
     try:
-        names = check_names(parameter.name for parameter in rest)
+        names = () if problem else check_names(each.name for each in parameters[1:])
     except DeclarationError as error:
-        msg = f"{where}: {error}"
-        raise DeclarationError(msg) from None
-    return Stub(
-        stub.__module__,
-        stub.__qualname__,
-        names,
-        [sender.replace(kind=Parameter.POSITIONAL_OR_KEYWORD), *rest],
-        {p.name: p.default for p in rest if p.default is not Parameter.empty},
-        None if sender.default is Parameter.empty else (sender.default,),
-    )
+        problem = str(error)
+    if problem:
+        msg = f"@signal stub {stub.__module__}.{stub.__qualname__}: {problem}"
+        raise DeclarationError(msg)
+    sender = parameters[0].replace(kind=Parameter.POSITIONAL_OR_KEYWORD)
+    return Stub(stub, names, [sender, *parameters[1:]])

@@ -243,9 +243,10 @@ class Stream(Generic[P]):
         open_in_process.add(self)
         for signal in self._signals:
             shape = Shape(is_async=True, wanted=None)
-            connection = StreamConnection(self, signal._registry.on_death, DEFAULTS, shape, self._place)
-            connection.key = "stream", id(connection)
-            self._connections.append((signal, signal._registry.add(connection, self._sender)))
+            registry, key = signal._registry, ("stream", id(self))
+            connection = StreamConnection(self, registry.on_death, self._place, key, DEFAULTS, shape)
+            registry.add(connection, self._sender)
+            self._connections.append((signal, connection))
         return self
 
     async def __aexit__(self, *error: object) -> None:

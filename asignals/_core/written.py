@@ -261,14 +261,14 @@ class _WrittenMethod:
         shared = _write_method(name, self._names)
         method = FunctionType(shared.__code__, shared.__globals__, name)
         shown = "send" if name == "_bind" else name  # in Python's own TypeError
-        method.__qualname__ = f"{stub.qualname if stub else root.__qualname__}.{shown}"
-        method.__module__ = stub.module if stub else root.__module__
+        method.__qualname__ = f"{stub.function.__qualname__ if stub else root.__qualname__}.{shown}"
+        method.__module__ = stub.function.__module__ if stub else root.__module__
         method.__doc__ = root.__dict__[name].__doc__
         if name != "_bind":
             mark_as_send(method)
         if stub is not None:
-            method.__defaults__ = stub.sender_default
-            method.__kwdefaults__ = dict(stub.defaults)
+            method.__defaults__ = stub.function.__defaults__
+            method.__kwdefaults__ = dict(stub.function.__kwdefaults__ or {})
             own = next(iter(inspect.signature(shared).parameters.values()))
             method.__signature__ = Signature([own, *stub.parameters])  # type: ignore[attr-defined]  # inspect reads it
         return method

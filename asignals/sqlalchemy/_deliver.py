@@ -15,7 +15,7 @@ from sqlalchemy.exc import InvalidRequestError
 from sqlalchemy.util import await_only
 from sqlalchemy.util.concurrency import in_greenlet
 
-from asignals._core import EVERYONE, Send, is_watched
+from asignals._core import Send, is_watched
 from asignals.sqlalchemy._errors import AsyncReceiverError, FlushInProgressError
 from asignals.sqlalchemy._state import state_of
 
@@ -61,7 +61,7 @@ class Event:
 
     def among(self, plan: Connections) -> Connections:
         """Those receivers of its sender's plan who are to be called for it."""
-        return tuple(link for link in plan if link.source is not EVERYONE) if self.named_only else plan
+        return tuple(link for link in plan if link.sender is not None) if self.named_only else plan
 
     @property
     def waits(self) -> bool:

@@ -232,7 +232,7 @@ class _Connected:
 
     def hold(self) -> tuple[list[object], list[object]]:
         """What the connections refer to, receivers (methods: their objects) and senders; `None` for what has died."""
-        return [each() for each in self.connections], [each.source() for each in self.connections]
+        return [each() for each in self.connections], [each.sender for each in self.connections]
 
     def restore(self, registry: Registry, senders: list[object]) -> None:
         """Make it so again, where receiver and sender were alive."""

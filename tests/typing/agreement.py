@@ -71,10 +71,10 @@ paid.connect(book, sender=shop, weak=False, dispatch_uid="book", priority=3)  # 
 paid.connect(ship, timeout=3.0, once=True)  # ok
 paid.connect(book, in_thread=True, replace=True)  # ok
 paid.connect(3)  # E: cannot be called
-paid.connect(book, prioriti=3)  # E: misspelt
+paid.connect(book, prioriti=3)  # E: (not ty) misspelt
 paid.connect(book, priority="high")  # E: not a number
 paid.connect(book, timeout="3")  # E: not a number
-paid.connected(book, prority=1)  # E: misspelt
+paid.connected(book, prority=1)  # E: (not ty) misspelt
 paid.disconnect(book, shop, uid=3)  # E: misspelt
 
 
@@ -92,7 +92,7 @@ assert_type(decorated(3), str)  # ok
 assert_type(with_options(3), str)  # ok
 decorated("3")  # E: not a number
 with_options(amount="3")  # E: not a number
-receiver(paid, prioriti=3)  # E: misspelt
+receiver(paid, prioriti=3)  # E: (not ty) misspelt
 receiver("paid")  # E: not a signal
 
 

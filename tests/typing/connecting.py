@@ -43,7 +43,7 @@ typed.connect(print, weak=False)
 typed.connect(lambda **named: None, weak=False)
 done.connect(3)  # E: not callable
 done.connect(plain, priority="high")  # E: not a number
-done.connect(plain, prioritty=3)  # E: no such option
+done.connect(plain, prioritty=3)  # E: (not ty) no such option
 receiver(3)  # E: no signal
 gone: bool = done.disconnect(plain)
 connection: Connection = done.connections[0]

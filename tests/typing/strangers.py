@@ -38,10 +38,10 @@ async def sends() -> None:
     takes_any(3)  # E: no signal
 
 
-receiver(price, prioriti=3)  # E: no such option
+receiver(price, prioriti=3)  # E: (not ty) no such option
 receiver(price, priority=3, dispatch_uid="u", weak=False, replace=True)(hear)
 receiver(price, on="comit")  # E: no such phase
-price.connected(hear, prority=1)  # E: no such option
+price.connected(hear, prority=1)  # E: (not ty) no such option
 price.connect(None)  # E: not callable
 price.connect(hear, in_thread="yes")  # E: not a limiter
 asignals.Sginal()  # E: no such name
