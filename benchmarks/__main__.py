@@ -24,6 +24,8 @@ from .timing import Costs, compare
 # Benchmarks of what is not the core are programs of their own, which `python -m` runs as well.
 PROGRAMS = {
     "asgi": "benchmarks.asgi_cost",
+    "broadcast": "benchmarks.broadcast",
+    "growth": "benchmarks.growth",
     "inspector": "benchmarks.inspector_cost",
     "relay": "benchmarks.relay",
     "sqlalchemy": "benchmarks.sqlalchemy_cost",

@@ -52,6 +52,7 @@ logger: logging.Logger = logging.getLogger("asignals.relay")
 
 _SCHEMES: Final = ("redis://", "rediss://", "unix://")
 _BLOCK: Final = 1.0  # seconds that a read waits for new events
+_GATHER: Final = 0.002  # seconds between two reads of a listener: each costs as much as hearing several events
 _TRIP: Final = 5.0  # seconds that any other command may take, waiting for a free connection included
 _WAIT: Final = 4.0  # seconds in which the replicas must have what was written
 _FAREWELL: Final = 2.0  # seconds that closing may take
@@ -278,6 +279,7 @@ class RedisStreams:
                         positions[stream] = id_
                         hear(Delivery(streams[stream], fields.get(b"d", b"")))
                 is_heard = True
+                await asyncio.sleep(_GATHER)
 
     async def _last(self, stream: bytes) -> bytes:
         """Give the id of the last event that a stream has had."""
