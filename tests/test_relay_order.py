@@ -37,7 +37,8 @@ QUICK_ON_KAFKA = {"test_a_retry_holds_up_its_own_key_only"}
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Run every test on every engine, and Kafka's in full where there is time."""
     if "engine" in metafunc.fixturenames:
-        metafunc.parametrize("engine", ORDERED, indirect=True)
+        on_kafka = metafunc.config.getoption("--long") or metafunc.function.__name__ in QUICK_ON_KAFKA
+        metafunc.parametrize("engine", [*ORDERED, "kafka"] if on_kafka else ORDERED, indirect=True)
 
 
 @pytest.fixture

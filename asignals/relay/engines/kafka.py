@@ -1,9 +1,10 @@
 """Kafka as the engine, by confluent-kafka (extra: kafka).
 
-A Kafka topic for each topic, and a consumer group for each service. A consumer handles many events at once, and commits
-for each partition the offset below which everything is done. A retry is kept here until it is due, and blocks only that
-offset, not the events after it; when this process dies they are delivered again. So is an event that is given back, as
-Kafka takes nothing back: it goes to another instance when this one leaves its partition.
+A Kafka topic for each topic, and a consumer group for each service. A consumer handles many events at once, of each key
+one, and commits for each partition the offset below which everything is done. A retry is kept here until it is due, and
+blocks that offset and the later events of its key, not the other ones; when this process dies they are delivered again.
+So is an event that is given back, as Kafka takes nothing back: it goes to another instance when this one leaves its
+partition.
 
 Tested against librdkafka's mock cluster only, not against a Kafka server.
 """
@@ -29,6 +30,7 @@ from asignals.relay._connection_state import Attempts, ConnectionState
 from asignals.relay._envelope import DeadLetter, check_name
 from asignals.relay._figures import TopicFigures, backlog_of
 from asignals.relay._places import Address, Server
+from asignals.relay._key_queues import KeyQueues
 from asignals.relay._pool import Pool
 from asignals.relay._redact import redacted
 from asignals.relay._to_the_end import to_the_end
@@ -58,6 +60,11 @@ _TRIP: Final = 10.0  # seconds that asking a broker may take
 _FIRST: Final = 3.0  # seconds that reading the oldest events may take
 _POLL: Final = 0.1  # seconds that one look for events may take, and so the most that leaving waits for it
 _FINISH: Final = 5.0  # seconds for which a partition is not handed on while its events are being handled
+_FINISH_IN_ORDER: Final = 60.0  # and while some with a key are: those behind them must not begin elsewhere before
+_NO_MEMBER: Final = (
+    *(KafkaError.ILLEGAL_GENERATION, KafkaError.UNKNOWN_MEMBER_ID, KafkaError.FENCED_INSTANCE_ID),
+    *(KafkaError._FENCED, KafkaError._STATE, KafkaError._ASSIGNMENT_LOST, KafkaError.REBALANCE_IN_PROGRESS),
+)
 _COMMIT: Final = 0.5  # seconds between two commits
 _MOST_HELD: Final = 10_000  # events beyond the first that is not done yet
 
@@ -125,11 +132,19 @@ class Offsets:
         self._end = end  # what was there when the partition was assigned
         self.position: int | None = None
         self.running: int = 0
+        self.in_order: int = 0  # of those, how many have a key
         self.is_over: bool = False  # the partition is another's now
 
     def __len__(self) -> int:
         """Offsets that hold the position up, or follow one that does."""
         return len(self._open)
+
+    @property
+    def first(self) -> int:
+        """The first offset that is not done, where a successor would begin; -1 where nothing has come yet."""
+        if self.position is not None:
+            return self.position
+        return -1 if self._begin is None else self._begin
 
     def take(self, offset: int) -> None:
         """Note the next offset; they come in order."""
@@ -156,7 +171,8 @@ class Offsets:
 class Kafka:
     """Carries events through Kafka topics.
 
-    Events of a key are in one partition, and so in order. An event id that comes twice is delivered twice (the
+    Events of a key are in one partition, and are handled in order, one at a time, as long as the topic's number of
+    partitions stays the same. An event id that comes twice is delivered twice (the
     producer is idempotent, but a relay that was killed publishes again); an inbox that is given to the relay skips
     the second.
 
@@ -177,6 +193,8 @@ class Kafka:
         self.name: str = check_name("name", name)
         self.connection_state: ConnectionState = ConnectionState(f"Kafka ({self._servers}, {name})")
         self._settings: dict[str, Any] = {"bootstrap.servers": self._servers, **_DEFAULTS, **_settings(librdkafka)}
+        # Seconds without a poll after which a group may have given our partitions to others.
+        self.away: float = float(self._settings.get("session.timeout.ms", 45_000)) / 2_000
         self._producer: Producer | None = None
         self._publishing = asyncio.Lock()
         self._thread = ThreadPoolExecutor(1, "asignals-kafka")
@@ -601,7 +619,13 @@ class _Held:
     place: _Place
     offset: int
     offsets: Offsets
+    key: bytes | None
     attempt: int = 1
+
+    @property
+    def queue(self) -> tuple[Offsets, bytes] | None:
+        """Whose turn it is to wait for whom."""
+        return None if self.key is None else (self.offsets, self.key)
 
 
 @dataclass(slots=True)
@@ -615,48 +639,69 @@ class _Consumer:
     limit: int
     partitions: dict[_Place, Offsets] = field(default_factory=dict)
     moved: set[_Place] = field(default_factory=set)
+    polled: float = field(default_factory=time.monotonic)
     is_paused: bool | None = None  # None: not known of the partitions that are assigned now
     thread: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "asignals-kafka"))
 
     async def run(self) -> None:
         loop = asyncio.get_running_loop()
         pool: Pool[_Held]
+        queues: KeyQueues[_Held]
 
         async def work(item: _Held) -> None:
-            if item.offsets.is_over:
-                return  # the partition was taken away meanwhile, and whoever has it now is given the event, too
+            if item.key is not None and self._was_away:
+                await self._until_ours(item)
+            if item.offsets.is_over:  # the partition was taken away, and whoever has it now is given the event, too
+                queues.done(item.queue)
+                return
             item.offsets.running += 1
+            item.offsets.in_order += item.key is not None
             is_repeat = item.attempt > 1 or item.offsets.may_be_repeat(item.offset)
             delivery = Delivery(self.topics[item.place[0]], item.data, item.attempt, is_repeat, pool.park)
             try:
                 outcome = await self.handle(delivery)
             finally:
                 item.offsets.running -= 1
+                item.offsets.in_order -= item.key is not None
             if outcome is not None:
                 item.attempt += 1
                 loop.call_later(delay_of(outcome), pool.put, item)
-            elif item.offsets.finish(item.offset) and self.partitions.get(item.place) is item.offsets:
+                return
+            if item.offsets.finish(item.offset) and self.partitions.get(item.place) is item.offsets:
                 self.moved.add(item.place)
+            queues.done(item.queue)
 
         pool = Pool(work, self.limit)
+        queues = KeyQueues(pool.put)
         try:
             async with pool:
                 told = {"on_assign": self._assigned, "on_revoke": self._revoked, "on_lost": self._lost}
                 self.client.subscribe(list(self.topics), **told)
-                await self._read_for_ever(pool)
+                await self._read_for_ever(pool, queues)
         finally:
             # The events that are not done lie above the committed offsets: leaving the group gives them back.
             await _in_thread(self._leave, self.thread)
             self.thread.shutdown(wait=False)
 
-    async def _read_for_ever(self, pool: Pool[_Held]) -> None:
+    async def _until_ours(self, item: _Held) -> None:
+        """Wait while it is not known whether the group still counts on us: this process may have been frozen."""
+        while self._was_away and not item.offsets.is_over:  # noqa: ASYNC110  a thread finds it out
+            await asyncio.sleep(_POLL)
+
+    @property
+    def _was_away(self) -> bool:
+        return time.monotonic() - self.polled > self.engine.away
+
+    async def _read_for_ever(self, pool: Pool[_Held], queues: KeyQueues[_Held]) -> None:
         committed = 0.0
         loop = asyncio.get_running_loop()
         while True:
             is_full = len(pool) >= self.limit * 2 or sum(map(len, self.partitions.values())) >= _MOST_HELD
             messages = await _in_thread(partial(self._poll, is_full=is_full), self.thread)
+            if not self._was_away or await _in_thread(self._is_member, self.thread):
+                self.polled = time.monotonic()
             for message in messages:
-                self._take(message, pool)
+                self._take(message, queues)
             if loop.time() - committed > _COMMIT:
                 committed = loop.time()
                 await _in_thread(self._commit, self.thread)
@@ -668,7 +713,24 @@ class _Consumer:
             (self.client.pause if is_full else self.client.resume)(self.client.assignment())
         return self.client.consume(self.limit * 2, _POLL)
 
-    def _take(self, message: Message, pool: Pool[_Held]) -> None:
+    def _is_member(self) -> bool:
+        """Ask the group whether it still counts on us; when it does not, the partitions are others'."""
+        places = [
+            TopicPartition(*place, offsets.first)
+            for place, offsets in list(self.partitions.items())
+            if offsets.first >= 0
+        ]
+        try:
+            if places:
+                self.client.commit(offsets=places, asynchronous=False)
+        except KafkaException as error:
+            if error.args[0].code() not in _NO_MEMBER:
+                return False
+            for offsets in list(self.partitions.values()):
+                offsets.is_over = True
+        return True
+
+    def _take(self, message: Message, queues: KeyQueues[_Held]) -> None:
         if message.error():
             self.engine.connection_state.lost(KafkaException(message.error()))
             return
@@ -677,7 +739,8 @@ class _Consumer:
         place = message.topic() or "", number
         offsets = self.partitions.setdefault(place, Offsets())
         offsets.take(offset)
-        pool.put(_Held(message.value() or b"", place, offset, offsets))
+        held = _Held(message.value() or b"", place, offset, offsets, _key(message))
+        queues.add(held.queue, held)
 
     def _commit(self) -> None:
         moved, self.moved = self.moved, set()
@@ -714,8 +777,11 @@ class _Consumer:
         taken = [self.partitions[place] for place in places if place in self.partitions]
         for offsets in taken:
             offsets.is_over = True
-        end = time.monotonic() + _FINISH
-        while any(offsets.running for offsets in taken) and time.monotonic() < end:
+        began = time.monotonic()
+        while any(offsets.running for offsets in taken):
+            waited = time.monotonic() - began
+            if waited > _FINISH and (waited > _FINISH_IN_ORDER or not any(offsets.in_order for offsets in taken)):
+                break
             time.sleep(0.005)  # in a thread: the event loop goes on
         self._commit()
         self._lost(client, partitions)
