@@ -234,6 +234,7 @@ async def remove_rabbitmq(url: str, name: str) -> None:
     """Delete the exchanges and the queues that tests make."""
     import aio_pika
 
+    from asignals.relay.engines._rabbitmq_order import partition_queues
     from asignals.relay.engines.rabbitmq import _DELAYS
 
     queues = [f"{name}.unrouted", f"{name}.services"]
@@ -241,7 +242,7 @@ async def remove_rabbitmq(url: str, name: str) -> None:
         queues.append(f"{name}.dead.dlq.{service}")
         for topic in ("numbers", "letters", "old", "new", "both"):
             queue = f"{name}.{service}/{topic}"
-            queues += [queue, *(f"{queue}#{delay}" for delay in _DELAYS)]
+            queues += [queue, *partition_queues(queue), *(f"{queue}#{delay}" for delay in _DELAYS)]
     async with await aio_pika.connect(url) as connection:
         channel = await connection.channel()
         for queue in queues:

@@ -111,6 +111,9 @@ class Message:
     def value(self) -> bytes:
         return b"%d" % self._offset
 
+    def key(self) -> None:
+        return None
+
 
 class Client:
     """A client of a group: `on_look` happens in its thread, while it looks for events."""

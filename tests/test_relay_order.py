@@ -29,7 +29,7 @@ def anyio_backend() -> tuple[str, dict[str, Any]]:
     return "asyncio", {}
 
 
-ORDERED = ["memory", "sqlite", "postgres", "redis"]  # the engines that keep the order so far
+ORDERED = ["memory", "sqlite", "postgres", "redis", "rabbitmq"]  # the engines that keep the order so far
 # Joining a group takes Kafka's mock cluster three seconds, each time: the others are for the long run.
 QUICK_ON_KAFKA = {"test_a_retry_holds_up_its_own_key_only"}
 

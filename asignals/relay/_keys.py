@@ -5,7 +5,7 @@ from __future__ import annotations
 from hashlib import blake2b
 from typing import Final
 
-PARTITIONS: Final = 16
+PARTITIONS: Final = 8
 """How many partitions RabbitMQ and JetStream have for the events of a topic that have a key. It is a part of what is on
 the wire, the same for every publisher and every service, so no two processes can disagree about it."""
 

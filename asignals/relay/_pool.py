@@ -44,7 +44,7 @@ class Pool(Generic[T]):
         self.parked: int = 0
         self._on_park = on_park
         self._changed = asyncio.Event()
-        self._is_leaving = False
+        self.is_leaving: bool = False
 
     def __len__(self) -> int:
         """Items put and not yet done, but for the parked ones."""
@@ -52,7 +52,7 @@ class Pool(Generic[T]):
 
     def put(self, item: T) -> None:
         """Hand over one item; never waits."""
-        if self._is_leaving:
+        if self.is_leaving:
             return  # a retry that has become due: it is not ours any more
         self._items.append(item)
         while self._idle:
@@ -63,7 +63,7 @@ class Pool(Generic[T]):
         self._add_worker()
 
     def _add_worker(self) -> None:
-        if len(self._workers) < self._limit + self.parked and not self._is_leaving:
+        if len(self._workers) < self._limit + self.parked and not self.is_leaving:
             worker = self._group.create_task(self._run())
             self._workers.add(worker)
             worker.add_done_callback(self._ended)
@@ -104,7 +104,7 @@ class Pool(Generic[T]):
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._is_leaving = True
+        self.is_leaving = True
         try:
             await end(self._workers | self._others)
         except asyncio.CancelledError as cancelled:
@@ -115,7 +115,7 @@ class Pool(Generic[T]):
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._workers.discard(task)
         if not task.cancelled() and task.exception() is not None:
-            self._is_leaving = True  # the group ends, and takes no more tasks
+            self.is_leaving = True  # the group ends, and takes no more tasks
 
     async def _run(self) -> None:
         share = _FAIR_SHARE

@@ -19,7 +19,7 @@ import zlib
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
 from operator import attrgetter
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 from urllib.parse import urlsplit, urlunsplit
 
 from aio_pika import DeliveryMode, ExchangeType, Message, connect
@@ -30,11 +30,21 @@ from asignals.relay._cancel import end, limited
 from asignals.relay._connection_state import Attempts, ConnectionState
 from asignals.relay._envelope import DeadLetter, check_name, new_id
 from asignals.relay._figures import TopicFigures, backlog_of
+from asignals.relay._keys import partition_of
+from asignals.relay._partitions import InPartition
 from asignals.relay._places import Address, Server, servers_of
 from asignals.relay._pool import Pool
 from asignals.relay._redact import redacted, said
-from asignals.relay._to_the_end import to_the_end
 from asignals.relay._transport import Delivery, Release, delay_of
+from asignals.relay.engines._rabbitmq_channels import ATTEMPT, Closing, close, number
+from asignals.relay.engines._rabbitmq_order import (
+    KEY,
+    PartitionedConsumer,
+    partition_queues,
+    routing_key,
+    routing_keys,
+    topic_of,
+)
 
 if TYPE_CHECKING:
     from collections.abc import (
@@ -80,7 +90,6 @@ _QUORUM: Final[dict[str, Any]] = {"x-queue-type": "quorum"}
 # The relay counts by itself; what RabbitMQ counts are deliveries, also of events that were not looked at.
 _UNLIMITED: Final[dict[str, Any]] = {**_QUORUM, "x-delivery-limit": 1_000_000_000}
 _MAX_NAME: Final = 127  # of pamqp's
-_ATTEMPT: Final = "x-asignals-attempt"
 _DUE: Final = "x-asignals-due"  # milliseconds since the epoch
 
 
@@ -155,7 +164,7 @@ class RabbitMQ:
             await end(list(self._tasks))
         line, self._line = self._line, None
         if line is not None:
-            await _close(line.connection)
+            await close(line.connection)
         self._lock, self._reading = asyncio.Lock(), asyncio.Lock()  # the next event loop may be another
 
     async def _open(self) -> _Line:
@@ -176,7 +185,7 @@ class RabbitMQ:
             channel = await connection.channel(publisher_confirms=True, on_return_raises=True)
             return _Line(connection, channel, await self._declare(channel))
         except BaseException:
-            await _close(connection)
+            await close(connection)
             raise
 
     async def _dial(self) -> AbstractConnection:
@@ -212,7 +221,7 @@ class RabbitMQ:
         self.connection_state.lost(error or ConnectionError("closed"))
         self._line = None
         self._urls.append(self._urls.pop(0))
-        self._start(_close(connection))
+        self._start(close(connection))
         if self._returning is None or self._returning.done():
             self._returning = self._start(self._return())
 
@@ -253,7 +262,7 @@ class RabbitMQ:
             try:
                 yield channel
             finally:
-                await _close(channel)
+                await close(channel)
 
     # -- publishing ------------------------------------------------------------------------------------------------
 
@@ -273,12 +282,16 @@ class RabbitMQ:
 
     async def _publish(self, line: _Line, envelope: Envelope, turns: asyncio.Semaphore) -> None:
         message = Message(envelope.encode(), delivery_mode=DeliveryMode.PERSISTENT, message_id=envelope.id)
+        routing = envelope.topic
+        if envelope.key is not None:
+            message.headers[KEY] = envelope.key
+            routing = routing_key(routing, partition_of(envelope.key))
         async with turns:
             if self._line is not line:
                 msg = "the connection to RabbitMQ was lost before the event could be published"
                 raise ConnectionError(msg)
             with self._giving_up(line):
-                await line.exchange.publish(message, envelope.topic, mandatory=True, timeout=_TRIP)
+                await line.exchange.publish(message, routing, mandatory=True, timeout=_TRIP)
 
     # -- consuming -------------------------------------------------------------------------------------------------
 
@@ -299,13 +312,13 @@ class RabbitMQ:
         attempts = Attempts(self.connection_state)
         while True:
             async with attempts, self._channel(confirms=False) as channel:
-                closing = _Closing(channel)
+                closing = Closing(channel)
                 async with asyncio.timeout(_TRIP):
                     queue = await channel.declare_queue(
                         exclusive=True, auto_delete=True, arguments={"x-max-length": _MOST, "x-overflow": "drop-head"}
                     )
-                    for topic in names:
-                        await queue.bind(self.name, topic)
+                    for routing in (routing for topic in names for routing in (topic, *routing_keys(topic))):
+                        await queue.bind(self.name, routing)
                     await queue.consume(_hearer(hear), no_ack=True)
                 attempts.succeeded()
                 begun()
@@ -332,6 +345,10 @@ class RabbitMQ:
         async with self._channel() as channel:
             queue = await limited(channel.declare_queue(name, durable=True, arguments=dict(_UNLIMITED)), _TRIP)
             await limited(queue.bind(self.name, topic), _TRIP)
+            arguments = {**_UNLIMITED, "x-single-active-consumer": True}
+            for partition, routing in zip(partition_queues(name), routing_keys(topic), strict=True):
+                queue = await limited(channel.declare_queue(partition, durable=True, arguments=arguments), _TRIP)
+                await limited(queue.bind(self.name, routing), _TRIP)
         if is_new:
             await self._route(topic)
 
@@ -366,7 +383,7 @@ class RabbitMQ:
                     if service in (None, name):
                         found.setdefault((name, topic), []).append(message)
                 yield found
-                await _close(channel)
+                await close(channel)
                 if count:
                     await self._until_ready(self._register, count - sum(map(len, found.values())))
             async with self._channel() as channel:
@@ -395,9 +412,14 @@ class RabbitMQ:
                 message = await limited(queue.get(no_ack=False, fail=False, timeout=_TRIP), _TRIP)
                 if message is None:
                     return
-                if message.routing_key == topic:
-                    again = Message(message.body, delivery_mode=DeliveryMode.PERSISTENT, message_id=message.message_id)
-                    await exchange.publish(again, topic, timeout=_TRIP)
+                if topic_of(message.routing_key or "") == topic:
+                    again = Message(
+                        message.body,
+                        delivery_mode=DeliveryMode.PERSISTENT,
+                        message_id=message.message_id,
+                        headers=message.headers,
+                    )
+                    await exchange.publish(again, message.routing_key or "", timeout=_TRIP)
                     await message.ack()
 
     async def forget_service(self, service: str, topics: Collection[str] | None = None) -> None:
@@ -405,7 +427,7 @@ class RabbitMQ:
         async with self._registered(check_name("service", service)) as registered, self._channel() as channel:
             for topic in sorted({topic for _, topic in registered} if topics is None else topics):
                 name = self._queue(service, topic)
-                for queue in (name, *(f"{name}#{delay}" for delay in _DELAYS)):
+                for queue in (name, *partition_queues(name), *(f"{name}#{delay}" for delay in _DELAYS)):
                     self._delays.discard(queue)
                     await limited(channel.queue_delete(queue), _TRIP)
                 for message in registered.get((service, topic), []):
@@ -430,6 +452,7 @@ class RabbitMQ:
     async def _figures_of(self, service: str, topic: str) -> TopicFigures:
         name = self._queue(service, topic)
         ready, instances = await self._look(name) or (0, 0)
+        ready += sum([await self._count(partition) or 0 for partition in partition_queues(name)])
         retries = sum([await self._count(f"{name}#{delay}") or 0 for delay in _DELAYS])
         return TopicFigures(service, topic, ready + retries, None if ready + retries else 0.0, None, retries, instances)
 
@@ -469,7 +492,7 @@ class RabbitMQ:
                 message.body,
                 delivery_mode=DeliveryMode.PERSISTENT,
                 message_id=message.message_id,
-                headers={_ATTEMPT: attempt, _DUE: int(due * 1000)},
+                headers={ATTEMPT: attempt, _DUE: int(due * 1000)},
             )
             try:
                 await line.channel.default_exchange.publish(copy, name, mandatory=True, timeout=_TRIP)
@@ -572,7 +595,7 @@ class RabbitMQ:
 
 def _hearer(hear: Hear) -> Callable[[AbstractIncomingMessage], Awaitable[None]]:
     async def arrived(message: AbstractIncomingMessage) -> None:
-        hear(Delivery(message.routing_key or "", message.body))
+        hear(Delivery(topic_of(message.routing_key or ""), message.body))
 
     return arrived
 
@@ -584,39 +607,6 @@ def _with_heartbeat(url: str) -> str:
     return urlunsplit(parts._replace(query=f"{parts.query}&heartbeat={_HEARTBEAT}".lstrip("&")))
 
 
-async def _close(what: AbstractChannel | AbstractConnection) -> None:
-    """Close a channel or connection: what was not acknowledged goes back to the queue with it."""
-    await to_the_end(_close_now(what))
-
-
-async def _close_now(what: AbstractChannel | AbstractConnection) -> None:
-    with suppress(Exception):
-        async with asyncio.timeout(_FAREWELL):
-            await what.close()
-
-
-class _Closing:
-    """Notices that a channel is closed, and why: aio-pika's own way to wait for it closes it when cancelled."""
-
-    def __init__(self, channel: AbstractChannel) -> None:
-        self._closed = asyncio.Event()
-        self._reason: BaseException | None = None
-        channel.close_callbacks.add(self._note)
-
-    def _note(self, _channel: object, reason: BaseException | None) -> None:
-        self._reason = reason
-        self._closed.set()
-
-    async def wait(self, seconds: float) -> None:
-        """Wait so long; raise `ConnectionError` as soon as the channel is closed."""
-        with suppress(TimeoutError):
-            async with asyncio.timeout(seconds):
-                await self._closed.wait()
-        if self._closed.is_set():
-            msg = f"RabbitMQ closed the channel that events come by ({said(self._reason or ConnectionError())})"
-            raise ConnectionError(msg) from self._reason
-
-
 @dataclass(slots=True)
 class _Held:
     """An event that is here, and how to acknowledge it: on the channel that it came by last."""
@@ -625,6 +615,9 @@ class _Held:
     message: AbstractIncomingMessage
     channel: AbstractChannel
     attempt: int
+
+
+_Pool: TypeAlias = "Pool[str | InPartition[Any]]"
 
 
 @dataclass(slots=True)
@@ -640,9 +633,12 @@ class _Consumer:
     done: dict[str, None] = field(default_factory=dict)  # handled, but the broker could not be told
 
     async def run(self) -> None:
-        pool: Pool[str]
+        pool: _Pool
 
-        async def work(id_: str) -> None:
+        async def work(id_: str | InPartition[Any]) -> None:
+            if isinstance(id_, InPartition):
+                await partitioned.work(id_)
+                return
             item = self.held[id_]
             delivery = Delivery(item.topic, item.message.body, item.attempt, item.attempt > 1, pool.park)
             outcome = await self.handle(delivery)
@@ -656,14 +652,17 @@ class _Consumer:
                 )
 
         pool = Pool(work, self.limit)
+        partitioned: PartitionedConsumer
         attempts = Attempts(self.engine.connection_state)
-        async with AsyncExitStack() as channels, pool:  # the pool ends first, and can acknowledge what it has done
+        # The pool ends first, and can acknowledge what it has done.
+        async with AsyncExitStack() as last, AsyncExitStack() as channels, pool:
+            partitioned = PartitionedConsumer(self.engine, self.service, self.topics, self.handle, pool, last)
             while True:
                 async with attempts:
                     await channels.aclose()
-                    await self._consume(pool, channels, attempts)
+                    await self._consume(pool, partitioned, channels, attempts)
 
-    async def _again(self, id_: str, item: _Held, due: float, pool: Pool[str], *, here: bool) -> None:
+    async def _again(self, id_: str, item: _Held, due: float, pool: _Pool, *, here: bool) -> None:
         """Have an event come again when it is due: to whoever is there then, or, where that is soon, here."""
         left = due - time.time()
         if left > _SOON or not here:
@@ -680,14 +679,17 @@ class _Consumer:
                 return
         asyncio.get_running_loop().call_later(max(0.0, left), pool.put, id_)
 
-    async def _consume(self, pool: Pool[str], channels: AsyncExitStack, attempts: Attempts) -> None:
+    async def _consume(
+        self, pool: _Pool, partitioned: PartitionedConsumer, channels: AsyncExitStack, attempts: Attempts
+    ) -> None:
         """Put what comes into the pool until nothing can come any more, and raise why."""
         await self.engine.add_service(self.service, self.topics)
+        partitioned.start()
         line = await self.engine._open()
         with self.engine._giving_up(line):
             channel = await limited(line.connection.channel(publisher_confirms=False), _TRIP)
-            channels.push_async_callback(_close, channel)
-            closing = _Closing(channel)
+            channels.push_async_callback(close, channel)
+            closing = Closing(channel)
             holds = max(self.limit * 4, _LEAST)
             tags = await limited(self._subscribe(channel, holds, pool), _TRIP)
             attempts.succeeded()
@@ -705,9 +707,7 @@ class _Consumer:
                     for queue, _ in tags:
                         await limited(channel.declare_queue(queue.name, passive=True), _TRIP)
 
-    async def _subscribe(
-        self, channel: AbstractChannel, holds: int, pool: Pool[str]
-    ) -> list[tuple[AbstractQueue, str]]:
+    async def _subscribe(self, channel: AbstractChannel, holds: int, pool: _Pool) -> list[tuple[AbstractQueue, str]]:
         """Consume from the queue of each topic, and hold so many events of all of them at most."""
         tags = []
         await channel.set_qos(prefetch_count=max(1, holds // len(self.topics)))
@@ -717,16 +717,14 @@ class _Consumer:
         return tags
 
     def _taker(
-        self, topic: str, channel: AbstractChannel, pool: Pool[str]
+        self, topic: str, channel: AbstractChannel, pool: _Pool
     ) -> Callable[[AbstractIncomingMessage], Awaitable[None]]:
         async def arrived(message: AbstractIncomingMessage) -> None:
             await self._take(topic, message, channel, pool)
 
         return arrived
 
-    async def _take(
-        self, topic: str, message: AbstractIncomingMessage, channel: AbstractChannel, pool: Pool[str]
-    ) -> None:
+    async def _take(self, topic: str, message: AbstractIncomingMessage, channel: AbstractChannel, pool: _Pool) -> None:
         id_ = message.message_id or new_id()  # no tag: those of the next connection begin again
         if id_ in self.done:
             del self.done[id_]
@@ -739,9 +737,9 @@ class _Consumer:
             else:
                 item.message, item.channel = message, channel  # one was lost meanwhile; it is being handled
             return
-        attempt = _number(message, _ATTEMPT, 1) + _number(message, "x-delivery-count", 0)
+        attempt = number(message, ATTEMPT, 1) + number(message, "x-delivery-count", 0)
         item = self.held[id_] = _Held(topic, message, channel, attempt)
-        due = _number(message, _DUE, 0) / 1000
+        due = number(message, _DUE, 0) / 1000
         if due > time.time():
             await self._again(id_, item, due, pool, here=True)
         else:
@@ -754,8 +752,3 @@ class _Consumer:
             self.done[id_] = None
             if len(self.done) > _REMEMBERED:  # those that it gave to another instance
                 del self.done[next(iter(self.done))]
-
-
-def _number(message: AbstractIncomingMessage, header: str, otherwise: int) -> int:
-    value: Any = (message.headers or {}).get(header, otherwise)
-    return value if isinstance(value, int) else otherwise
