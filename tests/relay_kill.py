@@ -35,8 +35,10 @@ sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent.parent)]
 # ruff: noqa: E402  the path above is for the imports below, however this file is started
 # ruff: noqa: S311  what is random is whom to kill
 # ruff: noqa: S603, ASYNC220  it starts nothing but servers and itself
+# ruff: noqa: PLW1509  what runs before a program is one system call
 
-from relay_support import free_port, postgres_schema, remove_rabbitmq, require, unique, until
+from relay_residue import die_with_parent, record_queues, removed
+from relay_support import free_port, postgres_schema, require, unique, until
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 
@@ -77,6 +79,7 @@ def transport_for(config: dict[str, Any]) -> Any:
         return Kafka(url, name=config["name"], **settings)
     from asignals.relay import RabbitMQ
 
+    record_queues()
     return RabbitMQ(url, name=config["name"])
 
 
@@ -130,7 +133,12 @@ class Broker:
     async def start(self) -> None:
         """Start it, and return when it answers."""
         self._process = subprocess.Popen(
-            self._command, stdin=subprocess.DEVNULL, stdout=self._log, stderr=self._log, env=self._environment
+            self._command,
+            stdin=subprocess.DEVNULL,
+            stdout=self._log,
+            stderr=self._log,
+            env=self._environment,
+            preexec_fn=die_with_parent,
         )
         async with asyncio.timeout(90):
             while True:
@@ -216,7 +224,7 @@ def name_server(port: int) -> subprocess.Popen[bytes]:
     """Start what Erlang's nodes find each other by."""
     nothing = subprocess.DEVNULL
     command = ["epmd", "-port", str(port), "-address", "127.0.0.1"]
-    return subprocess.Popen(command, stdin=nothing, stdout=nothing, stderr=nothing)
+    return subprocess.Popen(command, stdin=nothing, stdout=nothing, stderr=nothing, preexec_fn=die_with_parent)
 
 
 class Mock:
@@ -297,7 +305,7 @@ class Killer:
     def _start(self, place: int) -> None:
         with (self._directory / f"{self._roles[place]}-{place}.log").open("ab") as log:
             command = [sys.executable, __file__, "--role", self._roles[place], "--config", self._config]
-            self._processes[place] = subprocess.Popen(command, stdout=log, stderr=log)
+            self._processes[place] = subprocess.Popen(command, stdout=log, stderr=log, preexec_fn=die_with_parent)
 
     async def kill_one(self) -> None:
         """Kill one at random, a relay, a consumer or the broker, and start it again."""
@@ -354,6 +362,9 @@ async def run_of(engine: str, directory: Path, seed: int, *, own: bool) -> Async
             "name": unique("kill"),
             "postgres": require("postgres"),
         }
+        service = {"jetstream": "nats"}.get(engine, engine)
+        if broker is None and service in ("nats", "redis", "rabbitmq"):
+            await stack.enter_async_context(removed(service, config["name"]))
         transport = transport_for(config)
         if hasattr(transport, "init"):
             await transport.init()
@@ -364,8 +375,6 @@ async def run_of(engine: str, directory: Path, seed: int, *, own: bool) -> Async
             await transport.aclose()
         if engine == "postgres":
             await transport.engine.dispose()  # it was made here, not by the transport
-        if engine == "rabbitmq" and broker is None:
-            stack.push_async_callback(remove_rabbitmq, url, config["name"])
         killer = Killer(config, broker, directory, seed)
         stack.callback(killer.stop_all)
         killer.start_all()

@@ -6,11 +6,12 @@ import asyncio
 import os
 import secrets
 import socket
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import pytest
+from relay_residue import removed
 from sqlalchemy import make_url, text
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
@@ -62,32 +63,30 @@ async def postgres_schema() -> AsyncIterator[tuple[AsyncEngine, str]]:
     """Give an engine whose tables go to a schema that is dropped afterwards, and the schema's name."""
     url = require("postgres")
     schema = unique("s")
-    engine = create_async_engine(url, pool_size=10, connect_args={"server_settings": {"search_path": schema}})
-    async with engine.begin() as connection:
-        await connection.execute(text(f"CREATE SCHEMA {schema}"))
-    try:
-        yield engine, schema
-    finally:
+    async with removed("postgres", schema):
+        engine = create_async_engine(url, pool_size=10, connect_args={"server_settings": {"search_path": schema}})
         async with engine.begin() as connection:
-            await connection.execute(text(f"DROP SCHEMA {schema} CASCADE"))
-        await engine.dispose()
+            await connection.execute(text(f"CREATE SCHEMA {schema}"))
+        try:
+            yield engine, schema
+        finally:
+            await engine.dispose()
 
 
 @asynccontextmanager
 async def mariadb_database(driver: str = "aiomysql") -> AsyncIterator[AsyncEngine]:
     """Give an engine of a database of MariaDB that is dropped afterwards."""
     url, name = make_url(require("mariadb")).set(drivername=f"mariadb+{driver}"), unique("s")
-    server = create_async_engine(url)
-    async with server.begin() as connection:
-        await connection.execute(text(f"CREATE DATABASE {name}"))
-    engine = create_async_engine(url.set(database=name), pool_size=10)
-    try:
-        yield engine
-    finally:
-        await engine.dispose()
+    async with removed("mariadb", name):
+        server = create_async_engine(url)
         async with server.begin() as connection:
-            await connection.execute(text(f"DROP DATABASE {name}"))
+            await connection.execute(text(f"CREATE DATABASE {name}"))
         await server.dispose()
+        engine = create_async_engine(url.set(database=name), pool_size=10)
+        try:
+            yield engine
+        finally:
+            await engine.dispose()
 
 
 class World:
@@ -170,38 +169,20 @@ async def _psycopg(_path: Path) -> AsyncIterator[World]:
 
 @asynccontextmanager
 async def _jetstream(_path: Path) -> AsyncIterator[World]:
-    import nats
-
     from asignals.relay import JetStream
 
     url, stream = require("nats"), unique()
-    made = World("jetstream", lambda: JetStream(url, stream=stream, ack_wait=LEASE))
-    try:
-        yield made
-    finally:
-        client = await nats.connect(url)
-        manager = client.jsm()
-        for name in (stream, f"{stream}-dead", f"{stream}-instances", f"KV_{stream}-inbox"):
-            with suppress(nats.js.errors.NotFoundError):
-                await manager.delete_stream(name)
-        await client.close()
+    async with removed("nats", stream):
+        yield World("jetstream", lambda: JetStream(url, stream=stream, ack_wait=LEASE))
 
 
 @asynccontextmanager
 async def _redis(_path: Path) -> AsyncIterator[World]:
-    from redis.asyncio import Redis
-
     from asignals.relay import RedisStreams
 
     url, prefix = require("redis"), unique()
-    made = World("redis", lambda: RedisStreams(url, prefix=prefix, lease=LEASE))
-    try:
-        yield made
-    finally:
-        async with Redis.from_url(url) as client:
-            keys = [key async for key in client.scan_iter(f"{{{prefix}}}:*", count=1000)]
-            if keys:
-                await client.delete(*keys)
+    async with removed("redis", prefix):
+        yield World("redis", lambda: RedisStreams(url, prefix=prefix, lease=LEASE))
 
 
 @asynccontextmanager
@@ -209,11 +190,8 @@ async def _rabbitmq(_path: Path) -> AsyncIterator[World]:
     from asignals.relay import RabbitMQ
 
     url, name = require("rabbitmq"), unique()
-    made = World("rabbitmq", lambda: RabbitMQ(url, name=name))
-    try:
-        yield made
-    finally:
-        await remove_rabbitmq(url, name)
+    async with removed("rabbitmq", name):
+        yield World("rabbitmq", lambda: RabbitMQ(url, name=name))
 
 
 @asynccontextmanager
@@ -228,27 +206,6 @@ async def _kafka(_path: Path) -> AsyncIterator[World]:
     settings = {"heartbeat.interval.ms": 300, "session.timeout.ms": 6000, **quiet}
     yield World("kafka", lambda: Kafka(servers, name=name, **settings))
     del cluster
-
-
-async def remove_rabbitmq(url: str, name: str) -> None:
-    """Delete the exchanges and the queues that tests make."""
-    import aio_pika
-
-    from asignals.relay.engines._rabbitmq_order import partition_queues
-    from asignals.relay.engines.rabbitmq import _DELAYS
-
-    queues = [f"{name}.unrouted", f"{name}.services"]
-    for service in ("first", "second", "billing", "shipping", "shop", "other"):
-        queues.append(f"{name}.dead.dlq.{service}")
-        for topic in ("numbers", "letters", "old", "new", "both"):
-            queue = f"{name}.{service}/{topic}"
-            queues += [queue, *partition_queues(queue), *(f"{queue}#{delay}" for delay in _DELAYS)]
-    async with await aio_pika.connect(url) as connection:
-        channel = await connection.channel()
-        for queue in queues:
-            await channel.queue_delete(queue)
-        for exchange in (name, f"{name}.unrouted"):
-            await channel.exchange_delete(exchange)
 
 
 _WORLDS = {

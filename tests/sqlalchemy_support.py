@@ -9,6 +9,7 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
+from relay_residue import NOTES
 from sqlalchemy import (
     Column,
     Engine,
@@ -378,10 +379,15 @@ def place(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     else:
         require_server(database)
         where = f"asignals_{uuid4().hex}"
+    NOTES.mkdir(exist_ok=True)
+    note = NOTES / f"{os.getpid()}.{'mariadb' if database in MARIADB else 'postgres'}.{where}"
+    if database != "aiosqlite":
+        note.touch()
     asyncio.run(create_place(database, where))
     yield database, where
     if database != "aiosqlite":
         asyncio.run(drop_place(database, where))
+        note.unlink()
 
 
 @pytest.fixture

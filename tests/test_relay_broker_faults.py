@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from relay_faults import Proxy, proxied
-from relay_support import remove_rabbitmq, require, unique, until
+from relay_residue import removed
+from relay_support import require, unique, until
 
 from asignals import Signal
 from asignals.relay import Envelope, JetStream, RabbitMQ, RedisStreams, Relay, _connection_state
@@ -60,42 +61,29 @@ async def broker(request: pytest.FixtureRequest) -> AsyncIterator[tuple[Any, Any
 
 @asynccontextmanager
 async def _jetstream(name: str) -> AsyncIterator[tuple[Any, Any, Proxy]]:
-    import nats
-
     url = require("nats")
-    async with proxied(url, 4222) as (by_proxy, proxy):
+    async with removed("nats", name), proxied(url, 4222) as (by_proxy, proxy):
         direct, far = JetStream(url, stream=name, ack_wait=1.0), JetStream(by_proxy, stream=name, ack_wait=1.0)
         yield far, direct, proxy
         await direct.aclose()
-    client = await nats.connect(url)
-    for stream in (name, f"{name}-dead", f"KV_{name}-inbox"):
-        try:
-            await client.jsm().delete_stream(stream)
-        except nats.js.errors.NotFoundError:
-            continue
-    await client.close()
 
 
 @asynccontextmanager
 async def _redis(name: str) -> AsyncIterator[tuple[Any, Any, Proxy]]:
     url = require("redis")
-    async with proxied(url, 6379) as (by_proxy, proxy):
+    async with removed("redis", name), proxied(url, 6379) as (by_proxy, proxy):
         direct, far = RedisStreams(url, prefix=name, lease=1.0), RedisStreams(by_proxy, prefix=name, lease=1.0)
         yield far, direct, proxy
-        keys = [key async for key in direct._client().scan_iter(f"{{{name}}}:*", count=1000)]
-        if keys:
-            await direct._client().delete(*keys)
         await direct.aclose()
 
 
 @asynccontextmanager
 async def _rabbitmq(name: str) -> AsyncIterator[tuple[Any, Any, Proxy]]:
     url = require("rabbitmq")
-    async with proxied(url, 5672) as (by_proxy, proxy):
+    async with removed("rabbitmq", name), proxied(url, 5672) as (by_proxy, proxy):
         direct, far = RabbitMQ(url, name=name), RabbitMQ(by_proxy, name=name)
         yield far, direct, proxy
         await direct.aclose()
-    await remove_rabbitmq(url, name)
 
 
 _BROKERS = {"jetstream": _jetstream, "redis": _redis, "rabbitmq": _rabbitmq}

@@ -9,12 +9,16 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
+from relay_residue import removed
 from relay_support import URLS, require, unique
 
 from asignals.relay import Envelope, engine_from_url
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
 
 APPLICATION = """
 import asyncio, os, signal
@@ -45,7 +49,7 @@ def anyio_backend() -> tuple[str, dict[str, Any]]:
 
 
 @pytest.fixture(params=["sqlite", "postgres", "redis", "jetstream"])
-def engine(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[str, dict[str, Any]]:
+async def engine(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[tuple[str, dict[str, Any]]]:
     """A URL and options of each engine whose inbox outlasts the process; in CI the one without a server."""
     if request.param != "sqlite" and not request.config.getoption("--long"):
         pytest.skip("every engine by --long")
@@ -56,9 +60,13 @@ def engine(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[str, dict[st
         "redis": (URLS["redis"], {"lease": 1.0, "prefix": name}),
         "jetstream": (URLS["nats"], {"ack_wait": 1.0, "stream": name}),
     }[request.param]
-    if request.param != "sqlite":
-        require({"jetstream": "nats"}.get(request.param, request.param))
-    return url, options
+    if request.param == "sqlite":
+        yield url, options
+        return
+    service = {"jetstream": "nats"}.get(request.param, request.param)
+    require(service)
+    async with removed(service, name):
+        yield url, options
 
 
 @pytest.mark.anyio
@@ -103,9 +111,6 @@ async def test_a_killer_is_the_only_dead_letter_and_its_neighbours_are_handled(
         letters = [letter async for batch in transport.scan_dead_letters("dlq.billing") for letter in batch]
     finally:
         process.kill()
-        if "schema" in options:
-            async with transport.engine.begin() as connection:
-                await connection.exec_driver_sql(f"DROP SCHEMA {options['schema']} CASCADE")
         await transport.aclose()
     assert [letter.envelope.body for letter in letters if letter.envelope] == [b'{"n":13}']
     assert letters[0].error.startswith("CrashedError")
