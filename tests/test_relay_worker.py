@@ -225,7 +225,7 @@ def test_one_queue_and_so_many_letters_may_be_chosen(module: str, tmp_path: Path
 def test_a_status_that_nobody_can_tell_is_unknown(module: str) -> None:
     """Without an outbox, and where nothing is received."""
     output = invoke("relay", "status", f"{module}:silent")
-    assert output.splitlines()[1:3] == ["outbox   unknown", "backlog  unknown"]
+    assert output.splitlines()[1:3] == ["outbox   –", "backlog  –"]  # noqa: RUF001  en dashes are meant
 
 
 def test_dead_letters_are_shown_and_sent_again(module: str, tmp_path: Path) -> None:
@@ -244,7 +244,13 @@ def test_dead_letters_are_shown_and_sent_again(module: str, tmp_path: Path) -> N
         "service  billing",
         "outbox   0",
         "backlog  0",
+        "inbox    1",
         "dead     1 in dlq.billing",
+        "            1  ValueError",
+        "",
+        "billing receives",
+        "topic       backlog  oldest  in flight  retries  instances",
+        "order.paid        0      0s          0        0          0",
     ]
     shown = invoke("relay", "dead", target)
     assert "order.paid" in shown

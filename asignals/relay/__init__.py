@@ -47,7 +47,6 @@ from asignals.relay._extras import needs as _needs
 from asignals.relay._figures import Figures as Figures
 from asignals.relay._figures import TopicFigures as TopicFigures
 from asignals.relay._health import Health as Health
-from asignals.relay._health import Status as Status
 from asignals.relay._inbox import Inbox as Inbox
 from asignals.relay._inbox import Memo as Memo
 from asignals.relay._inbox import MemoryInbox as MemoryInbox
@@ -55,6 +54,7 @@ from asignals.relay._receive import CrashedError as CrashedError
 from asignals.relay._receive import NotHandledError as NotHandledError
 from asignals.relay._relay import Relay as Relay
 from asignals.relay._runner import NoReceiversError as NoReceiversError
+from asignals.relay._status import Status as Status
 from asignals.relay._transport import Backlog as Backlog
 from asignals.relay._transport import DeadLetters as DeadLetters
 from asignals.relay._transport import Delivery as Delivery

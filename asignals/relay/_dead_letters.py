@@ -7,7 +7,7 @@ import zlib
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 from operator import attrgetter
-from typing import TYPE_CHECKING, Any, Final, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias, runtime_checkable
 
 from asignals.relay._envelope import DeadLetter, Envelope, check_name
 from asignals.relay._transport import DeadLetters, PublishRefusedError
@@ -21,6 +21,10 @@ REFUSED: Final = "outbox.refused"
 """The queue of events that the engine refused, which are still in the outbox of the service that sent them."""
 
 _BATCH: Final = 500
+_FEW: Final = 50  # letters that are looked at together to see whether they are old: most often none is
+
+OnProgress: TypeAlias = "Callable[[int, int], object]"
+"""Is called with how many dead letters were looked at, and how many there are."""
 
 
 @runtime_checkable
@@ -108,7 +112,7 @@ class Letters:
         found: list[DeadLetter] = []
         for queue in queues:
             left = limit
-            async with aclosing(self._scan(queue)) as batches:
+            async with aclosing(self.scan(queue)) as batches:
                 async for batch in batches:
                     some = [letter for letter in batch if wanted.matches(letter)][:left]
                     found += [replace(letter, queue=queue) for letter in some]
@@ -117,13 +121,29 @@ class Letters:
                         break
         return sorted(found, key=attrgetter("time"))[:limit]
 
-    async def replay(self, queues: Sequence[str], wanted: Which, limit: int | None) -> int:
+    async def replay(
+        self, queues: Sequence[str], wanted: Which, limit: int | None, on_progress: OnProgress | None = None
+    ) -> int:
         """Send letters again and remove them; returns how many."""
-        return await self._each(queues, wanted, limit, self._replay)
+        return await self._each(queues, wanted, limit, self._replay, on_progress)
 
-    async def purge(self, queues: Sequence[str], wanted: Which, limit: int | None) -> int:
+    async def purge(
+        self, queues: Sequence[str], wanted: Which, limit: int | None, on_progress: OnProgress | None = None
+    ) -> int:
         """Remove letters; returns how many."""
-        return await self._each(queues, wanted, limit, self._delete)
+        return await self._each(queues, wanted, limit, self._delete, on_progress)
+
+    async def expire(self, queue: str, before: float) -> int:
+        """Remove the letters that were given up before a time, in seconds since the epoch; returns how many."""
+        done = 0
+        async with aclosing(self.scan(queue, _FEW)) as batches:
+            async for batch in batches:
+                old = [letter for letter in batch if 0 < letter.time < before]
+                if old:
+                    done += await self._delete(queue, old, len(old))
+                elif any(letter.time > 0 for letter in batch):
+                    break  # the oldest come first
+        return done
 
     async def _each(
         self,
@@ -131,27 +151,33 @@ class Letters:
         wanted: Which,
         limit: int | None,
         work: Callable[[str, list[DeadLetter], int], Awaitable[int]],
+        on_progress: OnProgress | None,
     ) -> int:
-        done = 0
+        done = seen = 0
+        counts = await self.counts(queues)  # what comes while we work is for the next time
         for queue in queues:
-            left = (await self.counts([queue]))[queue]  # what comes while we work is for the next time
-            async with aclosing(self._scan(queue)) as batches:
+            left = counts[queue]
+            async with aclosing(self.scan(queue)) as batches:
                 async for batch in batches:
                     some = [letter for letter in batch[:left] if wanted.matches(letter)]
                     left -= len(batch)
+                    seen += len(batch)
                     most = len(some) if limit is None else min(len(some), limit - done)
                     if most > 0:
                         done += await work(queue, some, most)
+                    if on_progress is not None:
+                        on_progress(seen, sum(counts.values()))
                     if left <= 0 or done == limit:
                         break
         return done
 
-    def _scan(self, queue: str) -> AsyncGenerator[list[DeadLetter], None]:
+    def scan(self, queue: str, batch: int = _BATCH) -> AsyncGenerator[list[DeadLetter], None]:
+        """Read the letters of a queue in batches, the oldest first; close the generator."""
         if queue == REFUSED:
-            refused: AsyncGenerator[list[DeadLetter], None] = self._outbox.scan_refused(batch=_BATCH)
+            refused: AsyncGenerator[list[DeadLetter], None] = self._outbox.scan_refused(batch=batch)
             return refused
         if isinstance(self._transport, DeadLetters):
-            return self._transport.scan_dead_letters(check_name("queue", queue), batch=_BATCH)
+            return self._transport.scan_dead_letters(check_name("queue", queue), batch=batch)
         msg = f"{type(self._transport).__name__} keeps no dead letters that could be shown"
         raise TypeError(msg)
 

@@ -1,4 +1,4 @@
-"""How a relay is, as far as its process knows, and what waits elsewhere."""
+"""How a relay is, as far as its process knows."""
 
 from __future__ import annotations
 
@@ -24,6 +24,9 @@ class Health:
 
     Of broadcasts, `heard` counts the events whose receivers were called, `missed` those that receivers were too slow
     for or that could not be read, and `gaps` the interruptions in which any number may have been missed.
+
+    `expired` counts what was removed because it was kept for long enough: dead letters, refused events, rows of the
+    inbox.
     """
 
     problems: dict[str, str] = field(default_factory=dict)
@@ -37,24 +40,12 @@ class Health:
     heard: int = 0
     missed: int = 0
     gaps: int = 0
+    expired: int = 0
 
     @property
     def ok(self) -> bool:
         """Whether there are no problems."""
         return not self.problems
-
-
-@dataclass(frozen=True, slots=True)
-class Status:
-    """What waits, asked of the outbox and the engine: `None` where there is no outbox, or the engine cannot say.
-
-    `dead` counts dead letters by queue; those of the queue `outbox.refused` are events of this service that the engine
-    will not take.
-    """
-
-    outbox: int | None
-    backlog: int | None
-    dead: dict[str, int]
 
 
 def problems_of(

@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 from collections import OrderedDict
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 
 @dataclass(slots=True)
@@ -71,12 +74,25 @@ class Inbox(Protocol):
         ...
 
 
+@runtime_checkable
+class Purged(Protocol):
+    """An inbox whose rows are kept for a time, and can be removed before that."""
+
+    async def purge(self, until: float, on_progress: Callable[[int, int], object] | None = None) -> int:
+        """Remove the rows of up to a time, in batches; returns how many."""
+        ...
+
+
 class MemoryInbox:
     """Remembers the last `size` events, in this process: other instances know nothing of what was done here."""
 
     def __init__(self, size: int = 100_000) -> None:
         self._memos: OrderedDict[tuple[str, str], Memo] = OrderedDict()
         self._size = size
+
+    async def count(self) -> int:
+        """Count the events that it remembers."""
+        return len(self._memos)
 
     async def recall(self, event_id: str, service: str) -> Memo:
         """Give what is remembered."""

@@ -11,14 +11,15 @@ from typing import TYPE_CHECKING, Any, Final, Self
 
 from asignals.relay._broadcast import Listener
 from asignals.relay._codec import UpcastingCodec, check_codec, codec_for
-from asignals.relay._dead_letters import REFUSED, KeepsRefused, Letters, which
+from asignals.relay._dead_letters import REFUSED, KeepsRefused, Letters, OnProgress, which
 from asignals.relay._envelope import Envelope, check_name, new_id
 from asignals.relay._export import OWN_TRANSACTION, Bound, Exporter, ExportUid, dump_sender, key_function
-from asignals.relay._health import Health, Status, problems_of
-from asignals.relay._inbox import MemoryInbox
+from asignals.relay._health import Health, problems_of
+from asignals.relay._inbox import MemoryInbox, Purged
 from asignals.relay._publisher import Publisher
 from asignals.relay._receive import Inbound
-from asignals.relay._runner import Runner, last_look, unheard
+from asignals.relay._retention import Retention
+from asignals.relay._runner import LAST_LOOK, Runner, last_look, unheard
 from asignals.relay._settings import (
     check_excluded,
     check_numbers,
@@ -28,10 +29,10 @@ from asignals.relay._settings import (
     check_transport,
     check_upcasters,
 )
+from asignals.relay._status import TIMEOUT, Looker, Snapshot, Status, server_of
 from asignals.relay._subscription import Subscription, names_for
 from asignals.relay._to_the_end import to_the_end
 from asignals.relay._transport import (
-    Backlog,
     Broadcasts,
     Closing,
     DeadLetters,
@@ -42,7 +43,7 @@ from asignals.relay._transport import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping
+    from collections.abc import Callable, Collection, Mapping
     from contextlib import AbstractContextManager
     from types import TracebackType
 
@@ -89,6 +90,9 @@ class Relay:
         publish_timeout: Seconds that `send` waits for the engine without an outbox; then it raises `TimeoutError`.
         strict: Whether `send` refuses to put an event in the outbox without a session whose transaction it is part of
             (`NoSessionError`); `own_transaction` means it. By default for signals that declare an argument `session`.
+        keep_dead_letters: Seconds for which dead letters are kept; older ones are removed now and then, in small
+            batches, counted in `health()` and logged. By default for ever. What the engine refused is kept by the
+            outbox: `SQLAlchemyOutbox(keep=…)`.
 
     Raises:
         ValueError: `service` or `instance` cannot be used as a name, a number is out of range, or `strict` is asked for
@@ -112,11 +116,14 @@ class Relay:
         grace: float = 10.0,
         publish_timeout: float = 5.0,
         strict: bool | None = None,
+        keep_dead_letters: float | None = None,
     ) -> None:
         check_transport(transport)
         check_outbox(outbox, inbox)
         check_sender_codec(sender_codec)
         check_numbers(limit=limit, hop_limit=hop_limit, grace=grace, publish_timeout=publish_timeout)
+        if keep_dead_letters is not None:
+            check_numbers(keep_dead_letters=keep_dead_letters)
         if strict and outbox is None:
             msg = "strict=True needs an outbox: without one there is no transaction that an event could be part of"
             raise ValueError(msg)
@@ -141,9 +148,14 @@ class Relay:
         )
         self._listener = Listener(self._inbound, self._is_sent_here)
         self._letters = Letters(transport, outbox, self._publisher.publish)
+        self._looker = Looker(self.service, self._parts, self._letters, lambda: self._inbound.subscriptions)
+        self._snapshot = Snapshot(lambda: self._looker.look(self.dead_letter_queues, self.topics))
         self._runner = Runner(
             self.instance, self._parts, self._inbound, self._listener, self._publisher, limit=limit, grace=grace
         )
+        self._retention = Retention(self._letters, keep_dead_letters)
+        if keep_dead_letters is not None:
+            self._runner.also.append(lambda: self._retention.run(self.dead_letter_queues))
 
     @property
     def transport(self) -> Transport:
@@ -369,6 +381,7 @@ class Relay:
             await to_the_end(self.aclose())
             raise
         self.final_status = None
+        self._snapshot.begin()
         return self
 
     async def __aexit__(
@@ -382,7 +395,8 @@ class Relay:
 
     async def _close(self) -> None:
         await self._runner.end()
-        self.final_status = await last_look(self.service, self.status)
+        await self._snapshot.aclose()
+        self.final_status = await last_look(self.service, self.status(timeout=LAST_LOOK))
         await self.aclose()
 
     async def aclose(self) -> None:
@@ -413,15 +427,28 @@ class Relay:
             heard.heard,
             heard.missed,
             heard.gaps,
+            self._retention.expired + sum(getattr(part, "expired", 0) for part in self._parts),
         )
 
-    async def status(self) -> Status:
-        """Ask the outbox and the engine what waits; raises what they raise."""
-        outbox = None if self.outbox is None else await self.outbox.count()
-        backlog = None
-        if self._inbound.subscriptions and isinstance(self.transport, Backlog):
-            backlog = await self.transport.backlog(self.service)
-        return Status(outbox, backlog, await self._letters.counts(self.dead_letter_queues))
+    async def status(
+        self,
+        *,
+        all_services: bool = False,
+        by_error: bool = False,
+        timeout: float = TIMEOUT,  # noqa: ASYNC109  of each answer
+    ) -> Status:
+        """Ask outbox, engine and inbox what waits, all at once.
+
+        Who does not answer is named in `problems`, and nothing is raised.
+
+        Args:
+            all_services: Whether to give the figures of all services that the engine knows, and not of this one alone.
+            by_error: Whether to group dead letters by their errors, which reads up to a thousand of each queue.
+            timeout: Seconds that each answer may take.
+        """
+        return await self._looker.look(
+            self.dead_letter_queues, None, all_services=all_services, by_error=by_error, timeout=timeout
+        )
 
     @property
     def dead_letter_queues(self) -> list[str]:
@@ -465,14 +492,17 @@ class Relay:
         since: float | None = None,
         until: float | None = None,
         error: str | None = None,
+        on_progress: OnProgress | None = None,
     ) -> int:
         """Send dead letters again, to the service that gave them up, and remove them; returns how many.
 
         At most `limit`, chosen as by `dead_letters`. Receivers that had succeeded are not called again. Letters that
-        cannot be sent stay, and are logged. Raises `TypeError` when the transport keeps none, and what the engine
+        cannot be sent stay, and are logged. `on_progress` is called after each batch with how many letters were looked
+        at, and how many there are. Raises `TypeError` when the transport keeps none, and what the engine
         raises; what was sent until then stays sent.
         """
-        return await self._letters.replay(self._chosen(queue), which(ids, topic, since, until, error), limit)
+        wanted = which(ids, topic, since, until, error)
+        return await self._letters.replay(self._chosen(queue), wanted, limit, on_progress)
 
     async def purge(  # noqa: PLR0913  which letters, by name
         self,
@@ -484,9 +514,24 @@ class Relay:
         since: float | None = None,
         until: float | None = None,
         error: str | None = None,
+        on_progress: OnProgress | None = None,
     ) -> int:
         """Remove dead letters for good; returns how many. Chosen, and raises, as `replay`."""
-        return await self._letters.purge(self._chosen(queue), which(ids, topic, since, until, error), limit)
+        wanted = which(ids, topic, since, until, error)
+        return await self._letters.purge(self._chosen(queue), wanted, limit, on_progress)
+
+    async def purge_inbox(self, until: float, *, on_progress: OnProgress | None = None) -> int:
+        """Remove what the inbox has remembered until a time, in seconds since the epoch; returns how many rows.
+
+        In batches, so that nobody waits long; `on_progress` is called after each with how many are gone, and 0. An
+        event whose rows are gone is handled again, should it ever come again. Raises `TypeError` when the inbox has no
+        rows that could be removed, and what the database raises.
+        """
+        inbox = self._parts.inbox
+        if not isinstance(inbox, Purged):
+            msg = f"{type(inbox).__name__} has no rows that could be removed: they expire by themselves"
+            raise TypeError(msg)
+        return await inbox.purge(until, on_progress)
 
     def _chosen(self, queue: str | None) -> list[str]:
         if queue is not None:
@@ -496,12 +541,18 @@ class Relay:
         msg = f"{type(self.transport).__name__} keeps no dead letters that could be shown"
         raise TypeError(msg)
 
-    async def init(self) -> None:
-        """Create the tables, streams and queues that the parts need; harmless when they are there."""
+    async def init(self, on_step: Callable[[str], object] | None = None) -> None:
+        """Create the tables, streams and queues that the parts need; harmless when they are there.
+
+        `on_step` is called with what is about to be done.
+        """
+        tell = on_step or str
         for part in self._parts:
             if isinstance(part, Prepared):
+                tell(server_of(part))
                 await part.init()
         if self._inbound.subscriptions and isinstance(self.transport, KnowsServices):
+            tell(f"service {self.service} on {server_of(self.transport)}")
             await self.transport.add_service(self.service, self.topics)
 
     async def forget(self, service: str, topics: Collection[str] | None = None) -> None:

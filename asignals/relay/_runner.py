@@ -18,16 +18,16 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine, Sequence
 
     from asignals.relay._broadcast import Listener
-    from asignals.relay._health import Status
     from asignals.relay._publisher import Publisher
     from asignals.relay._receive import Inbound
+    from asignals.relay._status import Status
     from asignals.relay._subscription import Subscription
     from asignals.relay._transport import Parts
 
 logger = logging.getLogger("asignals.relay")
 
 _CHECK: Final = 5.0  # seconds that starting waits for a database to say whether its tables are there
-_LAST_LOOK: Final = 2.0  # seconds that stopping waits for each figure of the final status
+LAST_LOOK: Final = 2.0  # seconds that stopping waits for each figure of the final status
 
 
 class NoReceiversError(DocumentedError, RuntimeError):
@@ -69,6 +69,7 @@ class Runner:
     ) -> None:
         self.is_running = False
         self.tasks: list[asyncio.Task[None]] = []
+        self.also: list[Callable[[], Coroutine[Any, Any, None]]] = []  # what else runs for as long
         self.consuming = ConnectionState(f"consuming as {inbound.service!r}")
         self.limit = limit
         self.grace = grace
@@ -97,6 +98,8 @@ class Runner:
                 self._start(self._inbound.watch_inbox(inbox.check))
         if self._listener.subscriptions and isinstance(transport, Broadcasts):
             self._start(self._listener.run(transport))
+        for work in self.also:
+            self._start(work())
         for signal, topic in unheard(self._inbound.subscriptions):
             logger.warning("signal %r has no receiver yet: events of %r wait until one is connected", signal, topic)
 
@@ -157,21 +160,17 @@ class Runner:
             return 1
 
 
-async def last_look(service: str, status: Callable[[], Awaitable[Status]]) -> Status | None:
+async def last_look(service: str, status: Awaitable[Status]) -> Status | None:
     """Find out, shortly, what is left when a relay stops, and log it."""
-    try:
-        async with asyncio.timeout(_LAST_LOOK):
-            left = await status()
-    except TimeoutError:
-        reason = f"outbox or engine did not answer within {_LAST_LOOK:g} s"
-    except Exception as error:  # noqa: BLE001  an engine that is away cannot say
-        reason = said(error)
-    else:
-        figures = {"outbox": left.outbox, "backlog": left.backlog, "dead letters": sum(left.dead.values())}
-        text = ", ".join(f"{name}: {count}" for name, count in figures.items() if count is not None)
-        logger.info("relay of %r stopped; left in %s", service, text)
-        return left
-    logger.warning(
-        "relay of %r stopped; what is left is not known (%s), and is done by the next instance", service, reason
-    )
-    return None
+    left = await status
+    if left.problems:
+        reason = "; ".join(f"{name}: {problem}" for name, problem in left.problems.items())
+        logger.warning(
+            "relay of %r stopped; what is left is not known (%s), and is done by the next instance", service, reason
+        )
+        return None
+    dead = sum(count or 0 for count in left.dead.values())
+    figures = {"outbox": left.outbox, "backlog": left.backlog, "dead letters": dead}
+    text = ", ".join(f"{name}: {count}" for name, count in figures.items() if count is not None)
+    logger.info("relay of %r stopped; left in %s", service, text)
+    return left

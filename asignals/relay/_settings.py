@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 SenderCodec: TypeAlias = "tuple[Callable[[Any], str | None], Callable[[str | None], Any]]"
 """A sender's way to a string and back."""
 
-_POSITIVE = ("limit", "publish_timeout", "version", "newer_version_timeout")
+_POSITIVE = ("limit", "publish_timeout", "version", "newer_version_timeout", "keep", "keep_dead_letters")
 _WHOLE = ("limit", "hop_limit", "retries", "version")
 
 

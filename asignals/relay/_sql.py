@@ -54,6 +54,7 @@ class Stored:
             self._single = self.engine.execution_options(isolation_level="AUTOCOMMIT")
         elif is_mysql(self.engine) and not self._owns_engine:
             self._locking = self.engine.execution_options(isolation_level="READ COMMITTED")
+        self.database_name: str = name_of(self.engine)
         self.tables: Tables = Tables(schema)
         self._used = tables_of(self.tables, parts)
 

@@ -6,57 +6,37 @@ import asyncio
 import json
 import logging
 import os
-import re
 import sys
 import time
 from contextlib import suppress
-from datetime import UTC, datetime
 from importlib import import_module
 from pathlib import Path  # noqa: TC003  typer reads the annotations
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from asignals.relay._command_line import Target, Yes, choosing_letters, load, run
 from asignals.relay._dead_letters import REFUSED
+from asignals.relay._envelope import check_name
+from asignals.relay._look import Look
+from asignals.relay._progress import Progress
 from asignals.relay._redact import said
 from asignals.relay._runner import NoReceiversError
-from asignals.relay._transport import SchemaError
-from asignals.relay.worker import JSONFormatter, TextFormatter, check_receivers, load_relay, run_worker
+from asignals.relay._status import TIMEOUT
+from asignals.relay._status_text import troubles_of
+from asignals.relay._tail import EndOfTail, tail
+from asignals.relay._tail import as_json as event_as_json
+from asignals.relay._tail import as_line as event_as_line
+from asignals.relay._transport import Broadcasts, SchemaError
+from asignals.relay.worker import JSONFormatter, TextFormatter, check_receivers, run_worker
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine
-
     from asignals.relay._envelope import DeadLetter
-    from asignals.relay._relay import Relay
+    from asignals.relay._transport import Delivery
 
-
-def _time(text: str) -> float:
-    """Read a time: ISO 8601, seconds since the epoch, or how long ago, as 90s, 15m, 2h or 3d."""
-    if ago := re.fullmatch(r"(\d+(?:\.\d+)?)([smhd])", text):
-        return time.time() - float(ago[1]) * {"s": 1, "m": 60, "h": 3_600, "d": 86_400}[ago[2]]
-    with suppress(ValueError):
-        return float(text)
-    try:
-        read = datetime.fromisoformat(text)
-    except ValueError:
-        msg = f"a time is 2026-01-31T12:00, or 15m, 2h, 3d ago, not {text!r}"
-        raise typer.BadParameter(msg) from None
-    return (read if read.tzinfo else read.replace(tzinfo=UTC)).timestamp()
-
-
-Target = Annotated[str, typer.Argument(metavar="TARGET", help="The relay, as package.module:attribute.")]
-Queue = Annotated[str | None, typer.Option(help="One dead letter queue; by default all of the relay.")]
-Limit = Annotated[int, typer.Option(min=1, help="Maximum number of dead letters.")]
-Most = Annotated[int | None, typer.Option(min=1, help="Maximum number of dead letters; by default all.")]
-Ids = Annotated[list[str] | None, typer.Option("--id", help="Events with this id; may be given several times.")]
-Topic = Annotated[str | None, typer.Option(help="Events of this topic.")]
-Since = Annotated[float | None, typer.Option(parser=_time, help="Given up since: 2026-01-31T12:00 (UTC), or 2h ago.")]
-Until = Annotated[float | None, typer.Option(parser=_time, help="Given up until then.")]
-Error = Annotated[str | None, typer.Option(help="A part of the error's text.")]
 Modules = Annotated[
     list[str] | None, typer.Option("--import", metavar="MODULE", help="Import this too: receivers are in it.")
 ]
-Yes = Annotated[bool, typer.Option("--yes", help="Do not ask.")]
 
 _PLAIN: dict[str, Any] = {"add_completion": False, "pretty_exceptions_enable": False}
 
@@ -85,7 +65,7 @@ def worker(  # noqa: PLR0913  options of a command
     to finish; a second signal cancels them, and the exit status is then 130.
     """
     _log(log_format, log_level)
-    relay = _load(target)
+    relay = load(target)
     _import(modules or [])
     try:
         if not allow_no_receivers:
@@ -103,83 +83,151 @@ def worker(  # noqa: PLR0913  options of a command
 @app.command()
 def init(target: Target) -> None:
     """Create the tables, streams and queues that the relay needs."""
-    relay = _load(target)
-    _run(relay, relay.init())
+    relay, progress = load(target), Progress("init")
+    run(relay, relay.init(progress.step), progress)
     typer.echo("ready")
 
 
 @app.command()
-def status(target: Target) -> None:
-    """Show what waits in the outbox, in the engine, and in the dead letter queues."""
-    relay = _load(target)
-    found = _run(relay, relay.status())
-    typer.echo(f"service  {relay.service}")
-    typer.echo(f"outbox   {_count(found.outbox)}")
-    typer.echo(f"backlog  {_count(found.backlog)}")
-    for queue, count in found.dead.items():
-        if queue != REFUSED:
-            typer.echo(f"dead     {count} in {queue}")
-        elif count:
-            typer.echo(f"refused  {count} in {queue}")
+def status(  # noqa: PLR0913  options of a command
+    target: Target,
+    *,
+    service: Annotated[str | None, typer.Option(help="The topics of this service; by default of all.")] = None,
+    watch: Annotated[bool, typer.Option("--watch", help="Look again and again, until Ctrl-C.")] = False,
+    every: Annotated[float, typer.Option(min=0.1, help="Seconds between two looks of --watch.")] = 2.0,
+    timeout: Annotated[float, typer.Option(min=0.1, help="Seconds that each server may take to answer.")] = TIMEOUT,
+    check: Annotated[bool, typer.Option("--check", help="Exit status 3 when somebody should look at it.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object for each look; times in seconds.")] = False,
+) -> None:
+    """Show what waits: in the outbox, with the engine for each topic of each service, in the dead letter queues.
+
+    The exit status is 1 when somebody did not answer. With --check it is 3 when there are dead letters, or events wait
+    of which no instance of their service runs.
+    """
+    relay = load(target)
+    look = Look(relay, service, timeout)
+    if watch:
+        run(relay, look.for_ever(every, as_json=as_json))
+        return
+    found = run(relay, look.once())
+    typer.echo("\n".join(look.lines(found, as_json=as_json)))
+    if found.problems:
+        raise typer.Exit(1)
+    if check and troubles_of(found):
+        raise typer.Exit(3)
 
 
 @app.command()
-def dead(  # noqa: PLR0913  options of a command
+@choosing_letters
+def dead(
     target: Target,
+    which: dict[str, Any],
     *,
-    queue: Queue = None,
-    limit: Limit = 20,
-    ids: Ids = None,
-    topic: Topic = None,
-    since: Since = None,
-    until: Until = None,
-    error: Error = None,
+    limit: Annotated[int, typer.Option(min=1, help="Maximum number of dead letters.")] = 20,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line, with all of the error.")] = False,
 ) -> None:
     """Show dead letters, the oldest first."""
-    relay = _load(target)
-    which: dict[str, Any] = {"ids": ids or None, "topic": topic, "since": since, "until": until, "error": error}
-    for letter in _run(relay, relay.dead_letters(queue, limit, **which)):
+    relay = load(target)
+    for letter in run(relay, relay.dead_letters(limit=limit, **which)):
         typer.echo(_as_json(letter) if as_json else _as_line(letter))
 
 
+Most = Annotated[int | None, typer.Option(min=1, help="Maximum number of dead letters; by default all.")]
+
+
 @app.command()
-def replay(  # noqa: PLR0913  options of a command
-    target: Target,
-    *,
-    queue: Queue = None,
-    limit: Most = None,
-    ids: Ids = None,
-    topic: Topic = None,
-    since: Since = None,
-    until: Until = None,
-    error: Error = None,
-) -> None:
+@choosing_letters
+def replay(target: Target, which: dict[str, Any], *, limit: Most = None) -> None:
     """Send dead letters again, to the service that gave them up: only to receivers that had not succeeded."""
-    relay = _load(target)
-    which: dict[str, Any] = {"ids": ids or None, "topic": topic, "since": since, "until": until, "error": error}
-    typer.echo(f"{_run(relay, relay.replay(queue, limit, **which))} sent again")
+    relay, progress = load(target), Progress("replay")
+    count = run(relay, relay.replay(limit=limit, **which, on_progress=progress.count), progress)
+    typer.echo(f"{count} sent again")
 
 
 @app.command()
-def purge(  # noqa: PLR0913  options of a command
+@choosing_letters
+def purge(
     target: Target,
+    which: dict[str, Any],
     *,
-    queue: Queue = None,
     limit: Most = None,
-    ids: Ids = None,
-    topic: Topic = None,
-    since: Since = None,
-    until: Until = None,
-    error: Error = None,
+    place: Annotated[
+        Literal["dead", "outbox", "inbox"],
+        typer.Option("--from", help="Dead letters, events that the engine refused, or rows of the inbox."),
+    ] = "dead",
     yes: Yes = False,
 ) -> None:
-    """Remove dead letters for good."""
-    relay = _load(target)
+    """Remove dead letters for good; or what the inbox remembers of events until a time.
+
+    An event whose rows are gone from the inbox is handled again, should it ever come again.
+    """
+    relay, progress = load(target), Progress("purge")
+    if place == "inbox":
+        until = which.pop("until")
+        if until is None or limit is not None or any(value is not None for value in which.values()):
+            msg = "purge --from inbox takes --until TIME, and no other choice"
+            raise typer.BadParameter(msg)
+        work = relay.purge_inbox(until, on_progress=progress.count)
+        what = f"Remove what the inbox remembers until {_when(until)}?"
+    else:
+        if place == "outbox":
+            which["queue"] = REFUSED
+        work = relay.purge(limit=limit, **which, on_progress=progress.count)
+        what = "Remove these dead letters for good?"
     if not yes:
-        typer.confirm("Remove these dead letters for good?", abort=True)
-    which: dict[str, Any] = {"ids": ids or None, "topic": topic, "since": since, "until": until, "error": error}
-    typer.echo(f"{_run(relay, relay.purge(queue, limit, **which))} removed")
+        try:
+            typer.confirm(what, abort=True)
+        except typer.Abort:
+            work.close()
+            raise
+    typer.echo(f"{run(relay, work, progress)} removed")
+
+
+@app.command("tail")
+def tail_(
+    target: Target,
+    topics: Annotated[list[str], typer.Argument(metavar="TOPIC…", help="Whose events.")],
+    *,
+    limit: Annotated[int | None, typer.Option(min=1, help="End after so many events.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False,
+) -> None:
+    """Show the events of topics as they come, until Ctrl-C; nothing is consumed, and nothing is left behind.
+
+    Secrets in arguments are masked by their names.
+    """
+    relay = load(target)
+    if not isinstance(relay.transport, Broadcasts):
+        msg = f"{type(relay.transport).__name__} cannot show events as they come: it has no method listen"
+        raise typer.BadParameter(msg)
+    for topic in topics:
+        _check_topic(topic)
+    run(relay, _tail(relay.transport, topics, limit, as_json=as_json))
+
+
+async def _tail(transport: Broadcasts, topics: list[str], limit: int | None, *, as_json: bool) -> None:
+    left = limit
+
+    def show(delivery: Delivery) -> None:
+        nonlocal left
+        typer.echo(event_as_json(delivery) if as_json else event_as_line(delivery))
+        if left is not None:
+            left -= 1
+            if left == 0:
+                raise EndOfTail
+
+    try:
+        await tail(transport, topics, show, lambda text: typer.echo(text, err=True))
+    except EndOfTail:
+        return
+    except BrokenPipeError:  # who read it has gone, as `head` does; nor is there anybody to flush to at the exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _check_topic(topic: str) -> None:
+    try:
+        check_name("topic", topic)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
 
 
 @app.command()
@@ -194,10 +242,10 @@ def forget(
 
     TARGET is any relay on the same engine. What waited for the service is lost.
     """
-    relay = _load(target)
+    relay = load(target)
     if not yes:
         typer.confirm(f"Remove what waits for {service!r}?", abort=True)
-    _run(relay, relay.forget(service, topics or None))
+    run(relay, relay.forget(service, topics or None))
     typer.echo(f"{service} is forgotten")
 
 
@@ -216,7 +264,7 @@ def asyncapi(
     from asignals.relay.asyncapi import compare, document  # noqa: PLC0415  loads what only this command needs
     from asignals.relay.asyncapi._files import read_document, show_changes, version_of, write_document  # noqa: PLC0415
 
-    relay = _load(target)
+    relay = load(target)
     _import(modules or [])
     try:
         made = document(relay, version=version_of(target))
@@ -230,14 +278,6 @@ def asyncapi(
     raise typer.Exit(any(change.is_break for change in changes))
 
 
-def _load(target: str) -> Relay:
-    sys.path.insert(0, os.getcwd())  # noqa: PTH109  as `python -m` does, so that the application is found
-    try:
-        return load_relay(target)
-    except ValueError as error:
-        raise typer.BadParameter(str(error)) from error
-
-
 def _import(modules: list[str]) -> None:
     for module in modules:
         try:
@@ -245,22 +285,6 @@ def _import(modules: list[str]) -> None:
         except (Exception, SystemExit) as error:  # whatever the module runs into
             msg = f"--import {module}: {said(error)}"
             raise typer.BadParameter(msg) from error
-
-
-def _run(relay: Relay, work: Coroutine[Any, Any, Any]) -> Any:
-    """Run one command's work, close what it opened, and turn failures into one line."""
-
-    async def run() -> Any:
-        try:
-            return await work
-        finally:
-            await relay.aclose()
-
-    try:
-        return asyncio.run(run())
-    except Exception as error:
-        typer.echo(said(error), err=True)
-        raise typer.Exit(1) from error
 
 
 def _log(form: str, level: str) -> None:
@@ -276,15 +300,14 @@ def _log(form: str, level: str) -> None:
     logging.basicConfig(level=number, handlers=[handler], force=True)
 
 
-def _count(number: int | None) -> str:
-    return "unknown" if number is None else str(number)
-
-
 def _as_line(letter: DeadLetter) -> str:
     envelope = letter.envelope
     what = f"{envelope.topic} {envelope.id}" if envelope else f"unreadable, {len(letter.raw)} bytes"
-    when = time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(letter.time))
-    return f"{when}Z  {what}  {letter.attempts} attempts  {_printable(letter.error)}"
+    return f"{_when(letter.time)}  {what}  {letter.attempts} attempts  {_printable(letter.error)}"
+
+
+def _when(seconds: float) -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%SZ", time.gmtime(seconds))
 
 
 def _as_json(letter: DeadLetter) -> str:

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
-from sqlalchemy import delete, insert, select
+from sqlalchemy import delete, func, insert, select
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from asignals.relay._batch import Coalescer
-from asignals.relay._connected import answered, begun, repeated
+from asignals.relay._connected import answered, begun, connected, repeated
 from asignals.relay._current import AlreadyHandledError, calling
 from asignals.relay._dialect import is_duplicate, is_missing_table, is_mysql, is_postgres, name_of, upsert
 from asignals.relay._inbox import Memo
@@ -21,11 +22,13 @@ from asignals.relay._sql import Stored
 from asignals.relay._transport import SchemaError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Callable
 
     from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
     from asignals.relay._current import Call
+
+logger = logging.getLogger("asignals.relay")
 
 _SWEEP: Final = 600.0  # seconds between two times that old rows are removed
 _SWEPT: Final = 1_000  # rows that are removed at once: a large removal would keep others waiting
@@ -36,16 +39,24 @@ class SQLAlchemyInbox(Stored):
 
     In PostgreSQL, SQLite, MariaDB 10.6, MySQL 8.0.4, or newer.
 
-    `keep` is for how many seconds; older rows are removed now and then. What a receiver did just before its process was
+    `keep` is for how many seconds; older rows are removed now and then, a thousand at once, and `expired` counts them.
+    What a receiver did just before its process was
     killed may still be repeated: its row is written after it has returned.
     """
 
     def __init__(self, database: str | AsyncEngine, *, schema: str | None = None, keep: float = 7 * 86_400.0) -> None:
         super().__init__(database, schema, ("inbox",))
         self.keep = keep
+        self.expired: int = 0
         self._swept = 0.0
+        self._going = 0  # rows that this sweep has removed so far
         self._recall = Coalescer(self._recall_many)
         self._remember = Coalescer(self._remember_many)
+
+    async def count(self) -> int:
+        """Count the rows, of all services."""
+        async with connected(self.engine) as connection:
+            return int((await connection.execute(select(func.count()).select_from(self.tables.inbox))).scalar_one())
 
     async def recall(self, event_id: str, service: str) -> Memo:
         """Give what is remembered."""
@@ -90,8 +101,8 @@ class SQLAlchemyInbox(Stored):
         ]
         if values:
             await repeated(partial(self._write, values))
-        if time_ - self._swept > _SWEEP and await repeated(partial(self._sweep, time_ - self.keep)) < _SWEPT:
-            self._swept = time_  # else there is more to remove, after the next change
+        if time_ - self._swept > _SWEEP:
+            await self._forget(time_)
         return [None] * len(changes)
 
     async def _write(self, rows: list[dict[str, Any]]) -> None:
@@ -102,6 +113,32 @@ class SQLAlchemyInbox(Stored):
             else:
                 await connection.execute(write, rows)
 
+    async def _forget(self, time_: float) -> None:
+        """Remove some of what is older than `keep`; when there is more, after the next change."""
+        gone = await repeated(partial(self._sweep, time_ - self.keep))
+        self.expired += gone
+        self._going += gone
+        if gone < _SWEPT:
+            self._swept = time_
+            if self._going:
+                logger.info(
+                    "removed %d rows from the inbox in %s: older than %g s", self._going, self.database_name, self.keep
+                )
+            self._going = 0
+
+    async def purge(self, until: float, on_progress: Callable[[int, int], object] | None = None) -> int:
+        """Remove the rows of up to a time, in seconds since the epoch, in batches; returns how many.
+
+        An event whose rows are gone is handled again, should it ever come again.
+        """
+        done = 0
+        while gone := await repeated(partial(self._sweep, until)):
+            done += gone
+            if on_progress is not None:
+                on_progress(done, 0)
+        logger.info("removed %d rows from the inbox in %s", done, self.database_name)
+        return done
+
     async def _sweep(self, before: float) -> int:
         """Remove the oldest rows, a thousand or so at once; returns how many."""
         inbox = self.tables.inbox
@@ -109,8 +146,9 @@ class SQLAlchemyInbox(Stored):
         async with begun(self._locking) as connection:
             found = (await connection.execute(old)).scalars().all()
             if found:
-                await connection.execute(delete(inbox).where(inbox.c.event_id.in_(set(found)), inbox.c.time < before))
-        return len(found)
+                which = inbox.c.event_id.in_(set(found)), inbox.c.time < before
+                return (await connection.execute(delete(inbox).where(*which))).rowcount
+        return 0
 
 
 @asynccontextmanager

@@ -29,6 +29,7 @@ from asignals.relay._envelope import DeadLetter, Envelope
 from asignals.relay._listening import announce, listening
 from asignals.relay._outbox_rows import TRIP, rows_of
 from asignals.relay._redact import redacted, said
+from asignals.relay._settings import check_numbers
 from asignals.relay._sql import Stored
 from asignals.relay._transport import PublishRefusedError, SchemaError
 
@@ -45,6 +46,7 @@ logger: logging.Logger = logging.getLogger("asignals.relay")
 T = TypeVar("T")
 
 _LOOK: Final = 10.0  # seconds after which refused events are counted again: another process may replay them
+_AT_ONCE: Final = 1_000  # refused events that are removed together
 
 
 class Outbox(Protocol):
@@ -69,12 +71,25 @@ class SQLAlchemyOutbox(Stored):
     """An outbox in the application's own database (PostgreSQL, SQLite, MariaDB 10.6, MySQL 8.0.4, or newer).
 
     `batch` is how many events are published together. A row goes away when the transport has acknowledged it. One
-    that the transport refuses for ever stays with its `error`, and is passed over.
+    that the transport refuses for ever stays with its `error`, and is passed over. `keep` is for how many seconds such
+    a one is kept, by default for ever; older ones are removed now and then, and `expired` counts them. A row that waits
+    to be published is never removed otherwise.
     """
 
-    def __init__(self, database: str | AsyncEngine, *, schema: str | None = None, batch: int = 500) -> None:
+    def __init__(
+        self,
+        database: str | AsyncEngine,
+        *,
+        schema: str | None = None,
+        batch: int = 500,
+        keep: float | None = None,
+    ) -> None:
         super().__init__(database, schema, ("outbox",))
+        if keep is not None:
+            check_numbers(keep=keep)
         self.batch = batch
+        self.keep = keep
+        self.expired: int = 0
         self.connection_state: ConnectionState = ConnectionState(
             f"publishing from the outbox in {name_of(self.engine)}"
         )
@@ -143,6 +158,17 @@ class SQLAlchemyOutbox(Stored):
         query = select(func.count()).select_from(outbox).where(outbox.c.refused_at.is_(None))
         async with connected(self.engine) as connection:
             return int((await connection.execute(query)).scalar_one())
+
+    async def oldest(self) -> float:
+        """Give for how many seconds the oldest row waits to be published, 0 when there is none."""
+        outbox = self.tables.outbox
+        query = select(outbox.c.data).where(outbox.c.error.is_(None)).order_by(outbox.c.id).limit(1)
+        async with connected(self.engine) as connection:
+            data = (await connection.execute(query)).scalar()
+        try:
+            return 0.0 if data is None else max(0.0, time.time() - Envelope.decode(bytes(data)).time)
+        except ValueError:  # it is about to be refused
+            return 0.0
 
     # -- events that the engine refused ------------------------------------------------------------------------------
 
@@ -223,8 +249,26 @@ class SQLAlchemyOutbox(Stored):
     async def _look_for_refused(self) -> None:
         now_ = time.monotonic()
         if now_ - self._refused_at > _LOOK:
-            await self.count_refused()
+            if await self.count_refused() and self.keep is not None:
+                await self._expire(time.time() - self.keep)
             self._refused_at = now_
+
+    async def _expire(self, before: float) -> None:
+        """Remove some of the oldest refused events; when there are more, the next time."""
+        outbox = self.tables.outbox
+        old = select(outbox.c.id).where(outbox.c.error.is_not(None), outbox.c.refused_at < before).limit(_AT_ONCE)
+        async with begun(self._locking) as connection:
+            ids = (await connection.execute(old)).scalars().all()
+            gone = 0
+            if ids:
+                which = outbox.c.id.in_(ids), outbox.c.error.is_not(None)
+                gone = (await connection.execute(delete(outbox).where(*which))).rowcount
+        if gone:
+            self.expired += gone
+            self._refused -= gone
+            logger.info(
+                "removed %d refused events from the outbox in %s: older than %g s", gone, self.database_name, self.keep
+            )
 
     async def drain_once(self, publish: Callable[[Sequence[Envelope]], Awaitable[None]]) -> int:
         """Publish one batch and remove its rows; returns how many there were."""

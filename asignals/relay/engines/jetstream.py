@@ -805,6 +805,14 @@ class JetStreamInbox:
             bucket = await jetstream.create_key_value(config)
         return await work(bucket)
 
+    async def count(self) -> int:
+        """Count the events that it remembers, of all services."""
+
+        async def ask(bucket: KeyValue) -> int:
+            return int((await bucket.status()).values)
+
+        return await self._with_bucket(ask)
+
     async def recall(self, event_id: str, service: str) -> Memo:
         """Give what is remembered."""
         try:

@@ -382,8 +382,8 @@ class Kafka:
         found: list[TopicFigures] = []
         for one in services:
             group = f"{self.name}.{check_name('service', one)}"
-            members = await _in_thread(partial(_members, admin, group))
             waiting = await self._with_consumer(one, lambda consumer: _waiting(consumer, f"{self.name}.", names))
+            members = await _in_thread(partial(_members, admin, group))
             for name, (backlog, oldest) in sorted(waiting.items()):
                 topic = name.removeprefix(f"{self.name}.")
                 found.append(TopicFigures(one, topic, backlog, oldest, instances=members))

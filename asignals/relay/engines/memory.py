@@ -9,7 +9,7 @@ from dataclasses import replace
 from itertools import count
 from typing import TYPE_CHECKING
 
-from asignals.relay._envelope import check_name
+from asignals.relay._envelope import Envelope, check_name
 from asignals.relay._figures import TopicFigures, backlog_of
 from asignals.relay._places import Address, Server
 from asignals.relay._pool import Pool
@@ -18,7 +18,7 @@ from asignals.relay._transport import Delivery, delay_of
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Collection, Iterable, Sequence
 
-    from asignals.relay._envelope import DeadLetter, Envelope
+    from asignals.relay._envelope import DeadLetter
     from asignals.relay._transport import Handle, Hear
 
 _KEPT = 10_000
@@ -27,11 +27,12 @@ _KEPT = 10_000
 class _Item:
     __slots__ = ("attempt", "data", "key", "place", "time", "topic")
 
-    def __init__(self, place: int, topic: str, key: str | None, data: bytes, time_: float) -> None:
-        self.time = time_  # when it was published
+    def __init__(self, place: int, topic: str, data: bytes) -> None:
+        envelope = Envelope.decode(data)
+        self.time = envelope.time
         self.place = place  # topics that are received together keep the order in which they were published
         self.topic = topic
-        self.key = key
+        self.key = envelope.key
         self.data = data
         self.attempt = 0
 
@@ -49,8 +50,6 @@ class _Service:
 
     def add(self, item: _Item) -> None:
         """Offer a new event, or have it wait for those of its key that came before."""
-        if item.topic not in self.waiting:
-            return
         if item.key is not None:
             if (behind := self.behind.get((item.topic, item.key))) is not None:
                 behind.append(item)
@@ -117,7 +116,7 @@ class Memory:
     """
 
     def __init__(self) -> None:
-        self._kept: deque[tuple[int, str, str | None, bytes, float]] = deque(maxlen=_KEPT)
+        self._kept: deque[tuple[int, str, bytes]] = deque(maxlen=_KEPT)
         self._places = count()
         self._listeners: dict[object, tuple[Collection[str], Hear]] = {}
         self._ids: dict[str, None] = {}
@@ -139,16 +138,17 @@ class Memory:
         for envelope in envelopes:
             if envelope.id in self._ids:
                 continue
-            kept = next(self._places), envelope.topic, envelope.key, envelope.encode(), time.time()
+            kept = next(self._places), envelope.topic, envelope.encode()
             self._ids[envelope.id] = None
             if len(self._ids) > _KEPT:
                 del self._ids[next(iter(self._ids))]
             self._kept.append(kept)
             for service in self._services.values():
-                service.add(_Item(*kept))
+                if envelope.topic in service.waiting:
+                    service.add(_Item(*kept))
             for topics, hear in list(self._listeners.values()):
                 if envelope.topic in topics:
-                    hear(Delivery(envelope.topic, kept[3]))
+                    hear(Delivery(envelope.topic, kept[2]))
 
     # -- consuming -------------------------------------------------------------------------------------------------
 
