@@ -9,7 +9,7 @@ from dataclasses import replace
 from itertools import count
 from typing import TYPE_CHECKING
 
-from asignals.relay._envelope import Envelope, check_name
+from asignals.relay._envelope import Envelope, EnvelopeError, check_name
 from asignals.relay._figures import TopicFigures, backlog_of
 from asignals.relay._places import Address, Server
 from asignals.relay._pool import Pool
@@ -28,13 +28,20 @@ class _Item:
     __slots__ = ("attempt", "data", "key", "place", "time", "topic")
 
     def __init__(self, place: int, topic: str, data: bytes) -> None:
-        envelope = Envelope.decode(data)
-        self.time = envelope.time
+        self.time, self.key = _time_and_key(data)
         self.place = place  # topics that are received together keep the order in which they were published
         self.topic = topic
-        self.key = envelope.key
         self.data = data
         self.attempt = 0
+
+
+def _time_and_key(data: bytes) -> tuple[float, str | None]:
+    """Read when an event was sent, and its key; one that cannot be read becomes a dead letter elsewhere."""
+    try:
+        envelope = Envelope.decode(data)
+    except EnvelopeError:
+        return time.time(), None
+    return envelope.time, envelope.key
 
 
 class _Service:

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Final
 
 import typer
 
+from asignals.relay._cli.status_text import as_json as status_as_json
+from asignals.relay._cli.status_text import as_text
 from asignals.relay._envelope import check_name
-from asignals.relay._status_text import as_json as status_as_json
-from asignals.relay._status_text import as_text
 
 if TYPE_CHECKING:
     from asignals.relay._figures import TopicFigures

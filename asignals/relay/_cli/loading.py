@@ -20,7 +20,7 @@ from asignals.relay.worker import load_relay
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
-    from asignals.relay._progress import Progress
+    from asignals.relay._cli.progress import Progress
     from asignals.relay._relay import Relay
 
 
