@@ -1,14 +1,20 @@
-"""Looking at dead letters, sending them again and removing them: by queue, id, topic, time and error, in batches."""
+"""Looking at dead letters, sending them again and removing them: by queue, id, topic, time and error, in batches.
+
+They are kept for as long as the relay was told.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import logging
+import time
 import zlib
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias, runtime_checkable
 
+from asignals.relay._connection_state import Attempts, ConnectionState, jittered
 from asignals.relay._envelope import DeadLetter, Envelope, check_name
 from asignals.relay._transport import DeadLetters, PublishRefusedError
 
@@ -22,6 +28,9 @@ REFUSED: Final = "outbox.refused"
 
 _BATCH: Final = 500
 _FEW: Final = 50  # letters that are looked at together to see whether they are old: most often none is
+
+_OFTEN: Final = 1.0  # seconds between two looks at least
+_SELDOM: Final = 3_600.0  # and at most
 
 OnProgress: TypeAlias = "Callable[[int, int], object]"
 """Is called with how many dead letters were looked at, and how many there are."""
@@ -206,6 +215,32 @@ class Letters:
                 logger.warning("dead letter %s of %r cannot be sent again: %s", event_id, queue, reason)
                 events.pop(event_id, None)
         return await self._delete(queue, [letter for _, letter in events.values()], len(events))
+
+
+class Retention:
+    """Removes the dead letters of one relay that are older than `keep` seconds."""
+
+    def __init__(self, letters: Letters, keep: float | None) -> None:
+        self.expired = 0
+        self._letters = letters
+        self._keep = keep or 0.0
+
+    async def run(self, queues: Sequence[str]) -> None:
+        """Look now and then, until cancelled; an engine that is away is asked the next time."""
+        attempts = Attempts(ConnectionState("removing old dead letters"))
+        pause = min(_SELDOM, max(_OFTEN, self._keep / 10))
+        while True:
+            await asyncio.sleep(jittered(pause))
+            for queue in queues:
+                if queue != REFUSED:  # those are the outbox's
+                    async with attempts:
+                        await self._expire(queue)
+
+    async def _expire(self, queue: str) -> None:
+        gone = await self._letters.expire(queue, time.time() - self._keep)
+        if gone:
+            self.expired += gone
+            logger.info("removed %d dead letters of %r: older than %g s", gone, queue, self._keep)
 
 
 def _repeated(letter: DeadLetter) -> Envelope | None:

@@ -11,14 +11,13 @@ from typing import TYPE_CHECKING, Any, Final, Self
 
 from asignals.relay._broadcast import Listener
 from asignals.relay._codec import UpcastingCodec, check_codec, codec_for
-from asignals.relay._dead_letters import REFUSED, KeepsRefused, Letters, OnProgress, which
+from asignals.relay._dead_letters import REFUSED, KeepsRefused, Letters, OnProgress, Retention, which
 from asignals.relay._envelope import Envelope, check_name, new_id
 from asignals.relay._export import OWN_TRANSACTION, Bound, Exporter, ExportUid, dump_sender, key_function
 from asignals.relay._health import Health, problems_of
 from asignals.relay._inbox import MemoryInbox, Purged
 from asignals.relay._publisher import Publisher
 from asignals.relay._receive import Inbound
-from asignals.relay._retention import Retention
 from asignals.relay._runner import LAST_LOOK, Runner, last_look, unheard
 from asignals.relay._settings import (
     check_excluded,
