@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from relay_support import ENGINES, World, world
 
-from asignals.relay import Delivery, Envelope, TopicFigures, _figures
-from asignals.relay._figures import Figures, held_of
+from asignals.relay import Delivery, Envelope, TopicFigures
+from asignals.relay._monitoring import figures
+from asignals.relay._monitoring.figures import Figures, held_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -44,7 +45,7 @@ async def engine(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterato
 @pytest.fixture(autouse=True)
 def _quick_beats(monkeypatch: pytest.MonkeyPatch) -> None:
     """Heartbeats come every five seconds; the tests do not wait for them."""
-    monkeypatch.setattr(_figures, "BEAT", 0.05)
+    monkeypatch.setattr(figures, "BEAT", 0.05)
 
 
 class Hands:

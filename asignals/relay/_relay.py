@@ -14,8 +14,9 @@ from asignals.relay._codec import UpcastingCodec, check_codec, codec_for
 from asignals.relay._dead_letters import REFUSED, KeepsRefused, Letters, OnProgress, Retention, which
 from asignals.relay._envelope import Envelope, check_name, new_id
 from asignals.relay._export import OWN_TRANSACTION, Bound, Exporter, ExportUid, dump_sender, key_function
-from asignals.relay._health import Health, problems_of
 from asignals.relay._inbox import MemoryInbox, Purged
+from asignals.relay._monitoring.health import Health, problems_of
+from asignals.relay._monitoring.status import TIMEOUT, Looker, Snapshot, Status, server_of
 from asignals.relay._publisher import Publisher
 from asignals.relay._receive import Inbound
 from asignals.relay._runner import LAST_LOOK, Runner, last_look, unheard
@@ -28,7 +29,6 @@ from asignals.relay._settings import (
     check_transport,
     check_upcasters,
 )
-from asignals.relay._status import TIMEOUT, Looker, Snapshot, Status, server_of
 from asignals.relay._subscription import Subscription, names_for
 from asignals.relay._to_the_end import to_the_end
 from asignals.relay._transport import (

@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine, Sequence
 
     from asignals.relay._broadcast import Listener
+    from asignals.relay._monitoring.status import Status
     from asignals.relay._publisher import Publisher
     from asignals.relay._receive import Inbound
-    from asignals.relay._status import Status
     from asignals.relay._subscription import Subscription
     from asignals.relay._transport import Parts
 

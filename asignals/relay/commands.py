@@ -24,9 +24,9 @@ from asignals.relay._cli.tail import as_json as event_as_json
 from asignals.relay._cli.tail import as_line as event_as_line
 from asignals.relay._dead_letters import REFUSED
 from asignals.relay._envelope import check_name
+from asignals.relay._monitoring.status import TIMEOUT
 from asignals.relay._redact import said
 from asignals.relay._runner import NoReceiversError
-from asignals.relay._status import TIMEOUT
 from asignals.relay._transport import Broadcasts, SchemaError
 from asignals.relay.worker import JSONFormatter, TextFormatter, check_receivers, run_worker
 

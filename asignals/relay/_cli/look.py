@@ -17,9 +17,9 @@ from asignals.relay._cli.status_text import as_text
 from asignals.relay._envelope import check_name
 
 if TYPE_CHECKING:
-    from asignals.relay._figures import TopicFigures
+    from asignals.relay._monitoring.figures import TopicFigures
+    from asignals.relay._monitoring.status import Status
     from asignals.relay._relay import Relay
-    from asignals.relay._status import Status
 
 _NARROWEST: Final = 40  # characters
 

@@ -14,8 +14,8 @@ from asignals.relay._redact import redacted
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from asignals.relay._figures import TopicFigures
-    from asignals.relay._status import Status
+    from asignals.relay._monitoring.figures import TopicFigures
+    from asignals.relay._monitoring.status import Status
 
 UNKNOWN: Final = "?"
 """Somebody did not answer."""

@@ -28,9 +28,9 @@ from asignals.relay._connected import begun, connected
 from asignals.relay._connection_state import Attempts, ConnectionState
 from asignals.relay._dialect import is_postgres, name_of
 from asignals.relay._envelope import DeadLetter, check_name
-from asignals.relay._figures import EXPIRY, TopicFigures, backlog_of, beat_for_ever
 from asignals.relay._keys import lane_of
 from asignals.relay._listening import listening
+from asignals.relay._monitoring.figures import EXPIRY, TopicFigures, backlog_of, beat_for_ever
 from asignals.relay._places import Address, Server
 from asignals.relay._pool import Pool
 from asignals.relay._sql import Stored

@@ -29,8 +29,8 @@ from asignals.relay._batch import Batch
 from asignals.relay._cancel import heeding, limited
 from asignals.relay._connection_state import Attempts, ConnectionState
 from asignals.relay._envelope import DeadLetter, check_name
-from asignals.relay._figures import EXPIRY, TopicFigures, backlog_of, beat_for_ever, held_of
 from asignals.relay._inbox import Memo
+from asignals.relay._monitoring.figures import EXPIRY, TopicFigures, backlog_of, beat_for_ever, held_of
 from asignals.relay._places import Address, Server, servers_of
 from asignals.relay._pool import Pool
 from asignals.relay._redact import redacted

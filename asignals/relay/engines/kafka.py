@@ -28,8 +28,8 @@ from confluent_kafka.admin import AdminClient
 
 from asignals.relay._connection_state import Attempts, ConnectionState
 from asignals.relay._envelope import DeadLetter, check_name
-from asignals.relay._figures import TopicFigures, backlog_of
 from asignals.relay._key_queues import KeyQueues
+from asignals.relay._monitoring.figures import TopicFigures, backlog_of
 from asignals.relay._places import Address, Server
 from asignals.relay._pool import Pool
 from asignals.relay._redact import redacted

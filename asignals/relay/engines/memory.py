@@ -10,7 +10,7 @@ from itertools import count
 from typing import TYPE_CHECKING
 
 from asignals.relay._envelope import Envelope, EnvelopeError, check_name
-from asignals.relay._figures import TopicFigures, backlog_of
+from asignals.relay._monitoring.figures import TopicFigures, backlog_of
 from asignals.relay._places import Address, Server
 from asignals.relay._pool import Pool
 from asignals.relay._transport import Delivery, delay_of

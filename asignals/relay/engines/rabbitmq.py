@@ -29,8 +29,8 @@ from aiormq.exceptions import ChannelLockedResource
 from asignals.relay._cancel import end, limited
 from asignals.relay._connection_state import Attempts, ConnectionState
 from asignals.relay._envelope import DeadLetter, check_name, new_id
-from asignals.relay._figures import TopicFigures, backlog_of
 from asignals.relay._keys import partition_of
+from asignals.relay._monitoring.figures import TopicFigures, backlog_of
 from asignals.relay._partitions import InPartition
 from asignals.relay._places import Address, Server, servers_of
 from asignals.relay._pool import Pool
