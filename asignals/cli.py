@@ -70,22 +70,34 @@ def asignals(
 @app.command(rich_help_panel="See it work")
 def demo(
     *,
-    requests: Annotated[int, typer.Option(min=1, help="How many requests the customers make.")] = 300,
+    requests: Annotated[int | None, typer.Option(min=1, help="How many requests the customers make (300).")] = None,
     serve: Annotated[bool, typer.Option("--serve", help="Stay open afterwards, until Ctrl-C.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON; times in seconds.")] = False,
     relay: Annotated[
         str | None,
         typer.Option(metavar="URL", help="Let a kitchen in a process of its own hear, by this engine (or: sqlite)."),
     ] = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(min=1, max=16, help="Instead, serve a live page from so many processes, until Ctrl-C."),
+    ] = None,
 ) -> None:
     """Run a small pizza shop, send it real HTTP requests, and show what its signals did.
 
     The exit status is 0 only if every request that started has finished, and 128 plus the number of a signal that
-    interrupts the customers.
+    interrupts the customers. With --workers there are no customers but you: an order that is placed on one page appears
+    on the pages of all processes, by the engine of --relay.
     """
+    if workers is not None:
+        if requests or serve or as_json:
+            msg = "--workers goes with --relay only: it makes no requests, and runs until Ctrl-C"
+            raise typer.BadParameter(msg)
+        with needs("demo"):
+            from asignals.demo.workers import run_workers  # noqa: PLC0415  loads what only this command needs
+        raise typer.Exit(run_workers(workers, relay))
     with needs("demo"):
         from asignals.demo.run import run  # noqa: PLC0415  loads what only this command needs
-    raise typer.Exit(run(requests=requests, serve=serve, as_json=as_json, relay=relay))
+    raise typer.Exit(run(requests=requests or 300, serve=serve, as_json=as_json, relay=relay))
 
 
 Targets = Annotated[

@@ -8,53 +8,33 @@ tests would be on it too.
 import multiprocessing
 import os
 import re
-import shutil
 import threading
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
+import browser_support
 import pytest
 
 from asignals.overview.discovery import discover
 from asignals.overview.graph import Graph, Node, build
 from asignals.overview.graph_page import page as graph_page
 
-IS_REQUIRED = bool(os.environ.get("ASIGNALS_REQUIRE_SERVICES"))
-BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-
 try:
     import inspector_support as program
-    from playwright.sync_api import expect, sync_playwright
+    from playwright.sync_api import expect
 except ImportError as error:
-    if IS_REQUIRED:
+    if browser_support.IS_REQUIRED:
         raise
     pytest.skip(f"needs {error.name}", allow_module_level=True)
-if BROWSER is None and not IS_REQUIRED:
-    pytest.skip("needs Chromium (Debian: apt-get install chromium)", allow_module_level=True)
 
-FLAGS = [
-    "--headless",
-    "--no-sandbox",  # the tests may run as root
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
 LAPTOP = {"width": 1440, "height": 900}
 PHONE = {"width": 390, "height": 844}
 
 
 @pytest.fixture(scope="module")
 def browser():
-    assert BROWSER is not None, "ASIGNALS_REQUIRE_SERVICES is set, but there is no Chromium"
-    expect.set_options(timeout=15_000)  # milliseconds; the machine may be busy with other tests
-    with sync_playwright() as playwright:
-        # Without a directory of its own Playwright makes a new one, and removes it.
-        browser = playwright.chromium.launch(executable_path=BROWSER, args=FLAGS)
+    with browser_support.launched() as browser:
         yield browser
-        browser.close()
 
 
 @pytest.fixture(scope="module")
