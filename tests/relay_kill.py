@@ -38,12 +38,13 @@ sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent.parent)]
 # ruff: noqa: PLW1509  what runs before a program is one system call
 
 from relay_residue import die_with_parent, record_queues, removed
-from relay_support import free_port, postgres_schema, require, unique, until
+from relay_support import free_port, mariadb_database, postgres_schema, require, unique, until
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 
 from asignals import Signal
 from asignals.relay import Relay, SQLAlchemyInbox, SQLAlchemyOutbox, once, table_metadata
+from asignals.relay._sql import as_engine
 from asignals.relay.worker import run_worker
 
 if TYPE_CHECKING:
@@ -84,9 +85,27 @@ def transport_for(config: dict[str, Any]) -> Any:
 
 
 def engine_for(config: dict[str, Any]) -> Any:
-    """Connect to the schema of this run."""
-    settings = {"server_settings": {"search_path": config["schema"]}}
-    return create_async_engine(config["postgres"], pool_size=6, connect_args=settings)
+    """Connect to the database of this run."""
+    if config["database"].startswith("sqlite"):
+        return as_engine(config["database"])[0]
+    settings = {"server_settings": {"search_path": config["schema"]}} if config["schema"] else {}
+    return create_async_engine(config["database"], pool_size=6, connect_args=settings)
+
+
+@asynccontextmanager
+async def database_of(kind: str, directory: Path) -> AsyncIterator[tuple[Any, str, str | None]]:
+    """Give an engine of a database for outbox, inbox and books, its URL, and the schema."""
+    if kind == "postgres":
+        async with postgres_schema() as (engine, schema):
+            yield engine, require("postgres"), schema
+    elif kind == "sqlite":
+        url = f"sqlite+aiosqlite:///{directory}/books.db"
+        engine, _ = as_engine(url)
+        yield engine, url, None
+        await engine.dispose()
+    else:
+        async with mariadb_database() as engine:
+            yield engine, engine.url.render_as_string(hide_password=False), None
 
 
 # -- the processes that are killed ---------------------------------------------------------------------------------
@@ -107,8 +126,10 @@ async def run_consumer(config: dict[str, Any], service: str) -> None:
     write = text("INSERT INTO heard (service, number) VALUES (:service, :number)")
 
     async def book(number: int, **_: Any) -> None:
+        await asyncio.sleep(config["work"] / 2)
         async with engine.begin() as connection, once(connection):
             await connection.execute(write, {"service": service, "number": number})
+        await asyncio.sleep(config["work"] / 2)  # to be killed after the commit, before the acknowledgement
 
     heard.connect(book, weak=False, dispatch_uid="book")
     await run_worker(relay)
@@ -336,14 +357,16 @@ class Killer:
 
 
 @asynccontextmanager
-async def run_of(engine: str, directory: Path, seed: int, *, own: bool) -> AsyncIterator[tuple[Any, Killer]]:
+async def run_of(  # noqa: PLR0913  options by name
+    engine: str, directory: Path, seed: int, *, own: bool, books: str, work: float
+) -> AsyncIterator[tuple[Any, Killer]]:
     """Set everything up, and take it down again whatever happens."""
     async with AsyncExitStack() as stack:
-        database, schema = await stack.enter_async_context(postgres_schema())
+        database, where, schema = await stack.enter_async_context(database_of(books, directory))
         async with database.begin() as connection:
             await connection.run_sync(table_metadata().create_all)
             await connection.execute(text("CREATE TABLE orders (number INTEGER PRIMARY KEY)"))
-            await connection.execute(text("CREATE TABLE heard (service TEXT, number INTEGER)"))
+            await connection.execute(text("CREATE TABLE heard (service VARCHAR(100), number INTEGER)"))
         broker = None
         if engine == "kafka":
             cluster = Mock()
@@ -360,7 +383,8 @@ async def run_of(engine: str, directory: Path, seed: int, *, own: bool) -> Async
             "url": url,
             "schema": schema,
             "name": unique("kill"),
-            "postgres": require("postgres"),
+            "database": where,
+            "work": work,
         }
         service = {"jetstream": "nats"}.get(engine, engine)
         if broker is None and service in ("nats", "redis", "rabbitmq"):
@@ -425,14 +449,27 @@ class _Nowhere:
 async def heard_by_now(database: Any) -> int:
     """Count the events that services have heard, each once for each service."""
     async with database.connect() as connection:
-        return int((await connection.execute(text("SELECT count(DISTINCT (service, number)) FROM heard"))).scalar_one())
+        query = text("SELECT count(*) FROM (SELECT DISTINCT service, number FROM heard) AS once_each")
+        return int((await connection.execute(query)).scalar_one())
 
 
-async def run(engine: str, *, events: int, kills: int, seed: int, own: bool = True) -> Books:
-    """Run the test on one engine; without `own` it is the machine's server, which stays up."""
+async def run(  # noqa: PLR0913  options by name
+    engine: str,
+    *,
+    events: int,
+    kills: int,
+    seed: int,
+    own: bool = True,
+    books: str = "postgres",
+    work: float = 0.0,
+) -> Books:
+    """Run the test on one engine; without `own` it is the machine's server, which stays up.
+
+    `books` is the database of outbox, inbox and receivers; `work` is in seconds, for each call of a receiver.
+    """
     began = time.monotonic()
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as name:
-        async with run_of(engine, Path(name), seed, own=own) as (database, killer):
+        async with run_of(engine, Path(name), seed, own=own, books=books, work=work) as (database, killer):
             sending = asyncio.create_task(send_all(database, events, seed))
             try:
                 # Spread over the whole run: each comes when so much was heard, in the middle of some batch.
@@ -483,6 +520,8 @@ def main() -> None:
     parser.add_argument("--events", type=int, default=20_000)
     parser.add_argument("--kills", type=int, default=30)
     parser.add_argument("--seed", type=int, default=int(time.time()))
+    parser.add_argument("--books", choices=("postgres", "sqlite", "mariadb"), default="postgres")
+    parser.add_argument("--work", type=float, default=0.0, help="seconds that a receiver takes")
     parser.add_argument("--role")
     parser.add_argument("--config")
     options = parser.parse_args()
@@ -494,7 +533,8 @@ def main() -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # as Ctrl-C does: everything that was started is ended
     failed = False
     for engine in options.engines:
-        books = asyncio.run(run(engine, events=options.events, kills=options.kills, seed=options.seed))
+        size = {"events": options.events, "kills": options.kills, "seed": options.seed}
+        books = asyncio.run(run(engine, **size, books=options.books, work=options.work))
         share = 100 * books.duplicates / (books.committed * len(SERVICES))
         failed = failed or not books.balanced or share >= 0.5
         sys.stdout.write(

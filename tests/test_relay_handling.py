@@ -779,3 +779,43 @@ async def test_a_key_that_is_none_is_refused_when_sent(memory: Memory, key: Any)
     with pytest.raises(TypeError, match="key"):
         await sent.send("A-1", order=key)
     assert relay.health().published == 0
+
+
+class _NoNotes:
+    """An engine that keeps no notes, as RabbitMQ and Kafka."""
+
+    async def publish_many(self, _envelopes: object) -> None:
+        """Take nothing."""
+
+    async def consume(self, *_: object, **__: object) -> None:
+        """Give nothing."""
+        await asyncio.Event().wait()
+
+
+@pytest.mark.parametrize(
+    ("engine", "options", "is_warned"),
+    [
+        (_NoNotes(), {}, True),
+        (_NoNotes(), {"inbox": MemoryInbox()}, False),
+        (Memory(), {}, False),
+    ],
+    ids=["none", "meant", "own"],
+)
+async def test_a_relay_that_cannot_find_out_crashes_says_so_when_it_starts(
+    caplog: pytest.LogCaptureFixture,
+    engine: Any,
+    options: dict[str, Any],
+    is_warned: bool,  # noqa: FBT001
+) -> None:
+    """Once, with what to give it; not where it receives nothing, nor where it is meant."""
+    caplog.set_level(logging.WARNING, "asignals.relay")
+    async with Relay(engine, "billing", grace=0.1, **options):
+        pass
+    assert "keeps no notes" not in caplog.text
+    relay, into = Relay(engine, "billing", grace=0.1, **options), Signal(["n"])
+    into.connect(lambda **_: None, weak=False)
+    relay.receive(into, "numbers")
+    async with relay:
+        pass
+    assert caplog.text.count("_NoNotes keeps no notes") == is_warned
+    assert caplog.text.count("inbox=SQLAlchemyInbox") == is_warned

@@ -44,6 +44,19 @@ async def test_nothing_is_lost_however_often_processes_are_killed(engine: str, l
     assert books.duplicates == 0, f"{books}, seed {seed}"
 
 
+@pytest.mark.parametrize("books", ["sqlite", "mariadb"])
+async def test_effects_are_made_exactly_once_in_the_receivers_own_database(books: str, long: bool) -> None:  # noqa: FBT001
+    """Receivers that are killed in the middle of their work have one row for each event, no more and no less."""
+    if books == "mariadb":
+        require("mariadb")
+    seed = int(time.time())
+    events, kills, work = (20_000, 30, 0.05) if long else (60, 2, 0.01)
+    kept = await run("sqlite", events=events, kills=kills, seed=seed, own=False, books=books, work=work)
+    assert kept.balanced, f"{kept}, seed {seed}"
+    assert kept.committed >= events
+    assert kept.duplicates == 0, f"{kept}, seed {seed}"
+
+
 @pytest.fixture
 async def own_broker(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[tuple[Broker, Any]]:
     """A server of our own, and how to make a transport to it."""

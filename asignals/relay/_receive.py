@@ -148,7 +148,7 @@ class Inbound:
         self._own = f"{service}/"
         self._inbox = inbox
         self._put_dead_letter = put_dead_letter
-        self._always_remember = always_remember
+        self.always_remember = always_remember
         self._notes: dict[str, _Note] = {}
         self._first_seen = _Recent()  # of events with a newer version: when that was
         self._done_here = _Recent()  # of events that are not done: the connections that are
@@ -274,7 +274,7 @@ class Inbound:
     ) -> float | Release | None:
         try:
             is_new = not delivery.is_repeat and delivery.attempt == 1 and envelope.repeats is None
-            if is_new and not self._always_remember:  # only failures are remembered, and it has had none
+            if is_new and not self.always_remember:  # only failures are remembered, and it has had none
                 return await self._attempt(delivery, envelope, subscription, arguments, _NOTHING)
             memo: Memo = await self._ask(self._inbox.recall(envelope.repeats or envelope.id, self.service))
             if not delivery.is_repeat:
@@ -360,7 +360,7 @@ class Inbound:
         if error is None:
             if memo.begun:  # it has come to an end, should it be delivered once more
                 change.begun_at = time.time()
-            if memo.begun or (self._always_remember and outcome.done):
+            if memo.begun or (self.always_remember and outcome.done):
                 await self._remember(event_id, change)
             self._done_here.pop(event_id, None)
             if by_sender and not outcome.is_called and envelope.target is None:
@@ -438,7 +438,7 @@ class Inbound:
             calling.reset(inner)
             handling.reset(token)
         outcome.done -= outcome.failed
-        if outcome.succeeded and (outcome.error is not None or self._always_remember):
+        if outcome.succeeded and (outcome.error is not None or self.always_remember):
             self._done_here.put(event_id, done_here | outcome.succeeded)
         return outcome
 

@@ -12,7 +12,7 @@ from asignals.relay._cancel import end, limited
 from asignals.relay._connection_state import Attempts, ConnectionState
 from asignals.relay._redact import said
 from asignals.relay._subscription import receiver_names
-from asignals.relay._transport import Broadcasts, Checked
+from asignals.relay._transport import Broadcasts, Checked, OwnInbox
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine, Sequence
@@ -100,6 +100,13 @@ class Runner:
             self._start(self._listener.run(transport))
         for work in self.also:
             self._start(work())
+        if self._inbound.subscriptions and not self._inbound.always_remember and not isinstance(transport, OwnInbox):
+            logger.warning(
+                "%s keeps no notes of what has begun: an event that kills the process of %r is redelivered for ever,"
+                " and what was done is forgotten with the process; give the relay an inbox=SQLAlchemyInbox(…)",
+                type(transport).__name__,
+                self._inbound.service,
+            )
         for signal, topic in unheard(self._inbound.subscriptions):
             logger.warning("signal %r has no receiver yet: events of %r wait until one is connected", signal, topic)
 

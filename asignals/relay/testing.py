@@ -74,6 +74,10 @@ class ManualEngine:
         self._failures: list[Exception] = []
         self._positions = count()
 
+    def inbox(self) -> MemoryInbox:
+        """Give one that forgets with the process, as this engine does."""
+        return MemoryInbox()
+
     # -- what a test asks for ---------------------------------------------------------------------------------------
 
     def fail(self, times: int = 1, error: Exception | None = None) -> None:
@@ -371,7 +375,7 @@ def _on_engine(relay: Relay, engine: ManualEngine) -> Iterator[None]:
     parts = relay._parts
     before = parts.transport, parts.inbox, relay._letters, inbound._inbox
     parts.transport = engine
-    if not inbound._always_remember:  # one that was given stays
+    if not inbound.always_remember:  # one that was given stays
         parts.inbox = inbound._inbox = MemoryInbox()
     relay._letters = Letters(engine, relay.outbox, relay._publisher.publish)
     try:

@@ -10,6 +10,7 @@ from itertools import count
 from typing import TYPE_CHECKING
 
 from asignals.relay._envelope import Envelope, EnvelopeError, check_name
+from asignals.relay._inbox import MemoryInbox
 from asignals.relay._monitoring.figures import TopicFigures, backlog_of
 from asignals.relay._places import Address, Server
 from asignals.relay._pool import Pool
@@ -129,6 +130,10 @@ class Memory:
         self._ids: dict[str, None] = {}
         self._services: dict[str, _Service] = {}
         self._dead: dict[str, list[DeadLetter]] = {}
+
+    def inbox(self) -> MemoryInbox:
+        """Give one that forgets with the process, as this engine does."""
+        return MemoryInbox()
 
     # -- publishing ------------------------------------------------------------------------------------------------
 
