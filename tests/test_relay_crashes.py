@@ -8,14 +8,15 @@ import os
 import subprocess
 import sys
 import time
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from relay_residue import removed
-from relay_support import URLS, require, unique
+from relay_support import URLS, mariadb_database, require, unique
 
-from asignals.relay import Envelope, engine_from_url
+from asignals.relay import Envelope, SQLAlchemyInbox, engine_from_url
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -23,11 +24,12 @@ if TYPE_CHECKING:
 APPLICATION = """
 import asyncio, os, signal
 from asignals import Signal
-from asignals.relay import Relay, engine_from_url
+from asignals.relay import Relay, SQLAlchemyInbox, engine_from_url
 
 paid = Signal(["n"])
 engine = engine_from_url(os.environ["ENGINE"], **eval(os.environ["OPTIONS"]))
-relay = Relay(engine, "billing", limit=30, grace=1)
+inbox = SQLAlchemyInbox(os.environ["INBOX"]) if os.environ["INBOX"] else None
+relay = Relay(engine, "billing", limit=30, grace=1, inbox=inbox)
 relay.receive(paid, "order.paid", retries=2, backoff=(0.2, 0.5))
 
 @paid.connect
@@ -48,9 +50,9 @@ def anyio_backend() -> tuple[str, dict[str, Any]]:
     return "asyncio", {}
 
 
-@pytest.fixture(params=["sqlite", "postgres", "redis", "jetstream"])
-async def engine(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[tuple[str, dict[str, Any]]]:
-    """A URL and options of each engine whose inbox outlasts the process; in CI the one without a server."""
+@pytest.fixture(params=["sqlite", "postgres", "redis", "jetstream", "rabbitmq"])
+async def engine(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[tuple[str, dict[str, Any], str]]:
+    """A URL and options of each engine, in CI the one without a server; RabbitMQ has an inbox in MariaDB."""
     if request.param != "sqlite" and not request.config.getoption("--long"):
         pytest.skip("every engine by --long")
     name = unique()
@@ -59,23 +61,30 @@ async def engine(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterato
         "postgres": (URLS["postgres"], {"lease": 1.0, "schema": name}),
         "redis": (URLS["redis"], {"lease": 1.0, "prefix": name}),
         "jetstream": (URLS["nats"], {"ack_wait": 1.0, "stream": name}),
+        "rabbitmq": (URLS["rabbitmq"], {"name": name}),
     }[request.param]
     if request.param == "sqlite":
-        yield url, options
+        yield url, options, ""
         return
     service = {"jetstream": "nats"}.get(request.param, request.param)
     require(service)
-    async with removed(service, name):
-        yield url, options
+    async with AsyncExitStack() as stack:
+        await stack.enter_async_context(removed(service, name))
+        inbox = ""
+        if service == "rabbitmq":
+            database = await stack.enter_async_context(mariadb_database())
+            await SQLAlchemyInbox(database).init()
+            inbox = database.url.render_as_string(hide_password=False)
+        yield url, options, inbox
 
 
 @pytest.mark.anyio
 async def test_a_killer_is_the_only_dead_letter_and_its_neighbours_are_handled(
-    engine: tuple[str, dict[str, Any]], tmp_path: Path, caplog: pytest.LogCaptureFixture
+    engine: tuple[str, dict[str, Any], str], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A worker is started again each time it dies, as a supervisor does, until all is done."""
     caplog.set_level(logging.CRITICAL, "asignals")
-    url, options = engine
+    url, options, inbox = engine
     (tmp_path / "application.py").write_text(APPLICATION)
     book = tmp_path / "book"
     transport: Any = engine_from_url(url, **options)
@@ -90,6 +99,7 @@ async def test_a_killer_is_the_only_dead_letter_and_its_neighbours_are_handled(
         **os.environ,
         "PYTHONPATH": os.pathsep.join([str(tmp_path), str(Path.cwd()), *sys.path]),
         "ENGINE": url,
+        "INBOX": inbox,
         "OPTIONS": repr(options),
         "BOOK": str(book),
     }
