@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import threading
+from concurrent.futures import Future
 
 import anyio
 import anyio.lowlevel
@@ -11,7 +12,7 @@ import pytest
 from stepping import HOWS, cancel_everywhere, on_trio
 
 from asignals import Background, Signal, monitor, stream
-from asignals._core.loops import _own_limiter, _ThreadCall, in_thread
+from asignals._core.loops import _call, _own_limiter, in_thread
 
 pytestmark = pytest.mark.anyio
 
@@ -232,8 +233,8 @@ async def test_a_sender_that_waits_for_room_in_a_stream(mode, how):
                 await signal.send(None, x=2)
 
         async def check():
-            assert not events._senders
-            while events._events:
+            assert not events._queue.waiting
+            while events._queue.items:
                 assert (await anext(events)).x in {1, 2}
             await signal.send(None, x=3)
             assert (await anext(events)).x == 3
@@ -409,11 +410,10 @@ async def test_a_thread_s_call_that_was_cancelled_before_a_thread_was_free():
 
 async def test_a_thread_that_comes_too_late_makes_no_call():
     """Once a call has been withdrawn, it is not made."""
-    called = []
-    work = _ThreadCall(lambda: called.append(1), ())
+    called, outcome = [], Future()
+    outcome.cancel()
     with anyio.fail_after(5):
-        await work.end()
-        await anyio.to_thread.run_sync(work.run)
+        await anyio.to_thread.run_sync(_call, outcome, called.append)
     assert called == []
 
 

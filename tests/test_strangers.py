@@ -22,7 +22,7 @@ import wrapt
 
 from asignals import Background, Event, InvalidReceiverError, Signal, asgi, monitor, signal
 from asignals import _core as core
-from asignals._core.loops import _close_in_child
+from asignals._core.loops import _start_child
 
 pytestmark = pytest.mark.anyio
 
@@ -501,7 +501,7 @@ async def test_what_a_forked_child_closes():
     """Streams and backgrounds of the parent are closed there: sends neither wait nor are accepted."""
     made = Signal(["a"])
     async with made.stream(buffer=1) as events, Background() as background:
-        _close_in_child()
+        _start_child()
         for _ in range(3):
             await made.send(None, a=1)
         with pytest.raises(anyio.ClosedResourceError):

@@ -25,6 +25,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from asignals import BufferFull, Event, Signal, stream
+from asignals._core import queue
 from asignals._core.loops import Waker
 
 _stream = sys.modules["asignals._core.stream"]  # the name of the module is also that of a function
@@ -78,7 +79,7 @@ async def test_a_stream_has_its_turn_among_the_receivers(signal):
     seen = []
 
     def looks(**named):
-        seen.append(len(events._events))
+        seen.append(len(events._queue.items))
 
     def looks_first(**named):
         looks()
@@ -287,7 +288,7 @@ async def test_a_signal_given_twice_is_listened_to_once(signal):
             await signal.send(None, x=2)
             assert [(await anext(events)).x for _ in range(2)] == [1, 2]
             assert [(await anext(others)).x for _ in range(2)] == [1, 2]
-            assert not events._events
+            assert not events._queue.items
 
 
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])
@@ -409,7 +410,7 @@ async def test_a_stream_that_is_left_during_a_send_gets_nothing_of_it(signal, ta
     with anyio.fail_after(5):
         async with events:
             await signal.using(task_group=task_group, limit=1).send(None, x=1)
-            assert not events._events
+            assert not events._queue.items
 
 
 async def test_a_sender_that_is_cancelled_as_its_stream_is_abandoned(signal, anyio_backend):
@@ -451,7 +452,7 @@ async def test_an_event_given_to_a_reader_that_is_cancelled(signal, anyio_backen
                 assert read == [1, 2]
         await asyncio.wait([reader])
     assert reader.cancelled()
-    assert not events._events
+    assert not events._queue.items
 
 
 async def test_a_stream_that_is_left_while_its_where_is_asked(signal):
@@ -466,7 +467,7 @@ async def test_a_stream_that_is_left_while_its_where_is_asked(signal):
     with anyio.fail_after(5):
         await events.__aenter__()
         await signal.send(None, x=1)
-    assert not events._events
+    assert not events._queue.items
 
 
 async def test_a_finalizer_that_sends_as_a_reader_begins_to_wait(signal, monkeypatch):
@@ -480,7 +481,7 @@ async def test_a_finalizer_that_sends_as_a_reader_begins_to_wait(signal, monkeyp
 
     with anyio.fail_after(5):
         async with signal.stream() as events:
-            monkeypatch.setattr(_stream, "Waker", Finalizing)
+            monkeypatch.setattr(queue, "Waker", Finalizing)
             assert (await anext(events)).x == 1
 
 
@@ -514,9 +515,9 @@ async def read_with_limits(signal, actions):  # noqa: C901  one branch for each 
         for scope in scopes:
             scope.cancel()
         await anyio.wait_all_tasks_blocked()
-        while events._events:
+        while events._queue.items:
             read.append((await anext(events)).x)
-        assert not events._readers
+        assert not events._queue.takers
     return sent, read
 
 
@@ -560,7 +561,7 @@ def stalls_soon(monkeypatch, caplog):
     """A stalled stream is reported at once."""
     caplog.set_level(logging.WARNING, "asignals")
     monkeypatch.setattr(_stream, "STALLED_AFTER", 0.02)
-    monkeypatch.setattr(_stream.Stream, "_collected_at", 0.0)
+    monkeypatch.setattr(_stream, "_collected_at", 0.0)
 
 
 @pytest.mark.usefixtures("stalls_soon")
@@ -822,7 +823,7 @@ async def test_a_forked_child_has_no_lock_and_no_waiting_sender_of_the_parent(si
             held, release = threading.Event(), threading.Event()
 
             def hold():
-                with events._lock:
+                with events._queue.lock:
                     held.set()
                     release.wait(5)
 

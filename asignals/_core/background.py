@@ -1,46 +1,38 @@
 """Background: sends that run later, in workers of one task group, with a bounded number of them waiting.
 
-Accepted sends stand in one queue. A worker is a task that takes the first of the queue until there is none; it is
-started when a send is accepted and fewer than `limit` are running. A sender without capacity waits in a second queue,
-and a worker that has finished a send accepts the first of these. So a sender that is cancelled has nothing to give
-back, and sends begin in order even on trio, which starts tasks in random order. A lock guards both queues, because
-senders may be in other threads.
+Accepted sends stand in one queue (`queue`), and count until they are done. A worker is a task that takes them one after
+the other; another one is started when all are busy, up to the limit. So sends begin in order even on trio, which starts
+tasks in random order.
 """
 
 from __future__ import annotations
 
 import contextvars
-import logging
 import sys
-from collections import Counter, deque
+from collections import Counter
+from collections.abc import Callable, Coroutine
 from contextlib import suppress
-from contextvars import ContextVar
+from contextvars import Context
 from dataclasses import dataclass
-from inspect import isawaitable
+from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, ParamSpec, Self
 
 import anyio
 import anyio.lowlevel
 
-from asignals._core.loops import Loop, Waker, cancellation, in_context, is_cancelled, new_lock, open_in_process
+from asignals._core.connection import is_awaitable
+from asignals._core.errors import logger
+from asignals._core.loops import Call, Loop, Waker, cancellation, in_context, is_cancelled, is_inside, open_in_process
+from asignals._core.queue import Queue
 from asignals._core.references import describe
 from asignals._core.signal import Signal
 from asignals._core.signatures import FORWARDS
 from asignals._core.stream import Event, check_count
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-    from contextvars import Context
-    from types import TracebackType
-
     from anyio.abc import TaskGroup
 
 P = ParamSpec("P")
-
-_logger = logging.getLogger("asignals")
-
-# The sends of backgrounds whose receivers the current context was made in; some may have ended.
-_inside: ContextVar[tuple[_Job, ...]] = ContextVar("asignals_background", default=())
 
 
 class BackgroundStatistics(NamedTuple):
@@ -58,61 +50,19 @@ class BackgroundStatistics(NamedTuple):
     buffer: int
 
 
-class _Job:
-    """One send to be done, in a copy of the current context."""
-
-    __slots__ = (
-        "_unmute",
-        "arguments",
-        "background",
-        "context",
-        "is_running",
-        "number",
-        "sender",
-        "signal",
-    )
-
-    def __init__(self, background: Background, signal: Signal[..., Any], args: Any, kwargs: Any) -> None:
-        if not issubclass(type(signal), Signal):
-            msg = f"a Background sends signals, not {describe(signal)}"
-            raise TypeError(msg)
-        self.sender: Any
-        self.arguments: Any
-        self.sender, self.arguments = signal._bind(*args, **kwargs)
-        self.background = background
-        self.signal = signal
-        self.number = -1  # until it is accepted
-        self.is_running = True
-        callers = _inside.get()
-        if callers:
-            callers = tuple(job for job in callers if job.is_running)
-        self.context: Any = contextvars.copy_context()
-        self.context.run(_inside.set, (*callers, self))
-        self._unmute = signal._registry.keep_muted(self.context) if signal._registry.mutes else None
-
-    def end(self) -> None:
-        """Release what the job refers to, done or not; tasks that outlive it may keep the job itself."""
-        self.is_running = False
-        self.context = self.sender = self.arguments = None
-        unmute, self._unmute = self._unmute, None
-        if unmute is not None:
-            unmute()
-
-
 @dataclass(eq=False, slots=True)
-class _Drain:
-    """A task that waits until the first `end` jobs are done, of which `left` are not."""
+class _Job:
+    """One send to be done, in a copy of the context of the call that made it."""
 
-    end: int
-    left: int
-    waker: Waker
+    signal: Signal[..., Any]
+    args: Any
+    kwargs: Any
+    context: Context
+    work: Coroutine[Any, Any, list[tuple[Any, Any]]]
 
-    def count(self, done: _Job) -> None:
-        """Take notice of a job that is done."""
-        if done.number < self.end:
-            self.left -= 1
-            if not self.left:
-                self.waker.wake()
+    def event(self) -> Event:
+        """What is sent."""
+        return Event(self.signal, *self.signal._bind(*self.args, **self.kwargs))
 
 
 class Background:
@@ -157,18 +107,13 @@ class Background:
             raise TypeError(msg)
         self._limit = limit
         self._buffer = buffer
-        self._capacity = limit + buffer
         self._on_error = on_error
-        self._lock = new_lock()
-        self._queue: deque[_Job] = deque()  # accepted and not begun
-        self._senders: deque[tuple[Waker, _Job]] = deque()  # that wait for capacity
-        self._drains: list[_Drain] = []
-        self._interrupted: list[_Job] = []  # begun and not finished
-        self._workers = self._accepted = self._done = self._errors = 0
+        self._queue: Queue[_Job] = Queue(limit + buffer)
+        self._drains: dict[Waker, set[_Job]] = {}  # what each waits for
+        self._workers = self._done = self._errors = 0
         self._state: Literal["new", "open", "draining", "closed"] = "new"
         self._group: TaskGroup
         self._loop: Loop
-        self._context: Context
         self.undelivered: tuple[Event, ...] = ()
         """The sends that were accepted and not finished when the block ended; empty if it drained."""
 
@@ -176,9 +121,9 @@ class Background:
         if self._state != "new":
             msg = "a background can be entered once; make another one"
             raise RuntimeError(msg)
-        self._loop = Loop()
-        self._context = contextvars.copy_context()
+        self._loop = self._queue.loop = Loop()
         self._group = await anyio.create_task_group().__aenter__()
+        self._start_worker()
         self._state = "open"
         open_in_process.add(self)
         return self
@@ -186,8 +131,9 @@ class Background:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        with self._lock:
+        with self._queue.lock:
             self._state = "draining"
+            self._end_if_drained()
         try:
             if isinstance(error, cancellation()):
                 was_cancelled = await self._group.__aexit__(kind, error, traceback)
@@ -201,33 +147,31 @@ class Background:
             msg = "a worker of a Background was cancelled by other code"
             raise RuntimeError(msg)
 
+    def _end_if_drained(self) -> None:
+        if self._state == "draining" and not self._queue.used:
+            self._queue.close()
+
     def _close(self) -> None:
-        with self._lock:
-            self._state = "closed"
-            left = sorted([*self._interrupted, *self._queue], key=lambda job: job.number)
-            self.undelivered = tuple(Event(job.signal, job.sender, job.arguments) for job in left)
-            wakers = [*(waker for waker, _ in self._senders), *(drain.waker for drain in self._drains)]
-            self._clear()
+        self._state = "closed"
+        left = [*self._queue.taken.values(), *self._queue.close()]
+        self.undelivered = tuple(job.event() for job in left)
+        self._queue.taken.clear()
         open_in_process.discard(self)
         for job in left:
-            job.end()
-        for waker in wakers:
+            job.work.close()
+        for waker in tuple(self._drains):
             waker.wake()
         if left:
             counts = Counter(job.signal.name for job in left)
             listing = ", ".join(f"{count} of {name!r}" for name, count in counts.items())
-            _logger.warning("a Background was cancelled; not delivered: %s", listing)
+            logger.warning("a Background was cancelled; not delivered: %s", listing)
 
     def close_in_child(self) -> None:
         """Close in a forked child: the sends, and the tasks that wait, are the parent's."""
-        self._lock = new_lock()
         self._state = "closed"
-        self._accepted = self._done
-        self._clear()
-
-    def _clear(self) -> None:
-        for waiting in (self._interrupted, self._queue, self._senders, self._drains):
-            waiting.clear()
+        for job in self._queue.close():
+            job.work.close()
+        self._queue.taken.clear()
 
     # -- sending ---------------------------------------------------------------------------------------------------
 
@@ -240,21 +184,18 @@ class Background:
             TypeError: it is no signal, or the arguments are not those that it declares.
             anyio.ClosedResourceError: the block has been left, or not been entered.
         """
-        with self._lock:
-            job, has_capacity = self._make_job(signal, args, kwargs)
-            if has_capacity:
-                self._accept(job)
-                return
-            waiting = waker, _ = Waker(self._loop), job
-            self._senders.append(waiting)
+        with self._queue.lock:
+            is_inside = self._check_open()
+            job = self._make_job(signal, args, kwargs)
+            waiting = self._queue.put(job, may_exceed=is_inside)
+        if waiting is None:
+            return
         try:
-            await waker.wait()
+            await self._queue.wait(waiting)
         finally:
-            with self._lock, suppress(ValueError):
-                self._senders.remove(waiting)
-            if job.number < 0:
-                job.end()
-        if job.number < 0:
+            if not waiting.is_added:
+                job.work.close()
+        if not waiting.is_added:
             raise _closed()
 
     def send_nowait(self, signal: Signal[P, Any], /, *args: P.args, **kwargs: P.kwargs) -> None:
@@ -265,101 +206,88 @@ class Background:
             anyio.WouldBlock: there is no capacity.
             anyio.ClosedResourceError: the block has been left, or not been entered.
         """
-        with self._lock:
-            job, has_capacity = self._make_job(signal, args, kwargs)
-            if has_capacity:
-                self._accept(job)
+        with self._queue.lock:
+            is_inside = self._check_open()
+            job = self._make_job(signal, args, kwargs)
+            if is_inside or self._queue.used < self._queue.size:
+                self._queue.put(job, may_exceed=is_inside)
                 return
-        job.end()
+        job.work.close()
         msg = f"a Background runs {self._limit} sends and keeps {self._buffer} more, and has no room"
         raise anyio.WouldBlock(msg)
 
-    def _is_inside(self) -> bool:
-        """Whether a receiver that runs here makes this call."""
-        return any(job.background is self and job.is_running for job in _inside.get())
-
-    # -- with the lock held ----------------------------------------------------------------------------------------
-
-    def _make_job(self, signal: Signal[..., Any], args: Any, kwargs: Any) -> tuple[_Job, bool]:
-        """A send that may be accepted, and whether it may be now. Raises `ClosedResourceError` and `TypeError`."""
-        is_inside = bool(_inside.get()) and self._is_inside()
-        if self._state != "open" and not (self._state == "draining" and is_inside):
+    def _check_open(self) -> bool:
+        """Whether a receiver that runs here makes this call, and so needs no capacity; raises if it is too late."""
+        inside = is_inside(self)
+        if self._state != "open" and not (self._state == "draining" and inside):
             raise _closed()
-        is_foreign = not self._loop.is_current()
-        if is_foreign and self._loop.has_ended():
+        if not self._loop.is_current() and self._loop.has_ended():
             raise _closed()
-        job = _Job(self, signal, args, kwargs)
-        sniffio = sys.modules.get("sniffio")
-        if is_foreign and sniffio is not None:  # the contexts may name another kind of loop
-            for context in (job.context, self._context):
-                context.run(sniffio.current_async_library_cvar.set, "asyncio" if self._loop.is_asyncio else "trio")
-        return job, is_inside or self._accepted - self._done < self._capacity
+        return inside
 
-    def _accept(self, job: _Job) -> None:
-        if self._workers < self._limit:
-            # A worker outlives the send that it is started for, so it does not run in the context of that.
-            self._loop.call(self._context.copy().run, self._start_worker)
-            self._workers += 1
-        job.number = self._accepted
-        self._accepted += 1
-        self._queue.append(job)
-
-    def _start_worker(self) -> None:
-        with suppress(RuntimeError):  # the group has ended meanwhile, and its other workers took the job
-            self._group.start_soon(self._work, name="asignals.Background worker")
+    def _make_job(self, signal: Signal[..., Any], args: Any, kwargs: Any) -> _Job:
+        if not issubclass(type(signal), Signal):
+            msg = f"a Background sends signals, not {describe(signal)}"
+            raise TypeError(msg)
+        work: Any = signal.send_robust(*args, **kwargs)  # who hears it, and what is muted, is settled now
+        context = contextvars.copy_context()
+        if not self._loop.is_current():
+            self._loop.claim(context)
+        return _Job(signal, args, kwargs, context, work)
 
     # -- working ---------------------------------------------------------------------------------------------------
 
-    async def _work(self) -> None:
-        await anyio.lowlevel.checkpoint()  # for eager tasks: no receiver runs inside of the send that starts a worker
-        task = sys.modules["asyncio"].current_task() if self._loop.is_asyncio else None
-        job = self._next_job(None)
-        while job is not None:
-            try:
-                await self._run(job, task)
-            except BaseException:
-                self._interrupted.append(job)
-                raise
-            job = self._next_job(job)
+    def _start_worker(self) -> None:
+        self._workers += 1
+        self._group.start_soon(self._work, name="asignals.Background worker")
 
-    def _next_job(self, done: _Job | None) -> _Job | None:
-        """Count a job as done, and take the next."""
-        if done is not None:
-            done.end()
-        with self._lock:
-            if done is not None:
-                self._done += 1
-                for drain in self._drains:
-                    drain.count(done)
-                while self._senders and self._accepted - self._done < self._capacity:
-                    waker, job = self._senders.popleft()
-                    self._accept(job)
+    async def _work(self) -> None:
+        """A worker: does one send after the other, until the queue is closed."""
+        task = sys.modules["asyncio"].current_task() if self._loop.name == "asyncio" else None
+        try:
+            with suppress(anyio.EndOfStream):
+                while True:
+                    job = await self._queue.take(keep=True)
+                    if self._workers < self._limit and not self._queue.takers:
+                        self._start_worker()
+                    await in_context(job.context, self._run(job, task))
+                    self._finish(job)
+                    del job  # a worker that waits keeps nothing
+        except BaseException:
+            if not is_cancelled():  # by other code
+                self._group.cancel_scope.cancel()
+            raise
+
+    def _finish(self, job: _Job) -> None:
+        with self._queue.lock:
+            self._done += 1
+            self._queue.release(job)
+            self._end_if_drained()
+            for waker, pending in self._drains.items():
+                pending.discard(job)
+                if not pending:
                     waker.wake()
-            if self._queue:
-                return self._queue.popleft()
-            self._workers -= 1
-            return None
 
     async def _run(self, job: _Job, task: Any) -> None:
-        """Send, and report each error."""
+        """Send, in the context of the job, and report each error."""
+        call = Call(self)
         try:
             # No variable holds the results: the errors in them refer to this frame.
-            send = job.context.run(job.signal.send_robust, job.sender, **job.arguments)
-            errors = [error for _, error in await in_context(job.context, send) if isinstance(error, BaseException)]
+            errors = [error for _, error in await job.work if isinstance(error, BaseException)]
             if task is not None and task.cancelling():
                 await anyio.lowlevel.checkpoint()  # where the cancellation arrives, if it has not yet
         except (Exception, *cancellation()) as error:  # type: ignore[misc]  # noqa: BLE001  logged
             errors = [self._explain(error, job, task)]
+        finally:
+            call.is_running = False
         if errors:
-            self._errors += len(errors)
-            if self._on_error is not None:
-                await in_context(job.context, self._report(errors, self._on_error))
+            await self._report(errors)
             errors.clear()
 
     def _explain(self, error: BaseException, job: _Job, task: Any) -> BaseException:
         """Log an error of the send itself; raises the cancellation of the background."""
         if isinstance(error, Exception):
-            _logger.error("a background send of signal %r failed", job.signal.name, exc_info=error)
+            logger.error("a background send of signal %r failed", job.signal.name, exc_info=error)
             return error
         if is_cancelled():
             raise error
@@ -367,19 +295,21 @@ class Background:
         while task.cancelling():
             task.uncancel()
         msg = f"a receiver of signal {job.signal.name!r} raised {type(error).__name__} though nothing cancelled it"
-        _logger.error(msg, exc_info=error)
+        logger.error(msg, exc_info=error)
         return RuntimeError(msg)
 
-    async def _report(self, errors: list[BaseException], on_error: Callable[[Any], object]) -> None:
-        for error in errors:
+    async def _report(self, errors: list[BaseException]) -> None:
+        self._errors += len(errors)
+        on_error: Any = self._on_error
+        for error in errors if on_error else ():
             try:
                 outcome = on_error(error)
-                if isawaitable(outcome):
+                if is_awaitable(outcome):
                     await outcome
             except (Exception, *cancellation()):  # type: ignore[misc]
                 if is_cancelled():
                     raise
-                _logger.exception("on_error of a Background failed")
+                logger.exception("on_error of a Background failed")
 
     # -- looking ---------------------------------------------------------------------------------------------------
 
@@ -395,34 +325,34 @@ class Background:
         Raises:
             RuntimeError: called by a receiver that runs in this background.
         """
-        if self._is_inside():
+        if is_inside(self):
             msg = "a receiver cannot drain the background that it runs in: it would wait for itself"
             raise RuntimeError(msg)
-        with self._lock:
-            left = self._accepted - self._done
-            if not left or self._state == "closed":
-                return left
-            drain = _Drain(self._accepted, left, Waker(self._loop))
-            self._drains.append(drain)
+        with self._queue.lock:
+            pending = {*self._queue.taken.values(), *self._queue.items}
+            if not pending:
+                return len(self.undelivered)
+            waker = Waker(self._queue.loop)
+            self._drains[waker] = pending
         try:
             with anyio.move_on_after(timeout):
-                await drain.waker.wait()
+                await waker.wait()
         finally:
-            with self._lock, suppress(ValueError):
-                self._drains.remove(drain)
-        return self._accepted - self._done
+            with self._queue.lock:
+                del self._drains[waker]
+        return self._queue.used + len(self.undelivered)
 
     def statistics(self) -> BackgroundStatistics:
         """The counts of this moment. May be called in any thread."""
-        with self._lock:
-            left = self._accepted - self._done - len(self.undelivered)
+        with self._queue.lock:
+            left = self._queue.used
             running = min(left, self._limit)
-            counts = running, left - running, len(self._senders), self._accepted, self._done, self._errors
+            accepted = self._done + left + len(self.undelivered)
+            counts = running, left - running, len(self._queue.waiting), accepted, self._done, self._errors
             return BackgroundStatistics(*counts, self._limit, self._buffer)
 
     def __repr__(self) -> str:
-        left = self._accepted - self._done - len(self.undelivered)
-        return f"<asignals.Background, {self._state}, {left} sends to do>"
+        return f"<asignals.Background, {self._state}, {self._queue.used} sends to do>"
 
 
 # As receivers, they pass an event on to the signal that a partial gives them.

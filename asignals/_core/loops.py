@@ -7,6 +7,7 @@ import math
 import os
 import sys
 import threading
+from concurrent.futures import Future
 from contextlib import suppress
 from contextvars import ContextVar
 from inspect import isawaitable, iscoroutine
@@ -28,16 +29,22 @@ if TYPE_CHECKING:
 class Loop:
     """The event loop of the task that makes this object. All threads may use it."""
 
-    __slots__ = ("_call_soon", "_get_current", "_native", "is_asyncio", "make_future")
+    __slots__ = ("_call_soon", "_get_current", "_library", "_native")
 
     def __init__(self) -> None:
         native: Any = anyio.lowlevel.current_token().native_token
-        self.is_asyncio: bool = hasattr(native, "call_soon_threadsafe")
-        library: Any = sys.modules["asyncio" if self.is_asyncio else "trio"]
         self._native = native
-        self._call_soon = native.call_soon_threadsafe if self.is_asyncio else native.run_sync_soon
-        self._get_current = library.get_running_loop if self.is_asyncio else _get_trio_token
-        self.make_future: Callable[[], Any] = native.create_future if self.is_asyncio else library.Event
+        if hasattr(native, "call_soon_threadsafe"):
+            self._library: Any = sys.modules["asyncio"]
+            self._call_soon, self._get_current = native.call_soon_threadsafe, self._library.get_running_loop
+        else:
+            self._library = sys.modules["trio"]
+            self._call_soon, self._get_current = native.run_sync_soon, self._library.lowlevel.current_trio_token
+
+    @property
+    def name(self) -> str:
+        """What anyio calls this kind of loop."""
+        return str(self._library.__name__)
 
     def is_current(self) -> bool:
         """Whether the caller runs in this loop."""
@@ -54,63 +61,51 @@ class Loop:
             return True
         return False
 
-    def call(self, function: Callable[..., object], *arguments: object) -> None:
-        """Call a function in the loop: at once if the caller runs in it, else soon.
-
-        Raises `RuntimeError` if the loop has ended.
-        """
-        if self.is_current():
-            function(*arguments)
-        else:
-            self._call_soon(function, *arguments)
+    def call_soon(self, function: Callable[[], object]) -> None:
+        """Call a function in this loop; does nothing if the loop has ended."""
+        with suppress(RuntimeError):
+            self._call_soon(function)
 
     def call_later(self, seconds: float, function: Callable[[], object]) -> None:
         """Call a function after some seconds: in the loop, or for trio in a thread, because it has only tasks for this.
 
         To be used inside the loop. The function must not raise.
         """
-        if self.is_asyncio:
+        if self.name == "asyncio":
             self._native.call_later(seconds, function)
         else:
             timer = threading.Timer(seconds, function)
             timer.daemon = True
             timer.start()
 
+    def claim(self, context: Context) -> None:
+        """Have anyio find this kind of loop in a context that was made in another loop."""
+        sniffio = sys.modules.get("sniffio")
+        if sniffio is not None:
+            context.run(sniffio.current_async_library_cvar.set, self.name)
 
-def _get_trio_token() -> object:
-    lowlevel = sys.modules["trio"].lowlevel
-    lowlevel.current_task()  # if trio is the guest of another loop, this raises while that loop runs
-    return lowlevel.current_trio_token()
+    def new_event(self) -> Any:
+        """An event of this loop's library, for its tasks only."""
+        return self._library.Event()
 
 
 class Waker:
-    """Lets one task wait, once, until any thread wakes it."""
+    """Lets one task wait until any thread wakes it."""
 
-    __slots__ = ("_future", "loop")
+    __slots__ = ("_event", "loop", "wait")
 
     def __init__(self, loop: Loop | None = None) -> None:
         """`loop` may be the current one or not: if it is, there is no need to look it up, which is slow."""
         self.loop: Loop = loop if loop is not None and loop.is_current() else Loop()
-        self._future = self.loop.make_future()
-
-    def wait(self) -> Awaitable[object]:
-        """Wait until `wake` is called; to be awaited once."""
-        waiting: Awaitable[object] = self._future if self.loop.is_asyncio else self._future.wait()
-        return waiting
+        self._event = self.loop.new_event()
+        self.wait: Callable[[], Awaitable[object]] = self._event.wait
 
     def wake(self) -> None:
-        """Wake the task. Does nothing if it is awake or was cancelled, or if its loop has ended."""
+        """Wake the task, once and for all. Does nothing if its loop has ended."""
         if self.loop.is_current():
-            self._wake()
+            self._event.set()
         else:
-            with suppress(RuntimeError):
-                self.loop.call(self._wake)
-
-    def _wake(self) -> None:
-        if not self.loop.is_asyncio:
-            self._future.set()
-        elif not self._future.done():
-            self._future.set_result(None)
+            self.loop.call_soon(self._event.set)
 
 
 # -- cancellation and contexts -----------------------------------------------------------------------------------------
@@ -152,12 +147,32 @@ def in_context(context: Context, work: Coroutine[Any, Any, Any]) -> Generator[An
         del value  # an error refers to this frame through its traceback
 
 
+class Call:
+    """A call that the tasks and threads started by it are inside of, for as long as it runs."""
+
+    __slots__ = ("is_running", "of")
+
+    def __init__(self, of: object) -> None:
+        """A call that is made for something, in the current context from now on."""
+        self.of = of
+        self.is_running = True
+        around = _calls.get()
+        _calls.set((*(call for call in around if call.is_running), self) if around else (self,))
+
+
+_calls: ContextVar[tuple[Call, ...]] = ContextVar("asignals_calls", default=())
+
+
+def is_inside(of: object) -> bool:
+    """Whether a call that is made for something runs around this one."""
+    return any(call.of is of and call.is_running for call in _calls.get())
+
+
 # -- worker threads ----------------------------------------------------------------------------------------------------
 
 THREADS = 40  # worker threads per loop, not counting those for calls made inside others
 
 _limiter: anyio.lowlevel.RunVar[anyio.CapacityLimiter] = anyio.lowlevel.RunVar("asignals_thread_limiter")
-_thread_calls: ContextVar[tuple[_ThreadCall, ...]] = ContextVar("asignals_thread_calls", default=())
 
 
 async def in_thread(call: Callable[[], Any], limiter: anyio.CapacityLimiter | None = None) -> Any:
@@ -168,15 +183,45 @@ async def in_thread(call: Callable[[], Any], limiter: anyio.CapacityLimiter | No
 
     A cancelled caller waits for the thread's end, because nothing can stop a thread.
     """
-    callers = tuple(each for each in _thread_calls.get() if each.is_running)
-    limiter = anyio.CapacityLimiter(1) if callers else limiter or _own_limiter()
-    work = _ThreadCall(call, callers)
+    outcome: Future[Any] = Future()  # not returned from the thread, because trio refuses coroutines
+    limiter = anyio.CapacityLimiter(1) if is_inside(in_thread) else limiter or _own_limiter()
     try:
-        await anyio.to_thread.run_sync(work.run, limiter=limiter)
+        await anyio.to_thread.run_sync(_call, outcome, call, limiter=limiter)
+        response = outcome.result()
     except cancellation():
-        await work.end()  # anyio waits if a scope is cancelled, but not after asyncio's `Task.cancel()`
+        if not outcome.cancel():  # anyio has not waited if it was asyncio's `Task.cancel()`
+            await _end_of(outcome)
         raise
-    return await work.response if isawaitable(work.response) else work.response
+    finally:
+        del outcome  # an error in it refers to this frame
+    return await response if isawaitable(response) else response
+
+
+def _call(outcome: Future[Any], call: Callable[[], Any]) -> None:
+    """In a thread: make a call, unless it was cancelled before."""
+    if not outcome.set_running_or_notify_cancel():
+        return
+    running = Call(in_thread)
+    try:
+        response = call()
+    except BaseException as error:  # noqa: BLE001  raised in the caller
+        running.is_running = False
+        outcome.set_exception(error)
+    else:
+        running.is_running = False
+        outcome.set_result(response)
+
+
+async def _end_of(outcome: Future[Any]) -> None:
+    """Wait for a thread's end, however often this is cancelled."""
+    waker = Waker()
+    outcome.add_done_callback(lambda _: waker.wake())
+    with anyio.CancelScope(shield=True):
+        while not outcome.done():
+            with suppress(*cancellation()):
+                await waker.wait()
+    if outcome.exception() is None and iscoroutine(outcome.result()):
+        outcome.result().close()
 
 
 def _own_limiter() -> anyio.CapacityLimiter:
@@ -185,44 +230,6 @@ def _own_limiter() -> anyio.CapacityLimiter:
         limiter = anyio.CapacityLimiter(THREADS)
         _limiter.set(limiter)
     return limiter
-
-
-class _ThreadCall:
-    """A call that a thread makes, unless it is withdrawn before."""
-
-    def __init__(self, call: Callable[[], Any], callers: tuple[_ThreadCall, ...]) -> None:
-        self._call = call
-        self._callers = callers
-        self._claim = threading.Lock()  # taken once, by who makes or withdraws the call
-        self._waker: Waker | None = None
-        self.is_running = True
-        self.response: Any = None  # not returned from the thread, because trio refuses coroutines
-
-    def run(self) -> None:
-        """Make the call, in the thread."""
-        if not self._claim.acquire(blocking=False):
-            return
-        _thread_calls.set((*self._callers, self))
-        try:
-            self.response = self._call()
-        finally:
-            self.is_running = False
-            if self._waker is not None:
-                self._waker.wake()
-
-    async def end(self) -> None:
-        """Withdraw the call, or wait for its end, however often this is cancelled."""
-        if self._claim.acquire(blocking=False):
-            return
-        with anyio.CancelScope(shield=True):
-            while True:
-                self._waker = Waker()
-                if not self.is_running:
-                    break
-                with suppress(*cancellation()):
-                    await self._waker.wait()
-        if iscoroutine(self.response):
-            self.response.close()
 
 
 # -- locks and forks ---------------------------------------------------------------------------------------------------
@@ -240,19 +247,28 @@ class InterruptSafeLock(_thread.RLock):  # type: ignore[misc]
         return is_locked
 
 
-new_lock: Callable[[], _thread.RLock] = InterruptSafeLock if sys.version_info[:2] == (3, 14) else threading.RLock
-"""Makes a re-entrant lock: the garbage collector may run a finalizer that needs the lock its thread holds."""
-
+_Lock: Callable[[], Any] = InterruptSafeLock if sys.version_info[:2] == (3, 14) else threading.RLock
+_locks: WeakSet[Any] = WeakSet()
 
 open_in_process: WeakSet[Any] = WeakSet()
 """The open streams and backgrounds; a forked child calls their `close_in_child()`, as their loops do not run there."""
 
 
-def _close_in_child() -> None:
+def new_lock() -> Any:
+    """A re-entrant lock: the collector may run a finalizer that needs the lock its thread holds. Free after a fork."""
+    lock = _Lock()
+    _locks.add(lock)
+    return lock
+
+
+def _start_child() -> None:
+    """In a forked child: the threads that may hold a lock do not exist there."""
+    for lock in list(_locks):
+        lock._at_fork_reinit()
     for each in list(open_in_process):
         each.close_in_child()
     open_in_process.clear()
 
 
 if hasattr(os, "register_at_fork"):  # not on Windows
-    os.register_at_fork(after_in_child=_close_in_child)
+    os.register_at_fork(after_in_child=_start_child)

@@ -18,11 +18,10 @@ Invariants:
 
 from __future__ import annotations
 
-import os
 from collections import Counter, deque
 from collections.abc import Callable, Generator, Hashable, Iterable
 from contextlib import AbstractContextManager, suppress
-from contextvars import Context, ContextVar
+from contextvars import ContextVar
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeVar
 from weakref import ref
@@ -354,22 +353,14 @@ class Registry:
             self.changes += 1
             self.plan = None
 
-    def unmute(self, *mutes: Mute) -> None:
-        """Apply these mutes no more, and let their receivers go: a copy of their context may last long."""
-        _entered.set(tuple(each for each in _entered.get() if each not in mutes))
+    def unmute(self, mute: Mute) -> None:
+        """Apply a mute no more, and let its receivers go: a copy of its context may last long."""
+        _entered.set(tuple(each for each in _entered.get() if each is not mute))
         with self.lock:
-            self.mutes = tuple(each for each in self.mutes if each not in mutes)
+            self.mutes = tuple(each for each in self.mutes if each is not mute)
             self.changes += 1
             self.plan = None
-        for mute in mutes:
-            mute.receivers = ()
-
-    def keep_muted(self, context: Context) -> Callable[[], None] | None:
-        """Keep what is muted now muted in another context, until the returned function is called."""
-        mutes = [Mute(each.receivers, everywhere=False) for each in self.mutes if each.is_in_force()]
-        for each in mutes:
-            context.run(self.mute, each)
-        return partial(self.unmute, *mutes) if mutes else None
+        mute.receivers = ()
 
 
 class Block(AbstractContextManager[T_co]):
@@ -437,12 +428,3 @@ def _on_death(registry: ref[Registry], thing: Connection | Source) -> None:
     home.plan = None
     if references.is_dying_at(thing.place) and home.is_unheard(thing):
         home.warn_lost(thing, "died in the statement that connects it")
-
-
-def _renew_lock() -> None:
-    """In a forked child: the thread that may have held the lock does not exist there."""
-    Registry.lock = new_lock()
-
-
-if hasattr(os, "register_at_fork"):  # not on Windows
-    os.register_at_fork(after_in_child=_renew_lock)

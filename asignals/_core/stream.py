@@ -1,30 +1,23 @@
-"""Streams: the events of signals as an async iterator, with a bounded buffer.
-
-Events are kept in one queue, in the order of the sends. A reader is only woken, and takes the first event itself; one
-that is cancelled after it was woken wakes the next. A sender that finds the buffer full waits with its event in a
-second queue, and whoever takes an event moves the first of these into the buffer. A lock guards both queues, because
-senders may be in other threads.
-"""
+"""Streams: the events of signals as an async iterator, with a bounded buffer (`queue`)."""
 
 from __future__ import annotations
 
 import gc
-import logging
 import time
-from collections import deque
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from inspect import iscoroutinefunction
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, Self, TypeAlias, TypeVar, cast, get_args
+from typing import TYPE_CHECKING, Any, Generic, Literal, Self, TypeAlias, TypeVar, cast, get_args
 from weakref import ref
 
+import anyio
 import anyio.lowlevel
 
 from asignals._core.connection import DEFAULTS, Connection
-from asignals._core.errors import BufferFull
-from asignals._core.loops import Loop, Waker, new_lock, open_in_process
+from asignals._core.errors import BufferFull, logger
+from asignals._core.loops import Loop, open_in_process
+from asignals._core.queue import Queue, Waiting
 from asignals._core.references import calling_frame, name_of
 from asignals._core.signatures import Shape
 
@@ -47,8 +40,6 @@ Where: TypeAlias = "Callable[[Event[P]], object]"
 
 STALLED_AFTER = 5.0
 """Seconds that a sender waits for capacity before the stream's reader is reported."""
-
-_logger = logging.getLogger("asignals")
 
 # -- events ------------------------------------------------------------------------------------------------------------
 
@@ -166,21 +157,10 @@ class StreamConnection(Connection):
         stream = self.target()
         if stream is None or not self.is_live:
             return
-        waiting = stream.put(Event(signal, sender, arguments))
+        queue, waiting = stream._queue, stream.put(Event(signal, sender, arguments))
         del stream  # a sender that waits does not keep the stream alive
-        if waiting is None:
-            return
-        try:
-            await waiting[0].wait()
-        except BaseException:
-            stream = self.target()
-            if stream is not None:
-                stream.withdraw(waiting)
-            raise
-
-
-_Waiting: TypeAlias = tuple[Waker, Event, float]
-"""A sender that waits, its event, and since when it waits."""
+        if waiting is not None:
+            await queue.wait(waiting)
 
 
 # -- the stream --------------------------------------------------------------------------------------------------------
@@ -203,8 +183,6 @@ class Stream(Generic[P]):
         RuntimeError: entered again, or read before it was entered.
     """
 
-    _collected_at: ClassVar[float] = 0.0  # when a stalled stream last ran the garbage collector
-
     def __init__(
         self,
         signals: tuple[Signal[..., Any], ...],
@@ -213,33 +191,30 @@ class Stream(Generic[P]):
         buffer: int,
         overflow: Overflow,
     ) -> None:
-        self._senders: deque[_Waiting] = deque()
+        self._queue: Queue[Event[Any]] = Queue(buffer)
         _check(where, buffer, overflow)
         self.dropped: int = 0
         origins = [signal if signal._origin is None else signal._origin for signal in signals]
         self._signals = tuple({id(signal): signal for signal in origins}.values())
         self._sender = sender
         self._where = where
-        self._size = buffer
         self._overflow = overflow
-        self._lock = new_lock()
-        self._events: deque[Event] = deque()
-        self._readers: deque[Waker] = deque()
         self._connections: list[tuple[Signal[..., Any], StreamConnection]] = []
-        self._loop: Loop | None = None
-        self._state: Literal["new", "open", "closed"] = "new"
         frame = calling_frame(type(self))
         self._place = frame.f_code, frame.f_lasti
         self._opened_at = f"{frame.f_code.co_filename}:{frame.f_lineno}"
         self._next_check = 0.0
         self._has_warned = False
 
+    @property
+    def _state(self) -> str:
+        return "closed" if self._queue.is_closed else "new" if self._queue.loop is None else "open"
+
     async def __aenter__(self) -> Self:
         if self._state != "new":
             msg = "a stream can be entered once; make another one"
             raise RuntimeError(msg)
-        self._state = "open"
-        self._loop = Loop()
+        self._queue.loop = Loop()
         open_in_process.add(self)
         for signal in self._signals:
             shape = Shape(is_async=True, wanted=None)
@@ -257,37 +232,20 @@ class Stream(Generic[P]):
         self._close()
 
     def _close(self) -> None:
-        with self._lock:
-            self._state = "closed"
-            self._events.clear()
-            wakers = [*(waker for waker, _, _ in self._senders), *self._readers]
-            self._senders.clear()
-            self._readers.clear()
-            connections, self._connections = self._connections, []
-        for signal, connection in connections:
+        for signal, connection in self._connections:
             signal._registry.remove(connection)
-        for waker in wakers:
-            waker.wake()
+        self._queue.close()
         open_in_process.discard(self)
 
-    def close_in_child(self) -> None:
-        """Close in a forked child: wake nobody, as the waiting tasks are the parent's."""
-        self._lock = new_lock()
-        self._state = "closed"
-        for waiting in (self._events, self._senders, self._readers):
-            waiting.clear()
-        for _, connection in self._connections:
-            connection.end()
+    close_in_child = _close
 
     def __del__(self) -> None:
-        for waker, _, _ in self._senders:
-            waker.wake()
+        self._queue.close()
 
     def __repr__(self) -> str:
         names = ", ".join(repr(signal.name) for signal in self._signals)
-        return f"<asignals.Stream of {names}, {self._state}, {len(self._events)} of {self._size} events kept>"
-
-    # -- reading ---------------------------------------------------------------------------------------------------
+        kept = f"{len(self._queue.items)} of {self._queue.size} events kept"
+        return f"<asignals.Stream of {names}, {self._state}, {kept}>"
 
     def __aiter__(self) -> Self:
         return self
@@ -297,106 +255,67 @@ class Stream(Generic[P]):
             msg = "enter the stream first: async with signal.stream() as events"
             raise RuntimeError(msg)
         await anyio.lowlevel.checkpoint()
-        while True:
-            with self._lock:
-                if self._state == "closed":
-                    raise StopAsyncIteration
-                if self._events:
-                    event: Event[Any] = self._events.popleft()
-                    if self._senders:
-                        self._admit_sender()
-                    return event
-                reader = Waker(self._loop)
-                self._readers.append(reader)
-                if self._events:  # a finalizer has sent meanwhile
-                    self._wake_reader()
-            try:
-                await reader.wait()
-            except BaseException:
-                with self._lock:
-                    if reader in self._readers:
-                        self._readers.remove(reader)
-                    else:
-                        self._wake_reader()
-                raise
+        try:
+            return await self._queue.take()
+        except anyio.EndOfStream:
+            raise StopAsyncIteration from None
 
-    def _admit_sender(self) -> None:
-        waker, event, _ = self._senders.popleft()
-        self._events.append(event)
-        waker.wake()
-        self._wake_reader()
-
-    def _wake_reader(self) -> None:
-        if self._readers:
-            self._readers.popleft().wake()
-
-    # -- writing ---------------------------------------------------------------------------------------------------
-
-    def put(self, event: Event[Any]) -> _Waiting | None:
+    def put(self, event: Event[Any]) -> Waiting[Event[Any]] | None:
         """Take an event; returns what its sender has to wait for, if anything. Raises `BufferFull`."""
         if self._where is not None and not self._where(event):
             return None
-        with self._lock:
-            if self._state == "closed":
+        queue = self._queue
+        with queue.lock:
+            if queue.is_closed:
                 return None
-            if len(self._events) < self._size and not self._senders:
-                self._events.append(event)
-                if self._readers:
-                    self._wake_reader()
-                return None
-            if self._overflow == "error":
-                raise BufferFull(event.signal, self._size)
-            if self._overflow != "wait":
+            if queue.used >= queue.size and self._overflow != "wait":
+                if self._overflow == "error":
+                    raise BufferFull(event.signal, queue.size)
                 self.dropped += 1
-                if self._overflow == "drop_oldest":
-                    self._events.popleft()
-                    self._events.append(event)
-                return None
-            waiting = waker, _, now = Waker(self._loop), event, time.monotonic()
-            self._senders.append(waiting)
-        if waker.loop is not self._loop and self._has_ended():
-            self._close()
-        elif now >= self._next_check:
-            self._check_later(waker.loop)
+                if self._overflow == "drop_newest":
+                    return None
+                queue.items.popleft()
+            waiting = queue.put(event)
+        if waiting is not None and waiting.since >= self._next_check:
+            self._check(waiting.waker.loop)
         return waiting
-
-    def withdraw(self, waiting: _Waiting) -> None:
-        """Let a sender go that does not wait any more."""
-        with self._lock, suppress(ValueError):
-            self._senders.remove(waiting)
 
     # -- senders that wait for long --------------------------------------------------------------------------------
 
-    def _has_ended(self) -> bool:
-        return self._loop is not None and self._loop.has_ended()
+    def _check(self, loop: Loop) -> None:
+        """Free senders that wait for nobody, report a reader that does not read, and do so again soon."""
+        queue = self._queue
+        if not (waiting := tuple(queue.waiting)):
+            return
+        if queue.loop is None or queue.loop.has_ended():
+            self._close()
+            return
+        now = time.monotonic()
+        waited = now - waiting[0].since
+        if waited >= STALLED_AFTER and not self._has_warned:
+            self._has_warned = True
+            text = "the reader of the stream opened at %s does not read: %d senders wait, that of signal %r for %.3g s"
+            logger.warning(text, self._opened_at, len(waiting), waiting[0].item.signal.name, waited)
+        self._next_check = now + STALLED_AFTER / 2
+        loop.call_later(STALLED_AFTER / 2 + 0.01, partial(_check_later, ref(self), loop))
 
-    def _check_later(self, loop: Loop) -> None:
-        self._next_check = time.monotonic() + STALLED_AFTER / 2
-        loop.call_later(STALLED_AFTER / 2 + 0.01, partial(_check_senders, ref(self), loop))
+
+_collected_at = 0.0  # when a sender that waits for long last ran the garbage collector
 
 
-def _check_senders(reference: ref[Stream], loop: Loop) -> None:
-    """Free senders that wait for nobody, and report a reader that does not read; again while senders wait."""
+def _check_later(reference: ref[Stream], loop: Loop) -> None:
+    global _collected_at  # noqa: PLW0603  of all streams
     stream = reference()
-    if stream is None or not (waiting := tuple(stream._senders)):
+    if stream is None:
         return
-    if stream._has_ended():
-        stream._close()
-        return
-    _, event, since = waiting[0]
+    stream._check(loop)
     now = time.monotonic()
-    waited = now - since
-    if waited >= STALLED_AFTER and not stream._has_warned:
-        stream._has_warned = True
-        text = "the reader of the stream opened at %s does not read: %d senders wait, that of signal %r for %.3g s"
-        _logger.warning(text, stream._opened_at, len(waiting), event.signal.name, waited)
-    stream._check_later(loop)
+    is_stalled = any(now - waiting.since >= STALLED_AFTER / 2 for waiting in tuple(stream._queue.waiting)[:1])
     del stream
     # The stream may be garbage in a reference cycle: of an async generator that was left inside the block, say. One
-    # collection serves all streams that have been stalled for so long.
-    is_due = since > Stream._collected_at and now - Stream._collected_at >= 2 * STALLED_AFTER
-    if is_due and waited >= STALLED_AFTER / 2:
-        Stream._collected_at = now
+    # collection serves all streams.
+    if is_stalled and now - _collected_at >= 2 * STALLED_AFTER:
+        _collected_at = now
         gc.collect()
 
 
