@@ -112,7 +112,7 @@ async def _remove_streams(name: str, _note: Path) -> None:
 
     client = await nats.connect(require("nats"))
     manager = client.jsm()
-    for stream in (name, f"{name}-dead", f"{name}-instances", f"KV_{name}-inbox"):
+    for stream in (name, f"{name}-dead", f"{name}-instances", f"{name}-owners", f"KV_{name}-inbox"):
         with suppress(nats.js.errors.NotFoundError):
             await manager.delete_stream(stream)
     await client.close()

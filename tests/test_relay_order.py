@@ -9,7 +9,7 @@ from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from relay_support import World, until, world
+from relay_support import ENGINES, World, until, world
 from test_relay_transports import consuming, known
 
 from asignals.relay import Envelope, Release
@@ -29,7 +29,6 @@ def anyio_backend() -> tuple[str, dict[str, Any]]:
     return "asyncio", {}
 
 
-ORDERED = ["memory", "sqlite", "postgres", "redis", "rabbitmq"]  # the engines that keep the order so far
 # Joining a group takes Kafka's mock cluster three seconds, each time: the others are for the long run.
 QUICK_ON_KAFKA = {"test_a_retry_holds_up_its_own_key_only"}
 
@@ -38,7 +37,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Run every test on every engine, and Kafka's in full where there is time."""
     if "engine" in metafunc.fixturenames:
         on_kafka = metafunc.config.getoption("--long") or metafunc.function.__name__ in QUICK_ON_KAFKA
-        metafunc.parametrize("engine", [*ORDERED, "kafka"] if on_kafka else ORDERED, indirect=True)
+        metafunc.parametrize("engine", [*ENGINES, "kafka"] if on_kafka else ENGINES, indirect=True)
 
 
 @pytest.fixture

@@ -20,14 +20,12 @@ class KeyQueues(Generic[T]):
     def __init__(self, put: Callable[[T], object]) -> None:
         self._put = put
         self._behind: dict[Hashable, deque[T]] = {}
-        self.waiting: int = 0
 
     def add(self, key: Hashable | None, item: T) -> None:
         """Add an event; without a key it waits for nothing."""
         if key is not None:
             if (behind := self._behind.get(key)) is not None:
                 behind.append(item)
-                self.waiting += 1
                 return
             self._behind[key] = deque()
         self._put(item)
@@ -37,7 +35,6 @@ class KeyQueues(Generic[T]):
         if key is None or (behind := self._behind.get(key)) is None:
             return
         if behind:
-            self.waiting -= 1
             self._put(behind.popleft())
         else:
             del self._behind[key]

@@ -32,6 +32,7 @@ class Turn:
 
     topic: str
     until: float = 0.0  # of this machine's clock: it surely is until then
+    given: int = 0  # events that do not wait for others of their key
     running: int = 0
     is_over: bool = False  # what is not begun yet is not ours any more
     is_unable: bool = False  # an event was given back, for an instance that can handle it
@@ -64,12 +65,11 @@ class PartitionWork(Generic[T]):
         self._pool = pool
         self._finish = finish
         self._forget = forget
-        self._queues: KeyQueues[InPartition[T]] = KeyQueues(pool.put)
+        self._queues: KeyQueues[InPartition[T]] = KeyQueues(self._give)
 
-    @property
-    def waiting(self) -> int:
-        """How many events wait for others of their key."""
-        return self._queues.waiting
+    def _give(self, item: InPartition[T]) -> None:
+        item.turn.given += 1
+        self._pool.put(item)
 
     def add(self, item: InPartition[T]) -> None:
         """Have an event handled after those of its key that were added before."""
@@ -107,6 +107,7 @@ class PartitionWork(Generic[T]):
 
     def skip(self, item: InPartition[T]) -> None:
         """Be done with an event that need not be handled, and go on with the next of its key."""
+        item.turn.given -= 1
         self._forget(item)
         self._queues.done((item.turn.topic, item.key))
 

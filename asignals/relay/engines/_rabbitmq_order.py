@@ -53,7 +53,7 @@ def routing_keys(topic: str) -> list[str]:
     return [routing_key(topic, partition) for partition in range(PARTITIONS)]
 
 
-def routing_key(topic: str, partition: int) -> str:
+def routing_key(topic: str, partition: int | str) -> str:
     """Name a partition of a topic as events are published to it."""
     return f"{topic}{_MARK}{partition}"
 

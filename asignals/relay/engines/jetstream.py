@@ -18,7 +18,7 @@ from collections import Counter
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar
 
 import nats.errors
 from nats.aio.client import Client
@@ -30,13 +30,17 @@ from asignals.relay._cancel import heeding, limited
 from asignals.relay._connection_state import Attempts, ConnectionState
 from asignals.relay._envelope import DeadLetter, check_name
 from asignals.relay._inbox import Memo
+from asignals.relay._keys import PARTITIONS, partition_of
 from asignals.relay._monitoring.figures import EXPIRY, TopicFigures, backlog_of, beat_for_ever, held_of
+from asignals.relay._partitions import InPartition
 from asignals.relay._places import Address, Server, servers_of
 from asignals.relay._pool import Pool
 from asignals.relay._redact import redacted
 from asignals.relay._to_the_end import to_the_end
 from asignals.relay._transport import Delivery, PublishRefusedError, delay_of
 from asignals.relay.engines._jetstream_answers import Publishing, patiently, place_of
+from asignals.relay.engines._jetstream_order import PartitionedConsumer, durable_of, subject_of, topic_of
+from asignals.relay.engines._jetstream_pulls import SILENCE, request, unsubscribe
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Sequence
@@ -59,9 +63,6 @@ _PING: Final = 3  # seconds between two looks at whether the server still answer
 _FAREWELL: Final = 2.0  # seconds that closing may take
 _LOOK: Final = 1.0  # seconds between two looks at whether a connection is still there
 _PONG: Final = 1.0  # seconds that a server may take to say that it is there
-_BEAT: Final = 2.0  # seconds without an event after which the server is to say that it keeps a request for events
-_SILENCE: Final = 3 * _BEAT  # seconds without either after which the request is known as lost
-_PULL: Final = 20.0  # seconds for which the server keeps a request for events
 _AT_ONCE: Final = 1_000  # events under way to the server
 _UNDER_WAY: Final = 64  # requests to delete
 _MOST_PENDING: Final = 1_000_000  # events of a topic that a service may hold or have waiting for their retry
@@ -144,7 +145,8 @@ class JetStream:
 
     def address(self, topic: str) -> Address:
         """Give a topic's subject."""
-        return Address(f"{self.stream}.{check_name('topic', topic)}")
+        subject = f"{self.stream}.{check_name('topic', topic)}"
+        return Address(subject, note=f"Events with a key are published to {subject_of(subject, '<partition>')}.")
 
     # -- connecting ------------------------------------------------------------------------------------------------
 
@@ -239,6 +241,9 @@ class JetStream:
         await self._make_stream(client, name, settings, {**_DEFAULTS, **settings})
         await self._make_stream(client, f"{name}-dead", copies, others)
         await self._make_stream(client, f"{name}-instances", copies, {**others, **beats})
+        leases = {"max_age": self.ack_wait, "duplicate_window": self.ack_wait}
+        owners = {**copies, **leases}
+        await self._make_stream(client, f"{name}-owners", owners, {**others, **leases, "max_msgs_per_subject": 1})
         if copies:
             await self._make_stream(client, f"KV_{name}-inbox", copies, None)  # made by the first who needs it
 
@@ -266,10 +271,20 @@ class JetStream:
         if self._client is None:
             return  # we are closing it
         self.connection_state.lost(ConnectionError("disconnected"))
+        self._drop_unsent(self._client)
         for _, publishing in self._publishing.values():
             if not publishing.ended.done():
                 msg = f"{self.connection_state.name} was lost before it had acknowledged"
                 publishing.ended.set_exception(ConnectionError(msg))
+
+    def _drop_unsent(self, client: Client) -> None:
+        """Have events not be sent after a reconnection that were not yet: those before them may be lost, and all of a
+        batch is published again, in order.
+        """
+        ours = f"HPUB {self.stream}.".encode()
+        kept = [command for command in client._pending if not command.startswith(ours)]
+        client._pending_data_size -= sum(map(len, client._pending)) - sum(map(len, kept))
+        client._pending[:] = kept
 
     async def _on_return(self) -> None:
         self.connection_state.restored()
@@ -297,6 +312,8 @@ class JetStream:
         numbers = []
         try:
             for envelope in envelopes:
+                if publishing.ended.done():
+                    break  # the connection was lost: nothing may come before those that were
                 data = envelope.encode()
                 if len(data) > client.max_payload:
                     publishing.refused[envelope.id] = f"{len(data)} bytes are more than NATS takes"
@@ -305,8 +322,11 @@ class JetStream:
                 number = str(next(self._numbers))
                 numbers.append(number)
                 self._publishing[number] = envelope.id, publishing
+                subject = f"{self.stream}.{envelope.topic}"
+                if envelope.key is not None:
+                    subject = subject_of(subject, partition_of(envelope.key))
                 sending = client.publish(
-                    f"{self.stream}.{envelope.topic}",
+                    subject,
                     data,
                     reply=f"{self._replies}.{number}",
                     headers={"Nats-Msg-Id": envelope.id},
@@ -338,7 +358,8 @@ class JetStream:
 
     async def listen(self, topics: Collection[str], hear: Hear, begun: Callable[[], object]) -> None:
         """Hear each event of these topics by a subscription of core NATS, which nothing is kept for."""
-        subjects = [f"{self.stream}.{check_name('topic', topic)}" for topic in topics]
+        plain = [f"{self.stream}.{check_name('topic', topic)}" for topic in topics]
+        subjects = [*plain, *(subject_of(subject, "*") for subject in plain)]
         attempts = Attempts(self.connection_state)
         changed = asyncio.Event()
         self._changed.add(changed)
@@ -357,13 +378,13 @@ class JetStream:
                         await self._until_lost(client, changed)
                     finally:
                         for subscription in subscriptions:
-                            await to_the_end(_unsubscribe(subscription))
+                            await to_the_end(unsubscribe(subscription))
         finally:
             self._changed.discard(changed)
 
     def _hearer(self, hear: Hear) -> Callable[[Msg], Awaitable[None]]:
         async def arrived(message: Msg) -> None:
-            hear(Delivery(message.subject.removeprefix(f"{self.stream}."), message.data))
+            hear(Delivery(topic_of(message.subject.removeprefix(f"{self.stream}.")), message.data))
 
         return arrived
 
@@ -384,21 +405,28 @@ class JetStream:
         check_name("service", service)
         client = await self._connected()
         for topic in topics:
-            await self._make_consumer(client, service, check_name("topic", topic))
+            await self._make_consumers(client, service, check_name("topic", topic))
 
-    async def _make_consumer(self, client: Client, service: str, topic: str) -> None:
+    async def _make_consumers(self, client: Client, service: str, topic: str) -> None:
+        """Make a service's consumers of a topic: of its partitions, and of the events without a key."""
+        name, subject = _durable(service, topic), f"{self.stream}.{topic}"
+        await self._make_consumer(client, (service, topic), name, subject)
+        for number in range(PARTITIONS):
+            partition = subject_of(subject, number)
+            await self._make_consumer(client, (service, topic), durable_of(name, number), partition)
+
+    async def _make_consumer(self, client: Client, whose: tuple[str, str], name: str, subject: str) -> None:
         jetstream = client.jetstream(timeout=_ANSWER)
         config = ConsumerConfig(
-            durable_name=_durable(service, topic),
-            description=f"{service} {topic}",
-            filter_subject=f"{self.stream}.{topic}",
+            durable_name=name,
+            description=" ".join(whose),
+            filter_subject=subject,
             deliver_policy=DeliverPolicy.ALL,
             ack_policy=AckPolicy.EXPLICIT,
             ack_wait=self.ack_wait,
             max_deliver=-1,
             max_ack_pending=_MOST_PENDING,
         )
-        name = _durable(service, topic)
         try:
             found = (await patiently(lambda: jetstream.consumer_info(self.stream, name), _CONNECT - _ANSWER)).config
         except NotFoundError:
@@ -408,7 +436,7 @@ class JetStream:
         if wrong:
             changed = found.evolve(**{setting: getattr(config, setting) for setting in wrong})
             await patiently(lambda: jetstream.add_consumer(self.stream, changed), _CONNECT - _ANSWER)
-            logger.warning("changed %s of the consumer of %r by %r", ", ".join(wrong), topic, service)
+            logger.warning("changed %s of the consumer of %r by %r", ", ".join(wrong), whose[1], whose[0])
 
     async def forget_service(self, service: str, topics: Collection[str] | None = None) -> None:
         """Delete the service's consumers, of some topics or of all."""
@@ -442,28 +470,34 @@ class JetStream:
         """
         client = await self._connected()
         beats = await self._beats(client)
-        found = []
+        found: dict[tuple[str, str], list[ConsumerInfo]] = {}
         for info in await self._consumers(client, service):
             name, _, topic = (info.config.description or "").partition(" ")
             if topic and (topics is None or topic in topics):
-                mine = [held for one, held in beats if one == name and topic in held]
-                found.append(await self._figures_of(client, info, (name, topic), mine))
-        return sorted(found, key=lambda one: (one.service, one.topic))
+                found.setdefault((name, topic), []).append(info)
+        return [
+            await self._figures_of(client, infos, whose, [held for name, held in beats if name == whose[0]])
+            for whose, infos in sorted(found.items())
+        ]
 
     async def _figures_of(
-        self, client: Client, info: ConsumerInfo, whose: tuple[str, str], beats: list[dict[str, int]]
+        self, client: Client, infos: list[ConsumerInfo], whose: tuple[str, str], beats: list[dict[str, int]]
     ) -> TopicFigures:
-        pending = info.num_ack_pending or 0
-        backlog, in_flight = pending + (info.num_pending or 0), sum(held[whose[1]] for held in beats)
-        age: float | None = 0.0
-        if backlog:
-            done = info.ack_floor.stream_seq if info.ack_floor else 0
-            age = await self._age_after(client, whose[1], done)
-        return TopicFigures(*whose, backlog, age, in_flight, max(0, pending - in_flight), len(beats))
+        mine = [held[whose[1]] for held in beats if whose[1] in held]
+        pending = sum(info.num_ack_pending or 0 for info in infos)
+        backlog, in_flight = pending + sum(info.num_pending or 0 for info in infos), sum(mine)
+        ages = [
+            await self._age_after(client, info)
+            for info in infos
+            if (info.num_ack_pending or 0) + (info.num_pending or 0)
+        ]
+        age = max((one for one in ages if one is not None), default=None if ages else 0.0)
+        return TopicFigures(*whose, backlog, age, in_flight, max(0, pending - in_flight), len(mine))
 
-    async def _age_after(self, client: Client, topic: str, sequence: int) -> float | None:
-        """Give the age of the first event of a topic that comes after a place in the stream."""
-        asking = json.dumps({"seq": sequence + 1, "next_by_subj": f"{self.stream}.{topic}"}).encode()
+    async def _age_after(self, client: Client, info: ConsumerInfo) -> float | None:
+        """Give the age of the first event that a consumer has not acknowledged."""
+        done = info.ack_floor.stream_seq if info.ack_floor else 0
+        asking = json.dumps({"seq": done + 1, "next_by_subj": info.config.filter_subject}).encode()
         answer = await self._ask(client, client.request(f"$JS.API.STREAM.MSG.GET.{self.stream}", asking, _CONNECT))
         text = json.loads(answer.data).get("message", {}).get("time")
         return None if text is None else max(0.0, time.time() - _seconds(text))
@@ -471,9 +505,7 @@ class JetStream:
     async def _beats(self, client: Client) -> list[tuple[str, dict[str, int]]]:
         """Give the heartbeats of all instances: the service, and how many events it holds of which topic."""
         name = f"{self.stream}-instances"
-        asking = json.dumps({"subjects_filter": f"{name}.>"}).encode()
-        answer = await self._ask(client, client.request(f"$JS.API.STREAM.INFO.{name}", asking, _CONNECT))
-        subjects = json.loads(answer.data).get("state", {}).get("subjects") or {}
+        subjects = await self._subjects(client, name, f"{name}.>")
         jetstream = client.jetstream(timeout=_CONNECT)
         found = []
         for subject in subjects:
@@ -482,6 +514,20 @@ class JetStream:
                 service = (message.headers or {}).get("Service", "")
                 found.append((service, held_of(message.data or b"")))
         return found
+
+    async def _subjects(self, client: Client, stream: str, pattern: str) -> dict[str, int]:
+        """Count the messages of each subject of a stream."""
+        asking = json.dumps({"subjects_filter": pattern}).encode()
+        answer = await self._ask(client, client.request(f"$JS.API.STREAM.INFO.{stream}", asking, _CONNECT))
+        found: dict[str, int] = json.loads(answer.data).get("state", {}).get("subjects") or {}
+        return found
+
+    def _durable(self, service: str, topic: str) -> str:
+        return _durable(service, topic)
+
+    def _owners(self, service: str, topic: str) -> str:
+        """Name the leases of a topic's partitions in a service."""
+        return f"{self.stream}-owners.{_durable(service, topic)}"
 
     def _beat_subject(self, service: str, instance: str) -> str:
         return f"{self.stream}-instances.{service}.{instance}"
@@ -514,10 +560,7 @@ class JetStream:
     async def count_dead_letters(self, queue: str) -> int:
         """Count the letters of a queue."""
         client = await self._connected()
-        asking = json.dumps({"subjects_filter": self._dead(queue)}).encode()
-        answer = await self._ask(client, client.request(f"$JS.API.STREAM.INFO.{self.stream}-dead", asking, _CONNECT))
-        counts = json.loads(answer.data).get("state", {}).get("subjects") or {}
-        return int(counts.get(self._dead(queue), 0))
+        return (await self._subjects(client, f"{self.stream}-dead", self._dead(queue))).get(self._dead(queue), 0)
 
     async def scan_dead_letters(self, queue: str, *, batch: int = 500) -> AsyncGenerator[list[DeadLetter], None]:
         """Read the letters in batches, the oldest first."""
@@ -583,6 +626,9 @@ class _Pull:
     silence: float = 0.0  # seconds in which the server has said nothing; a loop that is blocked hears nothing
 
 
+_Pool: TypeAlias = "Pool[_Held | InPartition[Any]]"
+
+
 @dataclass(slots=True)
 class _Consumer:
     """One running `consume`."""
@@ -596,15 +642,19 @@ class _Consumer:
     held: dict[int, _Held] = field(default_factory=dict)
     trouble: Exception | None = None
     changed: asyncio.Event = field(default_factory=asyncio.Event)
+    partitioned: PartitionedConsumer = field(init=False)
 
     async def run(self) -> None:
         engine = self.engine
-        pool: Pool[_Held]
+        pool: _Pool
         engine._changed.add(self.changed)
         try:
             async with Batch(self._answer, engine.connection_state) as answers:
 
-                async def work(item: _Held) -> None:
+                async def work(item: _Held | InPartition[Any]) -> None:
+                    if isinstance(item, InPartition):
+                        await self.partitioned.work(item)
+                        return
                     delivery = Delivery(item.topic, item.data, item.attempt, item.attempt > 1, pool.park)
                     outcome = await self.handle(delivery)
                     del self.held[item.sequence]
@@ -613,21 +663,29 @@ class _Consumer:
                     self.changed.set()
 
                 pool = Pool(work, self.limit, on_park=self.changed.set)
+                self.partitioned = PartitionedConsumer(
+                    *(engine, self.service, self.instance, self.topics, self.handle, self.limit, pool, answers)
+                )
+                turns: Sequence[Any] = ()
                 try:
                     async with pool:
                         pool.start(self._keep(answers))
+                        pool.start(self.partitioned.own_for_ever())
                         pool.start(beat_for_ever(engine.connection_state.name, self._beat, self._stop_beating))
                         await self._pull_for_ever(pool)
                 finally:
                     for item in self.held.values():
                         answers.add((item.reply, _answer(0.0)))
+                    turns = self.partitioned.stop()
             await to_the_end(self._flush())
+            await to_the_end(self.partitioned.leave(turns))
         finally:
             engine._changed.discard(self.changed)
 
     async def _beat(self) -> None:
         held = Counter(item.topic for item in self.held.values())
-        await self.engine._beat(self.service, self.instance, {topic: held[topic] for topic in self.topics})
+        counts = {topic: held[topic] + self.partitioned.count(topic) for topic in self.topics}
+        await self.engine._beat(self.service, self.instance, counts)
 
     async def _stop_beating(self) -> None:
         await self.engine._stop_beating(self.service, self.instance)
@@ -651,18 +709,18 @@ class _Consumer:
             for item in self.held.values():
                 answers.add((item.reply, b"+WPI"))
 
-    async def _pull_for_ever(self, pool: Pool[_Held]) -> None:
+    async def _pull_for_ever(self, pool: _Pool) -> None:
         attempts = Attempts(self.engine.connection_state)
         while True:
             async with attempts:
                 client = await heeding(self.engine._connected())
                 await heeding(self.engine._make_streams(client))
                 for topic in self.topics:
-                    await heeding(self.engine._make_consumer(client, self.service, topic))
+                    await heeding(self.engine._make_consumers(client, self.service, topic))
                 attempts.succeeded()
                 await self._pull(client, pool)
 
-    async def _pull(self, client: Client, pool: Pool[_Held]) -> None:
+    async def _pull(self, client: Client, pool: _Pool) -> None:
         """Keep asking for events, of each topic as many as there is room for, until something is wrong."""
         self.trouble = None
         pulls = {client.new_inbox(): _Pull(topic) for topic in self.topics}
@@ -685,36 +743,36 @@ class _Consumer:
             raise self.trouble
         finally:
             for subscription in subscriptions:
-                await to_the_end(_unsubscribe(subscription))
+                await to_the_end(unsubscribe(subscription))
 
     def _look_for_silence(self, pulls: Collection[_Pull], seconds: float) -> None:
         """Find requests that were lost with the leader of their consumer: nobody says so."""
         for pull in pulls:
             pull.silence = pull.silence + seconds if pull.asked else 0.0
-            if pull.silence > _SILENCE:
-                msg = f"JetStream has said nothing for {_SILENCE:g} s of the consumer of {pull.topic!r}"
+            if pull.silence > SILENCE:
+                msg = f"JetStream has said nothing for {SILENCE:g} s of the consumer of {pull.topic!r}"
                 self.trouble = ConnectionError(msg)
 
-    def _room(self, pull: _Pull, pool: Pool[_Held]) -> int:
+    def _room(self, pull: _Pull, pool: _Pool) -> int:
         each = max(1, self.limit * 4 // len(self.topics))
         most = self.limit * 4 + pool.parked - len(self.held)
         return min(each + pool.parked - pull.held, most) - pull.asked
 
-    async def _ask_for_more(self, client: Client, inbox: str, pull: _Pull, pool: Pool[_Held]) -> None:
+    async def _ask_for_more(self, client: Client, inbox: str, pull: _Pull, pool: _Pool) -> None:
         room = self._room(pull, pool)
         if room > 0 and room >= self.limit // len(self.topics):
             durable = _durable(self.service, pull.topic)
             subject = f"$JS.API.CONSUMER.MSG.NEXT.{self.engine.stream}.{durable}"
-            await heeding(client.publish(subject, _request(room), reply=inbox))
+            await heeding(client.publish(subject, request(room), reply=inbox))
             pull.asked += room
 
-    def _taker(self, pull: _Pull, pool: Pool[_Held]) -> Callable[[Msg], Awaitable[None]]:
+    def _taker(self, pull: _Pull, pool: _Pool) -> Callable[[Msg], Awaitable[None]]:
         async def arrived(message: Msg) -> None:
             self._take(message, pull, pool)
 
         return arrived
 
-    def _take(self, message: Msg, pull: _Pull, pool: Pool[_Held]) -> None:
+    def _take(self, message: Msg, pull: _Pull, pool: _Pool) -> None:
         pull.silence = 0.0
         status = message.headers.get("Status") if message.headers else None
         if status is not None and not message.reply.startswith("$JS.ACK."):
@@ -768,15 +826,6 @@ def _durable(service: str, topic: str) -> str:
     """Name the consumer of a topic by a service: a durable's name has no dots, and 255 characters at most."""
     name = f"{service}=={topic}".replace(".", "=")
     return name if len(name) <= _MAX_DURABLE else f"{name[: _MAX_DURABLE - 9]}={zlib.crc32(name.encode()):08x}"
-
-
-async def _unsubscribe(subscription: Subscription) -> None:
-    with suppress(Exception):  # the connection may be lost
-        await subscription.unsubscribe()
-
-
-def _request(count: int) -> bytes:
-    return b'{"batch":%d,"expires":%d,"idle_heartbeat":%d}' % (count, int(_PULL * 1e9), int(_BEAT * 1e9))
 
 
 def _answer(delay: float | None) -> bytes:

@@ -150,7 +150,8 @@ class RabbitMQ:
     def address(self, topic: str) -> Address:
         """Give a topic's routing key, and the exchange."""
         exchange = {"name": self.name, "type": "topic", "durable": True}
-        return Address(check_name("topic", topic), {"amqp": {"is": "routingKey", "exchange": exchange}})
+        note = f"Events with a key are published to {routing_key(topic, '<partition>')}."
+        return Address(check_name("topic", topic), {"amqp": {"is": "routingKey", "exchange": exchange}}, note)
 
     # -- connecting ------------------------------------------------------------------------------------------------
 
