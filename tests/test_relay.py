@@ -913,6 +913,7 @@ async def test_closing_closes_every_part_though_one_fails() -> None:
             Memory.__init__(self)
             MemoryInbox.__init__(self)
             self.name = name
+            self.put = self.drain_for_ever = self.count = self.backlog  # an outbox has these
 
         async def aclose(self) -> None:
             closed.append(self.name)

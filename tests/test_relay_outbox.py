@@ -347,7 +347,8 @@ async def test_the_inbox_remembers_by_event_service_and_receiver(engine: AsyncEn
 
 async def test_the_inbox_forgets_what_is_old(engine: AsyncEngine) -> None:
     """Rows older than `keep` go away."""
-    inbox = SQLAlchemyInbox(engine, keep=-1)
+    inbox = SQLAlchemyInbox(engine)
+    inbox.keep = -1
     for n in range(4):
         await inbox.remember(f"e{n}", "billing", Memo({"a", "b"}))
     inbox._swept = 0

@@ -14,6 +14,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, NoReturn, NotRequired, Protocol, TypeAlias, TypedDict, get_type_hints
 
 from asignals._core import DocumentedError
+from asignals.relay._settings import shown
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
@@ -190,7 +191,7 @@ def check_codec(codec: Codec) -> Codec:
         msg = f"codec must be an object: give codec={codec.__name__}(), not the class"
         raise TypeError(msg)
     if not callable(getattr(codec, "encode", None)) or not callable(getattr(codec, "decode", None)):
-        msg = f"codec needs the methods encode(arguments) and decode(body, version), which {codec!r} has not"
+        msg = f"codec needs the methods encode(arguments) and decode(body, version), which {shown(codec)} has not"
         raise TypeError(msg)
     return codec
 

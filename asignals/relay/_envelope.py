@@ -17,6 +17,7 @@ from functools import lru_cache
 from typing import Any, Final
 
 from asignals._core import DocumentedError
+from asignals.relay._redact import redacted
 
 MAX_HEADER: Final = 16_384
 MAX_BODY: Final = 1_000_000  # with MAX_HEADER this stays under the 1 MiB that NATS accepts by default
@@ -46,7 +47,7 @@ def check_name(kind: str, name: str) -> str:
     Letters, digits, `_` and `-` in parts divided by dots, at most 200 characters.
     """
     if not isinstance(name, str) or not _is_name(name):
-        shown = repr(name)[:80]
+        shown = redacted(repr(name))[:80]
         msg = f"{kind} must be letters, digits, '_' and '-' in parts divided by dots, at most {_MAX_NAME}, not {shown}"
         raise ValueError(msg)
     return name

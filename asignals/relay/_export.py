@@ -10,6 +10,7 @@ from uuid import UUID
 from asignals._core import DocumentedError, name_of
 from asignals.relay._codec import BodyError
 from asignals.relay._envelope import MAX_BODY, Envelope
+from asignals.relay._settings import shown
 from asignals.relay._trace import current_traceparent
 
 if TYPE_CHECKING:
@@ -101,11 +102,11 @@ def key_function(signal: Signal[..., Any], key: str | KeyFunction | None) -> Key
     if callable(key):
         return _checked(signal, key)
     if not isinstance(key, str):
-        msg = f"key must be the name of an argument, or a function of sender and arguments, not {key!r}"
+        msg = f"key must be the name of an argument, or a function of sender and arguments, not {shown(key)}"
         raise TypeError(msg)
     names = signal.providing_args
     if names is not None and key not in names:
-        msg = f"key={key!r} is no argument of signal {signal.name!r}, which has {', '.join(names) or 'none'}"
+        msg = f"key={shown(key)} is no argument of signal {signal.name!r}, which has {', '.join(names) or 'none'}"
         raise ValueError(msg)
     return _by_name(signal, key)
 

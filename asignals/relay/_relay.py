@@ -22,12 +22,15 @@ from asignals.relay._receive import Inbound
 from asignals.relay._runner import LAST_LOOK, Runner, last_look, unheard
 from asignals.relay._settings import (
     check_excluded,
+    check_flags,
     check_numbers,
     check_outbox,
     check_receivable,
     check_sender_codec,
+    check_signal,
     check_transport,
     check_upcasters,
+    given,
 )
 from asignals.relay._subscription import Subscription, names_for
 from asignals.relay._to_the_end import to_the_end
@@ -120,6 +123,7 @@ class Relay:
         check_transport(transport)
         check_outbox(outbox, inbox)
         check_sender_codec(sender_codec)
+        check_flags(**given(strict=strict))
         check_numbers(limit=limit, hop_limit=hop_limit, grace=grace, publish_timeout=publish_timeout)
         if keep_dead_letters is not None:
             check_numbers(keep_dead_letters=keep_dead_letters)
@@ -127,7 +131,7 @@ class Relay:
             msg = "strict=True needs an outbox: without one there is no transaction that an event could be part of"
             raise ValueError(msg)
         self.service: str = check_name("service", service)
-        self.instance: str = check_name("instance", instance or _instance())
+        self.instance: str = check_name("instance", _instance() if instance is None else instance)
         self.final_status: Status | None = None
         self._sender_codec: SenderCodec = sender_codec or (dump_sender, _as_it_is)
         self._hop_limit = hop_limit
@@ -208,6 +212,7 @@ class Relay:
             ModuleNotFoundError: the stub declares types, and neither pydantic nor msgspec is installed.
         """
         check_name("topic", topic)
+        check_signal("export", signal)
         check_numbers(version=version)
         check_excluded(signal, exclude_args)
         check_sender_codec(sender_codec)
@@ -308,6 +313,8 @@ class Relay:
             msg = f"topic {topic!r} cannot be received by a relay that runs: call receive before it starts"
             raise RuntimeError(msg)
         check_name("topic", topic)
+        check_signal("receive", signal)
+        check_flags(include_own_service=include_own_service, allow_no_receivers=allow_no_receivers, broadcast=broadcast)
         check_numbers(retries=retries, backoff=backoff, version=version, newer_version_timeout=newer_version_timeout)
         check_receivable(signal, exclude_args)
         check_sender_codec(sender_codec)
@@ -327,7 +334,7 @@ class Relay:
             topic=topic,
             retries=retries,
             backoff=backoff,
-            dead_letter=check_name("dead_letter", dead_letter or self._inbound.dead_letter),
+            dead_letter=self._inbound.dead_letter if dead_letter is None else check_name("dead_letter", dead_letter),
             version=version,
             newer_version_timeout=newer_version_timeout,
             codec=reader,

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Collection, Mapping
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from asignals import Signal
 from asignals.relay._redact import redacted
 
 if TYPE_CHECKING:
-    from asignals import Signal
     from asignals.relay._codec import Codec
 
 SenderCodec: TypeAlias = "tuple[Callable[[Any], str | None], Callable[[str | None], Any]]"
 """A sender's way to a string and back."""
 
-_POSITIVE = ("limit", "publish_timeout", "version", "newer_version_timeout", "keep", "keep_dead_letters")
-_WHOLE = ("limit", "hop_limit", "retries", "version")
+_NAME = re.compile(r"[^\s\x00-\x1f\x7f-\x9f\ud800-\udfff]+")  # of a server: whatever else its client makes of it
+_ZERO = ("hop_limit", "grace", "retries", "replicas")  # all others are more than 0
+_ENDLESS = ("newer_version_timeout", "keep", "keep_dead_letters", "max_age")  # seconds that may be infinite
+_WHOLE = ("limit", "hop_limit", "retries", "version", "batch", "replicas")
 
 
 def check_transport(transport: object) -> None:
@@ -30,7 +33,12 @@ def check_transport(transport: object) -> None:
 
 def check_outbox(outbox: object, inbox: object) -> None:
     """Raise `TypeError` for a URL, a database engine or a class where an outbox or an inbox belongs."""
-    for name, made, value in (("outbox", "SQLAlchemyOutbox", outbox), ("inbox", "SQLAlchemyInbox", inbox)):
+    for name, made, value, methods in (
+        ("outbox", "SQLAlchemyOutbox", outbox, ("put", "drain_for_ever", "count")),
+        ("inbox", "SQLAlchemyInbox", inbox, ("recall", "remember")),
+    ):
+        if value is None:
+            continue
         if isinstance(value, str):
             msg = f"{name} must be an object, not a URL: {name}={made}({redacted(value)!r})"
         elif isinstance(value, type):
@@ -38,6 +46,7 @@ def check_outbox(outbox: object, inbox: object) -> None:
         elif type(value).__name__ in ("AsyncEngine", "Engine", "URL"):
             msg = f"{name} must be made of the database engine: {name}={made}(engine)"
         else:
+            _check_object(f"{name}={made}(…)", value, methods)
             continue
         raise TypeError(msg)
 
@@ -48,7 +57,7 @@ def _check_object(wanted: str, value: object, methods: tuple[str, ...]) -> None:
         raise TypeError(msg)
     missing = [name for name in methods if not callable(getattr(value, name, None))]
     if missing:
-        msg = f"{redacted(repr(value))[:80]} has no {missing[0]}(): give {wanted}"
+        msg = f"{shown(value)} has no {missing[0]}(): give {wanted}"
         raise TypeError(msg)
 
 
@@ -57,7 +66,7 @@ def check_sender_codec(pair: object) -> None:
     if pair is None:
         return
     if not isinstance(pair, tuple) or len(pair) != 2 or not all(map(callable, pair)):  # noqa: PLR2004  a pair
-        msg = f"sender_codec is a pair of functions, (dump, load), not {pair!r:.80}"
+        msg = f"sender_codec is a pair of functions, (dump, load), not {shown(pair)}"
         raise TypeError(msg)
 
 
@@ -70,35 +79,69 @@ def check_numbers(**settings: Any) -> None:
         kinds = int if name in _WHOLE else (int, float)
         if not isinstance(value, kinds) or isinstance(value, bool):
             kind = "a whole number" if name in _WHOLE else "a number of seconds"
-            msg = f"{name} must be {kind}, not {value!r:.80}"
+            msg = f"{name} must be {kind}, not {shown(value)}"
             raise TypeError(msg)
-        least = 1 if name in _WHOLE else 0
-        if math.isnan(value) or value < 0 or (name in _POSITIVE and (value < least or value == 0)):
-            bound = ("at least 1" if least else "more than 0") if name in _POSITIVE else "not negative"
-            msg = f"{name} must be {bound}, not {value}"
+        is_endless = value == math.inf and name in _ENDLESS
+        if not is_endless and (not math.isfinite(value) or value < 0 or (value == 0 and name not in _ZERO)):
+            bound = "not negative" if name in _ZERO else "at least 1" if name in _WHOLE else "more than 0"
+            msg = f"{name} must be {bound}{'' if name in _WHOLE else ', and finite'}, not {value}"
             raise ValueError(msg)
+
+
+def given(**settings: Any) -> dict[str, Any]:
+    """Leave out what is `None`: settings that need not be there."""
+    return {name: value for name, value in settings.items() if value is not None}
+
+
+def check_flags(**flags: object) -> None:
+    """Raise `TypeError` for what is neither `True` nor `False`: the text "false" of an environment would be true."""
+    for name, value in flags.items():
+        if not isinstance(value, bool):
+            msg = f"{name} is True or False, not {shown(value)}"
+            raise TypeError(msg)
+
+
+def check_signal(method: str, signal: object) -> None:
+    """Raise `TypeError` for what is no signal."""
+    if not isinstance(signal, Signal):
+        msg = f"{method} takes a signal, made by Signal(…) or @signal, not {shown(signal)}"
+        raise TypeError(msg)
+
+
+def check_servers(engine: str, example: str, servers: object) -> list[str]:
+    """Give the servers' names as a list; raises `ValueError` where one could not be a server's."""
+    names: list[Any] = list(servers) if isinstance(servers, list | tuple) else [servers]
+    if not names or not all(isinstance(name, str) and _NAME.fullmatch(name) for name in names):
+        msg = f"{engine} takes servers such as {example!r}, or a list of them, not {shown(servers)}"
+        raise ValueError(msg)
+    return names
+
+
+def shown(value: object) -> str:
+    """Write a value that is wrong, shortened, and without a password that it may hold."""
+    return redacted(repr(value))[:80]
 
 
 def _check_backoff(backoff: Any) -> None:
     try:
         first, most = backoff
-        is_right = 0 < first <= most < math.inf
+        is_right = 0 < first <= most < math.inf and not {bool, str} & {type(first), type(most)}
     except (TypeError, ValueError):
         is_right = False
     if not is_right:
-        msg = f"backoff is two numbers of seconds, 0 < first <= most, not {backoff!r:.80}"
+        msg = f"backoff is two numbers of seconds, 0 < first <= most, not {shown(backoff)}"
         raise ValueError(msg)
 
 
 def check_excluded(signal: Signal[..., Any], names: Collection[str]) -> None:
     """Raise for names that a signal's arguments do not have; `session` is left out where there is one."""
-    if isinstance(names, str):
-        msg = f"exclude_args is a collection of names: exclude_args=({names!r},)"
+    if isinstance(names, str) or not isinstance(names, Collection):
+        msg = f"exclude_args is a collection of names: exclude_args=({shown(names)},)"
         raise TypeError(msg)
     known = signal.providing_args
     for name in names:
         if known is not None and name != "session" and name not in known:
-            msg = f"exclude_args: {name!r} is no argument of signal {signal.name!r}, which has {', '.join(known)}"
+            msg = f"exclude_args: {shown(name)} is no argument of signal {signal.name!r}, which has {', '.join(known)}"
             raise ValueError(msg)
 
 
@@ -122,7 +165,7 @@ def check_upcasters(upcasters: object, version: int, codec: Codec | None) -> Non
         msg = "upcasters and codec exclude each other: the codec is told the version, decode(body, version)"
         raise ValueError(msg)
     if not isinstance(upcasters, Mapping) or not all(map(callable, upcasters.values())):
-        msg = f"upcasters maps versions to functions: upcasters={{1: from_1_to_2}}, not {upcasters!r:.80}"
+        msg = f"upcasters maps versions to functions: upcasters={{1: from_1_to_2}}, not {shown(upcasters)}"
         raise TypeError(msg)
     known = sorted(upcasters)
     if not known or known != list(range(known[0], version)) or known[0] < 1:

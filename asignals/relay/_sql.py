@@ -15,6 +15,7 @@ from sqlalchemy.schema import CreateIndex, CreateTable
 from asignals.relay._connected import CLOSE, begun, connected, note_when_made
 from asignals.relay._dialect import channel_of, is_mysql, is_postgres, is_sqlite, lock_of, name_of
 from asignals.relay._mysql import check_version, create_missing, locked
+from asignals.relay._settings import shown
 from asignals.relay._tables import Tables, tables_of
 from asignals.relay._transport import SchemaError
 
@@ -40,6 +41,9 @@ class Stored:
     def __init__(self, database: str | AsyncEngine, schema: str | None, parts: Collection[str]) -> None:
         self.engine: AsyncEngine
         self.engine, self._owns_engine = as_engine(database)
+        if schema is not None and not (isinstance(schema, str) and schema and schema.isprintable()):
+            msg = f"schema must be the name of a database schema, not {shown(schema)}"
+            raise ValueError(msg)
         if "engine" in parts and is_mysql(self.engine):
             msg = (
                 "the engine Database carries events in PostgreSQL or SQLite, not in MariaDB or MySQL: these keep the "
@@ -114,6 +118,10 @@ class Stored:
 def as_engine(database: str | AsyncEngine) -> tuple[AsyncEngine, bool]:
     """Give an engine, and whether it was made here; raises `ValueError` for dialects that are not supported."""
     made = isinstance(database, str)
+    if not made and not isinstance(database, AsyncEngine):
+        wanted = "a URL, or an engine that create_async_engine has made"
+        msg = f"a database is {wanted}, not {shown(database)}"
+        raise TypeError(msg)
     engine = _made(database) if isinstance(database, str) else database
     if not (is_postgres(engine) or is_sqlite(engine) or is_mysql(engine)):
         msg = f"the relay keeps its tables in PostgreSQL, SQLite, MariaDB or MySQL, not in {engine.dialect.name}"

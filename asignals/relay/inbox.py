@@ -18,6 +18,7 @@ from asignals.relay._connected import answered, begun, connected, repeated
 from asignals.relay._current import AlreadyHandledError, calling
 from asignals.relay._dialect import is_duplicate, is_missing_table, is_mysql, is_postgres, name_of, upsert
 from asignals.relay._inbox import Memo
+from asignals.relay._settings import check_numbers
 from asignals.relay._sql import Stored
 from asignals.relay._transport import SchemaError
 
@@ -46,6 +47,7 @@ class SQLAlchemyInbox(Stored):
 
     def __init__(self, database: str | AsyncEngine, *, schema: str | None = None, keep: float = 7 * 86_400.0) -> None:
         super().__init__(database, schema, ("inbox",))
+        check_numbers(keep=keep)
         self.keep = keep
         self.expired: int = 0
         self._swept = 0.0

@@ -29,7 +29,7 @@ from asignals.relay._envelope import DeadLetter, Envelope
 from asignals.relay._listening import announce, listening
 from asignals.relay._outbox_rows import TRIP, rows_of
 from asignals.relay._redact import redacted, said
-from asignals.relay._settings import check_numbers
+from asignals.relay._settings import check_numbers, given
 from asignals.relay._sql import Stored
 from asignals.relay._transport import PublishRefusedError, SchemaError
 
@@ -85,8 +85,7 @@ class SQLAlchemyOutbox(Stored):
         keep: float | None = None,
     ) -> None:
         super().__init__(database, schema, ("outbox",))
-        if keep is not None:
-            check_numbers(keep=keep)
+        check_numbers(batch=batch, **given(keep=keep))
         self.batch = batch
         self.keep = keep
         self.expired: int = 0

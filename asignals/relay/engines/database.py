@@ -33,6 +33,7 @@ from asignals.relay._listening import listening
 from asignals.relay._monitoring.figures import EXPIRY, TopicFigures, backlog_of, beat_for_ever
 from asignals.relay._places import Address, Server
 from asignals.relay._pool import Pool
+from asignals.relay._settings import check_numbers
 from asignals.relay._sql import Stored
 from asignals.relay._to_the_end import to_the_end
 from asignals.relay._transport import Delivery, delay_of
@@ -67,6 +68,7 @@ class Database(Stored):
 
     def __init__(self, database: str | AsyncEngine, *, schema: str | None = None, lease: float = 30.0) -> None:
         super().__init__(database, schema, ("engine", "inbox"))  # it is its own inbox, too
+        check_numbers(lease=lease)
         self.lease = lease
         self.connection_state: ConnectionState = ConnectionState(name_of(self.engine))
         self._sql: Postgres | SQLite = (Postgres if is_postgres(self.engine) else SQLite)(self.engine, self.tables)

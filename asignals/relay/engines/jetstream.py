@@ -36,6 +36,7 @@ from asignals.relay._partitions import InPartition
 from asignals.relay._places import Address, Server, servers_of
 from asignals.relay._pool import Pool
 from asignals.relay._redact import redacted
+from asignals.relay._settings import check_numbers, check_servers, given
 from asignals.relay._to_the_end import to_the_end
 from asignals.relay._transport import Delivery, PublishRefusedError, delay_of
 from asignals.relay.engines._jetstream_answers import Publishing, patiently, place_of
@@ -113,14 +114,13 @@ class JetStream:
         if "." in check_name("stream", stream):
             msg = f"a stream's name has no dots: {stream!r}"
             raise ValueError(msg)
-        urls = [servers] if isinstance(servers, str) else servers
+        urls = check_servers("JetStream", "nats://127.0.0.1:4222", servers)
         for server in urls:
-            if not isinstance(server, str) or ("://" in server and not server.startswith(_SCHEMES)):
+            if "://" in server and not server.startswith(_SCHEMES):
                 msg = f"JetStream takes servers such as 'nats://127.0.0.1:4222', not {redacted(server)!r}"
                 raise ValueError(msg)
-        if ack_wait <= 0:
-            msg = f"ack_wait must be a positive number of seconds, not {ack_wait}"
-            raise ValueError(msg)
+        check_numbers(ack_wait=ack_wait, ack_timeout=ack_timeout)
+        check_numbers(**given(max_age=max_age, dedup_window=dedup_window, replicas=replicas))
         self.stream = stream
         self.ack_wait = ack_wait
         self.connection_state: ConnectionState = ConnectionState(f"NATS ({', '.join(urls)})")

@@ -33,6 +33,7 @@ from asignals.relay._monitoring.figures import TopicFigures, backlog_of
 from asignals.relay._places import Address, Server
 from asignals.relay._pool import Pool
 from asignals.relay._redact import redacted
+from asignals.relay._settings import check_servers
 from asignals.relay._to_the_end import to_the_end
 from asignals.relay._transport import Delivery, PublishRefusedError, delay_of
 
@@ -90,8 +91,8 @@ _PRODUCER_ONLY: Final = (
 
 def _servers(servers: str | Sequence[str]) -> str:
     """Write servers as librdkafka takes them; raises `ValueError` for what is a URL, or nothing."""
-    text = servers if isinstance(servers, str) else ",".join(servers)
-    if not text or "://" in text or any(not one.strip() for one in text.split(",")):
+    text = ",".join(check_servers("Kafka", "host:9092", servers))
+    if "://" in text or not all(text.split(",")):
         msg = f"Kafka takes servers such as 'host:9092', not {redacted(text)!r}; engine_from_url takes 'kafka://host:9092'"
         raise ValueError(msg)
     return text

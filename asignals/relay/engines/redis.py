@@ -16,6 +16,7 @@ import asyncio
 import hashlib
 import json
 import logging
+import math
 import time
 from collections import Counter
 from contextlib import suppress
@@ -37,6 +38,7 @@ from asignals.relay._monitoring.figures import EXPIRY, TopicFigures, backlog_of,
 from asignals.relay._places import Address, Server, servers_of
 from asignals.relay._pool import Pool
 from asignals.relay._redact import redacted
+from asignals.relay._settings import check_numbers, given
 from asignals.relay._to_the_end import to_the_end
 from asignals.relay._transport import Delivery, Release
 from asignals.relay.engines._redis_order import HeldInOrder, OrderedConsumer, order_keys
@@ -130,12 +132,7 @@ class RedisStreams:
         if not is_of_redis:
             msg = f"RedisStreams takes a URL such as 'redis://127.0.0.1:6379/0', not {redacted(url)!r}"
             raise ValueError(msg)
-        if lease <= 0:
-            msg = f"lease must be a positive number of seconds, not {lease}"
-            raise ValueError(msg)
-        if replicas < 0:
-            msg = f"replicas must be 0 or more, not {replicas}"
-            raise ValueError(msg)
+        check_numbers(lease=lease, dedup_window=dedup_window, replicas=replicas, **given(max_age=max_age))
         self.lease = lease
         self.connection_state: ConnectionState = ConnectionState(f"Redis ({url}, {check_name('prefix', prefix)})")
         self._base = f"{{{prefix}}}"
@@ -143,7 +140,7 @@ class RedisStreams:
         self._keyed = f"{self._base}:keyed:"
         self._topics = f"{self._base}:topics"
         self._dedup_window = max(1, int(dedup_window))
-        self._max_age = max_age
+        self._max_age = None if max_age == math.inf else max_age
         self._replicas = replicas
         # Protocol 2: one shape of answers, whatever the version of client and server. No time limit of the client's:
         # each command has ours, and before Python 3.12 the client's loses cancellations (`asyncio.wait_for`). No
