@@ -312,6 +312,88 @@ async def test_attributes_that_are_no_columns(maker, engine, connected):
         await connection.run_sync(base.metadata.drop_all)
 
 
+@pytest.mark.parametrize("on", ["commit", "rollback"])
+async def test_attributes_of_every_kind_are_readable_after_the_end(engine, listen, on):
+    """By async receivers, where nothing could be loaded; composites are made of the columns again."""
+    base, thing_class, _, _, point = make_models()
+    async with engine.begin() as connection:
+        await connection.run_sync(base.metadata.drop_all)
+        await connection.run_sync(base.metadata.create_all)
+    heard = []
+
+    async def read(instance, **_):
+        heard.append((instance.a, instance.total, instance.point, instance.other))
+
+    maker = enable_signals(async_sessionmaker(engine))
+    async with maker.begin() as session:
+        session.add(thing_class(id=1, a=1, b=2, point=point(3, 4)))
+    listen(post_save, read, sender=thing_class, on=on)
+    async with maker() as session:
+        thing = await session.get_one(thing_class, 1)
+        assert thing.point == point(3, 4)
+        thing.point = point(5, 6)
+        await session.flush()
+        assert thing.point == point(5, 6)
+        await (session.commit() if on == "commit" else session.rollback())
+        assert heard == [(1, 3, point(5, 6), 2)]
+        await session.refresh(thing)
+        assert thing.point == (point(5, 6) if on == "commit" else point(3, 4))
+    async with engine.begin() as connection:
+        await connection.run_sync(base.metadata.drop_all)
+
+
+class PickyList(list):
+    """Refuses its members while `is_closed`."""
+
+    is_closed = False
+
+    def append(self, member):
+        if PickyList.is_closed:
+            msg = "closed"
+            raise ValueError(msg)
+        super().append(member)
+
+
+async def test_a_collection_that_refuses_its_members_keeps_no_receiver_from_hearing(engine, listen, caplog):
+    """It can't be shown as it was, which is logged with its name; the commit is no failure for that."""
+
+    class Base(DeclarativeBase):
+        pass
+
+    class Parent(Base):
+        __tablename__ = "picky_parents"
+        id: Mapped[int] = mapped_column(primary_key=True)
+        children: Mapped[PickyList["Child"]] = relationship()
+
+    class Child(Base):
+        __tablename__ = "picky_children"
+        id: Mapped[int] = mapped_column(primary_key=True)
+        parent_id: Mapped[int] = mapped_column(ForeignKey("picky_parents.id"))
+
+    async with engine.begin() as connection:
+        await connection.run_sync(Base.metadata.drop_all)
+        await connection.run_sync(Base.metadata.create_all)
+    heard = []
+
+    async def hear(instance, **_):
+        heard.append(instance.id)
+
+    listen(post_save, hear, sender=Parent, on="commit")
+    maker = enable_signals(async_sessionmaker(engine))
+    async with maker() as session:
+        session.add(Parent(id=1, children=PickyList([Child(id=1)])))
+        await session.flush()
+        PickyList.is_closed = True
+        try:
+            await session.commit()
+        finally:
+            PickyList.is_closed = False
+    assert heard == [1]
+    assert "receivers do not find Parent.children as it was" in caplog.text
+    async with engine.begin() as connection:
+        await connection.run_sync(Base.metadata.drop_all)
+
+
 @pytest.mark.parametrize("load", [True, False])
 async def test_merging_what_is_not_loaded(maker, listen, load):
     """`post_init` hears of the instance, with the session that it is merged into."""

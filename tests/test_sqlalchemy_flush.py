@@ -694,6 +694,47 @@ async def test_objects_that_a_receiver_takes_away_are_not_announced(maker, liste
     assert [each[:2] for each in saves] == [("pre_save", User), ("post_save", User)]
 
 
+async def test_pre_save_comes_in_order_also_where_a_flush_inserts_and_updates(maker, listen):
+    """What is inserted as it was added, then what is updated by primary key; `post_save` in the same order."""
+    names = []
+    async with maker() as session:
+        session.add_all([User(id=id_, name=f"old {id_}") for id_ in (3, 1, 2)])
+        await session.commit()
+        old = {id_: await session.get_one(User, id_) for id_ in (2, 3, 1)}
+        for signal in (pre_save, post_save):
+            listen(signal, lambda instance, **_: names.append(instance.name), sender=User)
+        old[3].name, old[1].name, old[2].name = "updated 3", "updated 1", "updated 2"
+        session.add_all([User(id=9, name="new 9"), User(id=7, name="new 7")])
+        await session.commit()
+    assert names == ["new 9", "new 7", "updated 1", "updated 2", "updated 3"] * 2
+
+
+async def test_pre_save_tells_each_instance_as_receivers_before_it_have_left_it(maker, listen):
+    """Its changes are those that it has when it is its turn; what has none any more is not announced."""
+    told = []
+
+    async def hear(instance, changes, session, **_):
+        told.append((instance.id, changes["visits"]))
+        if instance.id == 1:
+            second, third = [each for each in session.dirty if each.id in {2, 3}]
+            if second.id == 3:
+                second, third = third, second
+            second.visits = 20
+            third.visits = 0
+
+    async with maker() as session:
+        session.add_all([User(id=id_, name=f"user {id_}", visits=0) for id_ in (1, 2, 3)])
+        await session.commit()
+        users = [await session.get_one(User, id_) for id_ in (1, 2, 3)]
+        listen(pre_save, hear, sender=User)
+        for user in users:
+            user.visits = 1
+        await session.commit()
+        await session.refresh(users[2])
+        assert users[2].visits == 0
+    assert told == [(1, (0, 1)), (2, (0, 20))]
+
+
 async def test_a_flush_of_some_objects_announces_these(maker, saves):
     """SQLAlchemy's (deprecated) `flush(objects)`."""
     async with maker() as session:

@@ -36,7 +36,9 @@ Each receiver finds an idle session, which it may use. What it leaves open there
 rolled back when it raises; receivers of what was written so are called before the next one. Attributes that were
 loaded in the flush, of the instances and of those that they refer to, are readable as they were then, whether or not
 the commit (`expire_on_commit`) or a rollback has expired them; `await session.refresh(instance)` asks for what the
-database has. Afterwards they are expired again.
+database has. Afterwards they are expired again. What the flush has left to the database (server defaults, `onupdate`,
+SQL expressions that are not `deferred`) is loaded by one SELECT for receivers that could not load it themselves: async
+ones, and all that are called after the end.
 
 **Old and new values**: `changes` maps attributes to `(old, new)`, in every phase. `NO_VALUE`
 (`sqlalchemy.orm.LoaderCallableStatus.NO_VALUE`) stands for what SQLAlchemy does not know without asking the database:

@@ -127,8 +127,8 @@ def _related(row: InstanceState[Any]) -> Iterator[InstanceState[Any]]:
 
 
 def _is_populated(row: InstanceState[Any], key: str) -> bool:
-    """Whether an attribute holds what it shows: dynamic and write-only collections do not."""
-    return key in row.manager and bool(row.manager[key].impl.supports_population)
+    """Whether an attribute holds what it shows: dynamic and write-only collections, and composites, do not."""
+    return key in row.manager and bool(getattr(row.manager[key].impl, "supports_population", False))
 
 
 def _members(value: Any) -> Any:
@@ -157,7 +157,10 @@ class Loaded:
             return
         self._was_expired = self._was_expired or row.expired
         for key in missing:
-            set_committed_value(self._instance, key, self._values[key])
+            try:
+                set_committed_value(self._instance, key, self._values[key])
+            except Exception:  # a collection's class is the user's, and the others are to be called all the same
+                _logger.exception("receivers do not find %s.%s as it was", type(self._instance).__name__, key)
         self._put_back |= missing
 
     def expire_again(self) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from datetime import datetime
+from types import NoneType
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 from weakref import ref
 
@@ -10,7 +12,7 @@ from sqlalchemy.orm import LoaderCallableStatus, Mapper, RelationshipDirection
 from sqlalchemy.orm.exc import UnmappedColumnError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from sqlalchemy import ColumnElement, Select
     from sqlalchemy.orm import InstanceState
@@ -20,6 +22,7 @@ NO_VALUE = LoaderCallableStatus.NO_VALUE
 Changes: TypeAlias = "dict[str, tuple[Any, Any]]"
 
 _TRAITS = "asignals.traits"  # in `ClassManager.info`, which ends with the mapping of the class
+_MOST_SETS = 256  # of changed attributes, remembered for one mapper
 
 
 class Traits:
@@ -33,29 +36,51 @@ class Traits:
         }
         self.tables = {key: of for key, of in tables.items() if of}
         self.writable = frozenset(self.tables)  # without SQL expressions
+        self.left_to_load = self.writable | _loaded_expressions(mapper)  # if the flush has left them to the database
         self.primary_key = attributes_of(mapper, mapper.primary_key)
         self.relationships = frozenset(prop.key for prop in mapper.relationships if not prop.viewonly)
+        self.deciding = self.relationships | self.primary_key  # of the fate of other rows
         self.may_be_orphan = any(each._delete_orphans for each in mapper.iterate_to_root())
         version = mapper.version_id_col
         is_counted = version is not None and mapper.version_id_generator is not False
         self.version = attributes_of(mapper, [version] if is_counted and version is not None else [])
         self.onupdate = {key: of for key, of in self.tables.items() if _has_onupdate(mapper, key)}
         self.replaced = self.version.union(self.onupdate)  # by the flush, without a history
+        manager = mapper.class_manager
+        self.is_equal = {key: manager[key].impl.is_equal for key in self.writable if key in manager}
         self._mapper = ref(mapper)
+        self._written: dict[frozenset[str], frozenset[str]] = {}
         self._reach: tuple[type, ...] | None = None
+        self._reached: tuple[tuple[Callable[[type], bool], ...], bool] = (), False
 
     def written(self, changed: Iterable[str]) -> frozenset[str]:
         """What the UPDATE statements for these changes set: them, version counters, columns with an `onupdate`."""
-        written = frozenset(changed)
-        if not written or not self.replaced:
-            return written
-        written |= self.version
+        key = frozenset(changed)
+        known = self._written.get(key)
+        if known is None:
+            if len(self._written) >= _MOST_SETS:
+                self._written.clear()
+            known = self._written[key] = self._all_written(key)
+        return known
+
+    def _all_written(self, changed: frozenset[str]) -> frozenset[str]:
+        if not changed or not self.replaced:
+            return changed
+        written = changed | self.version
         tables = frozenset[Any]().union(*(self.tables.get(key, ()) for key in written))
         return written.union(key for key, of in self.onupdate.items() if of & tables)
 
-    @property
-    def reach(self) -> tuple[type, ...]:
-        """All classes whose rows the relationships of an instance may insert, change or delete, its own included."""
+    def reaches(self, *heard: Callable[[type], bool]) -> bool:
+        """Whether the relationships of an instance may insert, change or delete a row of a class that is heard.
+
+        Its own class included. The answer for the same `heard` is remembered: there may be hundreds of classes.
+        """
+        known = self._reached
+        if known[0] != heard:
+            known = self._reached = heard, any(hears(model) for model in self._all_reached() for hears in heard)
+        return known[1]
+
+    def _all_reached(self) -> tuple[type, ...]:
         if self._reach is None:
             mapper = self._mapper()
             self._reach = () if mapper is None else tuple(each.class_ for each in _reach(mapper))
@@ -80,6 +105,16 @@ def _neighbours(mapper: Mapper[Any]) -> Iterator[Mapper[Any]]:
 
 def _is_written(mapper: Mapper[Any], column: ColumnElement[Any]) -> bool:
     return isinstance(column, Column) and column.table in mapper.tables
+
+
+def _loaded_expressions(mapper: Mapper[Any]) -> frozenset[str]:
+    """The SQL expressions that are loaded with an instance; a flush expires them."""
+    is_loaded = (("deferred", False), ("instrument", True))  # a `query_expression` is not, and has another key
+    return frozenset(
+        prop.key
+        for prop in mapper.column_attrs
+        if prop.strategy_key == is_loaded and not any(isinstance(each, Column) for each in prop.columns)
+    )
 
 
 def _has_onupdate(mapper: Mapper[Any], key: str) -> bool:
@@ -107,6 +142,11 @@ def traits_of(mapper: Mapper[Any]) -> Traits:
     if known is None or known.age != _age(mapper):
         known = mapper.class_manager.info[_TRAITS] = Traits(mapper)
     return known
+
+
+def traits_by_class(rows: Iterable[InstanceState[Any]]) -> dict[type, Traits]:
+    """What is known of the mappers of instances."""
+    return {model: traits_of(row.manager.mapper) for model, row in {row.class_: row for row in rows}.items()}
 
 
 def attribute_of(mapper: Mapper[Any], column: ColumnElement[Any]) -> str | None:
@@ -143,6 +183,8 @@ def queries_by_key(mapper: Mapper[Any], keys: Sequence[tuple[Any, ...]]) -> Iter
 
 # -- instances ---------------------------------------------------------------------------------------------------------
 
+_PLAIN = frozenset({NoneType, bool, int, float, str, bytes, datetime})  # certainly no SQL expressions
+
 
 def _known(value: object) -> object:
     return NO_VALUE if isinstance(value, LoaderCallableStatus) else value
@@ -156,9 +198,10 @@ def stored_value(row: InstanceState[Any], key: str) -> object:
 def net_changes(row: InstanceState[Any], traits: Traits) -> dict[str, object]:
     """The old values of the attributes with a net change, as far as the instance itself knows; runs no SQL."""
     changed = {}
-    values, manager, writable = row.dict, row.manager, traits.writable
+    values, comparing = row.dict, traits.is_equal
     for key, old in row.committed_state.items():
-        if key in writable and manager[key].impl.is_equal(values.get(key, NO_VALUE), old) is not True:
+        is_equal = comparing.get(key)
+        if is_equal is not None and is_equal(values.get(key, NO_VALUE), old) is not True:
             changed[key] = NO_VALUE if type(old) is LoaderCallableStatus else old
     return changed
 
@@ -180,7 +223,8 @@ def values_before(row: InstanceState[Any], traits: Traits) -> dict[str, object]:
     before = {key: stored_value(row, key) for key in traits.replaced} if traits.replaced else {}
     values = row.dict
     for key in row.committed_state:
-        if hasattr(values.get(key), "__clause_element__") and key in traits.writable:
+        value = values.get(key)
+        if type(value) not in _PLAIN and hasattr(value, "__clause_element__") and key in traits.writable:
             before[key] = stored_value(row, key)
     return before
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy.orm import Session
 
-    from asignals._core import Connection, Connections, Plan, Signal
+    from asignals._core import Connection, Connections, Plan
     from asignals.sqlalchemy._signal import ModelSignal, SessionSignal
 
 Phase: TypeAlias = Literal["flush", "commit", "rollback"]
@@ -40,19 +40,21 @@ _WITHIN_FLUSH = (
 class Event:
     """Something that happened: what a send would be given."""
 
-    __slots__ = ("arguments", "named_only", "sender", "signal")
+    __slots__ = ("arguments", "named_only", "row", "sender", "signal")
 
     def __init__(
         self,
         signal: ModelSignal | SessionSignal,
         sender: object,
         arguments: dict[str, Any],
+        row: Any = None,
         *,
         named_only: bool = False,
     ) -> None:
         self.signal = signal
         self.sender = sender
         self.arguments = arguments
+        self.row = row  # the `InstanceState` of the instance, where a flush tells of it
         self.named_only = named_only
 
     def plan(self, phase: Phase) -> Connections:
@@ -93,44 +95,67 @@ class PhaseSend(Send):
 class Call:
     """One receiver to be called for one event, or all of them where they are called in one way."""
 
-    __slots__ = ("_event", "_plan", "_send", "is_awaited", "links")
+    __slots__ = ("event", "is_awaited", "links", "send")
 
-    def __init__(self, event: Event, links: Connections, plan: Plan | None, send: Send | None = None) -> None:
-        self._event = event
-        self._plan = plan
-        self._send = send
+    def __init__(self, event: Event, links: Connections, send: Send | None) -> None:
+        self.event = event
         self.links = links
+        self.send = send
         self.is_awaited = is_awaited(links[0])
 
     def start(self) -> Coroutine[Any, Any, object]:
         """What calls the receivers when it is awaited."""
-        event = self._event
-        if self._send is not None:
-            return self._send.to(self.links[0])
-        if self._plan is None:
-            return event.signal.send(event.sender, **event.arguments)
-        # What send() comes to, once it has asked for the plan.
-        loop = self._plan.loop or self._plan.write_loop(robust=False)
-        arguments = event.arguments
-        return loop(self.links, event.signal, event.sender, *[arguments[name] for name in event.signal.names])
-
-    @property
-    def signal(self) -> Signal[..., Any]:
-        """What is sent."""
-        return self._event.signal
+        if self.send is not None:
+            return self.send.to(self.links[0])
+        return self.event.signal.send(self.event.sender, **self.event.arguments)
 
     def refuse_async(self) -> AsyncReceiverError:
         """The error of a session that is not async."""
-        return AsyncReceiverError(self.signal, self.describe())
+        return AsyncReceiverError(self.event.signal, self.describe())
 
     def describe(self) -> str:
         """The receivers for messages."""
         return " or ".join(link.describe() for link in self.links)
 
 
+class PlannedCall(Call):
+    """A call of all receivers of a sender, for one of its events after the other."""
+
+    __slots__ = ("_loop", "_names")
+
+    def __init__(self, event: Event, plan: Plan) -> None:
+        super().__init__(event, plan.connections, None)
+        self._loop = plan.loop or plan.write_loop(robust=False)
+        self._names = event.signal.names
+
+    def start(self) -> Coroutine[Any, Any, object]:
+        """What calls the receivers when it is awaited: the end of a `send` that has asked for the plan."""
+        if is_watched():
+            return super().start()
+        event = self.event
+        arguments = event.arguments
+        return self._loop(self.links, event.signal, event.sender, *[arguments[name] for name in self._names])
+
+
 def is_awaited(link: Connection) -> bool:
     """Whether the task is to await a receiver; any other is awaited too, if it turns out to suspend."""
     return link.is_async or bool(link.options.in_thread)
+
+
+class _Way:
+    """How the receivers of one sender are called in the flush; for all its events, until a connection changes."""
+
+    __slots__ = ("call", "changes", "links", "registry", "sender", "signal")
+
+    def __init__(self, event: Event) -> None:
+        self.signal = event.signal
+        self.sender = event.sender
+        self.registry = event.signal.registry("flush")
+        self.changes = self.registry.changes
+        plan = self.registry.plan_for(event.sender)
+        self.links = event.among(plan.connections)
+        is_uniform = not event.named_only and len(set(map(is_awaited, self.links))) == 1
+        self.call = PlannedCall(event, plan) if is_uniform else None
 
 
 class Delivery:
@@ -141,7 +166,6 @@ class Delivery:
         self._session = session
         self._state = state_of(session)
         self._latest: Call | None = None
-        self._planned: tuple[tuple[object, int, int], Plan] | None = None
 
     def run(self) -> None:
         """Call everybody, one after the other; what a receiver raises ends it."""
@@ -162,30 +186,30 @@ class Delivery:
                 calls.close()
 
     def _calls(self) -> Generator[Call]:
+        way: _Way | None = None
         for event in self._events:
-            plan = self._plan(event)
-            links = event.among(plan.connections)
-            if not links:
+            if (
+                way is None
+                or event.sender is not way.sender  # relationships compare in SQL
+                or event.signal is not way.signal
+                or way.registry.changes != way.changes
+            ):
+                way = _Way(event)
+            if not way.links:
                 event.report("flush")
                 continue
             self._state.heard = True
-            if not event.named_only and (len(links) == 1 or len(set(map(is_awaited, links))) == 1):
-                self._latest = Call(event, links, None if is_watched() else plan)
-                yield self._latest
+            call: Call | None = way.call
+            if call is not None:
+                call.event = event
+                self._latest = call
+                yield call
                 continue
             send = PhaseSend(event, "flush")
             with watching(send):
-                for link in links:
-                    self._latest = Call(event, (link,), None, send)
+                for link in way.links:
+                    self._latest = Call(event, (link,), send)
                     yield self._latest
-
-    def _plan(self, event: Event) -> Plan:
-        """The plan of an event: that of the one before, if nothing has changed."""
-        registry = event.signal.registry("flush")
-        at = (event.signal, id(event.sender), registry.changes)  # relationships compare in SQL
-        if self._planned is None or self._planned[0] != at:
-            self._planned = at, registry.plan_for(event.sender)
-        return self._planned[1]
 
     def _go_on(self, call: Call, calls: Generator[Call]) -> Call | None:
         if not call.is_awaited:
@@ -204,7 +228,7 @@ class Delivery:
             if state.torn:
                 self._check()
             call = next(calls, None)
-            if in_greenlet() is not is_here:  # a sync receiver has suspended, and the task has gone on with this
+            if is_here and not in_greenlet():  # a sync receiver has suspended, and the task has gone on with this
                 break
         return call
 
@@ -212,7 +236,7 @@ class Delivery:
         """Fail if a receiver has tried to close the session, whatever it did with the error."""
         call = self._latest
         if self._state.torn and call is not None:
-            culprit = f"{call.describe()}, a receiver of signal {call.signal.name!r},"
+            culprit = f"{call.describe()}, a receiver of signal {call.event.signal.name!r},"
             raise FlushInProgressError(operation="close", culprit=culprit) from cause
 
 

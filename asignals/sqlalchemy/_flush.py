@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from sqlalchemy import inspect
 from sqlalchemy.orm import Session
-from sqlalchemy.orm.attributes import instance_state
 from sqlalchemy.util.concurrency import in_greenlet
 
 from asignals.sqlalchemy._after import Kept, Snapshot
@@ -18,19 +17,21 @@ from asignals.sqlalchemy._forecast import extent, forecast
 from asignals.sqlalchemy._links import link_events, m2m_changed
 from asignals.sqlalchemy._places import Places, outermost
 from asignals.sqlalchemy._saves import (
+    complete,
     load_expired,
     note_values,
     post_delete,
     post_save,
     pre_delete,
     pre_save,
+    save_event,
     written_rows,
 )
 from asignals.sqlalchemy._state import announced, state_of
 from asignals.sqlalchemy._transactions import adopted, keep, outermost_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable, Iterator, Sequence
+    from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
     from types import FrameType
 
     from sqlalchemy.orm import UOWTransaction
@@ -58,7 +59,7 @@ def _announce(session: Session, instances: Sequence[Any] | None) -> None:
         seen: _Seen = set()
         for _ in range(_ROUNDS):
             events, is_simple = _announcements(session, instances, seen)
-            if not events:
+            if events is None:
                 return
             before = extent(session)
             due = (told for told in events if _is_due(session, told))  # asked when it is their turn
@@ -68,50 +69,50 @@ def _announce(session: Session, instances: Sequence[Any] | None) -> None:
         raise EndlessFlushError(_ROUNDS)
 
 
-def _announcements(session: Session, instances: Sequence[Any] | None, seen: _Seen) -> tuple[list[Event], bool]:
-    """What is new to be announced, and whether it depends on nothing but columns."""
-    events: list[Event] = []
-    key: Hashable
+def _announcements(
+    session: Session, instances: Sequence[Any] | None, seen: _Seen
+) -> tuple[Iterable[Event] | None, bool]:
+    """What is new to be announced, and whether it depends on nothing but columns; `None` if there is nothing.
+
+    What depends on nothing but columns is found out one row after the other, when it is its turn.
+    """
     is_simple = not m2m_changed.is_connected
+    foretold: Iterable[Event] = ()
     if pre_save.is_connected or pre_delete.is_connected:
-        heard = {"is_saved": pre_save.hearing(), "is_deleted": pre_delete.hearing()}
-        fates, as_they_look = forecast(session, instances, **heard, seen=seen)
+        fates, as_they_look = forecast(session, instances, pre_save.hearing(), pre_delete.hearing(), seen)
         is_simple = is_simple and as_they_look
-        public = announced(session)
-        for fate in fates:
-            key = (fate.row, fate.deleted)
-            if key not in seen:
-                seen.add(key)
-                events.append(_foretold(public, fate))
+        foretold = _foretold(announced(session), fates, seen)
+    if is_simple:
+        return foretold, True
+    events = list(foretold)
     for told in link_events(session, "pre"):
         arguments = told.arguments
         others = tuple(map(inspect, arguments["objects"]))
-        key = (told.sender, inspect(arguments["instance"]), arguments["action"], others)
+        key = (told.sender, told.row, arguments["action"], others)
         if key not in seen:
             seen.add(key)
             events.append(told)
-    return events, is_simple
+    return events or None, False
 
 
 def _is_due(session: Session, told: Event) -> bool:
     """Whether receivers called before have left the instance to its fate."""
-    row = instance_state(told.arguments["instance"])
+    row = told.row
     return row.session_id == session.hash_key and (told.signal is not pre_save or row not in session._deleted)
 
 
-def _foretold(public: object, fate: Fate) -> Event:
-    instance = fate.instance
-    sender = type(instance)
-    if fate.deleted:
-        return Event(pre_delete, sender, {"instance": instance, "session": public})
-    arguments = {
-        "instance": instance,
-        "created": fate.fields is None,
-        "update_fields": fate.fields,
-        "changes": fate.changes,
-        "session": public,
-    }
-    return Event(pre_save, sender, arguments)
+def _foretold(public: object, fates: Iterable[Fate], seen: _Seen) -> Iterator[Event]:
+    for fate in fates:
+        row = fate.row
+        key = (row, "deleted") if fate.deleted else row
+        if key in seen:
+            continue
+        seen.add(key)
+        if fate.deleted:
+            instance = row.obj()
+            yield Event(pre_delete, type(instance), {"instance": instance, "session": public}, row)
+        else:
+            yield save_event(pre_save, row, fate.fields, fate.changes, public)
 
 
 def after_flush(session: Session, unit: UOWTransaction) -> None:
@@ -130,23 +131,27 @@ def after_flush_postexec(session: Session, unit: UOWTransaction) -> None:
     state.written, state.links, state.before = [], [], {}
     if not written and not links:
         return
-    public = announced(session)
     load_expired(session, written)
-    events = [each.told(public) for each in written] + links
+    complete(written)
+    events = written + links
+    _keep_waiting(session, events)
+    with _noting_autoflush():
+        Delivery(events, session).run()
+
+
+def _keep_waiting(session: Session, events: Iterable[Event]) -> None:
+    """Keep what somebody is to be told after the end of the transaction."""
     places = Places(session)
     transaction = outermost_of(session)
     snapshot = Snapshot()
-    waits: dict[tuple[object, int], bool] = {}
+    latest: Event | None = None
+    waits = False
     for told in events:
-        kind = (told.signal, id(told.sender))  # relationships compare in SQL
-        if kind not in waits:
-            waits[kind] = told.waits
-        if waits[kind]:
-            instance = told.arguments["instance"]
-            place = places.of(inspect(instance).mapper, instance)
+        if latest is None or told.sender is not latest.sender or told.signal is not latest.signal:
+            latest, waits = told, told.waits  # the same for all events of a sender, which follow each other
+        if waits:
+            place = places.of(told.row.mapper, told.arguments["instance"])
             keep(session, Kept(told, place, transaction, snapshot.of(told)))
-    with _noting_autoflush():
-        Delivery(events, session).run()
 
 
 @contextmanager
@@ -185,7 +190,7 @@ def _refuse_async_receivers(session: Session, instances: Sequence[Any] | None) -
         refuse_async(type(instance), *saves)
     for instance in session.deleted:
         refuse_async(type(instance), *deletes)
-    for fate in forecast(session, instances, is_saved=is_saved, is_deleted=is_deleted, seen=())[0]:
+    for fate in forecast(session, instances, is_saved, is_deleted, ())[0]:
         refuse_async(fate.row.mapper.class_, *(deletes if fate.deleted else saves))
 
 

@@ -21,12 +21,13 @@ from asignals.sqlalchemy._changes import (
     first_values,
     net_changes,
     stored_value,
+    traits_by_class,
     traits_of,
 )
 from asignals.sqlalchemy._saves import in_order, predecessor
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterator, Sequence
+    from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 
     from sqlalchemy import ColumnElement
     from sqlalchemy.orm import Session
@@ -50,30 +51,26 @@ class Fate(NamedTuple):
 def forecast(
     session: Session,
     instances: Sequence[Any] | None,
-    *,
     is_saved: Callable[[type], bool],
     is_deleted: Callable[[type], bool],
     seen: Collection[Any],
-) -> tuple[list[Fate], bool]:
-    """What a flush would do to the instances of models that somebody listens to, without those seen already.
+) -> tuple[Iterable[Fate], bool]:
+    """What a flush would do to the instances of models that somebody listens to, without the saved rows in `seen`.
 
-    And whether all of these are what they look like.
+    And whether all rows are what they look like; then a row is looked at when the iterable comes to it.
     """
     chosen = _chosen(instances)
     rows = [row for row in chain(session._new, session._dirty_states) if chosen is None or row in chosen]
     deleted = [row for row in session._deleted if chosen is None or row in chosen]
-    traits = {manager: traits_of(manager.mapper) for manager in {row.manager for row in (*rows, *deleted)}}
-    near = {
-        manager for manager, each in traits.items() if any(is_saved(model) or is_deleted(model) for model in each.reach)
-    }
-    if any(row.manager in near for row in deleted) or any(
-        row.manager in near and _is_involved(row, traits[row.manager]) for row in rows
+    traits = traits_by_class((*rows, *deleted))
+    near = {model: each for model, each in traits.items() if each.reaches(is_saved, is_deleted)}
+    if any(row.class_ in near for row in deleted) or any(
+        row.class_ in near and _is_involved(row, near[row.class_]) for row in rows
     ):
         fates = _sorted_out(session, instances)
-        return [fate for fate in fates if (is_deleted if fate.deleted else is_saved)(fate.row.manager.class_)], False
-    heard = {manager for manager in near if is_saved(manager.class_)}
-    rows = [row for row in rows if row.manager in heard and (row, False) not in seen]
-    return list(_taken_as_they_are(rows, traits)), True
+        return [fate for fate in fates if (is_deleted if fate.deleted else is_saved)(fate.row.class_)], False
+    heard = {model: each for model, each in near.items() if is_saved(model)}
+    return _taken_as_they_are([row for row in rows if row.class_ in heard and row not in seen], heard), True
 
 
 def _chosen(instances: Sequence[Any] | None) -> set[InstanceState[Any]] | None:
@@ -91,19 +88,18 @@ def extent(session: Session) -> tuple[int, ...]:
 
 def _is_involved(row: InstanceState[Any], traits: Traits) -> bool:
     """Whether a row's fate, or another's that depends on it, is not seen from its columns alone."""
-    changed = row.committed_state.keys()
-    return (
-        not traits.relationships.isdisjoint(changed)
-        or (row.key is not None and not traits.primary_key.isdisjoint(changed))
-        or (traits.may_be_orphan and bool(row.mapper._is_orphan(row)))
-    )
+    deciding = traits.relationships if row.key is None else traits.deciding
+    return not deciding.isdisjoint(row.committed_state) or (traits.may_be_orphan and bool(row.mapper._is_orphan(row)))
 
 
-def _taken_as_they_are(rows: list[InstanceState[Any]], traits: dict[Any, Traits]) -> Iterator[Fate]:
+def _taken_as_they_are(rows: list[InstanceState[Any]], traits: dict[type, Traits]) -> Iterator[Fate]:
     for row in in_order(rows):
-        known = traits[row.manager]
+        known = traits[row.class_]
+        instance = row.obj()
+        if instance is None:  # a receiver called before has expunged it
+            continue
         if row.key is None:
-            yield Fate(row, row.obj(), changes=first_values(row, known))
+            yield Fate(row, instance, changes=first_values(row, known))
         elif old := net_changes(row, known):
             yield _updated(row, known, old)
 

@@ -189,7 +189,7 @@ def _event(session: Session, side: Side, owner: Row, others: list[Row], action: 
         "changes": {side.prop.key: _before_and_after(owner, side.prop.key)},
         "session": announced(session),
     }
-    return Event(m2m_changed, side.sender, arguments, named_only=side.is_reverse)
+    return Event(m2m_changed, side.sender, arguments, owner, named_only=side.is_reverse)
 
 
 def _before_and_after(owner: Row, key: str) -> tuple[Any, Any]:

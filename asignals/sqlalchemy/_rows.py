@@ -18,16 +18,16 @@ from asignals.sqlalchemy._changes import (
     queries_by_key,
     traits_of,
 )
-from asignals.sqlalchemy._deliver import Event
-from asignals.sqlalchemy._saves import post_delete, post_save
+from asignals.sqlalchemy._saves import delete_event, post_delete, post_save, save_event
 from asignals.sqlalchemy._state import announced
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from sqlalchemy import Result
-    from sqlalchemy.orm import InstanceState, Mapper, ORMExecuteState, Session
+    from sqlalchemy.orm import Mapper, ORMExecuteState, Session
 
+    from asignals.sqlalchemy._deliver import Event
     from asignals.sqlalchemy._signal import ModelSignal
 
 _logger = logging.getLogger("asignals")
@@ -99,36 +99,21 @@ def execute_with_rows(execution: ORMExecuteState, mapper: Mapper[Any], kind: str
 
 def _inserted(session: Session, instance: object) -> Event:
     row = inspect(instance)
-    return _saved(session, row, None, first_values(row, traits_of(row.mapper)))
+    return save_event(post_save, row, None, first_values(row, traits_of(row.mapper)), announced(session))
 
 
 def _updated(session: Session, instance: object, fields: Iterable[str]) -> Event:
     row = inspect(instance)
     written = traits_of(row.mapper).written(fields)
-    return _saved(session, row, written, changes_to(row, dict.fromkeys(written, NO_VALUE)))
-
-
-def _saved(session: Session, row: InstanceState[Any], fields: frozenset[str] | None, changes: Any) -> Event:
-    instance = row.obj()
-    arguments = {
-        "instance": instance,
-        "created": fields is None,
-        "update_fields": fields,
-        "changes": changes,
-        "session": announced(session),
-    }
-    return Event(post_save, type(instance), arguments)
+    changes = changes_to(row, dict.fromkeys(written, NO_VALUE))
+    return save_event(post_save, row, written, changes, announced(session))
 
 
 def _deleted(session: Session, instance: object) -> Event:
     row = inspect(instance)
-    arguments = {
-        "instance": instance,
-        "changes": last_values(row, traits_of(row.mapper)),
-        "session": announced(session),
-    }
+    event = delete_event(row, last_values(row, traits_of(row.mapper)), announced(session))
     session.expunge(instance)  # it has been loaded from a row that is gone
-    return Event(post_delete, type(instance), arguments)
+    return event
 
 
 def _fields(execution: ORMExecuteState, mapper: Mapper[Any]) -> frozenset[str]:

@@ -6,6 +6,8 @@ nobody listens to cost nothing, and a class may be mapped, unmapped and mapped a
 
 from __future__ import annotations
 
+from collections import defaultdict
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any, cast
 
 from sqlalchemy import inspect
@@ -18,14 +20,16 @@ from asignals.sqlalchemy._changes import (
     last_values,
     net_changes,
     queries_by_key,
+    traits_by_class,
     traits_of,
     values_before,
 )
 from asignals.sqlalchemy._deliver import Event
 from asignals.sqlalchemy._signal import ModelSignal
+from asignals.sqlalchemy._state import announced
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
     from sqlalchemy.orm import InstanceState, Mapper, Session, UOWTransaction
 
@@ -81,36 +85,25 @@ post_delete: ModelSignal = ModelSignal(
 )
 
 
-class Written:
-    """One row that the flush under way has written."""
+def save_event(
+    signal: ModelSignal, row: Row, fields: frozenset[str] | None, changes: Mapping[str, Any] | None, session: object
+) -> Event:
+    """An INSERT (without `fields`) or an UPDATE."""
+    instance = row.obj()
+    arguments = {
+        "instance": instance,
+        "created": fields is None,
+        "update_fields": fields,
+        "changes": changes,
+        "session": session,
+    }
+    return Event(signal, type(instance), arguments, row)
 
-    __slots__ = ("fields", "instance", "last", "old", "row")
 
-    def __init__(
-        self,
-        row: Row,
-        *,
-        old: dict[str, object] | None = None,
-        fields: frozenset[str] | None = None,
-        last: Changes | None = None,
-    ) -> None:
-        self.row = row
-        self.instance = row.obj()
-        self.old = old or {}  # of an UPDATE
-        self.fields = fields  # of an UPDATE
-        self.last = last  # of a DELETE
-
-    def told(self, session: object) -> Event:
-        """The event, now that the new values are there."""
-        row, instance, fields = self.row, self.instance, self.fields
-        arguments: dict[str, Any] = {"instance": instance, "session": session}
-        if self.last is not None:
-            arguments["changes"] = self.last
-            return Event(post_delete, type(instance), arguments)
-        arguments["created"] = fields is None
-        arguments["update_fields"] = fields
-        arguments["changes"] = first_values(row, traits_of(row.mapper)) if fields is None else changes_to(row, self.old)
-        return Event(post_save, type(instance), arguments)
+def delete_event(row: Row, last: Changes, session: object) -> Event:
+    """A DELETE."""
+    instance = row.obj()
+    return Event(post_delete, type(instance), {"instance": instance, "changes": last, "session": session}, row)
 
 
 def note_values(session: Session) -> dict[Row, dict[str, object]]:
@@ -122,64 +115,72 @@ def note_values(session: Session) -> dict[Row, dict[str, object]]:
     heard = _heard(rows, is_heard)
     found = {}
     for row in rows:
-        traits = heard.get(row.manager)
-        if traits is not None and (before := values_before(row, traits)):
+        if row.class_ in heard and (before := values_before(row, heard[row.class_])):
             found[row] = before
     return found
 
 
-def _heard(rows: Iterable[Row], is_heard: Hearing) -> dict[Any, Traits]:
+def _heard(rows: Iterable[Row], is_heard: Hearing) -> dict[type, Traits]:
     """The classes of these rows that somebody listens to."""
     if not is_heard.is_connected:
         return {}
-    managers = {row.manager for row in rows}
-    return {manager: traits_of(manager.mapper) for manager in managers if is_heard(manager.class_)}
+    return {model: traits for model, traits in traits_by_class(rows).items() if is_heard(model)}
 
 
-def written_rows(session: Session, unit: UOWTransaction, before: dict[Row, dict[str, object]]) -> list[Written]:
-    """After the flush, while histories are there: what it has inserted, in the order added, updated and deleted."""
+def written_rows(session: Session, unit: UOWTransaction, before: dict[Row, dict[str, object]]) -> list[Event]:
+    """After the flush, while histories are there: what it has inserted, in the order added, updated and deleted.
+
+    The events have the old values only; `complete` adds the new ones.
+    """
     states = unit.states
     is_saved = _heard(states, post_save.hearing())
     is_deleted = _heard(states, post_delete.hearing())
     if not is_saved and not is_deleted:
         return []
-    saved = [row for row, fate in states.items() if fate == (False, False) and row.manager in is_saved]
-    gone = [row for row, fate in states.items() if fate == (True, False) and row.manager in is_deleted]
-    new = [row for row in saved if row.key is None]
-    changed = [row for row in saved if row.key is not None]
-    found = []
-    replaces = any(is_gone for is_gone, _ in states.values())
-    for row in in_order(new):
-        if not replaces or predecessor(session, row, states) is None:
-            found.append(Written(row))
-        else:
-            changed.append(row)
-    for row in in_order(changed):
-        updated = _updated(row, is_saved[row.manager], before.get(row))
-        if updated is not None:
-            found.append(updated)
-    return [*found, *(Written(row, last=last_values(row, is_deleted[row.manager])) for row in in_order(gone))]
+    public = announced(session)
+    saved = [row for row, (gone, listed) in states.items() if not gone and not listed and row.class_ in is_saved]
+    deleted = [row for row, (gone, listed) in states.items() if gone and not listed and row.class_ in is_deleted]
+    replaces = any(gone for gone, _ in states.values())
+    new = [row for row in saved if row.key is None and not (replaces and predecessor(session, row, states))]
+    events = [save_event(post_save, row, None, None, public) for row in in_order(new)]
+    inserted = set(new)
+    for row in in_order(row for row in saved if row not in inserted):
+        traits = is_saved[row.class_]
+        old = net_changes(row, traits)
+        if before or traits.replaced:
+            _add_replaced(old, traits, before.get(row, {}))
+        if old:
+            events.append(save_event(post_save, row, traits.written(old), old, public))
+    return events + [delete_event(row, last_values(row, is_deleted[row.class_]), public) for row in in_order(deleted)]
 
 
-def _updated(row: Row, traits: Traits, before: dict[str, object] | None) -> Written | None:
-    old = net_changes(row, traits)
-    if before:
-        old.update((key, value) for key, value in before.items() if key not in traits.replaced)
-    if not old:
-        return None
-    fields = traits.written(old)
-    for key in fields & traits.replaced:
-        old[key] = (before or {}).get(key, old.get(key, NO_VALUE))
-    return Written(row, old=old, fields=fields)
+def _add_replaced(old: dict[str, object], traits: Traits, before: dict[str, object]) -> None:
+    """Add to the old values of an UPDATE those of what the flush has replaced without a history."""
+    old.update((key, value) for key, value in before.items() if key not in traits.replaced)
+    for key in traits.written(old) & traits.replaced:
+        old[key] = before.get(key, old.get(key, NO_VALUE))
 
 
-def load_expired(session: Session, written: Iterable[Written]) -> None:
+def complete(events: Iterable[Event]) -> None:
+    """Give the events of `written_rows` the new values, now that they are there."""
+    for event in events:
+        if event.signal is post_save:
+            arguments, row = event.arguments, event.row
+            if arguments["created"]:
+                arguments["changes"] = first_values(row, traits_of(row.mapper))
+            else:
+                arguments["changes"] = changes_to(row, arguments["changes"])
+
+
+def load_expired(session: Session, written: Iterable[Event]) -> None:
     """Load what the flush has left to the database, where it may be read without a greenlet or after the end."""
     expired: dict[Mapper[Any], list[Row]] = {}
     for each in written:
         row = each.row
-        if each.last is None and row.expired_attributes & traits_of(row.manager.mapper).writable:
-            expired.setdefault(row.manager.mapper, []).append(row)
+        if row.expired_attributes and each.signal is post_save:
+            mapper = row.manager.mapper
+            if row.expired_attributes & traits_of(mapper).left_to_load:
+                expired.setdefault(mapper, []).append(row)
     for mapper, rows in expired.items():
         event = Event(post_save, mapper.class_, {})
         if event.waits or any(link.is_async for link in event.plan("flush")):
@@ -197,15 +198,19 @@ def predecessor(session: Session, row: Row, states: Any) -> Row | None:
 
 
 def in_order(rows: Iterable[Row]) -> list[Row]:
-    """New instances as they were added, others by primary key where keys can be compared."""
-    listed = list(rows)
-    if len(listed) > 1:
+    """New instances as they were added, then others by class and, where keys can be compared, by primary key."""
+    new: list[Row] = []
+    known: defaultdict[type, list[Row]] = defaultdict(list)
+    for row in rows:
+        (new if row.key is None else known[row.class_]).append(row)
+    new.sort(key=attrgetter("insert_order"))
+    for model in sorted(known, key=attrgetter("__name__")):
         try:
-            listed.sort(key=_rank)
+            new += sorted(known[model], key=_primary_key)
         except TypeError:
-            return listed
-    return listed
+            new += known[model]
+    return new
 
 
-def _rank(row: Row) -> tuple[Any, ...]:
-    return (row.insert_order,) if row.key is None else (row.manager.class_.__name__, *row.key[1])
+def _primary_key(row: Row) -> Any:
+    return cast("Any", row.key)[1]

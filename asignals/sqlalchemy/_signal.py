@@ -33,9 +33,9 @@ class Hearing:
     """Which models somebody listens to, muted or not; asked once for each, until anything changes."""
 
     def __init__(
-        self, signal: ModelSignal, at: tuple[int, ...], everybody: Sequence[Connection], *, is_captured: bool = False
+        self, signal: ModelSignal, at: int, everybody: Sequence[Connection], *, is_captured: bool = False
     ) -> None:
-        self.at: tuple[int, ...] = at
+        self.at: int = at
         self.is_connected: bool = is_captured or bool(everybody)
         self.is_awaited: bool = any(each.is_async for each in everybody)
         self._signal = signal
@@ -54,6 +54,7 @@ class Captured(Signal[..., Any]):
     """A signal that is sent for somebody only; a capture of a test is somebody, though it is no receiver."""
 
     _captures: int = 0
+    _capture_changes: int = 0  # how often a capture has begun or ended
 
     @property
     def is_captured(self) -> bool:
@@ -68,11 +69,13 @@ class Captured(Signal[..., Any]):
     def capturing(self) -> Generator[None]:
         """Report all events to monitors for the length of a block, once in each phase, whoever is connected."""
         self._captures += 1
+        self._capture_changes += 1
         self._on_connected()
         try:
             yield
         finally:
             self._captures -= 1
+            self._capture_changes += 1
 
     def _on_connected(self) -> None:
         """For signals whose events need hooks."""
@@ -100,9 +103,10 @@ class ModelSignal(Captured):
         super().__init__(self.names, name=f"asignals.sqlalchemy.{name}", doc=doc)
         self._awaited: list[Awaited] = []
         self._is_waiting = False
-        self._hearing = Hearing(self, (), [])
+        self._hearing = Hearing(self, -1, [])
         self._phases: dict[Phase, ModelSignal] = {"flush": self}
         self._phases |= {phase: self._in_phase() for phase in phases if phase != "flush"}
+        self._all_registries = [phase._registry for phase in self._phases.values()]
 
     def _in_phase(self) -> ModelSignal:
         """The same signal with other receivers."""
@@ -111,6 +115,7 @@ class ModelSignal(Captured):
         other._origin = self
         other._registry = Registry(ref(self), self.providing_args)
         other._phases = {"flush": other}
+        other._all_registries = [other._registry]
         other._set_mode(None, None)
         return other
 
@@ -120,9 +125,11 @@ class ModelSignal(Captured):
 
     def hearing(self) -> Hearing:
         """Who listens now, in any phase."""
-        at = (self._captures, *[phase._registry.changes for phase in self._phases.values()])
+        at = self._capture_changes
+        for registry in self._all_registries:
+            at += registry.changes  # each only grows
         if self._hearing.at != at:
-            everybody = [each for phase in self._phases.values() for each in phase._registry.all_connections()]
+            everybody = [each for registry in self._all_registries for each in registry.all_connections()]
             self._hearing = Hearing(self, at, everybody, is_captured=self.is_captured)
         return self._hearing
 

@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from sqlalchemy.orm import InstanceState, SessionTransaction
 
     from asignals.sqlalchemy._deliver import Event
-    from asignals.sqlalchemy._saves import Written
     from asignals.sqlalchemy._transactions import SignalTransaction
 
 _KEY = "_asignals_state"
@@ -32,7 +31,7 @@ class SessionState:
 
     def __init__(self) -> None:
         self.before: dict[InstanceState[Any], dict[str, Any]] = {}  # values that the flush replaces without a history
-        self.written: list[Written] = []  # by the flush under way
+        self.written: list[Event] = []  # of the rows that the flush under way has written
         self.links: list[Event] = []
         self.ended: list[SignalTransaction] = []  # outermost transactions whose receivers have not been called yet
         self.heard = False  # a receiver ran, or something waits, since the outermost transaction began
