@@ -24,60 +24,46 @@ is called and has the `registry` add a `connection`.
 `asignals.testing`, ...). What it exports beside the public names of `asignals` is for them:
 
 - `registry_of(signal)`: its `Registry`. `plan_for(sender).connections` are whom a send calls, muting applied;
-  `connections_for(sender)` and `all_connections()` are for looking only; `snapshot` and `restore` put back
+  `connections_for(sender)` and `all_connections()` are for looking only; `remember` and `put_back` restore
   connections; `changes` grows with every change. `origin_of(signal)`: the signal of a view.
 - `bind(signal, sender, **arguments)`: checks arguments as a send does and fills in defaults.
 - `Send`: one send under way; `await send.to(connection)` calls one connection and gives its `(receiver, response)`
   pair, or `None`; `send.watched()` reports the send as a whole. `is_watched()`: whether a monitor watches.
-- `annotate`, `log_failure`, `is_receivers_error`: what a send does with a receiver's exception.
-- `describe`, `name_of`, `locate`, `identify`, `sender_key`, `is_a`, `is_coroutine_function`: users' objects.
-- `Loop`, `Waker`, `cancellation`, `is_cancelled`: waiting for what another thread may bring.
+- `log_failure`, `is_receivers_error`: what a send does with a receiver's exception.
+- `describe`, `name_of`, `locate`, `identify`, `key_of`, `sender_key`, `is_a`, `is_coroutine_function`: users' objects.
+- `Waker`: waiting for what another thread may bring.
 """
 
 from typing import Any
 
-from asignals._core.background import Background as Background
-from asignals._core.background import BackgroundStatistics as BackgroundStatistics
-from asignals._core.connection import Connection as Connection
-from asignals._core.connection import Connections as Connections
-from asignals._core.connection import Options as Options
-from asignals._core.dispatch import Send as Send
-from asignals._core.errors import BufferFull as BufferFull
-from asignals._core.errors import DeclarationError as DeclarationError
-from asignals._core.errors import DocumentedError as DocumentedError
-from asignals._core.errors import InvalidReceiverError as InvalidReceiverError
-from asignals._core.errors import ReceiverLostWarning as ReceiverLostWarning
-from asignals._core.errors import annotate as annotate
-from asignals._core.errors import is_receivers_error as is_receivers_error
-from asignals._core.errors import log_failure as log_failure
-from asignals._core.errors import raise_errors as raise_errors
-from asignals._core.loops import Loop as Loop
-from asignals._core.loops import Waker as Waker
-from asignals._core.loops import cancellation as cancellation
-from asignals._core.loops import is_cancelled as is_cancelled
-from asignals._core.monitor import Report as Report
-from asignals._core.monitor import SendInfo as SendInfo
-from asignals._core.monitor import is_watched as is_watched
-from asignals._core.monitor import monitor as monitor
-from asignals._core.references import describe as describe
-from asignals._core.references import identify as identify
-from asignals._core.references import is_a as is_a
-from asignals._core.references import locate as locate
-from asignals._core.references import name_of as name_of
-from asignals._core.references import sender_key as sender_key
-from asignals._core.registry import Plan as Plan
-from asignals._core.registry import Registry as Registry
-from asignals._core.registry import Snapshot as Snapshot
-from asignals._core.signal import Signal as Signal
-from asignals._core.signal import receiver as receiver
-from asignals._core.signal import signal as signal
-from asignals._core.signal import signals as signals
-from asignals._core.signatures import Receiver as Receiver
-from asignals._core.signatures import Shape as Shape
-from asignals._core.signatures import is_coroutine_function as is_coroutine_function
-from asignals._core.stream import Event as Event
-from asignals._core.stream import Stream as Stream
-from asignals._core.stream import stream as stream
+from asignals._core.background import Background, BackgroundStatistics
+from asignals._core.connection import Connection, Connections, Options, key_of
+from asignals._core.dispatch import Send
+from asignals._core.errors import (
+    BufferFull,
+    DeclarationError,
+    DocumentedError,
+    InvalidReceiverError,
+    ReceiverLostWarning,
+    is_receivers_error,
+    log_failure,
+    raise_errors,
+)
+from asignals._core.loops import Waker
+from asignals._core.monitor import Report, SendInfo, is_watched, monitor
+from asignals._core.references import describe, identify, is_a, locate, name_of, sender_key
+from asignals._core.registry import Plan, Registry
+from asignals._core.signal import Signal, receiver, signal, signals
+from asignals._core.signatures import Receiver, Shape, is_coroutine_function
+from asignals._core.stream import Event, Stream, stream
+
+# The public names of `asignals`; then, for the packages around the core: signals and sends, users' objects.
+__all__ = ["Background", "BackgroundStatistics", "BufferFull", "Connection", "DeclarationError", "Event"]
+__all__ += ["InvalidReceiverError", "ReceiverLostWarning", "Report", "Signal", "Stream", "monitor", "raise_errors"]
+__all__ += ["receiver", "signal", "signals", "stream"]
+__all__ += ["Connections", "DocumentedError", "Options", "Plan", "Receiver", "Registry", "Send", "SendInfo", "Shape"]
+__all__ += ["Waker", "bind", "is_receivers_error", "is_watched", "key_of", "log_failure", "origin_of", "registry_of"]
+__all__ += ["describe", "identify", "is_a", "is_coroutine_function", "locate", "name_of", "sender_key"]
 
 
 def origin_of(signal: Signal[..., Any]) -> Signal[..., Any]:

@@ -8,14 +8,14 @@ from enum import Enum
 from inspect import CO_ITERABLE_COROUTINE
 from operator import attrgetter
 from types import FunctionType, GeneratorType, MethodType
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self, TypedDict
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypedDict
 from weakref import WeakMethod
 
 import anyio
 
 from asignals._core import references
 from asignals._core.loops import in_thread
-from asignals._core.references import Holder, Place, Reference, describe, identify, is_a, line_of, locate, sender_key
+from asignals._core.references import Holder, Place, Reference, describe, identify, is_a, line_of, locate
 from asignals._core.signatures import Receiver, Shape
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ DEFAULTS = Options()
 
 
 class ConnectOptions(TypedDict, total=False):
-    """The options of `connect` that are given by name."""
+    """The options that `connect` takes by name only."""
 
     priority: float
     subclasses: bool
@@ -64,6 +64,13 @@ class ConnectOptions(TypedDict, total=False):
     timeout: float | None
     once: bool
     replace: bool
+
+
+class AllOptions(ConnectOptions, total=False):
+    """All options of `connect`."""
+
+    weak: bool
+    dispatch_uid: Hashable | None
 
 
 class Kind(Enum):
@@ -105,7 +112,7 @@ class Connection(Reference):
     # A send compares `style` with those that its loop is written for, else calls `choose`, else awaits `respond`. Both
     # are None for a receiver with options, and once the connection has ended: `respond` then does nothing.
     __slots__ = (
-        *("choose", "function", "is_easily_lost", "is_live", "key", "method"),
+        *("choose", "function", "is_easily_lost", "is_live", "method"),
         *("name", "options", "order", "shape", "source", "style"),
     )
 
@@ -113,13 +120,12 @@ class Connection(Reference):
     function: Any
     is_easily_lost: bool
     is_live: bool
-    key: Hashable
     method: WeakMethod[Any] | None
     name: str
     options: Options
     order: int
     shape: Shape
-    source: Source
+    source: Reference  # to the sender
     style: Style | None
 
     weak: Final[bool] = _read("options.weak", "Whether the signal lets the receiver die.")
@@ -129,21 +135,9 @@ class Connection(Reference):
         "options.in_thread", "Whether the receiver runs in a worker thread, or the limiter of those threads."
     )
 
-    def __new__(  # noqa: PLR0913, PLR0917  a connection has this many parts
-        cls,
-        thing: object,
-        on_death: Callable[[Any], object],
-        place: Place,
-        key: Hashable,
-        options: Options,
-        shape: Shape,
-    ) -> Self:
-        """Connect what can be referred to weakly, else raise `TypeError`."""
-        self = super().__new__(cls, thing, on_death, place)
-        self.key, self.options, self.shape = key, options, shape
-        self.choose = self.style = self.method = self.function = None
-        self.is_live, self.is_easily_lost = True, False
-        return self
+    def __init__(self, *_: object) -> None:
+        self.choose = self.function = self.method = self.style = None
+        self.is_easily_lost, self.is_live = False, True
 
     @property
     def receiver(self) -> Receiver | None:
@@ -231,23 +225,6 @@ class Connection(Reference):
 Connections = tuple[Connection, ...]
 
 
-class Source(Reference):
-    """The sender of connections, or `None`, which stands for every sender; referred to weakly, if it can be."""
-
-    __slots__ = ("key",)
-    key: Hashable
-
-    def __new__(cls, sender: object, on_death: Callable[[Any], object], place: Place) -> Self:
-        """Refer to a sender."""
-        key = sender_key(sender)
-        try:
-            self = super().__new__(cls, Holder(sender) if type(key) is tuple else sender, on_death, place)
-        except TypeError:  # it does not support weak references
-            self = super().__new__(cls, Holder(sender), on_death, place)
-        self.key = key
-        return self
-
-
 # Types of which no instance is awaitable: asking the type of a response takes a tenth of asking inspect.isawaitable.
 PLAIN_TYPES = frozenset({type(None), bool, int, float, complex, str, bytes, list, tuple, dict, set, frozenset})
 
@@ -274,21 +251,17 @@ def key_of(receiver: Receiver | None, uid: Hashable) -> Hashable:
     return ("uid", uid) if receiver is None or uid is not None else identify(receiver)
 
 
-def connection_to(  # noqa: PLR0913, PLR0917  as above
-    receiver: Receiver,
-    uid: Hashable,
-    on_death: Callable[[Any], object],
-    place: Place,
-    options: Options,
-    shape: Shape,
+def connection_to(  # noqa: PLR0913, PLR0917  a connection has this many parts
+    receiver: Any, uid: Hashable, on_death: Callable[[Any], object], place: Place, options: Options, shape: Shape
 ) -> Connection:
     """Make a connection to a receiver that the options allow to be referred to."""
-    rest = on_death, place, key_of(receiver, uid), options, shape
-    try:
-        method = WeakMethod(receiver) if is_a(receiver, MethodType) else None
-        connection = Connection(receiver if method is None else receiver.__self__, *rest)  # type: ignore[attr-defined]
-    except TypeError:  # it does not support weak references, and is not to be weak
-        method, connection = None, Connection(Holder(receiver), *rest)
+    thing, method = receiver, None
+    if is_a(receiver, MethodType):
+        try:
+            thing, method = receiver.__self__, WeakMethod(receiver)
+        except TypeError:  # its object or its function does not support weak references
+            thing = Holder(receiver)
+    connection = Connection(thing, on_death, place, key_of(receiver, uid))
     connection.name = receiver.__qualname__ if type(receiver) is FunctionType else references.name_of(receiver)
     connection.is_easily_lost = references.is_easily_lost(receiver)
     connection.method = method

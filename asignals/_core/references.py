@@ -79,26 +79,32 @@ class Holder:
 
 
 class Reference(ref[Any]):
-    """A weak reference to a user's object, or to its `Holder`. An identity, unlike other weak references.
+    """A weak reference to a user's object or, if it does not support that, to a `Holder` that keeps it.
 
-    `held` is what it keeps alive, `code` and `instruction` are the place in the source that made it.
+    An identity, unlike other weak references. `key` identifies the object, `held` is what it keeps alive, `code` and
+    `instruction` are the place in the source that made it.
     """
 
-    __slots__ = ("code", "held", "instruction")
+    __slots__ = ("code", "held", "instruction", "key")
     code: CodeType
     held: Any
     instruction: int
+    key: Hashable
 
     if not TYPE_CHECKING:
         __eq__ = object.__eq__
         __ne__ = object.__ne__
         __hash__ = object.__hash__
 
-    def __new__(cls, thing: object, on_death: Callable[[Any], object], place: Place) -> Self:
-        """Refer to an object weakly; raises `TypeError` if it does not support that."""
-        self = super().__new__(cls, thing, on_death)
+    def __new__(cls, thing: object, on_death: Callable[[Any], object], place: Place, key: Hashable) -> Self:
+        """Refer to an object."""
+        try:
+            self = super().__new__(cls, thing, on_death)
+        except TypeError:
+            thing = Holder(thing)
+            self = super().__new__(cls, thing, on_death)
         self.held = thing if type(thing) is Holder else None
-        self.code, self.instruction = place
+        (self.code, self.instruction), self.key = place, key
         return self
 
     def __init__(self, *_: object) -> None:

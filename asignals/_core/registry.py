@@ -13,7 +13,7 @@ Invariants:
   and set `plan` to `None`, so that the next send comes to `plan_for` and purges.
 - The lock is re-entrant, because the garbage collector may run a finalizer that connects or disconnects here. Whatever
   iterates over a dict therefore copies it first.
-- Connections refer to a `Source` and not to the `_Sender` that has them: no reference cycle keeps a signal.
+- Connections refer to the sender and not to the `_Sender` that has them: no reference cycle keeps a signal.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from collections.abc import Callable, Generator, Hashable, Iterable
 from contextlib import AbstractContextManager, suppress
 from contextvars import ContextVar
 from functools import partial
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 from weakref import ref
 
 from asignals._core import references
-from asignals._core.connection import Connection, Connections, Kind, Options, Source, key_of, style_of
+from asignals._core.connection import Connection, Connections, Kind, Options, key_of, style_of
 from asignals._core.loops import new_lock
-from asignals._core.references import Place, identify, is_a, sender_key
+from asignals._core.references import Place, Reference, identify, is_a, sender_key
 from asignals._core.signatures import Names, Receiver, Shape
 from asignals._core.written import Loop, write_choose, write_loop
 
@@ -65,20 +65,10 @@ class Plan:
 class _Sender:
     """The connections of one sender, and the plan of a send to it."""
 
-    def __init__(self, source: Source) -> None:
-        self.source = source
+    def __init__(self, sender: object, on_death: Callable[[Any], object], place: Place) -> None:
+        self.source = Reference(sender, on_death, place, sender_key(sender))
         self.connections: dict[Hashable, Connection] = {}
         self.plan: Plan | None = None
-
-
-class Snapshot(NamedTuple):
-    """A connection as it was, or that there was none; keeps the receiver and the sender alive."""
-
-    key: Hashable
-    sender: object
-    connection: Connection | None
-    receiver: Receiver | None
-    state: tuple[Options, Shape] | None
 
 
 _NOWHERE: Place = (key_of.__code__, 0)  # of what a send has made
@@ -93,19 +83,17 @@ class Registry:
         self.plan: Plan | None = None
         self.changes: int = 0  # of any connection, and of what is muted
         self.mutes: tuple[Mute, ...] = ()
-        self.blocks: dict[
-            Hashable, dict[int, Snapshot]
-        ] = {}  # by the identity that they connect: what each is to restore
+        self.blocks: dict[Hashable, dict[int, Callable[[], object]]] = {}  # by the identity that they connect
         self.on_death: Callable[[Any], object] = partial(_on_death, ref(self))
         self._signal = signal
         self._names = names
-        self._everyone = _Sender(Source(None, self.on_death, _NOWHERE))
+        self._everyone = _Sender(None, self.on_death, _NOWHERE)
         self._senders: dict[Hashable, _Sender] = {self._everyone.source.key: self._everyone}
         self._next_order = 0
         self._sent_before = 0  # the signal was sent since all connections of a lower order were made
         self._shared_changes = 0  # those that concern the plans of more than one sender
         self._hears_subclasses = False
-        self._dead: deque[Connection | Source] = deque()
+        self._dead: deque[Reference] = deque()
 
     # -- connecting ------------------------------------------------------------------------------------------------
 
@@ -129,7 +117,7 @@ class Registry:
     def add(self, connection: Connection, sender: object, order: int | None = None) -> None:
         """Add a connection at the end of the order, or at a place of it, and end the one that had its identity."""
         with self.lock:
-            entry = self._existing(sender) or _Sender(Source(sender, self.on_death, connection.place))
+            entry = self._existing(sender) or _Sender(sender, self.on_death, connection.place)
             replaced = entry.connections.get(connection.key)
             if order is None:
                 order = self._next_order
@@ -149,14 +137,11 @@ class Registry:
             self._changed(connection)
 
     def find(self, key: Hashable, sender: object) -> tuple[Connection | None, Any]:
-        """The connection under this identity, if it is a live one, and its receiver."""
-        with self.lock:
-            entry = self._existing(sender)
-            found = None if entry is None else entry.connections.get(key)
-            target = None if found is None else found.target()
-            if found is not None and target is None:  # its callback is still to come, and its id may be in use again
-                self.remove(found)
-            return (None, None) if target is None else (found, target)
+        """The connection under this identity and its receiver, if that lives: its id may be in use again."""
+        entry = self._existing(sender)
+        found = None if entry is None else entry.connections.get(key)
+        target = None if found is None else found.target()
+        return (None, None) if target is None else (found, target)
 
     def remove(self, connection: Connection) -> bool:
         """End a connection; `False` when it had ended before."""
@@ -178,7 +163,7 @@ class Registry:
             return entry
         return None
 
-    def _drop(self, source: Source) -> Iterable[Connection]:
+    def _drop(self, source: Reference) -> Iterable[Connection]:
         """Forget a sender; gives the connections that it had."""
         entry = self._senders.get(source.key)
         if entry is None or entry.source is not source or entry is self._everyone:
@@ -208,7 +193,7 @@ class Registry:
                 if is_lost:
                     self.warn_lost(thing, "died before the signal was sent")
 
-    def _forget(self, thing: Connection | Source) -> None:
+    def _forget(self, thing: Reference) -> None:
         with self.lock:
             if isinstance(thing, Connection):
                 self.remove(thing)
@@ -217,13 +202,13 @@ class Registry:
                 for connection in self._drop(thing):
                     connection.end()
 
-    def is_unheard(self, thing: Connection | Source) -> bool:
+    def is_unheard(self, thing: Reference) -> bool:
         """Whether something that has died was connected, and no send was made since, and its sender lives on."""
-        if isinstance(thing, Source):
+        if not isinstance(thing, Connection):
             return True
         return thing.is_live and thing.order >= self._sent_before and thing.source() is not None
 
-    def warn_lost(self, thing: Connection | Source, how: str) -> None:
+    def warn_lost(self, thing: Reference, how: str) -> None:
         """Warn, at the line that connected it, of a receiver or a sender that died before any send reached it."""
         name = getattr(self._signal(), "name", None)  # None where the signal has died as well
         what = "the sender of a receiver"
@@ -269,7 +254,7 @@ class Registry:
         entry = self._existing(sender) or self._everyone
         if entry is self._everyone and len(self._senders) > 1 and self._hears_subclasses and is_a(sender, type):
             with self.lock:  # to keep the plan in, until the class dies
-                entry = self._existing(sender) or _Sender(Source(sender, self.on_death, _NOWHERE))
+                entry = self._existing(sender) or _Sender(sender, self.on_death, _NOWHERE)
                 self._senders[entry.source.key] = entry
         plan: Plan | None = entry.plan
         if plan is not None and plan.made_at == self._shared_changes:
@@ -302,42 +287,39 @@ class Registry:
 
     # -- for the length of a block ---------------------------------------------------------------------------------
 
-    def snapshot(self, receiver: Receiver, sender: object, uid: Hashable) -> Snapshot:
-        """What is connected under an identity, for `restore`."""
+    def remember(self, receiver: Receiver, sender: object, uid: Hashable) -> Callable[[], object]:
+        """Keep what is connected under an identity, or that nobody is; the result makes it so again."""
         with self.lock:
-            key = key_of(receiver, uid)
-            known, target = self.find(key, sender)
-            return Snapshot(key, sender, known, target, None if known is None else (known.options, known.shape))
+            known, target = self.find(key_of(receiver, uid), sender)
+            if known is None:
+                return partial(self.disconnect, receiver, sender, uid)
+            return partial(self.put_back, known, target, sender, known.options, known.shape)
 
-    def restore(self, was: Snapshot) -> None:
-        """Make a connection what it was, its place included."""
+    def put_back(self, connection: Connection, _: object, sender: object, options: Options, shape: Shape) -> None:
+        """Make a connection what it was, its place included. The one that has its identity now, if any, ends."""
         with self.lock:
-            known, _ = self.find(was.key, was.sender)
-            if was.connection is not None and was.state is not None:
-                self.set_options(was.connection, *was.state)
-                self.add(was.connection, was.sender, was.connection.order)
-            elif known is not None:
-                self.remove(known)
+            self.set_options(connection, options, shape)
+            self.add(connection, sender, connection.order)
 
     def connected(self, receiver: F, sender: object, uid: Hashable, connect: Callable[[], object]) -> Generator[F]:
         """Connect in a block, then restore what was before. Blocks may overlap and end in any order."""
         identity = key_of(receiver, uid), sender_key(sender)
         with self.lock:
-            before = self.snapshot(receiver, sender, uid)
+            restore = self.remember(receiver, sender, uid)
             connect()
             blocks = self.blocks.setdefault(identity, {})
             number = max(blocks, default=0) + 1
-            blocks[number] = before
+            blocks[number] = restore
         yield receiver
         with self.lock:
-            before = blocks.pop(number)
+            restore = blocks.pop(number)
             later = next((each for each in blocks if each > number), None)
             if later is not None:
-                blocks[later] = before  # the block that was entered next restores what was before this one
-                return
-            if not blocks:
-                del self.blocks[identity]
-            self.restore(before)
+                blocks[later] = restore  # the block that was entered next restores what was before this one
+            else:
+                if not blocks:
+                    del self.blocks[identity]
+                restore()
 
     def muted(self, mute: Mute) -> Generator[None]:
         """Apply a mute in a block."""
@@ -419,7 +401,7 @@ def is_alive(connection: Connection) -> bool:
     return connection.is_live and connection.target() is not None
 
 
-def _on_death(registry: ref[Registry], thing: Connection | Source) -> None:
+def _on_death(registry: ref[Registry], thing: Reference) -> None:
     """The callback of the weak references: runs in any thread, wherever the last reference is dropped."""
     home = registry()
     if home is None:

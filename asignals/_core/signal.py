@@ -15,13 +15,13 @@ from weakref import WeakValueDictionary, ref
 from anyio import CapacityLimiter
 
 from asignals._core import written
-from asignals._core.connection import DEFAULTS, Connection, ConnectOptions, Options, connection_to
+from asignals._core.connection import DEFAULTS, AllOptions, Connection, ConnectOptions, Options, connection_to
 from asignals._core.dispatch import TaskGroupFactory, deliver
 from asignals._core.errors import InvalidReceiverError
 from asignals._core.monitor import watchers
 from asignals._core.references import calling_frame, describe, is_a
 from asignals._core.registry import Block, Mute, Plan, Registry, is_alive
-from asignals._core.signatures import Mismatch, Receiver, Shape, check_names, examine, read_stub
+from asignals._core.signatures import Receiver, Shape, check_names, examine, read_stub
 from asignals._core.stream import Event, Overflow, Stream, Where, check_count
 from asignals._core.written import keyword_loops, robust_keyword_loops
 
@@ -86,7 +86,6 @@ class Signal(Generic[P, R_co]):
         limit: int | None = None,
     ) -> None:
         self.providing_args = None if providing_args is None else check_names(providing_args)
-        _check_mode(task_group, limit)
         self.__doc__ = doc
         self._name = name
         frame = calling_frame(type(self))
@@ -103,8 +102,12 @@ class Signal(Generic[P, R_co]):
             self.__class__ = written.class_for_names(cast("Any", type(self)), Signal, self.providing_args)
 
     def _set_mode(self, task_group: TaskGroupFactory | None, limit: int | None) -> None:
-        self._task_group = task_group
-        self._limit = limit
+        if task_group is not None and not callable(task_group):
+            msg = f"task_group must be a factory of task groups, such as anyio.create_task_group, not {task_group!r}"
+            raise TypeError(msg)
+        if limit is not None:
+            check_count("limit", limit, 1, "receivers")
+        self._task_group, self._limit = task_group, limit
         is_direct = task_group is None and self._origin is None
         self._direct = self._registry if is_direct else _NO_PLAN
 
@@ -215,7 +218,6 @@ class Signal(Generic[P, R_co]):
         """
         task_group = self._task_group if task_group is _MISSING else task_group
         limit = self._limit if limit is _MISSING else limit
-        _check_mode(task_group, limit)
         view = object.__new__(type(self))
         view.__dict__.update(self.__dict__)
         view._origin = self if self._origin is None else self._origin
@@ -248,14 +250,7 @@ class Signal(Generic[P, R_co]):
     ) -> F: ...
 
     @overload
-    def connect(
-        self,
-        *,
-        sender: object = None,
-        weak: bool = True,
-        dispatch_uid: Hashable | None = None,
-        **options: Unpack[ConnectOptions],
-    ) -> Callable[[F], F]: ...
+    def connect(self, *, sender: object = None, **options: Unpack[AllOptions]) -> Callable[[F], F]: ...
 
     def connect(  # noqa: PLR0913  Django's parameters, and the options
         self,
@@ -338,11 +333,8 @@ class Signal(Generic[P, R_co]):
     def _examine(self, receiver: Receiver, sender: object, uid: Hashable | None, options: Options) -> Shape:
         """Refuse what no send could call, before anything is changed."""
         self._callable(receiver)
-        try:
-            shape = examine(receiver, self.providing_args)
-            problem = options.problem(sender, is_async=shape.is_async)
-        except Mismatch as mismatch:
-            problem = str(mismatch)
+        shape, problem = examine(receiver, self.providing_args)
+        problem = problem or options.problem(sender, is_async=shape.is_async)
         if problem:
             raise InvalidReceiverError(self, receiver, describe(receiver), problem)
         try:
@@ -391,23 +383,17 @@ class Signal(Generic[P, R_co]):
         found = [each.target() for each in self._registry.connections_for(sender) if each.is_receiver]
         return [receiver for receiver in found if receiver is not None]
 
-    def connected(
-        self,
-        receiver: F,
-        sender: object = None,
-        weak: bool = True,  # noqa: FBT001, FBT002  as for connect
-        dispatch_uid: Hashable | None = None,
-        **options: Unpack[ConnectOptions],
-    ) -> AbstractContextManager[F]:
-        """Connect for the length of a `with` block; takes what `connect` takes, and gives the receiver.
+    def connected(self, receiver: F, sender: object = None, **options: Unpack[AllOptions]) -> AbstractContextManager[F]:
+        """Connect for the length of a `with` block; takes the options of `connect`, and gives the receiver.
 
         Afterwards there is exactly what was there before: a receiver that was connected already has its options and
         its place again. The receiver is kept alive meanwhile. Blocks may nest and overlap in any order.
 
         What `connect` refuses is refused as the block is entered. Not a decorator: that is refused with a `TypeError`.
         """
-        connect = partial(self.connect, receiver, sender, weak, dispatch_uid, **options)
-        return Block(self._registry.connected(receiver, sender, dispatch_uid, connect))
+        given: Any = options
+        connect = partial(self.connect, receiver, sender, **given)
+        return Block(self._registry.connected(receiver, sender, options.get("dispatch_uid"), connect))
 
     def muted(self, *receivers: Receiver, everywhere: bool = False) -> AbstractContextManager[None]:
         """For the length of a `with` block, let sends reach nobody, no stream either; or, given receivers, not these.
@@ -469,14 +455,6 @@ class Signal(Generic[P, R_co]):
         view = "" if self._origin is None else " (a view)"
         count = len(self.connections)
         return f"<asignals.Signal {self.name!r}{arguments}{view}, {count} receiver{'' if count == 1 else 's'}>"
-
-
-def _check_mode(task_group: object, limit: object) -> None:
-    if task_group is not None and not callable(task_group):
-        msg = f"task_group must be a factory of task groups, such as anyio.create_task_group, not {task_group!r}"
-        raise TypeError(msg)
-    if limit is not None:
-        check_count("limit", limit, 1, "receivers")
 
 
 @overload
@@ -544,9 +522,7 @@ class _SignalMaker(Protocol):
     def __call__(self, stub: Callable[P, R_co], /) -> Signal[P, R_co]: ...
 
 
-class _ReceiverOptions(ConnectOptions, total=False):
-    weak: bool
-    dispatch_uid: Hashable | None
+class _ReceiverOptions(AllOptions, total=False):
     on: Literal["flush", "commit", "rollback"]
 
 
@@ -570,8 +546,8 @@ def receiver(
     """
     given: Any = options
     chosen: list[Signal[..., Any]] = [signals] if isinstance(signals, Signal) else []
-    if not chosen and isinstance(signals, Iterable):
-        chosen = list(signals)
+    if isinstance(signals, Iterable):
+        chosen += signals
     senders = list(sender) if isinstance(sender, list | tuple | set | frozenset) else [sender]
     if not chosen or not senders or not all(isinstance(one, Signal) for one in chosen):
         msg = f"receiver() takes a signal, or several, and at least one sender; not {signals!r:.80}"
@@ -582,9 +558,9 @@ def receiver(
         with ExitStack() as undo:
             for one in chosen:
                 for each in senders:
-                    was = one._registry.snapshot(function, each, options.get("dispatch_uid"))
+                    put_back = one._registry.remember(function, each, options.get("dispatch_uid"))
                     one.connect(function, each, **given)
-                    undo.callback(one._registry.restore, was)
+                    undo.callback(put_back)
             undo.pop_all()
         return function
 

@@ -26,10 +26,6 @@ RESERVED = frozenset({"signal", "sender"})
 FORWARDS = "_forwards"
 
 
-class Mismatch(Exception):  # noqa: N818  never leaves the core: connect turns it into InvalidReceiverError
-    """Why a receiver cannot be called with the arguments of a signal."""
-
-
 class Shape(NamedTuple):
     """How a receiver is called; one object for all receivers that are called alike (`shape_of`)."""
 
@@ -74,29 +70,24 @@ def is_coroutine_function(receiver: Receiver) -> bool:
         return False
 
 
-def examine(receiver: Receiver, names: Names | None) -> Shape:
-    """Find out how to call a receiver of a signal that sends `names` (`None`: any keywords).
-
-    Raises `Mismatch`, with the reason, when no send could call it.
-    """
-    function = function_of(receiver)
+def examine(receiver: Receiver, names: Names | None) -> tuple[Shape, str | None]:
+    """How a receiver of a signal that sends `names` (`None`: any keywords) is called, and why it cannot be, if so."""
+    function, parameters = function_of(receiver), _parameters_of(receiver)
+    sent = RESERVED.union(names or ())
+    by_position = None
+    if is_a(receiver, FunctionType) and {"dispatch", "registry", "register"} <= receiver.__dict__.keys():
+        by_position = next(iter(parameters.by_name), "")
+    wanted = None if parameters.takes_all else frozenset(parameters.by_name.keys() & sent)
+    takes_signal = function is None or FORWARDS not in function.__dict__
+    shape = shape_of(is_coroutine_function(receiver), wanted, by_position, takes_signal)
+    problem = parameters.problem(sent, names)
     flags = 0 if function is None else function.__code__.co_flags
     # types.coroutine marks generator functions whose generators are awaitable; those are receivers.
     if flags & CO_ASYNC_GENERATOR or flags & (CO_GENERATOR | CO_ITERABLE_COROUTINE) == CO_GENERATOR:
-        reason = "it is a generator function, so calling it would run none of its code; make it a function"
-        raise Mismatch(reason)
-    takes_signal = function is None or FORWARDS not in function.__dict__
-    parameters = _parameters_of(receiver)
-    wanted = by_position = None
-    if parameters is not None:
-        sent = RESERVED.union(names or ())
-        if is_a(receiver, FunctionType) and {"dispatch", "registry", "register"} <= receiver.__dict__.keys():
-            by_position = next(iter(parameters.by_name), "")
-        problem = parameters.problem(sent, names, by_position)
-        if problem:
-            raise Mismatch(problem)
-        wanted = None if parameters.takes_all else frozenset(parameters.by_name.keys() & sent)
-    return shape_of(is_coroutine_function(receiver), wanted, by_position, takes_signal)
+        problem = "it is a generator function, so calling it would run none of its code; make it a function"
+    elif by_position is not None and by_position not in sent:
+        problem = f"singledispatch chooses by its first parameter, and {by_position!r} is none of the sent arguments"
+    return shape, problem
 
 
 class _Parameters(NamedTuple):
@@ -106,7 +97,7 @@ class _Parameters(NamedTuple):
     by_name: dict[str, bool]
     takes_all: bool
 
-    def problem(self, sent: frozenset[str], names: Names | None, dispatched: str | None) -> str | None:
+    def problem(self, sent: frozenset[str], names: Names | None) -> str | None:
         """Why no send could call it with the arguments that are sent, if anything."""
         if self.by_position:
             return f"arguments go by name, and its parameter {self.by_position[0]!r} can only be given by position"
@@ -116,14 +107,12 @@ class _Parameters(NamedTuple):
         if names is None and not self.takes_all:
             return "it must accept any keyword arguments: add **kwargs (or declare the signal's arguments)"
         unsent = [repr(name) for name, is_required in self.by_name.items() if is_required and name not in sent]
-        if names is not None and unsent:
-            return f"it asks for {', '.join(unsent)}, and the signal sends {', '.join(['signal', 'sender', *names])}"
-        if dispatched is not None and dispatched not in sent:
-            return f"singledispatch chooses by its first parameter, and {dispatched!r} is none of the sent arguments"
-        return None
+        if names is None or not unsent:
+            return None
+        return f"it asks for {', '.join(unsent)}, and the signal sends {', '.join(['signal', 'sender', *names])}"
 
 
-def _parameters_of(receiver: Receiver) -> _Parameters | None:
+def _parameters_of(receiver: Receiver) -> _Parameters:
     """The parameters that matter: a wrapper that passes everything on takes what the wrapped function takes."""
     function = function_of(receiver)
     skipped = 0 if function is receiver else 1
@@ -133,7 +122,7 @@ def _parameters_of(receiver: Receiver) -> _Parameters | None:
         if functools.partial not in kinds and not any({"__signature__", "__wrapped__"} & vars(k).keys() for k in kinds):
             return _read_function(function, skipped)
     outer = _read_signature(receiver, follow_wrapped=False)
-    return outer if outer is not None and not outer.takes_all else _read_signature(receiver, follow_wrapped=True)
+    return _read_signature(receiver, follow_wrapped=True) if outer.takes_all else outer
 
 
 def _read_function(function: FunctionType, skipped: int) -> _Parameters:
@@ -151,11 +140,11 @@ _UNEVALUATED: dict[str, Any] = (
 )
 
 
-def _read_signature(receiver: Receiver, *, follow_wrapped: bool) -> _Parameters | None:
+def _read_signature(receiver: Receiver, *, follow_wrapped: bool) -> _Parameters:
     try:
         found = inspect.signature(receiver, follow_wrapped=follow_wrapped, **_UNEVALUATED).parameters.values()
     except Exception:  # noqa: BLE001  it has none, or is a mock that calls itself a function, or as above
-        return None
+        return _Parameters([], {}, takes_all=True)
     named = (Parameter.KEYWORD_ONLY, Parameter.POSITIONAL_OR_KEYWORD)
     return _Parameters(
         [p.name for p in found if p.kind is Parameter.POSITIONAL_ONLY and p.default is p.empty],
@@ -203,19 +192,16 @@ def read_stub(stub: Callable[..., Any]) -> Stub:
     if not isinstance(stub, FunctionType):
         msg = f"@signal takes a function as a stub, not {type(stub).__name__}: {stub!r:.80}"
         raise DeclarationError(msg)
+    where = f"@signal stub {stub.__module__}.{stub.__qualname__}"
     parameters = list(inspect.signature(stub, **_UNEVALUATED).parameters.values())
-    problem = ""
-    if not parameters or parameters[0].name != "sender" or parameters[0].kind > Parameter.POSITIONAL_OR_KEYWORD:
-        problem = "its first parameter must be 'sender'"
-    for each in parameters[1:]:
-        if each.kind is not Parameter.KEYWORD_ONLY and not problem:
-            problem = f"{str(each)!r} must be keyword-only; write def {stub.__name__}(sender, *, ...)"
-    try:
-        names = () if problem else check_names(each.name for each in parameters[1:])
-    except DeclarationError as error:
-        problem = str(error)
-    if problem:
-        msg = f"@signal stub {stub.__module__}.{stub.__qualname__}: {problem}"
+    others = [each.name for each in parameters if each.kind is not Parameter.KEYWORD_ONLY]
+    if others != ["sender"] or not stub.__code__.co_argcount:
+        rule = "its first parameter must be 'sender', and all others must be keyword-only"
+        msg = f"{where}: {rule}; write def {stub.__name__}(sender, *, ...)"
         raise DeclarationError(msg)
-    sender = parameters[0].replace(kind=Parameter.POSITIONAL_OR_KEYWORD)
-    return Stub(stub, names, [sender, *parameters[1:]])
+    try:
+        names = check_names(each.name for each in parameters[1:])
+    except DeclarationError as error:
+        msg = f"{where}: {error}"
+        raise DeclarationError(msg) from None
+    return Stub(stub, names, [parameters[0].replace(kind=Parameter.POSITIONAL_OR_KEYWORD), *parameters[1:]])

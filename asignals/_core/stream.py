@@ -219,7 +219,8 @@ class Stream(Generic[P]):
         for signal in self._signals:
             shape = Shape(is_async=True, wanted=None)
             registry, key = signal._registry, ("stream", id(self))
-            connection = StreamConnection(self, registry.on_death, self._place, key, DEFAULTS, shape)
+            connection = StreamConnection(self, registry.on_death, self._place, key)
+            connection.options, connection.shape = DEFAULTS, shape
             registry.add(connection, self._sender)
             self._connections.append((signal, connection))
         return self

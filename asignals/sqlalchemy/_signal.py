@@ -394,7 +394,7 @@ class ModelSignal(Captured):
                 "replace": replace,
             },
         )
-        return Signal.connected(target, receiver, resolved, weak, dispatch_uid, **chosen)
+        return Signal.connected(target, receiver, resolved, weak=weak, dispatch_uid=dispatch_uid, **chosen)
 
     def muted(self, *receivers: Receiver, everywhere: bool = False) -> AbstractContextManager[None]:
         """Mute for the length of a `with` block; as `Signal.muted`, for all phases. Not a decorator.

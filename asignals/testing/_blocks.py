@@ -6,7 +6,7 @@ import contextlib
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
-from asignals._core import Registry, Snapshot, identify, name_of
+from asignals._core import Registry, identify, key_of, name_of
 from asignals.testing._block import Block
 from asignals.testing._capture import AnySignal, checked, some
 
@@ -133,32 +133,26 @@ def _in_place_of(signal: AnySignal, phase: str, connection: Connection, mock: An
         yield
         return
     with registry.lock:
-        before = registry.snapshot(receiver, sender, uid)
-        if uid is None and registry.snapshot(mock, sender, None).connection is not None:
+        put_back = registry.remember(receiver, sender, uid)
+        if uid is None and registry.find(key_of(mock, None), sender)[0] is not None:
             msg = f"{name_of(mock)} is connected to {signal.name} already and cannot replace {connection.describe()}"
             raise ValueError(msg)
         registry.remove(connection)
         try:
             _connect_like(signal, phase, connection, mock)
-            instead = registry.snapshot(mock, sender, uid)
-            _move(registry, instead.connection, connection.order)
+            instead, _ = registry.find(key_of(mock, uid), sender)
+            if instead is not None:  # gets the place of the other
+                registry.add(instead, sender, connection.order)
         except BaseException:
-            registry.restore(before)
+            put_back()
             raise
     try:
         yield
     finally:
         with registry.lock:
-            if instead.connection is not None:
-                registry.remove(instead.connection)
-            registry.restore(before)
-
-
-def _move(registry: Registry, connection: Connection | None, order: int) -> None:
-    """Give a new connection the place of another one."""
-    if connection is not None:
-        connection.order = order
-        registry.set_options(connection, connection.options, connection.shape)  # so that plans are made again
+            if instead is not None:
+                registry.remove(instead)
+            put_back()
 
 
 def _connect_like(signal: AnySignal, phase: str, connection: Connection, mock: Any) -> None:
@@ -247,7 +241,7 @@ class _Connected:
             for (connection, (state, is_for_all)), sender in zip(self.connections.items(), senders, strict=True):
                 receiver = connection.target()
                 if receiver is not None and (is_for_all or sender is not None):
-                    registry.restore(Snapshot(connection.key, sender, connection, receiver, state))
+                    registry.put_back(connection, receiver, sender, *state)
             self.changes = registry.changes
 
     def _is(self, found: list[Connection]) -> bool:
