@@ -446,13 +446,7 @@ def in_a_loop(made):
         made.connect(kept.hear)
 
 
-def the_result_of_an_earlier_round(made):
-    for _ in range(3):
-        kept = made.connect(Handler())
-    del kept
-
-
-@pytest.mark.parametrize("connect", [local_variable, reassigned, in_a_loop, the_result_of_an_earlier_round])
+@pytest.mark.parametrize("connect", [local_variable, reassigned, in_a_loop])
 async def test_objects_that_die_later_warn_nobody(made, warned, connect):
     """An object that connects its methods and dies after the statement is what weak references are for."""
     connect(made)

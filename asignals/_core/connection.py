@@ -15,7 +15,7 @@ import anyio
 
 from asignals._core import references
 from asignals._core.loops import in_thread
-from asignals._core.references import Holder, Place, Reference, describe, identify, is_a, line_of, locate
+from asignals._core.references import Holder, Place, Reference, describe, identify, is_a, locate
 from asignals._core.signatures import Receiver, Shape
 
 if TYPE_CHECKING:
@@ -163,7 +163,7 @@ class Connection(Reference):
     @property
     def connected_at(self) -> str:
         """The line that called `connect`, as `file:line`."""
-        return f"{self.code.co_filename}:{line_of(self.place)}"
+        return f"{self.code.co_filename}:{self.line}"
 
     def target(self) -> Any:
         """The receiver while it lives, connected or not."""

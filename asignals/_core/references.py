@@ -7,21 +7,21 @@ mocks and proxies lie about it.
 from __future__ import annotations
 
 import functools
-import math
+import inspect
 import sys
 import warnings
 from collections.abc import Callable, Hashable
 from contextlib import suppress
 from itertools import islice
 from types import BuiltinFunctionType, CodeType, FrameType, FunctionType, MethodType, MethodWrapperType
-from typing import TYPE_CHECKING, Any, Self, TypeAlias, TypeGuard, TypeVar
+from typing import Any, Self, TypeAlias, TypeGuard, TypeVar
 from weakref import ref
 
 from asignals._core.errors import ReceiverLostWarning
 
 T = TypeVar("T")
 Place: TypeAlias = tuple[CodeType, int]
-"""A place in the source: the code and an instruction of it."""
+"""A place in the source: the code and a line of it."""
 
 # -- identity ----------------------------------------------------------------------------------------------------------
 
@@ -81,20 +81,19 @@ class Holder:
 class Reference(ref[Any]):
     """A weak reference to a user's object or, if it does not support that, to a `Holder` that keeps it.
 
-    An identity, unlike other weak references. `key` identifies the object, `held` is what it keeps alive, `code` and
-    `instruction` are the place in the source that made it.
+    An identity, unlike other weak references. `key` identifies the object, `held` is what it keeps alive, and `code`
+    and `line` are the place in the source that made it.
     """
 
-    __slots__ = ("code", "held", "instruction", "key")
+    __slots__ = ("code", "held", "key", "line")
     code: CodeType
     held: Any
-    instruction: int
     key: Hashable
+    line: int
 
-    if not TYPE_CHECKING:
-        __eq__ = object.__eq__
-        __ne__ = object.__ne__
-        __hash__ = object.__hash__
+    __eq__ = object.__eq__
+    __ne__ = object.__ne__
+    __hash__ = object.__hash__
 
     def __new__(cls, thing: object, on_death: Callable[[Any], object], place: Place, key: Hashable) -> Self:
         """Refer to an object."""
@@ -104,7 +103,7 @@ class Reference(ref[Any]):
             thing = Holder(thing)
             self = super().__new__(cls, thing, on_death)
         self.held = thing if type(thing) is Holder else None
-        (self.code, self.instruction), self.key = place, key
+        (self.code, self.line), self.key = place, key
         return self
 
     def __init__(self, *_: object) -> None:
@@ -113,7 +112,7 @@ class Reference(ref[Any]):
     @property
     def place(self) -> Place:
         """The place in the source that made it."""
-        return self.code, self.instruction
+        return self.code, self.line
 
     def target(self) -> Any:
         """The object, while it lives."""
@@ -143,10 +142,8 @@ def function_of(receiver: object) -> FunctionType | None:
 def locate(receiver: object) -> str | None:
     """Where a receiver is defined, as `file:line`; `None` where no Python code is found for it."""
     target = function_of(receiver)
-    for _ in range(100):  # wrappers may wrap each other
-        if target is None or "__wrapped__" not in target.__dict__:
-            break
-        target = function_of(target.__dict__["__wrapped__"])
+    with suppress(Exception):  # wrappers may wrap each other, or something that raises
+        target = function_of(inspect.unwrap(target))  # type: ignore[arg-type]  # None is not wrapped
     return None if target is None else f"{target.__code__.co_filename}:{target.__code__.co_firstlineno}"
 
 
@@ -185,30 +182,18 @@ def calling_frame(kind: type) -> FrameType:
     return frame
 
 
-def _position(code: CodeType, instruction: int) -> tuple[int, int, int, int]:
-    """First and last line, first and last column; 0 for what the interpreter does not know."""
-    first, last, column, end = next(islice(code.co_positions(), instruction // 2, None), (0, 0, 0, 0))
-    return first or code.co_firstlineno, last or 0, column or 0, end or 0
-
-
-def line_of(place: Place) -> int:
-    """The line of a place."""
-    return _position(*place)[0]
-
-
-def is_dying_at(place: Place) -> bool:
-    """Whether the frame that dropped the last reference runs the expression of a place, or one around it.
+def is_dying_at(code: CodeType, line: int) -> bool:
+    """Whether the frame that dropped the last reference runs a statement on this line.
 
     To be called in the callback of a weak reference.
     """
     frame = sys._getframe(1)
     while frame.f_back is not None and frame.f_globals.get("__name__") in _BETWEEN:
         frame = frame.f_back
-    if frame.f_code is not place[0]:
+    if frame.f_code is not code:
         return False
-    first, last, column, end = _position(frame.f_code, frame.f_lasti)
-    line, _, start, _ = _position(*place)
-    return (first, column) <= (line, start) < (last, end or math.inf)  # -X no_debug_ranges keeps no columns
+    first, last, _, _ = next(islice(code.co_positions(), frame.f_lasti // 2, None))
+    return frame.f_lineno == line or (first or line + 1) <= line <= (last or 0)
 
 
 _BETWEEN = frozenset({"weakref", "asignals._core.connection", "asignals._core.registry"})
@@ -228,10 +213,9 @@ def is_easily_lost(receiver: object) -> bool:
 _warned: dict[str, dict[Any, Any]] = {}  # by file: Python's own record of the warnings that were shown
 
 
-def warn_lost(text: str, place: Place) -> None:
+def warn_lost(text: str, file: str, line: int) -> None:
     """Show a `ReceiverLostWarning` at the line of a `connect`, once for each line; never raises."""
     text += " Connect with weak=False, or keep a reference to it (docs/reference/messages.md#receiverlostwarning)."
-    file, line = place[0].co_filename, line_of(place)
     try:
         warnings.warn_explicit(text, ReceiverLostWarning, file, line, registry=_warned.setdefault(file, {}))
     except ReceiverLostWarning as error:  # a filter made it an error, and whoever runs now has not asked for it

@@ -82,7 +82,7 @@ class Registry:
     def __init__(self, signal: ref[Signal[..., Any]], names: Names | None) -> None:
         self.plan: Plan | None = None
         self.changes: int = 0  # of any connection, and of what is muted
-        self.mutes: tuple[Mute, ...] = ()
+        self.mutes: dict[Mute, tuple[Receiver, ...]] = {}  # whose ids they know, so that these stay alive
         self.blocks: dict[Hashable, dict[int, Callable[[], object]]] = {}  # by the identity that they connect
         self.on_death: Callable[[Any], object] = partial(_on_death, ref(self))
         self._signal = signal
@@ -215,8 +215,9 @@ class Registry:
         if isinstance(thing, Connection):
             thing.is_easily_lost = False  # one warning is enough
             what = f"receiver {thing.describe()}"
+        where = thing.code.co_filename, thing.line
         if name is not None:
-            references.warn_lost(f"{what} of signal {name!r} {how}: nothing else refers to it.", thing.place)
+            references.warn_lost(f"{what} of signal {name!r} {how}: nothing else refers to it.", *where)
 
     # -- plans -----------------------------------------------------------------------------------------------------
 
@@ -321,28 +322,20 @@ class Registry:
                     del self.blocks[identity]
                 restore()
 
-    def muted(self, mute: Mute) -> Generator[None]:
-        """Apply a mute in a block."""
-        self.mute(mute)
-        yield
-        self.unmute(mute)
-
-    def mute(self, mute: Mute) -> None:
-        """Apply a mute to every plan that is made in this context."""
+    def muted(self, receivers: tuple[Receiver, ...], *, everywhere: bool) -> Generator[None]:
+        """Mute receivers, or all, in a block."""
+        mute = Mute(receivers, everywhere=everywhere)
         _entered.set((*_entered.get(), mute))
         with self.lock:
-            self.mutes = (*self.mutes, mute)
+            self.mutes = {**self.mutes, mute: receivers}
             self.changes += 1
             self.plan = None
-
-    def unmute(self, mute: Mute) -> None:
-        """Apply a mute no more, and let its receivers go: a copy of its context may last long."""
+        yield
         _entered.set(tuple(each for each in _entered.get() if each is not mute))
         with self.lock:
-            self.mutes = tuple(each for each in self.mutes if each is not mute)
+            self.mutes = {each: kept for each, kept in self.mutes.items() if each is not mute}
             self.changes += 1
             self.plan = None
-        mute.receivers = ()
 
 
 class Block(AbstractContextManager[T_co]):
@@ -379,8 +372,7 @@ class Mute:
     """Hides receivers, or all, from the plans that are made while it is in force."""
 
     def __init__(self, receivers: Iterable[Receiver], *, everywhere: bool) -> None:
-        self.receivers: tuple[Receiver, ...] = tuple(receivers)  # kept alive, because their ids are compared
-        self._keys: frozenset[Hashable] = frozenset(map(identify, self.receivers))
+        self._keys: frozenset[Hashable] = frozenset(map(identify, receivers))
         self._everywhere = everywhere
 
     def is_in_force(self) -> bool:
@@ -408,5 +400,5 @@ def _on_death(registry: ref[Registry], thing: Reference) -> None:
         return
     home._dead.append(thing)
     home.plan = None
-    if references.is_dying_at(thing.place) and home.is_unheard(thing):
+    if references.is_dying_at(thing.code, thing.line) and home.is_unheard(thing):
         home.warn_lost(thing, "died in the statement that connects it")

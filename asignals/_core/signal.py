@@ -8,7 +8,7 @@ from collections.abc import Callable, Coroutine, Hashable, Iterable
 from contextlib import AbstractContextManager, ExitStack, suppress
 from functools import partial
 from pkgutil import resolve_name
-from types import MethodType
+from types import MethodType, SimpleNamespace
 from typing import TYPE_CHECKING, Any, Generic, Literal, ParamSpec, Protocol, Self, TypeVar, Unpack, cast, overload
 from weakref import WeakValueDictionary, ref
 
@@ -20,7 +20,7 @@ from asignals._core.dispatch import TaskGroupFactory, deliver
 from asignals._core.errors import InvalidReceiverError
 from asignals._core.monitor import watchers
 from asignals._core.references import calling_frame, describe, is_a
-from asignals._core.registry import Block, Mute, Plan, Registry, is_alive
+from asignals._core.registry import Block, Plan, Registry, is_alive
 from asignals._core.signatures import Receiver, Shape, check_names, examine, read_stub
 from asignals._core.stream import Event, Overflow, Stream, Where, check_count
 from asignals._core.written import keyword_loops, robust_keyword_loops
@@ -31,18 +31,12 @@ X = TypeVar("X")
 F = TypeVar("F", bound=Receiver)
 
 
-class _NoPlan:
-    """Stands in for the registry of a signal whose sends never take the written loop."""
-
-    plan: Plan | None = None
-
-
 class _Missing:
     def __repr__(self) -> str:
         return "<not given>"
 
 
-_NO_PLAN = _NoPlan()
+_NO_PLAN: Any = SimpleNamespace(plan=None)  # for a signal whose sends never take the written loop
 _MISSING: Any = _Missing()
 
 
@@ -74,7 +68,7 @@ class Signal(Generic[P, R_co]):
     __slots__ = ("__dict__", "__weakref__", "_direct")
 
     providing_args: tuple[str, ...] | None
-    _direct: Registry | _NoPlan
+    _direct: Registry
 
     def __init__(
         self: Signal[..., Any],
@@ -310,7 +304,7 @@ class Signal(Generic[P, R_co]):
             return partial(self.connect, sender=sender, dispatch_uid=dispatch_uid, **given)
         shape = self._examine(receiver, sender, dispatch_uid, options)
         frame = calling_frame(type(self))
-        place = frame.f_code, frame.f_lasti
+        place = frame.f_code, frame.f_lineno
         connection = connection_to(receiver, dispatch_uid, self._registry.on_death, place, options, shape)
         self._registry.connect(connection, sender, replace=replace)
         return receiver
@@ -407,7 +401,7 @@ class Signal(Generic[P, R_co]):
         """
         for receiver in receivers:
             self._callable(receiver)
-        return Block(self._registry.muted(Mute(receivers, everywhere=everywhere)))
+        return Block(self._registry.muted(receivers, everywhere=everywhere))
 
     # -- listening -------------------------------------------------------------------------------------------------
 

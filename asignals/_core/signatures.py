@@ -166,14 +166,9 @@ def check_names(names: Iterable[str]) -> Names:
         is_name = isinstance(name, str) and name.isidentifier()
         # Plain strings, because enumerations are formatted in their own ways.
         plain = unicodedata.normalize("NFKC", str.__str__(name)) if is_name else ""
-        msg = ""
-        if not is_name or keyword.iskeyword(plain) or plain == "__debug__":
-            msg = f"{name!r} cannot be the name of an argument"
-        elif plain in RESERVED:
-            msg = f"{plain!r} is reserved: every receiver gets it anyway"
-        elif plain in checked:
-            msg = f"argument {plain!r} is declared twice"
-        if msg:
+        if not is_name or keyword.iskeyword(plain) or plain in {"__debug__", *RESERVED, *checked}:
+            rule = "it must be an identifier, there once, and no keyword; 'sender' and 'signal' are reserved"
+            msg = f"{name!r} cannot be the name of an argument: {rule}"
             raise DeclarationError(msg)
         checked.append(plain)
     return tuple(checked)

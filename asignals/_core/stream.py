@@ -201,7 +201,7 @@ class Stream(Generic[P]):
         self._overflow = overflow
         self._connections: list[tuple[Signal[..., Any], StreamConnection]] = []
         frame = calling_frame(type(self))
-        self._place = frame.f_code, frame.f_lasti
+        self._place = frame.f_code, frame.f_lineno
         self._opened_at = f"{frame.f_code.co_filename}:{frame.f_lineno}"
         self._next_check = 0.0
         self._has_warned = False
