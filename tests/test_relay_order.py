@@ -12,7 +12,8 @@ import pytest
 from relay_support import ENGINES, World, until, world
 from test_relay_transports import consuming, known
 
-from asignals.relay import Envelope, Release
+from asignals import Signal
+from asignals.relay import Envelope, Relay, Release, _held_keys
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -203,3 +204,30 @@ async def test_an_event_that_is_given_back_holds_up_its_key_until_another_instan
         async with consuming(engine.open(), "billing", ordered.by("new"), "new"):
             await until(lambda: ordered.count == 100)
     ordered.assert_in_order(10, 10)
+
+
+async def test_keys_that_are_held_up_show_in_health(engine: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """How many there are at once, and which one when it lasts; both are gone when the event is done."""
+    monkeypatch.setattr(_held_keys, "_LONG", 0.2)
+    changed, mended = Signal(["number", "key"]), asyncio.Event()
+    done: list[int] = []
+
+    async def broken(number: int, key: str, **_: Any) -> None:
+        if key == "a" and not mended.is_set():
+            raise InterruptedError
+        done.append(number)
+
+    billing = Relay(engine.open(), "billing")
+    billing.receive(changed, "numbers", retries=100, backoff=(0.1, 0.1))
+    await billing.init()
+    bodies = [(key, b'{"number":%d,"key":"%b"}' % (number, key.encode())) for number, key in enumerate("aabb")]
+    await billing.transport.publish_many([Envelope("numbers", body, key=key) for key, body in bodies])
+    with changed.connected(broken):
+        async with billing:
+            await until(lambda: billing.health().held_keys == 1 and sorted(done) == [2, 3])
+            await until(lambda: "keys of 'numbers'" in billing.health().problems)
+            assert "key 'a'" in billing.health().problems["keys of 'numbers'"]
+            mended.set()
+            await until(lambda: len(done) == 4 and billing.health().held_keys == 0)
+            assert "keys of 'numbers'" not in billing.health().problems
+    assert done[2:] == [0, 1]

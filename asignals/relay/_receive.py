@@ -28,11 +28,12 @@ from asignals.relay._connection_state import ConnectionState, jittered
 from asignals.relay._current import AlreadyHandledError, Call, calling
 from asignals.relay._envelope import MAX_KEPT, DeadLetter, Envelope, EnvelopeError
 from asignals.relay._export import handling
+from asignals.relay._held_keys import HeldKeys
 from asignals.relay._inbox import Memo
 from asignals.relay._lanes import Lanes
 from asignals.relay._redact import said
 from asignals.relay._trace import following
-from asignals.relay._transport import Release
+from asignals.relay._transport import Release, delay_of
 from asignals.relay._watchdog import Watchdog
 
 if TYPE_CHECKING:
@@ -160,6 +161,7 @@ class Inbound:
         self.idle = asyncio.Event()
         self.idle.set()
         self._lanes = Lanes(limit)
+        self.held_keys = HeldKeys()
         self._alone = asyncio.Lock()
 
     @property
@@ -169,7 +171,7 @@ class Inbound:
         found = {what: note.text for what, note in self._notes.items() if now < note.until}
         if self.inbox_state.problem is not None:
             found[self.inbox_state.name] = self.inbox_state.problem
-        return found
+        return found | self.held_keys.problems
 
     async def handle(self, delivery: Delivery) -> float | Release | None:
         """Handle one delivery: `None` when it is done, else when to deliver it again."""
@@ -187,7 +189,12 @@ class Inbound:
             counts.in_flight += 1
             self.idle.clear()
             try:
-                return await self._handle(delivery, envelope)
+                outcome = await self._handle(delivery, envelope)
+                if outcome is None:
+                    self.held_keys.free(envelope)
+                else:
+                    self.held_keys.hold(envelope, delay_of(outcome))
+                return outcome
             finally:
                 counts.in_flight -= 1
                 if not counts.in_flight:

@@ -434,6 +434,7 @@ class Relay:
             heard.missed,
             heard.gaps,
             self._retention.expired + sum(getattr(part, "expired", 0) for part in self._parts),
+            self._inbound.held_keys.count,
         )
 
     async def status(

@@ -20,7 +20,8 @@ class Health:
     `received`, `ignored`, `failed`, `dead` and `released` count deliveries since the start: those whose receivers have
     all succeeded; those for nobody here (replays for other services, events whose receivers the sender called itself);
     those in which a receiver failed; those that became dead letters; those that were given back for other instances.
-    `in_flight` are being handled. `published` counts events that the engine has acknowledged.
+    `in_flight` are being handled. `held_keys` counts keys whose later events wait, as one of theirs waits for its retry
+    here; after a minute it is a problem. `published` counts events that the engine has acknowledged.
 
     Of broadcasts, `heard` counts the events whose receivers were called, `missed` those that receivers were too slow
     for or that could not be read, and `gaps` the interruptions in which any number may have been missed.
@@ -41,6 +42,7 @@ class Health:
     missed: int = 0
     gaps: int = 0
     expired: int = 0
+    held_keys: int = 0
 
     @property
     def ok(self) -> bool:

@@ -117,8 +117,7 @@ class PartitionedConsumer:
         self._me = f"{instance}.{secrets.token_hex(8)}"
         self._work: PartitionWork[_Place] = PartitionWork(handle, pool, self._finish, self._forget)
         self._turns: dict[tuple[str, int], _Turn] = {}
-        self._missing: dict[str, float] = {}
-        self._state = ConnectionState(f"partitions in {engine.connection_state.name}")
+        self._idle: dict[tuple[str, int], float] = {}  # since when nothing is handled there
 
     async def work(self, item: _Item) -> None:
         """Handle one event, unless its partition may be another instance's by now."""
@@ -143,7 +142,7 @@ class PartitionedConsumer:
 
     async def own_for_ever(self) -> None:
         """Have a share of the partitions, and consume from them, until cancelled."""
-        attempts = Attempts(self._state)
+        attempts = Attempts(ConnectionState(f"leases of partitions in {self._engine.connection_state.name}"))
         while True:
             async with attempts:
                 client = await heeding(self._engine._connected())
@@ -170,15 +169,23 @@ class PartitionedConsumer:
         random.shuffle(free)
         room = max(0, share - len(mine))
         await asyncio.gather(*(self._take(client, topic, number) for number in free[:room]))
-        if free[room:]:
-            self._note_missing(topic, free[room:])
-        else:
-            self._missing.pop(topic, None)
+        self._look_for_idle(topic, free[room:])
 
-    def _note_missing(self, topic: str, numbers: list[int]) -> None:
-        since = self._missing.setdefault(topic, time.monotonic())
-        if time.monotonic() - since > 2 * self._engine.ack_wait:
-            self._state.lost(RuntimeError(f"partitions {numbers} of {topic!r} have no owner"))
+    def _look_for_idle(self, topic: str, free: Sequence[int]) -> None:
+        """Note, for health, partitions that nobody takes, and those here in which nothing begins."""
+        now = time.monotonic()
+        waiting = [turn.number for turn in self._turns.values() if turn.topic == topic and not turn.is_complete]
+        idle = {(topic, number) for number in (*free, *waiting)}
+        self._idle = {place: self._idle.get(place, now) for place in idle} | {
+            place: since for place, since in self._idle.items() if place[0] != topic
+        }
+        limit = now - 3 * self._engine.ack_wait
+        long = sorted(number for of, number in idle if self._idle[of, number] < limit)
+        name = f"partitions of {topic!r} in {self._service!r}"
+        if long:
+            self._engine.problems[name] = f"{', '.join(map(str, long))}: no instance handles their events now"
+        else:
+            self._engine.problems.pop(name, None)
 
     async def _write(self, client: Client, subject: str, expected: int | None) -> int:
         """Write to the leases, if the last message of the subject is the one expected; gives the new one's number."""
@@ -257,6 +264,7 @@ class PartitionedConsumer:
 
     def stop(self) -> list[_Turn]:
         """Give back all that is here, as handling has ended; `leave` then gives up these."""
+        self._engine.problems.clear()
         turns = list(self._turns.values())
         for turn in turns:
             held = list(turn.held.values())

@@ -110,13 +110,18 @@ class PartitionedConsumer:
                 self._pool.start(self._consume_for_ever(topic, queue))
 
     async def _consume_for_ever(self, topic: str, queue: str) -> None:
-        attempts = Attempts(ConnectionState(f"consuming from {queue!r} of {self._engine.connection_state.name}"))
-        while True:
-            async with attempts:
-                try:
-                    await self._consume(topic, queue, attempts)
-                except ChannelNotFoundEntity:
-                    await self._engine.add_service(self._service, [topic])
+        state = ConnectionState(f"consuming from {queue!r} of {self._engine.connection_state.name}")
+        attempts = Attempts(state)
+        self._engine.partitions.add(state)
+        try:
+            while True:
+                async with attempts:
+                    try:
+                        await self._consume(topic, queue, attempts)
+                    except ChannelNotFoundEntity:
+                        await self._engine.add_service(self._service, [topic])
+        finally:
+            self._engine.partitions.discard(state)
 
     async def _consume(self, topic: str, queue: str, attempts: Attempts) -> None:
         """Consume from one partition until it is better handed on; raises when its channel is lost."""

@@ -123,6 +123,7 @@ class JetStream:
         check_numbers(**given(max_age=max_age, dedup_window=dedup_window, replicas=replicas))
         self.stream = stream
         self.ack_wait = ack_wait
+        self.problems: dict[str, str] = {}  # what is wrong beside the connection
         self.connection_state: ConnectionState = ConnectionState(f"NATS ({', '.join(urls)})")
         self._servers = servers
         self._settings = _stream_settings(max_age, dedup_window, replicas)

@@ -132,6 +132,7 @@ class RabbitMQ:
         self.name: str = check_name("name", name)
         self.connection_state: ConnectionState = ConnectionState(f"RabbitMQ ({', '.join(nodes)}, {name})")
         self._urls = [_with_heartbeat(url) for url in random.sample(nodes, len(nodes))]  # so that load is spread
+        self.partitions: set[ConnectionState] = set()  # as far as they are consumed from here
         self._options = options
         self._lock = asyncio.Lock()
         self._reading = asyncio.Lock()
@@ -152,6 +153,13 @@ class RabbitMQ:
         exchange = {"name": self.name, "type": "topic", "durable": True}
         note = f"Events with a key are published to {routing_key(topic, '<partition>')}."
         return Address(check_name("topic", topic), {"amqp": {"is": "routingKey", "exchange": exchange}}, note)
+
+    @property
+    def problems(self) -> dict[str, str]:
+        """What is wrong beside the connection: partitions whose queues cannot be consumed from."""
+        if not self.connection_state.is_up:
+            return {}  # then that is what is wrong
+        return {state.name: state.problem for state in self.partitions if state.problem is not None}
 
     # -- connecting ------------------------------------------------------------------------------------------------
 

@@ -1,0 +1,66 @@
+"""Which keys are held up here, as an event of theirs waits for its retry and the later ones wait for it."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from asignals.relay._redact import redacted
+
+if TYPE_CHECKING:
+    from asignals.relay._envelope import Envelope
+
+_LONG: Final = 60.0  # seconds after which it is a problem, and no usual retry any more
+_SHOWN: Final = 10.0  # seconds for which it is shown after the retry was due, as another instance may have it
+
+
+class _Held(NamedTuple):
+    """By which event a key is held up, since when, and until when that is believed."""
+
+    event_id: str
+    since: float
+    until: float
+
+
+class HeldKeys:
+    """Notes keys as this instance sees them."""
+
+    def __init__(self) -> None:
+        self._held: dict[tuple[str, str], _Held] = {}
+
+    def hold(self, envelope: Envelope, seconds: float) -> None:
+        """Note that an event comes again after some seconds; one without a key holds up nothing."""
+        if envelope.key is not None:
+            now, place = time.monotonic(), (envelope.topic, envelope.key)
+            known = self._held.get(place)
+            since = known.since if known is not None and known.event_id == envelope.id else now
+            self._held[place] = _Held(envelope.id, since, now + seconds + _SHOWN)
+
+    def free(self, envelope: Envelope) -> None:
+        """Note that an event is done."""
+        if envelope.key is not None:
+            self._held.pop((envelope.topic, envelope.key), None)
+
+    def _now(self) -> dict[tuple[str, str], _Held]:
+        now = time.monotonic()
+        self._held = {place: held for place, held in self._held.items() if now < held.until}
+        return self._held
+
+    @property
+    def count(self) -> int:
+        """How many keys are held up now."""
+        return len(self._now())
+
+    @property
+    def problems(self) -> dict[str, str]:
+        """Those that have been held up for long, topic by topic, each with its oldest key."""
+        now = time.monotonic()
+        worst: dict[str, tuple[float, str, str]] = {}
+        for (topic, key), held in self._now().items():
+            if now - held.since > _LONG and (topic not in worst or held.since < worst[topic][0]):
+                worst[topic] = held.since, key, held.event_id
+        return {
+            f"keys of {topic!r}": f"later events of key {redacted(key)[:80]!r} have waited for event {event_id}, which"
+            f" fails, for {now - since:.0f} s"
+            for topic, (since, key, event_id) in worst.items()
+        }
