@@ -12,6 +12,11 @@ conventions:
   `messaging.operation.name` and `.type` ("send", "process"); on receivers `code.function.name`, `code.file.path`,
   `code.line.number`; `error.type` when it failed, with the exception as an event, whose
   text is masked as the inspector masks it. What is sent is not recorded.
+- Figures of the relays that run, as `asignals relay status` shows them: gauges `asignals.relay.backlog` and others, with
+  the attributes `asignals.service` and `messaging.destination.name` (topic or queue). They are the same from every
+  instance: take the largest, not the sum. What an engine cannot tell, or a server did not say, has no value. Servers
+  are asked when metrics are collected, at most every five seconds; collecting waits up to two seconds for them, unless
+  it is done in the event loop, where it gives what is known and has that renewed.
 - Metrics `messaging.client.sent.messages` (sends), `messaging.client.consumed.messages` (receivers' calls),
   `messaging.client.operation.duration` (seconds of a send) and `messaging.process.duration` (seconds of a receiver),
   each with `error.type` where it failed: errors are counted by it.
@@ -28,12 +33,14 @@ import threading
 import time
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Self
 
 from asignals import Signal, monitor
 from asignals._core import locate, origin_of
 from asignals.overview.extras import needs
-from asignals.overview.relays import exporter_name
+from asignals.overview.relay_metrics import MAX_AGE, METRICS, samples
+from asignals.overview.relays import exporter_name, running
 from asignals.overview.values import Shower, message_of, name_of, trace_of
 
 with needs("opentelemetry"):
@@ -48,6 +55,7 @@ if TYPE_CHECKING:
     from opentelemetry.trace import Span, TracerProvider
 
     from asignals._core import SendInfo
+    from asignals.overview.relay_metrics import Metric, Sample
 
 __all__ = ["Instrumentation", "instrument", "uninstrument"]
 
@@ -57,6 +65,8 @@ SCHEMA: Final = "https://opentelemetry.io/schemas/1.30.0"
 BUCKETS: Final = (0.0001, 0.0005, 0.001, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10)
 
 Attributes = dict[str, str | int]
+
+_WAIT: Final = 2.0  # seconds that collecting metrics waits for the servers of a relay, in a thread of its own
 
 _show: Final = Shower()
 _TEXT: Final = 16_000  # characters of an exception's message or traceback
@@ -84,6 +94,10 @@ class Instrumentation:
             meter.create_counter("messaging.client.consumed.messages", "{message}", "Calls of receivers."),
             _histogram(meter, "messaging.process.duration", "Duration of a receiver's call."),
         )
+        self._is_on = True
+        for metric in METRICS:
+            make = meter.create_observable_gauge if metric.kind == "gauge" else meter.create_observable_counter
+            make(metric.name, [partial(self._observe, metric)], metric.unit, metric.help)
         signals = [origin_of(each) for each in exclude if isinstance(each, Signal)]
         self._excluded = {id(signal): signal for signal in signals}
         self._patterns = [name for name in exclude if isinstance(name, str)]
@@ -92,7 +106,7 @@ class Instrumentation:
     def __call__(self) -> None:
         """End it; spans under way end as usual. Doing it again does nothing."""
         with _lock:
-            self._undo()
+            self._end()
             _running[:] = [each for each in _running if each is not self]
 
     def __enter__(self) -> Self:
@@ -102,6 +116,18 @@ class Instrumentation:
     def __exit__(self, *exc_info: object) -> None:
         """End it."""
         self()
+
+    def _end(self) -> None:
+        self._is_on = False
+        self._undo()
+
+    def _observe(self, metric: Metric, _options: metrics.CallbackOptions) -> Iterator[metrics.Observation]:
+        """Give the figures of the relays that run now; called in whichever thread collects."""
+        for relay in tuple(running.values()) if self._is_on else ():
+            status = relay._snapshot.latest(MAX_AGE, _WAIT)
+            for sample in samples(relay.service, relay.health(), status):
+                if sample.metric is metric:
+                    yield metrics.Observation(sample.value, _labels(sample))
 
     def _around(self, send: SendInfo, receiver: Any) -> AbstractContextManager[None] | None:
         if context.get_value(_SUPPRESS) or self._is_excluded(send.signal):
@@ -198,7 +224,14 @@ def uninstrument() -> None:
     """End what `instrument` began; does nothing where it is not on. Spans under way end as usual."""
     with _lock:
         while _running:
-            _running.pop()._undo()
+            _running.pop()._end()
+
+
+def _labels(sample: Sample) -> dict[str, str]:
+    labels = {"asignals.service": sample.service}
+    if (destination := sample.topic or sample.queue) is not None:
+        labels["messaging.destination.name"] = destination
+    return labels
 
 
 def _histogram(meter: metrics.Meter, name: str, description: str) -> Histogram:

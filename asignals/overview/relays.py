@@ -7,12 +7,16 @@ from __future__ import annotations
 
 import gc
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from asignals._core import is_a
 
 if TYPE_CHECKING:
     from asignals import Connection, Signal
+
+
+running: Final[dict[int, Any]] = {}
+"""The relays whose blocks are open, by their ids. Other threads copy it: `tuple(running.values())`."""
 
 
 def export_of(connection: Connection) -> tuple[str, str] | None:

@@ -9,6 +9,7 @@ from contextlib import AsyncExitStack
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Final, Self
 
+from asignals.overview.relays import running
 from asignals.relay._broadcast import Listener
 from asignals.relay._codec import UpcastingCodec, check_codec, codec_for
 from asignals.relay._dead_letters import REFUSED, KeepsRefused, Letters, OnProgress, Retention, which
@@ -388,6 +389,7 @@ class Relay:
             raise
         self.final_status = None
         self._snapshot.begin()
+        running[id(self)] = self
         return self
 
     async def __aexit__(
@@ -400,6 +402,7 @@ class Relay:
             await to_the_end(self._close())
 
     async def _close(self) -> None:
+        running.pop(id(self), None)
         await self._runner.end()
         await self._snapshot.aclose()
         self.final_status = await last_look(self.service, self.status(timeout=LAST_LOOK))

@@ -21,6 +21,7 @@ from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from asignals.overview.relay_metrics import MAX_AGE, prometheus_text, samples
 from asignals.relay._redact import redacted, without_passwords
 from asignals.relay._relay import Relay
 from asignals.relay._runner import NoReceiversError
@@ -28,10 +29,14 @@ from asignals.relay._runner import NoReceiversError
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Collection
 
+    from asignals.relay._monitoring.health import Health
+
 logger: logging.Logger = logging.getLogger("asignals.relay")
 
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime"}
 _MAX_REQUEST = 8_192
+_METRICS = 3.0  # seconds that /metrics waits for servers
+_METRICS_REQUEST = re.compile(rb"(?:GET|HEAD) /metrics/?(?:\?[^ ]*)? ")
 _MAX_FILES = 2_000  # of a package, that are searched for who connects to a signal
 _HOW_TO_ALLOW = "Where that is meant, say --allow-no-receivers"
 
@@ -131,8 +136,9 @@ async def run_worker(
 ) -> None:
     """Run a relay until SIGTERM or SIGINT; returns when what had begun is done or the grace period is over.
 
-    `health_port` serves `GET /` with the relay's health as JSON: 200 when it is well, 503 when it is not. Port 0
-    takes a free one, and the log says which. Must run in the main thread.
+    `health_port` serves `GET /` with the relay's health as JSON: 200 when it is well, 503 when it is not; and
+    `GET /metrics` with all figures in Prometheus' text format. Port 0 takes a free one, and the log says which. Must
+    run in the main thread.
 
     Raises `NoReceiversError` when the relay receives a signal that has no receiver, or nothing at all and has no outbox
     that it could publish from, unless `allow_no_receivers`.
@@ -162,6 +168,15 @@ async def run_worker(
             loop.remove_signal_handler(number)
 
 
+async def _metrics(relay: Relay, health: Health) -> str:
+    """Give the figures in Prometheus' text format; those of a silent server are older, or missing."""
+    with suppress(TimeoutError):
+        async with asyncio.timeout(_METRICS):
+            await relay._snapshot.renewed(MAX_AGE)
+    status = relay._snapshot.latest(MAX_AGE)
+    return prometheus_text(samples(relay.service, health, status))
+
+
 @asynccontextmanager
 async def _health_server(relay: Relay, host: str, port: int | None) -> AsyncIterator[None]:
     if port is None:
@@ -172,13 +187,18 @@ async def _health_server(relay: Relay, host: str, port: int | None) -> AsyncIter
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with suppress(OSError, asyncio.IncompleteReadError, asyncio.LimitOverrunError, TimeoutError):
             async with asyncio.timeout(5):
-                await reader.readuntil(b"\r\n\r\n")
+                request = await reader.readuntil(b"\r\n\r\n")
                 health = relay.health()
-                body = json.dumps({"ok": health.ok, "uptime": time.monotonic() - started, **asdict(health)}).encode()
-                line = b"200 OK" if health.ok else b"503 Service Unavailable"
+                if _METRICS_REQUEST.match(request):
+                    kind, line = b"text/plain; version=0.0.4; charset=utf-8", b"200 OK"
+                    body = (await _metrics(relay, health)).encode()
+                else:
+                    kind, line = b"application/json", b"200 OK" if health.ok else b"503 Service Unavailable"
+                    facts = {"ok": health.ok, "uptime": time.monotonic() - started, **asdict(health)}
+                    body = json.dumps(facts).encode()
                 writer.write(
-                    b"HTTP/1.1 %b\r\nContent-Type: application/json\r\n"
-                    b"Content-Length: %d\r\nConnection: close\r\n\r\n%b" % (line, len(body), body)
+                    b"HTTP/1.1 %b\r\nContent-Type: %b\r\nContent-Length: %d\r\nConnection: close\r\n\r\n%b"
+                    % (line, kind, len(body), body)
                 )
                 await writer.drain()
         writer.close()

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
+from concurrent.futures import CancelledError
 from contextlib import aclosing, suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, Protocol, TypeVar, runtime_checkable
@@ -29,7 +31,7 @@ _BYTES: Final = 8_000_000  # and how many bytes of them
 _READING: Final = 3.0  # and for how many seconds
 _BATCH: Final = 50
 _KIND: Final = 60  # characters of an error that letters are grouped by
-_STALE: Final = 60.0  # seconds after which figures that could not be renewed are not shown any more
+_STALE: Final = 90.0  # seconds after which figures that could not be renewed are not shown any more
 
 
 @runtime_checkable
@@ -186,11 +188,13 @@ class Snapshot:
         self._status: Status | None = None
         self._at = 0.0
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread = 0
+        self._waited = float("-inf")
         self._asking: asyncio.Task[None] | None = None
 
     def begin(self) -> None:
         """Belong to the event loop that runs now."""
-        self._loop = asyncio.get_running_loop()
+        self._loop, self._thread = asyncio.get_running_loop(), threading.get_ident()
 
     async def aclose(self) -> None:
         """End what asks, and forget what was told."""
@@ -199,14 +203,27 @@ class Snapshot:
             await end([self._asking])
         self._asking, self._status = None, None
 
-    def latest(self, max_age: float) -> Status | None:
-        """Give what was told last, at once; have it renewed when it is older than `max_age` seconds."""
-        age = time.monotonic() - self._at
-        loop = self._loop
-        if loop is not None and (self._status is None or age > max_age):
-            with suppress(RuntimeError):  # the loop is closed
-                loop.call_soon_threadsafe(self._start)
-        return self._status if age < _STALE else None
+    def latest(self, max_age: float, wait: float = 0.0) -> Status | None:
+        """Give what was told last, if that was not long ago; have it renewed when it is older than `max_age` seconds.
+
+        Other threads than that of the event loop may wait for that, `wait` seconds at most.
+        """
+        now, loop = time.monotonic(), self._loop
+        if loop is not None and (self._status is None or now - self._at > max_age):
+            with suppress(RuntimeError, TimeoutError, CancelledError):  # the loop is closed, blocked or being closed
+                if threading.get_ident() == self._thread or not wait or now - self._waited < max_age:
+                    loop.call_soon_threadsafe(self._start)
+                else:
+                    self._waited = now  # who was not answered asks no more for a while
+                    self._wait_for(loop, max_age, wait)
+        return self._status if time.monotonic() - self._at < _STALE else None
+
+    def _wait_for(self, loop: asyncio.AbstractEventLoop, max_age: float, wait: float) -> None:
+        asking = asyncio.run_coroutine_threadsafe(self.renewed(max_age), loop)
+        try:
+            asking.result(wait)
+        finally:
+            asking.cancel()
 
     async def renewed(self, max_age: float) -> Status | None:
         """Give what is at most so many seconds old; those who ask at the same time share one answer."""
@@ -214,7 +231,7 @@ class Snapshot:
             self._start()
             if self._asking is not None:
                 await asyncio.wait([self._asking])
-        return self._status
+        return self._status if time.monotonic() - self._at < _STALE else None
 
     def _start(self) -> None:
         if self._loop is not None and (self._asking is None or self._asking.done()):
