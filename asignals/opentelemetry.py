@@ -12,7 +12,11 @@ conventions:
   `messaging.operation.name` and `.type` ("send", "process"); on receivers `code.function.name`, `code.file.path`,
   `code.line.number`; `error.type` when it failed, with the exception as an event, whose
   text is masked as the inspector masks it. What is sent is not recorded.
-- Figures of the relays that run, as `asignals relay status` shows them: gauges `asignals.relay.backlog` and others, with
+- A relay's spans have the engine as `messaging.system` and the topic as `messaging.destination.name`: one of kind
+  PRODUCER, `send order.paid`, in which an event is made, and in the receiving process one of kind CONSUMER, `process
+  order.paid`, around its receivers' spans: a child of the first, linked to it, with the service as
+  `messaging.consumer.group.name`, and `asignals.attempt`. Baggage crosses with the event, up to 4,096 characters.
+- Figures of the relays that run, as `asignals relay status` shows them: `asignals.relay.backlog` and others, with
   the attributes `asignals.service` and `messaging.destination.name` (topic or queue). They are the same from every
   instance: take the largest, not the sum. What an engine cannot tell, or a server did not say, has no value. Servers
   are asked when metrics are collected, at most every five seconds; collecting waits up to two seconds for them, unless
@@ -40,7 +44,7 @@ from asignals import Signal, monitor
 from asignals._core import locate, origin_of
 from asignals.overview.extras import needs
 from asignals.overview.relay_metrics import MAX_AGE, METRICS, samples
-from asignals.overview.relays import exporter_name, running
+from asignals.overview.relays import delivered_now, exporter_name, exporter_of, producing, running
 from asignals.overview.values import Shower, message_of, name_of, trace_of
 
 with needs("opentelemetry"):
@@ -48,7 +52,7 @@ with needs("opentelemetry"):
     from opentelemetry.trace import SpanKind, StatusCode
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Sequence
     from contextlib import AbstractContextManager
 
     from opentelemetry.metrics import Counter, Histogram, MeterProvider
@@ -85,12 +89,10 @@ class Instrumentation:
         self._tracer = trace.get_tracer(SYSTEM, _version(), tracer_provider, schema_url=SCHEMA)
         meter = metrics.get_meter(SYSTEM, _version(), meter_provider, schema_url=SCHEMA)
         self._send = _Instruments(
-            "send",
             meter.create_counter("messaging.client.sent.messages", "{message}", "Sends of signals."),
             _histogram(meter, "messaging.client.operation.duration", "Duration of a send, all its receivers included."),
         )
         self._process = _Instruments(
-            "process",
             meter.create_counter("messaging.client.consumed.messages", "{message}", "Calls of receivers."),
             _histogram(meter, "messaging.process.duration", "Duration of a receiver's call."),
         )
@@ -129,12 +131,47 @@ class Instrumentation:
                 if sample.metric is metric:
                     yield metrics.Observation(sample.value, _labels(sample))
 
-    def _around(self, send: SendInfo, receiver: Any) -> AbstractContextManager[None] | None:
+    def _around(self, send: SendInfo, receiver: Any) -> AbstractContextManager[object] | None:
         if context.get_value(_SUPPRESS) or self._is_excluded(send.signal):
             return None
+        name = send.signal.name
         if receiver is None:
-            return self._observed(self._send, send, {})
-        return self._observed(self._process, send, _code(receiver))
+            delivered = delivered_now()
+            if delivered is None:
+                return self._observed(self._send, _about(SYSTEM, name, "send"), {})
+            return self._consumed(delivered, name)
+        exporter = exporter_of(receiver)
+        if exporter is not None:
+            return self._produced(exporter, receiver)
+        return self._observed(self._process, _about(SYSTEM, name, "process"), _code(receiver))
+
+    @contextmanager
+    def _produced(self, exporter: Any, receiver: object) -> Iterator[None]:
+        """A span in which an event is made, and stored or published: the one that its receivers' spans follow."""
+        about = _about(exporter.system, exporter.topic, "send")
+        with self._observed(self._send, about, _code(receiver), kind=SpanKind.PRODUCER) as span:
+            token = producing.set(span)
+            try:
+                yield
+            finally:
+                producing.reset(token)
+
+    @contextmanager
+    def _consumed(self, delivered: Any, signal: str) -> Iterator[None]:
+        """A span around all receivers of an event, a child of its sender's span and linked to it."""
+        envelope = delivered.envelope
+        about = _about(delivered.system, envelope.topic, "process")
+        about["messaging.consumer.group.name"] = delivered.service
+        facts: Attributes = {
+            "messaging.message.id": envelope.id,
+            "asignals.signal": signal,
+            "asignals.attempt": delivered.attempt,
+        }
+        sender = trace.get_current_span().get_span_context()
+        links = [trace.Link(sender)] if sender.is_valid and sender.is_remote else []
+        failed = partial(getattr, delivered, "error")
+        with self._observed(self._process, about, facts, kind=SpanKind.CONSUMER, links=links, failed=failed):
+            yield
 
     def _is_excluded(self, signal: Signal[..., Any]) -> bool:
         if id(signal) in self._excluded:
@@ -142,24 +179,30 @@ class Instrumentation:
         return any(fnmatchcase(signal.name, pattern) for pattern in self._patterns)
 
     @contextmanager
-    def _observed(self, instruments: _Instruments, send: SendInfo, code: Attributes) -> Iterator[None]:
-        name = send.signal.name
-        attributes: Attributes = {
-            "messaging.system": SYSTEM,
-            "messaging.destination.name": name,
-            "messaging.operation.name": instruments.operation,
-            "messaging.operation.type": instruments.operation,
-        }
-        span = self._tracer.start_span(
-            f"{instruments.operation} {name}", kind=SpanKind.INTERNAL, attributes={**attributes, **code}
-        )
+    def _observed(  # noqa: PLR0913  what differs between the kinds of spans
+        self,
+        instruments: _Instruments,
+        about: Attributes,
+        facts: Attributes,
+        *,
+        kind: SpanKind = SpanKind.INTERNAL,
+        links: Sequence[trace.Link] = (),
+        failed: Callable[[], BaseException | None] = lambda: None,
+    ) -> Iterator[Span]:
+        """A span with its measurements; `facts` are of the span alone; `failed` gives an error that is not raised."""
+        attributes = dict(about)
+        name = f"{attributes['messaging.operation.name']} {attributes['messaging.destination.name']}"
+        span = self._tracer.start_span(name, kind=kind, links=links, attributes={**attributes, **facts})
         # The function is known from few values, its place in a file is not worth a time series of its own.
-        if code:
-            attributes["code.function.name"] = code["code.function.name"]
+        if "code.function.name" in facts:
+            attributes["code.function.name"] = facts["code.function.name"]
         start = time.perf_counter()
         try:
             with trace.use_span(span, record_exception=False, set_status_on_exception=False):
-                yield
+                yield span
+            if isinstance(error := failed(), Exception):
+                attributes["error.type"] = _kind(error)
+                _fail(span, error)
         except Exception as error:
             attributes["error.type"] = _kind(error)
             _fail(span, error)
@@ -177,10 +220,9 @@ class Instrumentation:
 class _Instruments:
     """What one kind of operation is measured with."""
 
-    __slots__ = ("counter", "duration", "operation")
+    __slots__ = ("counter", "duration")
 
-    def __init__(self, operation: str, counter: Counter, duration: Histogram) -> None:
-        self.operation = operation
+    def __init__(self, counter: Counter, duration: Histogram) -> None:
         self.counter = counter
         self.duration = duration
 
@@ -225,6 +267,15 @@ def uninstrument() -> None:
     with _lock:
         while _running:
             _running.pop()._end()
+
+
+def _about(system: str, destination: str, operation: str) -> Attributes:
+    return {
+        "messaging.system": system,
+        "messaging.destination.name": destination,
+        "messaging.operation.name": operation,
+        "messaging.operation.type": operation,
+    }
 
 
 def _labels(sample: Sample) -> dict[str, str]:

@@ -304,7 +304,15 @@ def test_the_headers_are_the_envelopes_fields() -> None:
     assert set(schema["properties"]) == fields
     least = Envelope("order.paid", b"{}", origin="shop/one", key="7")
     full = dataclasses.replace(
-        least, hops=1, sender="web", target="shop", traceparent="00-1-1-01", repeats="a", done=("m.f",)
+        least,
+        hops=1,
+        sender="web",
+        target="shop",
+        traceparent="00-1-1-01",
+        repeats="a",
+        done=("m.f",),
+        tracestate="a=b",
+        baggage="c=d",
     )
     for envelope in (least, full):
         header = json.loads(envelope.encode().partition(b"\n")[0])

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gc
 import sys
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Final
 
 from asignals._core import is_a
@@ -17,6 +18,10 @@ if TYPE_CHECKING:
 
 running: Final[dict[int, Any]] = {}
 """The relays whose blocks are open, by their ids. Other threads copy it: `tuple(running.values())`."""
+
+
+producing: Final[ContextVar[Any]] = ContextVar("asignals.producing", default=None)
+"""The span in which a relay makes an event, where there is one."""
 
 
 def export_of(connection: Connection) -> tuple[str, str] | None:
@@ -34,11 +39,21 @@ def export_of_uid(uid: object) -> tuple[str, str] | None:
 
 def exporter_name(receiver: object) -> str | None:
     """`relay shop → order.paid` for the receiver by which a relay exports; None for any other receiver."""
+    owner = exporter_of(receiver)
+    return None if owner is None else f"relay {str(owner._origin).partition('/')[0]} → {owner.topic}"
+
+
+def exporter_of(receiver: object) -> Any:
+    """The exporter whose method a receiver is; None for any other receiver."""
     module = sys.modules.get("asignals.relay._export")
     owner = getattr(receiver, "__self__", None) if module is not None else None
-    if module is not None and is_a(owner, module.Exporter):
-        return f"relay {str(owner._origin).partition('/')[0]} → {owner.topic}"
-    return None
+    return owner if module is not None and is_a(owner, module.Exporter) else None
+
+
+def delivered_now() -> Any:
+    """The event whose send begins, where it is a relay that sends; None elsewhere."""
+    module = sys.modules.get("asignals.relay._current")
+    return None if module is None else module.delivering.get()
 
 
 def live_relays() -> list[Any]:

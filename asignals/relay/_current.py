@@ -26,6 +26,21 @@ class Call(NamedTuple):
 calling: ContextVar[Call | None] = ContextVar("asignals.relay.calling", default=None)
 
 
+@dataclass(slots=True)
+class Delivered:
+    """An event whose receivers are being called, for monitors; `error` is what was wrong in the end."""
+
+    envelope: Envelope
+    service: str
+    attempt: int
+    system: str
+    error: BaseException | None = None
+
+
+delivering: ContextVar[Delivered | None] = ContextVar("asignals.relay.delivering", default=None)
+"""Set while monitors are told that the send of an event begins, and not in its receivers."""
+
+
 @dataclass(frozen=True, slots=True)
 class ReceivedEvent:
     """The event whose receivers are being called.

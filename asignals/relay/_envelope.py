@@ -18,6 +18,7 @@ from typing import Any, Final
 
 from asignals._core import DocumentedError
 from asignals.relay._redact import redacted
+from asignals.relay._trace import MAX_BAGGAGE
 
 MAX_HEADER: Final = 16_384
 MAX_BODY: Final = 1_000_000  # with MAX_HEADER this stays under the 1 MiB that NATS accepts by default
@@ -72,7 +73,8 @@ class Envelope:
     this one through other processes; `sender` is the signal's sender as a string; events of one `key` keep their order
     as far as the transport can; `target` is the only service that is to handle it, or `None` for all; `repeats` is
     the id of the event that this one replays; `done` names receivers that need not be called: in a replay those that
-    had succeeded, else those that the sending process calls itself, which concerns its own service only.
+    had succeeded, else those that the sending process calls itself, which concerns its own service only. `traceparent`,
+    `tracestate` and `baggage` are the sender's trace, as W3C writes it.
     """
 
     topic: str
@@ -88,6 +90,8 @@ class Envelope:
     traceparent: str | None = None
     repeats: str | None = None
     done: tuple[str, ...] = ()
+    tracestate: str | None = None
+    baggage: str | None = None
 
     def encode(self) -> bytes:
         """Give the bytes for the wire; raises `EnvelopeError` when a field breaks a rule."""
@@ -115,6 +119,8 @@ class Envelope:
             ("target", self.target),
             ("traceparent", self.traceparent),
             ("repeats", self.repeats),
+            ("tracestate", self.tracestate),
+            ("baggage", self.baggage),
         )
 
     @classmethod
@@ -166,6 +172,8 @@ def _from_header(header: dict[str, Any], body: bytes) -> Envelope:
         get("traceparent"),
         get("repeats"),
         tuple(done) if type(done) is list else done,
+        get("tracestate"),
+        get("baggage"),
     )
     _check(envelope)
     return envelope
@@ -198,16 +206,17 @@ def _check(envelope: Envelope) -> None:
         raise EnvelopeError(reason)
 
 
-def _is_text(text: Any) -> bool:
-    return type(text) is str and len(text) <= _MAX_TEXT and _is_storable(text)
+def _is_text(text: Any, most: int = _MAX_TEXT) -> bool:
+    return type(text) is str and len(text) <= most and _is_storable(text)
 
 
 def _check_texts(envelope: Envelope) -> None:
     for name, text in envelope._texts():
         if text is None and name != "origin":
             continue
-        if not _is_text(text):
-            reason = f"its {name} is not text of at most {_MAX_TEXT} characters"
+        most = MAX_BAGGAGE if name == "baggage" else _MAX_TEXT
+        if not _is_text(text, most):
+            reason = f"its {name} is not text of at most {most} characters"
             raise EnvelopeError(reason)
 
 

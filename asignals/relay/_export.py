@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, NoReturn, TypeAlias
 from uuid import UUID
 
 from asignals._core import DocumentedError, name_of
+from asignals.overview.relays import producing
 from asignals.relay._codec import BodyError
 from asignals.relay._envelope import MAX_BODY, Envelope
 from asignals.relay._settings import shown
-from asignals.relay._trace import current_traceparent
+from asignals.relay._trace import current_trace
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Collection
@@ -156,11 +157,13 @@ class Exporter:
         origin: str,
         hop_limit: int,
         needs_session: bool,
+        system: str,
         called_here: Callable[[Signal[..., Any], str, Any], tuple[str, ...]],
         hand_on: Callable[[Envelope, Any], Awaitable[None]],
         session: ContextVar[Any],
     ) -> None:
         self.topic = topic
+        self.system = system  # as OpenTelemetry calls the engine
         self._codec = codec
         self._dump = dump
         self._key = key
@@ -177,6 +180,7 @@ class Exporter:
         """Hand the event on; returns when it is stored or, without an outbox, acknowledged."""
         session = self._session_of(signal, arguments)
         crossing = {name: value for name, value in arguments.items() if name not in self._exclude_args}
+        trace = current_trace()
         envelope = Envelope(
             self.topic,
             self._encode(signal, crossing),
@@ -185,9 +189,13 @@ class Exporter:
             hops=self._hops(signal),
             sender=self._dump(sender),
             key=None if self._key is None else self._key(sender, arguments),
-            traceparent=current_traceparent(),
             done=self._called_here(signal, self.topic, sender),
+            traceparent=trace.get("traceparent"),
+            tracestate=trace.get("tracestate"),
+            baggage=trace.get("baggage"),
         )
+        if (span := producing.get()) is not None:
+            span.set_attribute("messaging.message.id", envelope.id)
         await self._hand_on(envelope, session)
 
     def _session_of(self, signal: Signal[..., Any], arguments: dict[str, Any]) -> Any:

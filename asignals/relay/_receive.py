@@ -15,7 +15,7 @@ import asyncio
 import logging
 import time
 from collections import OrderedDict
-from contextlib import nullcontext, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from inspect import isawaitable
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
@@ -25,7 +25,7 @@ import anyio
 from asignals._core import Send, bind, log_failure
 from asignals.relay._cancel import heeding, limited, times_cancelled
 from asignals.relay._connection_state import ConnectionState, jittered
-from asignals.relay._current import AlreadyHandledError, Call, calling
+from asignals.relay._current import AlreadyHandledError, Call, Delivered, calling, delivering
 from asignals.relay._envelope import MAX_KEPT, DeadLetter, Envelope, EnvelopeError
 from asignals.relay._export import handling
 from asignals.relay._held_keys import HeldKeys
@@ -37,7 +37,7 @@ from asignals.relay._transport import Release, delay_of
 from asignals.relay._watchdog import Watchdog
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Collection
+    from collections.abc import Awaitable, Callable, Collection, Iterator
 
     from asignals._core import Connection
     from asignals.relay._inbox import Inbox
@@ -138,8 +138,10 @@ class Inbound:
         *,
         always_remember: bool,
         lease: float,
+        system: str = "asignals",
     ) -> None:
         self.service = service
+        self.system = system
         self.watchdog = Watchdog(lease, self._blocked)
         self.subscriptions: dict[str, Subscription] = {}
         self.counts = Counts()
@@ -420,7 +422,7 @@ class Inbound:
         outcome = _Outcome()
         done_here: frozenset[Connection] = self._done_here.get(event_id, frozenset())
         try:
-            with following(envelope.traceparent) if envelope.traceparent else _PLAIN:
+            with following(envelope) if envelope.traceparent or envelope.baggage else _PLAIN:
                 sender = subscription.load(envelope.sender)
                 if isawaitable(sender):
                     sender = await heeding(sender)
@@ -429,7 +431,8 @@ class Inbound:
                     reason = f"{muted} receivers of signal {subscription.signal.name!r} are muted"
                     outcome.error = NotHandledError(subscription.topic, reason)
                 send = Send(subscription.signal, sender, arguments, robust=False)
-                with send.watched() if send.is_watched else _PLAIN:
+                delivered = Delivered(envelope, self.service, attempt, self.system)
+                with _watched(send, delivered, outcome) if send.is_watched else _PLAIN:
                     for target in targets:
                         if target.name in skipped or target.connection in done_here:
                             outcome.is_heard = True
@@ -493,6 +496,18 @@ class Inbound:
 
 class _InboxLostError(Exception):
     """The inbox did not answer, or answered with an error; the event stays with the engine."""
+
+
+@contextmanager
+def _watched(send: Send, delivered: Delivered, outcome: _Outcome) -> Iterator[None]:
+    """Report a send to monitors, who find there which event it is and what came of it."""
+    token = delivering.set(delivered)
+    with send.watched():
+        delivering.reset(token)
+        try:
+            yield
+        finally:
+            delivered.error = outcome.error
 
 
 async def _respond(send: Send, target: Target, outcome: _Outcome) -> None:

@@ -43,6 +43,7 @@ from asignals.relay._transport import (
     OwnInbox,
     Parts,
     Prepared,
+    system_of,
 )
 
 if TYPE_CHECKING:
@@ -149,6 +150,7 @@ class Relay:
             self._publisher.put_dead_letter,
             always_remember=inbox is not None,
             lease=_lease_of(transport),
+            system=system_of(transport),
         )
         self._listener = Listener(self._inbound, self._is_sent_here)
         self._letters = Letters(transport, outbox, self._publisher.publish)
@@ -232,6 +234,7 @@ class Relay:
             origin=self.origin,
             hop_limit=self._hop_limit,
             needs_session=self.outbox is not None and (declares_session if self._strict is None else self._strict),
+            system=system_of(self.transport),
             called_here=self._called_here,
             hand_on=self._publisher.hand_on,
             session=self._session,

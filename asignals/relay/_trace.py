@@ -1,45 +1,63 @@
-"""Trace context across processes (W3C traceparent), for programs that have loaded OpenTelemetry."""
+"""Trace context and baggage across processes (W3C), for programs that have loaded OpenTelemetry."""
 
 from __future__ import annotations
 
+import logging
 import sys
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
+
+    from asignals.relay._envelope import Envelope
+
+logger = logging.getLogger("asignals.relay")
+
+MAX_BAGGAGE: Final = 4_096  # characters; the header of an envelope has to hold it
+_MAX_STATE: Final = 512  # characters, as W3C has it
 
 
-def _propagator() -> Any:
+def _propagators() -> list[Any]:
     if "opentelemetry.trace" not in sys.modules:
-        return None
-    from opentelemetry.trace.propagation.tracecontext import (  # noqa: PLC0415  only for who has it
-        TraceContextTextMapPropagator,
-    )
+        return []
+    from opentelemetry.baggage.propagation import W3CBaggagePropagator  # noqa: PLC0415  only for who has it
+    from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator  # noqa: PLC0415
 
-    return TraceContextTextMapPropagator()
+    return [TraceContextTextMapPropagator(), W3CBaggagePropagator()]
 
 
-def current_traceparent() -> str | None:
-    """Give the traceparent of the current span, if there is one."""
-    propagator = _propagator()
-    if propagator is None:
-        return None
+def current_trace() -> Mapping[str, str]:
+    """Give `traceparent`, `tracestate` and `baggage` of the current span and context, those that there are.
+
+    Baggage that is too long does not cross, and is logged.
+    """
     carrier: dict[str, str] = {}
-    propagator.inject(carrier)
-    return carrier.get("traceparent")
+    for propagator in _propagators():
+        propagator.inject(carrier)
+    if len(carrier.get("tracestate", "")) > _MAX_STATE:
+        del carrier["tracestate"]
+    if (size := len(carrier.get("baggage", ""))) > MAX_BAGGAGE:
+        logger.warning("baggage of %d characters does not cross with an event: %d is the most", size, MAX_BAGGAGE)
+        del carrier["baggage"]
+    return carrier
 
 
 @contextmanager
-def following(traceparent: str | None) -> Iterator[None]:
-    """Make spans of the block children of a span in another process; a malformed traceparent is ignored."""
-    propagator = _propagator() if traceparent else None
-    if propagator is None:
+def following(envelope: Envelope) -> Iterator[None]:
+    """Make spans of the block children of the sender's span, with its baggage; what is malformed is ignored."""
+    found = {"traceparent": envelope.traceparent, "tracestate": envelope.tracestate, "baggage": envelope.baggage}
+    carrier = {name: text for name, text in found.items() if text}
+    propagators = _propagators() if carrier else []
+    if not propagators:
         yield
         return
     from opentelemetry import context  # noqa: PLC0415  only for who has it
 
-    token = context.attach(propagator.extract({"traceparent": traceparent}))
+    inside = context.get_current()
+    for propagator in propagators:
+        inside = propagator.extract(carrier, inside)
+    token = context.attach(inside)
     try:
         yield
     finally:

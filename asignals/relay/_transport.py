@@ -52,6 +52,11 @@ def delay_of(outcome: float | Release) -> float:
     return outcome.delay if isinstance(outcome, Release) else outcome
 
 
+def system_of(transport: object) -> str:
+    """Name an engine as OpenTelemetry does (`messaging.system`); `asignals` for one that says nothing."""
+    return str(getattr(transport, "system", "asignals"))
+
+
 class PublishRefusedError(DocumentedError):
     """The engine will never take some events, however often they are repeated; all others are acknowledged.
 

@@ -9,6 +9,7 @@ from asignals._core import is_a, name_of
 from asignals.relay._codec import UpcastingCodec
 from asignals.relay._export import Exporter, dump_sender
 from asignals.relay._places import Address, Located
+from asignals.relay._trace import MAX_BAGGAGE
 from asignals.relay.asyncapi._components import ROOT, Components
 from asignals.relay.asyncapi._schemas import schema_of
 
@@ -38,6 +39,12 @@ _ENVELOPE: Final = {
         "hops": {"type": "integer", "minimum": 0, "description": "How many events of other processes led to it."},
         "target": {"type": "string", "description": "The only service that is to handle it; a replay."},
         "traceparent": {**_TEXT, "description": "The trace that it belongs to (W3C Trace Context)."},
+        "tracestate": {**_TEXT, "description": "What vendors add to the trace (W3C Trace Context)."},
+        "baggage": {
+            "type": "string",
+            "maxLength": MAX_BAGGAGE,
+            "description": "What the sender passes on (W3C).",
+        },
         "repeats": {**_ID, "description": "The id of the event that it replays."},
         "done": {
             "type": "array",

@@ -70,6 +70,7 @@ class Database(Stored):
         super().__init__(database, schema, ("engine", "inbox"))  # it is its own inbox, too
         check_numbers(lease=lease)
         self.lease = lease
+        self.system: str = self.engine.dialect.name  # as OpenTelemetry calls it
         self.connection_state: ConnectionState = ConnectionState(name_of(self.engine))
         self._sql: Postgres | SQLite = (Postgres if is_postgres(self.engine) else SQLite)(self.engine, self.tables)
 

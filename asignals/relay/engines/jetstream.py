@@ -99,6 +99,8 @@ class JetStream:
         ValueError: the servers are not those of NATS, or a name or number cannot be used.
     """
 
+    system: Final = "nats"  # as OpenTelemetry calls it
+
     def __init__(  # noqa: PLR0913  options by name
         self,
         servers: str | list[str],

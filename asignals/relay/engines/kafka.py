@@ -189,6 +189,8 @@ class Kafka:
         ValueError: `servers` are no `host:port`, `name` cannot be used, or a setting is one that the relay decides.
     """
 
+    system: Final = "kafka"  # as OpenTelemetry calls it
+
     def __init__(self, servers: str | Sequence[str], *, name: str = "asignals", **librdkafka: Any) -> None:
         self._servers = _servers(servers)
         self.name: str = check_name("name", name)

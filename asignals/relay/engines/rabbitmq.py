@@ -122,6 +122,8 @@ class RabbitMQ:
         ValueError: the URL is not RabbitMQ's, or `name` cannot be used.
     """
 
+    system: Final = "rabbitmq"  # as OpenTelemetry calls it
+
     def __init__(self, urls: str | Sequence[str], *, name: str = "asignals", **options: Any) -> None:
         nodes: list[str] = list(urls) if isinstance(urls, list | tuple) else [urls]  # type: ignore[list-item]  # seen below
         wrong = [url for url in nodes if not isinstance(url, str) or not url.startswith(("amqp://", "amqps://"))]
@@ -463,7 +465,8 @@ class RabbitMQ:
         ready, instances = await self._look(name) or (0, 0)
         ready += sum([await self._count(partition) or 0 for partition in partition_queues(name)])
         retries = sum([await self._count(f"{name}#{delay}") or 0 for delay in _DELAYS])
-        return TopicFigures(service, topic, ready + retries, None if ready + retries else 0.0, None, retries, instances)
+        waiting = ready + retries
+        return TopicFigures(service, topic, waiting, None if waiting or instances else 0.0, None, retries, instances)
 
     async def _count(self, queue: str) -> int | None:
         """Count what is ready in a queue; `None` where there is none."""

@@ -117,6 +117,8 @@ class RedisStreams:
         ValueError: the URL is not Redis's, or a name or number cannot be used.
     """
 
+    system: Final = "redis"  # as OpenTelemetry calls it
+
     def __init__(  # noqa: PLR0913  options by name
         self,
         url: str,
