@@ -25,6 +25,7 @@ pytest.importorskip("hypothesis")
 import jsonschema
 import msgspec
 import pydantic
+import pydantic_core
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from typing_extensions import TypedDict
@@ -278,7 +279,7 @@ def test_what_it_says_of_messages() -> None:
     }
     assert messages["send.free"]["payload"] == {"type": "object"}
     assert "payload" not in messages["send.own"]
-    assert "Own gives no schema" in messages["send.own"]["description"]
+    assert "Own gives no schema of the payload: it has no method" in messages["send.own"]["description"]
     assert messages["send.own.dear"]["payload"] == {"type": "object"}
     assert {name: each["action"] for name, each in operations.items() if "order" in name} == {
         "send.order.paid": "send",
@@ -466,6 +467,19 @@ def test_a_codec_of_your_own_may_have_a_schema() -> None:
 
     made = both_ways(Signal(["a"]), Told())["components"]["messages"]
     assert [made[f"{kind}.topic"]["payload"]["title"] for kind in ("send", "receive")] == ["written", "read"]
+
+
+def test_a_type_that_cannot_be_described_is_said_to_be_one() -> None:
+    """With pydantic's reason, and all else is described."""
+
+    class Opaque:
+        @classmethod
+        def __get_pydantic_core_schema__(cls, *_: Any) -> Any:
+            return pydantic_core.core_schema.is_instance_schema(cls)
+
+    messages = both_ways(declared({"a": Opaque}))["components"]["messages"]
+    assert "payload" not in messages["receive.topic"]
+    assert "asignals.relay.PydanticCodec gives no schema" in messages["receive.topic"]["description"]
 
 
 def test_names_that_mean_two_things_are_kept_apart() -> None:

@@ -35,17 +35,24 @@ async def _run(count: int, url: str) -> int:
     with tempfile.TemporaryDirectory(prefix="asignals-demo-") as directory:
         url = f"sqlite+aiosqlite:///{directory}/relay.db" if url == NOTHING else url
         async with _prepared(Path(directory) / "orders.db", url) as environment:
-            workers = [_Worker(port, environment) for port in _free_ports(count)]
+            stopped = asyncio.create_task(_stopped())
             print(f"{count} processes serve one shop. Open their pages, and order on one of them:")  # noqa: T201
-            ended = [asyncio.create_task(worker.run()) for worker in workers]
-            with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as received:
-                ended.append(asyncio.create_task(anext(received)))  # type: ignore[arg-type]  # it is a coroutine
-                done, _ = await asyncio.wait(ended, return_when=asyncio.FIRST_COMPLETED)
-            for task in ended:
+            workers = [asyncio.create_task(_Worker(port, environment).run()) for port in _free_ports(count)]
+            tasks = [stopped, *workers]
+            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            for task in tasks:
                 task.cancel()
             with anyio.CancelScope(shield=True):
-                await asyncio.wait(ended)
-            return 0 if ended[-1] in done else 1
+                await asyncio.wait(tasks)
+            return 0 if stopped in done else 1
+
+
+async def _stopped() -> None:
+    """Wait for a signal; on Windows, where no event loop can do this, Ctrl-C ends the program by itself."""
+    if sys.platform == "win32":
+        await anyio.sleep_forever()
+    with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as received:
+        await anext(received)
 
 
 @asynccontextmanager
@@ -106,6 +113,7 @@ class _Worker:
                 with anyio.CancelScope(shield=True):
                     await _stop(process)
             if anyio.current_time() - begun < _AT_LEAST:
+                sys.stderr.write(f"asignals: the worker at port {self._port} ended at once ({process.returncode})\n")
                 return
 
     async def _is_open(self, process: asyncio.subprocess.Process) -> bool:

@@ -93,6 +93,11 @@ def dump_sender(sender: object) -> str | None:
     raise TypeError(msg)
 
 
+def load_sender(sender: str | None) -> str | None:
+    """Give a sender as it came."""
+    return sender
+
+
 def key_function(signal: Signal[..., Any], key: str | KeyFunction | None) -> KeyFunction | None:
     """Give the function that makes an event's key; its `__qualname__` says of what.
 

@@ -14,7 +14,7 @@ from asignals.relay._broadcast import Listener
 from asignals.relay._codec import UpcastingCodec, check_codec, codec_for
 from asignals.relay._dead_letters import REFUSED, KeepsRefused, Letters, OnProgress, Retention, which
 from asignals.relay._envelope import Envelope, check_name, new_id
-from asignals.relay._export import OWN_TRANSACTION, Bound, Exporter, ExportUid, dump_sender, key_function
+from asignals.relay._export import OWN_TRANSACTION, Bound, Exporter, ExportUid, dump_sender, key_function, load_sender
 from asignals.relay._inbox import MemoryInbox, Purged
 from asignals.relay._monitoring.health import Health, problems_of
 from asignals.relay._monitoring.status import TIMEOUT, Looker, Snapshot, Status, server_of
@@ -135,7 +135,7 @@ class Relay:
         self.service: str = check_name("service", service)
         self.instance: str = check_name("instance", _instance() if instance is None else instance)
         self.final_status: Status | None = None
-        self._sender_codec: SenderCodec = sender_codec or (dump_sender, _as_it_is)
+        self._sender_codec: SenderCodec = sender_codec or (dump_sender, load_sender)
         self._hop_limit = hop_limit
         self._strict = strict
         self._session: ContextVar[Any] = ContextVar("asignals.relay.session", default=None)
@@ -590,10 +590,6 @@ def _lease_of(transport: object) -> float:
     """Seconds that the engine waits for a word about an event; a guess where it goes by the connection."""
     found = getattr(transport, "lease", None) or getattr(transport, "ack_wait", None)
     return float(found) if isinstance(found, (int, float)) else 30.0
-
-
-def _as_it_is(sender: str | None) -> str | None:
-    return sender
 
 
 def _instance() -> str:

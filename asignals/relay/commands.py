@@ -268,9 +268,9 @@ def asyncapi(
     _import(modules or [])
     try:
         made = document(relay, version=version_of(target))
+        changes = [] if check is None else compare(read_document(check), made)  # before it is written over
         if check is None or output is not None:
             write_document(made, output)
-        changes = [] if check is None else compare(read_document(check), made)
     except (OSError, ValueError, ModuleNotFoundError) as error:
         raise typer.BadParameter(said(error)) from error
     if check is not None:

@@ -129,7 +129,7 @@ def compare(old: Any, new: Any) -> list[Change]:
     # What does not fit within the old document has not changed; such an event is refused where it is sent.
     before = {_key(each) for each in _pairs(was, was, _FORWARD)}
     pairs = [*_pairs(is_, was, _FORWARD), *_pairs(was, is_, _BACKWARD)]
-    found = [*_moved(was, is_), *(each for each in pairs if _key(each) not in before)]
+    found = [*_moved(was, is_), *(each for each in pairs if not each.is_break or _key(each) not in before)]
     if was.service == is_.service:
         found += [*_gone(was, is_), *_keys(was, is_)]
     return sorted(dict.fromkeys(found), key=lambda change: (not change.is_break, change.topic, change.field))
@@ -226,7 +226,11 @@ def _newer(writer: _Message, reader: _Message, readers: Direction) -> Change:
 
 def _codecs(writer: _Message, reader: _Message, readers: Direction) -> Iterator[Change]:
     names = writer.details.get("codec"), reader.details.get("codec")
-    if names[0] != names[1]:
+    if names[0] == names[1]:
+        text = f"is not compared: {names[0]} gives no schema"
+        advice = "give the codec a method json_schema(*, written)"
+        yield _change("not-compared", readers, reader, text, advice, is_break=False)
+    else:
         text = f"is written by the codec {names[0]}, and read by {names[1]}"
         advice = "raise version, and let the codec of the readers read both: decode(body, version)"
         yield _change("codec-changed", readers, reader, text, advice)

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 from asignals._core import is_a, name_of
 from asignals.relay._codec import UpcastingCodec
-from asignals.relay._export import Exporter, dump_sender
+from asignals.relay._export import Exporter, dump_sender, load_sender
 from asignals.relay._places import Address, Located
+from asignals.relay._redact import said
 from asignals.relay._trace import MAX_BAGGAGE
 from asignals.relay.asyncapi._components import ROOT, Components
 from asignals.relay.asyncapi._schemas import schema_of
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from asignals.relay._codec import Codec
     from asignals.relay._relay import Relay
     from asignals.relay._subscription import Subscription
+    from asignals.relay.asyncapi._schemas import Schema
 
 EXTENSION: Final = "x-asignals"
 
@@ -61,13 +63,12 @@ def document(relay: Relay, *, version: str = "0.0.0") -> dict[str, Any]:
 
     A message that is sent has the schema of what is written, in which all arguments are there; one that is received has
     the schema of what is accepted. Signals without types have schemas without types; codecs without a method
-    `json_schema` have none, and the message says so. Passwords are left out. Nothing is connected to.
+    `json_schema` have none, nor do types that their library cannot describe, and the message says so. Passwords are
+    left out. Nothing is connected to.
 
     Args:
         relay: What to describe.
         version: The version of the program, for `info`.
-
-    Raises what the codec's library raises for types that it cannot describe.
     """
     return _Writer(relay).write(version)
 
@@ -119,7 +120,7 @@ class _Writer:
         details: dict[str, Any] = {"version": subscription.version}
         if isinstance(subscription.codec, UpcastingCodec):
             details["oldestVersion"] = min(subscription.codec._upcasters)
-        if name_of(subscription.load) != "asignals.relay._relay._as_it_is":
+        if subscription.load is not load_sender:
             details["senderCodec"] = name_of(subscription.load)
         self._add(kind, subscription.signal, subscription.topic, subscription.codec, details)
 
@@ -127,15 +128,15 @@ class _Writer:
         id_ = f"{kind}.{topic}"
         if id_ in self._messages:  # another signal is exported to this topic, too
             id_ = f"{id_}.{signal.name}"
-        payload = schema_of(codec, signal, written=kind == "send")
-        codec_name = name_of(codec._codec if isinstance(codec, UpcastingCodec) else codec)
+        inner = codec._codec if isinstance(codec, UpcastingCodec) else codec
+        payload, note = _payload(inner, signal, written=kind == "send")
         self._messages[id_] = {
             "name": str(signal.name),
-            **_told(signal, payload is not None or f"The codec {codec_name} gives no schema of the payload."),
+            **_told(signal, note),
             "contentType": "application/json" if payload is not None else "application/octet-stream",
             "headers": self._headers(topic, kind, details),
             **({} if payload is None else {"payload": self._components.add(payload, id_)}),
-            EXTENSION: {**details, "codec": codec_name},
+            EXTENSION: {**details, "codec": _name_of_codec(inner)},
         }
         channel = self._channels.setdefault(topic, self._channel(topic))
         channel["messages"][id_] = {"$ref": f"#/components/messages/{id_}"}
@@ -187,8 +188,22 @@ def exports(relay: Relay) -> Iterator[tuple[Signal[..., Any], Exporter]]:
                 yield signal, exporter
 
 
-def _told(signal: Signal[..., Any], note: str | bool) -> dict[str, str]:  # noqa: FBT001  a text, where there is one
+def _payload(codec: Codec, signal: Signal[..., Any], *, written: bool) -> tuple[Schema | None, str]:
+    """Give the schema, or why there is none."""
+    try:
+        payload = schema_of(codec, signal, written=written)
+        reason = "it has no method json_schema"
+    except Exception as error:  # noqa: BLE001  whatever a library says of a type that it writes and cannot describe
+        payload, reason = None, said(error)
+    return payload, "" if payload is not None else f"{_name_of_codec(codec)} gives no schema of the payload: {reason}."
+
+
+def _name_of_codec(codec: Codec) -> str:
+    return name_of(codec).replace("asignals.relay._codec.", "asignals.relay.")
+
+
+def _told(signal: Signal[..., Any], note: str) -> dict[str, str]:
     text = inspect.cleandoc(signal.__doc__ or "") if signal.__doc__ != type(signal).__doc__ else ""
     summary = text.partition("\n")[0]
-    described = "\n\n".join(filter(None, [text, note if isinstance(note, str) else ""]))
+    described = "\n\n".join(filter(None, [text, note]))
     return {**({"summary": summary} if summary else {}), **({"description": described} if described else {})}

@@ -7,7 +7,7 @@ from functools import cache
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
-from asignals.relay._codec import JSONCodec, MsgspecCodec, PydanticCodec, UpcastingCodec
+from asignals.relay._codec import JSONCodec, MsgspecCodec, PydanticCodec
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -24,10 +24,9 @@ HAS_DEFAULT: Final = "x-has-default"
 def schema_of(codec: Codec, signal: Signal[..., Any], *, written: bool) -> Schema | None:
     """Give the JSON schema of the arguments that a codec writes, or reads; `None` for a codec that has none.
 
-    A codec of your own has one if it has a method `json_schema(*, written: bool)`.
+    A codec of your own has one if it has a method `json_schema(*, written: bool)`. Raises what the codec's library
+    raises for types that it cannot describe.
     """
-    if isinstance(codec, UpcastingCodec):
-        codec = codec._codec
     found = _found(codec, signal, written=written)
     if found is None or not written or not isinstance(found.get("properties"), dict):
         return found
@@ -116,9 +115,8 @@ def _generator() -> type[Any]:
 
         def _get_alias_name(self, field: Any, name: str) -> str:
             config = self._config
-            if config.serialize_by_alias or (
-                self.mode == "validation" and not (config.validate_by_name or config.populate_by_name)
-            ):
+            is_by_name = getattr(config, "validate_by_name", None) or config.populate_by_name
+            if getattr(config, "serialize_by_alias", None) or (self.mode == "validation" and not is_by_name):
                 return str(super()._get_alias_name(field, name))
             return name
 
