@@ -40,6 +40,7 @@ sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent.parent)]
 from relay_residue import die_with_parent, record_queues, removed
 from relay_support import free_port, mariadb_database, postgres_schema, require, unique, until
 from sqlalchemy import text
+from sqlalchemy.exc import OperationalError
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 
 from asignals import Signal
@@ -427,7 +428,7 @@ async def send_all(database: Any, events: int, seed: int) -> tuple[set[int], int
                     if fails:
                         raise InterruptedError  # noqa: TRY301  how an application's transaction fails
                 committed.add(number)
-            except InterruptedError:
+            except (InterruptedError, OperationalError):  # the latter: SQLite's lock was taken for too long
                 rolled_back += 1
 
     async with asyncio.TaskGroup() as tasks:
