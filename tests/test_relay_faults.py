@@ -69,6 +69,7 @@ def _short_limits(monkeypatch: pytest.MonkeyPatch) -> None:
     if LONG:
         return
     monkeypatch.setattr(_receive, "_LOOK", 0.2)
+    monkeypatch.setattr(_receive, "_LOOK_TRIP", 0.5)
     for module in (_connected, _listening, _outbox_rows):
         monkeypatch.setattr(module, "LIMIT", 0.5)
     for name in ("connected", "begun", "answered"):
@@ -199,7 +200,7 @@ async def test_an_inbox_whose_database_goes_away_makes_events_wait(database: Pla
         await memory.publish_many([event(0)])
         await until(lambda: relay.health().received == 1)
         await go_away(proxy, fault)
-        await until(lambda: "the inbox" in relay.health().problems, SEEN_WITHIN * 1.5)  # though nothing comes
+        await until(lambda: "the inbox" in relay.health().problems, SEEN_WITHIN)  # though nothing comes
         await memory.publish_many([event(n) for n in range(1, 51)])
         await proxy.restore()
         await until(lambda: relay.health().received == 51, BACK_WITHIN * 2)

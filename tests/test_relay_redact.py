@@ -6,7 +6,15 @@ from typing import Any
 
 import pytest
 
-from asignals.relay import Database, JetStream, RabbitMQ, RedisStreams, engine_from_url
+from asignals.relay import (
+    Database,
+    JetStream,
+    RabbitMQ,
+    RedisStreams,
+    SQLAlchemyInbox,
+    SQLAlchemyOutbox,
+    engine_from_url,
+)
 from asignals.relay._connection_state import ConnectionState
 from asignals.relay._redact import redacted, said
 
@@ -24,6 +32,14 @@ from asignals.relay._redact import redacted, said
         ("{'sasl.password': 'secret', 'a': 1}", "{'sasl.password': ***, 'a': 1}"),
         ('{"api_key": "secret"}', '{"api_key": ***}'),
         ("token=secret; next", "token=***; next"),
+        ("{'password': b'secret'}", "{'password': ***}"),
+        ("access_key=secret pass=secret", "access_key=*** pass=***"),
+        ("Authorization: Bearer secret", "Authorization: Bearer ***"),
+        ("asignals --password secret worker", "asignals --password *** worker"),
+        ("//u:secret@h/db", "//u:***@h/db"),
+        ("user:secret@127.0.0.1:4222", "user:***@127.0.0.1:4222"),
+        ("compass=1 passed: 5, bypass=x a:b", "compass=1 passed: 5, bypass=x a:b"),
+        ("at 12:30:05 asignals/x.py:5", "at 12:30:05 asignals/x.py:5"),
         ("Connect call failed ('127.0.0.1', 4222)", "Connect call failed ('127.0.0.1', 4222)"),
         ("redis://host/0 is away; user@mail says so", "redis://host/0 is away; user@mail says so"),
     ],
@@ -40,7 +56,8 @@ def test_control_characters_are_escaped() -> None:
 
 def test_an_error_without_a_text_is_named() -> None:
     """Its kind says more than nothing."""
-    assert said(TimeoutError()) == "TimeoutError"
+    assert said(TimeoutError()) == "TimeoutError: no answer in time"
+    assert said(ConnectionResetError()) == "ConnectionResetError"
     assert said(ValueError("at nats://a:b@c")) == "ValueError: at nats://a:***@c"
 
 
@@ -60,6 +77,14 @@ ENGINES: list[tuple[Any, str]] = [
     (RabbitMQ, "amqp://user:secret@127.0.0.1:5672/"),
     (Database, "postgresql+asyncpg://user:secret@127.0.0.1/test"),
 ]
+OTHERS: list[tuple[Any, Any]] = [
+    (JetStream, "user:secret@127.0.0.1:4222"),
+    (JetStream, ["nats://secret@127.0.0.1:4222", "user:secret@127.0.0.1:4223"]),
+    (RedisStreams, "redis://127.0.0.1?password=secret"),
+    (Database, "postgresql+asyncpg://127.0.0.1/test?user=u&password=secret"),
+    (SQLAlchemyOutbox, "mariadb+aiomysql://user:secret@127.0.0.1/test"),
+    (SQLAlchemyInbox, "mysql+asyncmy://user:secret@127.0.0.1/test"),
+]
 
 
 @pytest.mark.parametrize(("engine", "url"), ENGINES)
@@ -68,6 +93,14 @@ def test_no_engine_shows_its_password(engine: Any, url: str) -> None:
     made = engine(url)
     assert "secret" not in f"{made!r} {made} {made.connection_state.name}"
     assert type(made) is type(engine_from_url(url))
+
+
+@pytest.mark.parametrize(("part", "url"), OTHERS)
+def test_a_password_may_be_written_in_other_places(part: Any, url: Any) -> None:
+    """In the query, before a host without a scheme, in a list, for the outbox and the inbox."""
+    made = part(url)
+    name = made.connection_state.name if hasattr(made, "connection_state") else ""
+    assert "secret" not in f"{made!r} {made} {name}"
 
 
 @pytest.mark.parametrize("url", ["mysql://u:secret@h/db", "nats", "http://u:secret@h", "", "://u:secret@h"])

@@ -47,7 +47,9 @@ if TYPE_CHECKING:
 logger = logging.getLogger("asignals.relay")
 
 _INBOX_TRIP: Final = 15.0  # seconds that one call of the inbox may take; the inboxes here have shorter limits
-_LOOK: Final = 5.0  # seconds after which an idle inbox is asked whether it is there
+# An idle inbox is asked whether it is there, so that health shows within 10 seconds that it is not.
+_LOOK: Final = 3.0  # seconds between two of these questions
+_LOOK_TRIP: Final = 5.0  # seconds after which one without an answer shows
 _ELSEWHERE: Final = 2.0  # seconds after which an event is offered again that this instance cannot read
 _PARKED: Final = 2.0  # seconds after which an event comes again for which too many wait
 _SUSPECT: Final = 1.0  # seconds after which a suspect comes again while another one is tried
@@ -457,8 +459,13 @@ class Inbound:
     async def watch_inbox(self, check: Callable[[], Awaitable[None]]) -> None:
         """Ask the inbox now and then whether it is there, so that health knows before an event comes."""
         while True:
-            with suppress(_InboxLostError):
-                await self._ask(check())
+            silent = TimeoutError(f"no answer within {_LOOK_TRIP:g} s")
+            late = asyncio.get_running_loop().call_later(_LOOK_TRIP, self.inbox_state.lost, silent)
+            try:
+                with suppress(_InboxLostError):
+                    await self._ask(check())
+            finally:
+                late.cancel()
             await asyncio.sleep(_LOOK)
 
     async def _remember(self, event_id: str, change: Memo) -> None:
@@ -477,8 +484,7 @@ class Inbound:
         self, queue: str, delivery: Delivery, error: BaseException, attempts: int, done: tuple[str, ...] = ()
     ) -> float | None:
         """Make it a dead letter; a replay of that begins to count anew."""
-        text = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
-        letter = DeadLetter(delivery.data[:MAX_KEPT], self.service, text, attempts, done=done)
+        letter = DeadLetter(delivery.data[:MAX_KEPT], self.service, said(error), attempts, done=done)
         try:
             await self._put_dead_letter(queue, letter)
         except Exception as trouble:  # noqa: BLE001  then the event stays where it is, and is tried once more

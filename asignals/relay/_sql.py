@@ -157,8 +157,8 @@ def _made(database: str) -> AsyncEngine:
     argument = _CONNECT_ARGUMENTS.get(url.get_driver_name())
     is_ours = argument is not None and argument not in url.query
     options: dict[str, Any] = {"connect_args": {argument: _CONNECT}} if is_ours else {}
-    if url.get_backend_name() in ("mysql", "mariadb"):  # see `Stored`; and its server ends connections that are idle
-        options |= {"isolation_level": "READ COMMITTED", "pool_pre_ping": True}
+    if url.get_backend_name() in ("mysql", "mariadb"):  # see `Stored`; its server ends connections that are long idle
+        options |= {"isolation_level": "READ COMMITTED", "pool_recycle": 3_600}
     return create_async_engine(url, **options)
 
 
