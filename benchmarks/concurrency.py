@@ -257,7 +257,7 @@ async def prepare_monitor(stack: AsyncExitStack, *, count: int) -> dict[str, Rou
     stack.callback(receivers.clear)
     template = written._SEND.replace(" or @watchers", "")
     assert template != written._SEND, "the template has changed"
-    unwatchable = written._write(template, "unwatchable send", ("a", "b"), robust="False", loop="loop").__get__(signal)
+    unwatchable = written._write(template, "unwatchable send", ("a", "b")).__get__(signal)
     rounds = {
         name: await time_repeated(partial(send_repeatedly, send, object()))
         for name, send in {"asignals without monitors": unwatchable, "asignals": signal.send}.items()

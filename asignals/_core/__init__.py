@@ -28,7 +28,7 @@ is called and has the `registry` add a `connection`.
   connections; `changes` grows with every change. `origin_of(signal)`: the signal of a view.
 - `bind(signal, sender, **arguments)`: checks arguments as a send does and fills in defaults.
 - `Send`: one send under way; `await send.to(connection)` calls one connection and gives its `(receiver, response)`
-  pair, or `None`; `send.watched()` reports the send as a whole. `is_watched()`: whether a monitor watches.
+  pair, or `None`; `with send:` reports the send as a whole. `is_watched()`: whether a monitor watches.
 - `log_failure`, `is_receivers_error`: what a send does with a receiver's exception.
 - `describe`, `name_of`, `locate`, `identify`, `key_of`, `sender_key`, `is_a`, `is_coroutine_function`: users' objects.
 - `Waker`: waiting for what another thread may bring.

@@ -209,14 +209,29 @@ class Connection(Reference):
         return response if self.options.timeout is None else _within(self.options.timeout, response)
 
     async def respond(
-        self, signal: Signal[..., Any], sender: object, arguments: dict[str, Any]
+        self, signal: Signal[..., Any], sender: object, arguments: dict[str, Any], send: Any = None
     ) -> tuple[Receiver, Any] | None:
-        """Call the receiver, whatever its options; `None` when it is not to be called any more."""
+        """Call the receiver, whatever its options; `None` when it is not to be called any more.
+
+        `send` is the `SendInfo` that monitors see, if there are any.
+        """
+        begun = self.begin(signal, sender, arguments, send)
+        return None if begun is None else await finish(begun, send)
+
+    def begin(
+        self, signal: Signal[..., Any], sender: object, arguments: dict[str, Any], send: Any
+    ) -> tuple[Receiver, Any, Any] | None:
+        """Call the receiver as `respond` does, and leave the response to `finish`."""
         receiver = self.claim(signal)
         if receiver is None:
             return None
-        response = self.call(receiver, signal, sender, arguments)
-        return receiver, await response if is_awaitable(response) else response
+        entered = None if send is None else send.enter(receiver)
+        try:
+            return receiver, self.call(receiver, signal, sender, arguments), entered
+        except BaseException as error:
+            if send is not None:
+                send.leave(entered, error)
+            raise
 
     def __repr__(self) -> str:
         return f"<asignals.Connection of {self.describe()}>"
@@ -237,6 +252,21 @@ def is_awaitable(response: object) -> bool:
     if kind is GeneratorType:  # of a function that types.coroutine marks
         return bool(response.gi_code.co_flags & CO_ITERABLE_COROUTINE)  # type: ignore[attr-defined]
     return hasattr(kind, "__await__")
+
+
+async def finish(begun: tuple[Receiver, Any, Any], send: Any) -> tuple[Receiver, Any]:
+    """Await what `Connection.begin` gave, if it is to be awaited."""
+    receiver, response, entered = begun
+    try:
+        if is_awaitable(response):
+            response = await response
+    except BaseException as error:
+        if send is not None:
+            send.leave(entered, error)
+        raise
+    if send is not None:
+        send.leave(entered, None)
+    return receiver, response
 
 
 async def _within(seconds: float, response: Awaitable[Any]) -> Any:

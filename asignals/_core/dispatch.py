@@ -1,4 +1,4 @@
-"""One send under way, where the written loop does not serve: in a task group, watched, or with rare keywords.
+"""A send that is watched, or in a task group, where each task runs the written loop for one receiver.
 
 In a task group the sender's task goes through the plan. An async receiver (or one in a thread) becomes a task; a sync
 one runs in the sender's task, once the tasks before it have run to their first await (an awaitable that it returns gets
@@ -30,39 +30,26 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Coroutine
-from contextlib import AbstractAsyncContextManager, ExitStack, suppress
+from contextlib import AbstractAsyncContextManager
 from functools import partial
 from inspect import CORO_CREATED, getcoroutinestate, iscoroutine
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import anyio
 import anyio.lowlevel
 
-from asignals._core.connection import Connection, Connections, is_awaitable
-from asignals._core.errors import annotate, is_receivers_error, log_failure
+from asignals._core.connection import Connection, Connections, finish, is_awaitable
+from asignals._core.errors import annotate
 from asignals._core.loops import cancellation
-from asignals._core.monitor import Observed, SendInfo, has_surrounding
+from asignals._core.monitor import SendInfo, has_surrounding, is_watched
 from asignals._core.signatures import Receiver
 
 if TYPE_CHECKING:
     from asignals._core.signal import Signal
 
 Pair: TypeAlias = tuple[Receiver, Any]
-
-
-class Unfinished(NamedTuple):
-    """A sync call that returned an awaitable, which nobody awaits yet."""
-
-    receiver: Receiver
-    response: Any
-    watch: ExitStack
-
-    def drop(self) -> None:
-        """Report the call as cancelled, and close what it returned."""
-        with suppress(GeneratorExit), self.watch:
-            if iscoroutine(self.response):
-                self.response.close()
-            raise GeneratorExit
+Pairs: TypeAlias = list[Pair]
+Call: TypeAlias = Callable[..., Coroutine[Any, Any, Pairs]]
 
 
 class TaskGroup(Protocol):
@@ -76,134 +63,120 @@ TaskGroupFactory: TypeAlias = Callable[[], AbstractAsyncContextManager[TaskGroup
 
 
 class Send(SendInfo):
-    """One send under way: what is sent, and what becomes of a receiver's error."""
+    """One send under way whose receivers are called one by one, for those who do that themselves."""
 
-    __slots__ = ("robust",)
+    __slots__ = ("is_watched",)
 
-    def __init__(self, signal: Signal[..., Any], sender: object, arguments: dict[str, Any], *, robust: bool) -> None:
+    def __init__(self, signal: Signal[..., Any], sender: object, arguments: dict[str, Any]) -> None:
         super().__init__(signal, sender, arguments)
-        self.robust: bool = robust
+        self.is_watched: bool = is_watched()  # a monitor that begins later sees nothing of this send
 
     async def to(self, connection: Connection) -> Pair | None:
         """Call one connection of the plan; returns its pair for the results, or `None` when it has none."""
         try:
-            if not self.is_watched or not connection.is_receiver:
-                return await connection.respond(self.signal, self.sender, self.given)
-            receiver = connection.claim(self.signal)
-            if receiver is None:
-                return None
-            with Observed(self, receiver):
-                response = connection.call(receiver, self.signal, self.sender, self.given)
-                return receiver, await response if is_awaitable(response) else response
+            watch = self if self.is_watched else None
+            return await connection.respond(self.signal, self.sender, self.given, watch)
         except BaseException as error:
-            if not self._handles(error, connection):
-                raise
-            return log_failure(error, connection, self.signal, self.sender)
-
-    def begin(self, connection: Connection) -> Pair | Unfinished | None:
-        """Call one receiver, and leave an awaitable response to `finish`, in whatever task."""
-        try:
-            receiver = connection.claim(self.signal)
-            if receiver is None:
-                return None
-            with ExitStack() as stack:
-                if self.is_watched:
-                    stack.enter_context(Observed(self, receiver))
-                response = connection.call(receiver, self.signal, self.sender, self.given)
-                return (
-                    Unfinished(receiver, response, stack.pop_all()) if is_awaitable(response) else (receiver, response)
-                )
-        except BaseException as error:
-            if not self._handles(error, connection):
-                raise
-            return log_failure(error, connection, self.signal, self.sender)
-
-    async def finish(self, connection: Connection, unfinished: Unfinished) -> Pair:
-        """Await what `begin` has left."""
-        try:
-            with unfinished.watch:
-                return unfinished.receiver, await unfinished.response
-        except BaseException as error:
-            if not self._handles(error, connection):
-                raise
-            return log_failure(error, connection, self.signal, self.sender)
-
-    def _handles(self, error: BaseException, connection: Connection) -> bool:
-        """Whether an error is returned instead of raised; one that is raised is annotated."""
-        if self.robust:
-            return is_receivers_error(error)
-        annotate(error, connection, self.signal)
-        return False
-
-    def watched(self) -> Observed:
-        """A context manager that reports the send as a whole."""
-        return Observed(self, None)
+            annotate(error, connection, self.signal)
+            raise
 
 
-async def deliver(signal: Signal[..., Any], sender: object, arguments: dict[str, Any], *, robust: bool) -> list[Pair]:
-    """Send in any mode, watched or not."""
+def deliver(
+    signal: Signal[..., Any], sender: object, arguments: dict[str, Any], *, robust: bool
+) -> Coroutine[Any, Any, Pairs]:
+    """Send in a task group, or watched."""
     origin = signal if signal._origin is None else signal._origin
-    send = Send(origin, sender, arguments, robust=robust)
-    plan = origin._registry.plan_for(sender).connections
-    factory = signal._task_group
-    work = _one_by_one(send, plan) if factory is None else _in_task_group(send, plan, factory, signal._limit)
-    if not send.is_watched:
+    plan = origin._registry.plan_for(sender)
+    send = SendInfo(origin, sender, arguments) if is_watched() else None
+    loop = plan.write_loop(arguments, robust=robust, watched=send is not None)
+    watch = () if send is None else (send,)
+
+    def call(*connections: Any) -> Coroutine[Any, Any, Pairs]:
+        return loop(connections, origin, sender, *watch, **arguments)
+
+    if signal._task_group is None:
+        work = call(*plan.connections)
+    else:
+        work = _in_task_group(origin, call, plan.connections, signal._task_group, signal._limit)
+    return work if send is None else _watch(send, work)
+
+
+async def _watch(send: SendInfo, work: Coroutine[Any, Any, Pairs]) -> Pairs:
+    with send:
         return await work
-    with send.watched():
-        return await work
 
 
-async def _one_by_one(send: Send, plan: Connections) -> list[Pair]:
-    results = []
-    pair = None
-    for connection in plan:
-        pair = await send.to(connection)
-        if pair is not None:
-            results.append(pair)
-    try:
-        return results
-    finally:
-        del results, pair  # they hold errors, whose frames lead back to this one
-
-
-async def _in_task_group(send: Send, plan: Connections, factory: TaskGroupFactory, limit: int | None) -> list[Pair]:
-    run = _GroupSend(send, len(plan), limit or len(plan))
+async def _in_task_group(
+    signal: Signal[..., Any], call: Call, plan: Connections, factory: TaskGroupFactory, limit: int | None
+) -> Pairs:
+    group_send = _GroupSend(call, len(plan), limit or len(plan))
     try:
         if len(plan) > 1:
             async with factory() as group:
-                run.enter(group)
-                await run.call_all(plan)
+                group_send.enter(group)
+                await group_send.call_all(plan)
         elif plan:
-            run.pairs[0] = await send.to(plan[0])
-        if run.failure is not None:  # a group lets a cancellation pass that a receiver raised by itself
-            raise run.failure  # noqa: TRY301  it becomes a group below
-        return [pair for pair in run.pairs if pair is not None]
-    except GeneratorExit:
-        raise
-    except cancellation():
+            group_send.pairs[0] = await call(plan[0])
+        if group_send.failure is not None:  # a group lets a cancellation pass that a receiver raised by itself
+            raise group_send.failure  # noqa: TRY301  it becomes a group below
+        return [pair for pairs in group_send.pairs for pair in pairs]
+    except (GeneratorExit, *cancellation()):  # type: ignore[misc]
         raise
     except BaseException as error:
-        if len(plan) > 1 and not run.is_entered:
+        if len(plan) > 1 and not group_send.is_entered:
             raise
         if len(plan) > 1 and isinstance(error, BaseExceptionGroup):
             error.with_traceback(None)  # the frame of asyncio's group that raises it refers to it, too
             raise
-        msg = f"a receiver of signal {send.signal.name!r} failed"
+        msg = f"a receiver of signal {signal.name!r} failed"
         raise BaseExceptionGroup(msg, [error]) from None
     finally:
-        run.close()
+        group_send.close()
+
+
+class _SyncReceiver:
+    """A sync receiver in a task group, for a loop: the first `respond` calls it, the second awaits what it returned."""
+
+    style = choose = None
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self.describe = connection.describe
+        self.target = connection.target
+        self.begun: tuple[Receiver, Any, Any] | None = None
+
+    async def respond(
+        self, signal: Signal[..., Any], sender: object, arguments: dict[str, Any], send: SendInfo | None = None
+    ) -> Pair | None:
+        """Call the receiver or, if that has returned an awaitable, await it."""
+        begun, self.begun, self._send = self.begun, None, send
+        if begun is None:
+            begun = self._connection.begin(signal, sender, arguments, send)
+            if begun is not None and is_awaitable(begun[1]):
+                self.begun = begun
+                return None
+        return None if begun is None else await finish(begun, send)
+
+    def drop(self) -> None:
+        """Close what nobody came to await."""
+        if self.begun is not None:
+            _, response, entered = self.begun
+            if self._send is not None:
+                self._send.leave(entered, GeneratorExit())
+            if iscoroutine(response):
+                response.close()
 
 
 class _GroupSend:
     """The state of one send in a task group."""
 
-    def __init__(self, send: Send, size: int, limit: int) -> None:
+    def __init__(self, call: Call, size: int, limit: int) -> None:
         self.is_entered = False
-        self.pairs: list[Pair | None] = [None] * size
+        self.pairs: list[Pairs] = [[] for _ in range(size)]
         self.failure: BaseException | None = None  # noted at once: the group may learn of it later
-        self._send: Any = send
+        self._call: Any = call
         self._limit = limit
-        self._queue: deque[tuple[int, Connection, Unfinished | None]] = deque()
+        self._queue: deque[tuple[int, Connection | _SyncReceiver]] = deque()
         self._tasks: list[Coroutine[Any, Any, None]] = []  # that may not have begun
         self._running = 0
         self._task_ended: anyio.Event | None = None
@@ -224,7 +197,7 @@ class _GroupSend:
         """Start every connection in order."""
         try:
             for index, connection in enumerate(plan[:-1]):
-                is_task = connection.is_async or connection.options.in_thread
+                is_task = connection.shape.is_async or connection.options.in_thread
                 if self._running >= self._limit:
                     await self._until_below_limit()
                 if not is_task:
@@ -232,30 +205,28 @@ class _GroupSend:
                 if self.failure is not None:
                     return
                 if is_task:
-                    self._start(index, connection, None)
+                    self._start(index, connection)
                 else:
                     await self._call_here(index, connection)
             await self._until_below_limit()
             if self.failure is None:
-                self.pairs[-1] = await self._send.to(plan[-1])
+                self.pairs[-1] = await self._call(plan[-1])
         except BaseException as error:
             self._fail(error)
             raise
 
     async def _call_here(self, index: int, connection: Connection) -> None:
         """Call a sync receiver; an awaitable that it returns gets a task."""
-        if self._send.is_watched and has_surrounding():  # what a monitor enters, it leaves in the same task
-            self.pairs[index] = await self._send.to(connection)
+        if has_surrounding():  # what a monitor enters, it leaves in the same task
+            self.pairs[index] = await self._call(connection)
             return
-        outcome = self._send.begin(connection)
-        if isinstance(outcome, Unfinished):
-            self._start(index, connection, outcome)
-        else:
-            self.pairs[index] = outcome
-        del outcome  # an error in it leads back to this frame
+        receiver = _SyncReceiver(connection)
+        self.pairs[index] = await self._call(receiver)
+        if receiver.begun is not None:
+            self._start(index, receiver)
 
-    def _start(self, index: int, connection: Connection, unfinished: Unfinished | None) -> None:
-        self._queue.append((index, connection, unfinished))
+    def _start(self, index: int, connection: Connection | _SyncReceiver) -> None:
+        self._queue.append((index, connection))
         task = self._work()
         self._tasks.append(task)
         self._running += 1
@@ -266,15 +237,12 @@ class _GroupSend:
             raise
 
     async def _work(self) -> None:
-        """The task: call the first connection of the queue, or await what its call returned."""
+        """The task: call the first connection of the queue."""
         if self.failure is not None:
             return
-        index, connection, unfinished = self._queue.popleft()
+        index, connection = self._queue.popleft()
         try:
-            if unfinished is None:
-                self.pairs[index] = await self._send.to(connection)
-            else:
-                self.pairs[index] = await self._send.finish(connection, unfinished)
+            self.pairs[index] = await self._call(connection)
         except BaseException as error:
             if self.failure is not None and isinstance(error, cancellation()):
                 error.with_traceback(None)  # nobody sees it, and anyio's group ties it into a cycle
@@ -299,19 +267,17 @@ class _GroupSend:
         """Wait until every task has run to its first await."""
         while self._queue and self.failure is None:
             await anyio.lowlevel.checkpoint()
-            if self._queue:
-                self._tasks = [task for task in self._tasks if getcoroutinestate(task) == CORO_CREATED]
-                if not self._tasks:  # somebody has cancelled one before it began
-                    raise anyio.get_cancelled_exc_class()
+            if self._queue and all(getcoroutinestate(task) != CORO_CREATED for task in self._tasks):
+                raise anyio.get_cancelled_exc_class()  # somebody has cancelled one before it began
 
     def close(self) -> None:
         """Close what nobody came to await, and refer to no error any more, whose traceback would refer back."""
-        for _, _, unfinished in self._queue:
-            if unfinished is not None:
-                unfinished.drop()
+        for _, connection in self._queue:
+            if isinstance(connection, _SyncReceiver):
+                connection.drop()
         self._queue.clear()
         self.pairs.clear()
-        self.failure = self._create_task = self._send = None
+        self.failure = self._create_task = self._call = None
 
 
 async def _await(task: Coroutine[Any, Any, None]) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, suppress
-from contextvars import ContextVar, Token
+from contextvars import ContextVar
+from functools import partial
 from types import MappingProxyType, TracebackType
 from typing import TYPE_CHECKING, Any, NamedTuple, Self, TypeAlias
 
@@ -20,19 +21,58 @@ class SendInfo:
     """One send under way, as monitors see it: the same object in all reports of the send.
 
     `arguments` is a read-only mapping. `parent` is the send whose receiver made this one, if that one was watched too.
+    In its `with` block the send is under way, and is reported as a whole at the end.
     """
 
-    __slots__ = ("__weakref__", "arguments", "given", "is_watched", "parent", "sender", "signal")
+    __slots__ = ("__weakref__", "_entered", "_token", "arguments", "given", "parent", "sender", "signal")
 
     def __init__(self, signal: Signal[..., Any], sender: object, arguments: dict[str, Any]) -> None:
         self.signal: Signal[..., Any] = signal
         self.sender: object = sender
         self.given: dict[str, Any] = arguments
         self.arguments: Mapping[str, Any] = MappingProxyType(arguments)
-        self.is_watched: bool = bool(watchers)  # a monitor that begins later sees nothing of this send
-        self.parent: SendInfo | None = current_send.get() if self.is_watched else None
+        self.parent: SendInfo | None = current_send.get()
+
+    def __enter__(self) -> None:
+        self._token = current_send.set(self)
+        self._entered = self.enter(None)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        with suppress(ValueError):  # the collector closes the send, in another context
+            current_send.reset(self._token)
+        self.leave(self._entered, error)
+
+    def enter(self, receiver: Receiver | None) -> Entered:
+        """Begin to watch a receiver's call or, with `None`, the whole send; `leave` takes what this returns."""
+        managers = []
+        for watcher in tuple(watchers):
+            manager = None if watcher.around is None else watcher.surround(watcher.around, self, receiver)
+            if manager is not None:
+                managers.append((watcher, manager))
+        return receiver, managers, time.perf_counter()
+
+    def leave(self, entered: Entered, error: BaseException | None) -> None:
+        """Report what has been watched."""
+        receiver, managers, start = entered
+        duration = time.perf_counter() - start
+        report = _new_report(
+            (self.signal, self.sender, self.arguments, receiver, start, duration, error, self, self.parent)
+        )
+        try:
+            for watcher in watchers if len(watchers) == 1 else tuple(watchers):
+                if watcher.callback is not None:
+                    try:
+                        watcher.callback(report)
+                    except Exception as raised:  # noqa: BLE001  logged
+                        watcher.failed(raised)
+        finally:
+            for watcher, manager in reversed(managers):
+                watcher.leave(manager, error)
 
 
+Entered: TypeAlias = "tuple[Receiver | None, list[tuple[Watcher, AbstractContextManager[object]]], float]"
 Around: TypeAlias = Callable[[SendInfo, Receiver | None], AbstractContextManager[object] | None]
 
 
@@ -57,6 +97,9 @@ class Report(NamedTuple):
     parent: SendInfo | None
 
 
+_new_report: Callable[[tuple[Any, ...]], Report] = partial(tuple.__new__, Report)  # faster than its own
+
+
 class Watcher:
     """One monitor; call it to stop watching, or leave its `with` block."""
 
@@ -74,9 +117,7 @@ class Watcher:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self()
 
     def failed(self, error: Exception) -> None:
@@ -84,6 +125,27 @@ class Watcher:
         self()
         traceback = type(error), error, error.__traceback__  # logging takes a falsy exception for none
         logger.error("asignals: a monitor failed and was removed", exc_info=traceback)
+
+    def surround(
+        self, around: Around, send: SendInfo, receiver: Receiver | None
+    ) -> AbstractContextManager[object] | None:
+        """Enter the context manager of a call, if there is one."""
+        try:
+            manager = around(send, receiver)
+            if manager is not None:
+                manager.__enter__()
+        except Exception as raised:  # noqa: BLE001  logged
+            self.failed(raised)
+            return None
+        return manager
+
+    def leave(self, manager: AbstractContextManager[object], error: BaseException | None) -> None:
+        """Leave the context manager of a call."""
+        try:
+            manager.__exit__(type(error) if error else None, error, getattr(error, "__traceback__", None))
+        except Exception as raised:  # noqa: BLE001  logged
+            if raised is not error:  # raising again what it was given is a way to leave, too
+                self.failed(raised)
 
 
 # Written code looks at this very list, so it is changed in place and never replaced.
@@ -125,69 +187,6 @@ def monitor(callback: Callable[[Report], object] | None = None, *, around: Aroun
     watcher = Watcher(callback, around)
     watchers.append(watcher)
     return watcher
-
-
-class Observed:
-    """Reports what happens in a `with` block, which calls a receiver or, with `None`, all of them."""
-
-    __slots__ = ("_managers", "_receiver", "_send", "_start", "_token")
-
-    def __init__(self, send: SendInfo, receiver: Receiver | None) -> None:
-        self._send = send
-        self._receiver = receiver
-        self._managers: list[tuple[Watcher, AbstractContextManager[object]]] = []
-        self._token: Token[SendInfo | None] | None = None
-
-    def __enter__(self) -> None:
-        for watcher in tuple(watchers):
-            if watcher.around is not None:
-                self._surround(watcher, watcher.around)
-        if self._receiver is not None:
-            self._token = current_send.set(self._send)
-        self._start = time.perf_counter()
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        duration = time.perf_counter() - self._start
-        if self._token is not None:
-            with suppress(ValueError):  # the collector closes the send, in another context
-                current_send.reset(self._token)
-        send = self._send
-        report = Report(
-            send.signal, send.sender, send.arguments, self._receiver, self._start, duration, error, send, send.parent
-        )
-        try:
-            for watcher in tuple(watchers):
-                if watcher.callback is not None:
-                    self._tell(watcher, watcher.callback, report)
-        finally:
-            for watcher, manager in reversed(self._managers):
-                self._leave(watcher, manager, error)
-
-    @staticmethod
-    def _tell(watcher: Watcher, callback: Callable[[Report], object], report: Report) -> None:
-        try:
-            callback(report)
-        except Exception as raised:  # noqa: BLE001  logged
-            watcher.failed(raised)
-
-    @staticmethod
-    def _leave(watcher: Watcher, manager: AbstractContextManager[object], error: BaseException | None) -> None:
-        try:
-            manager.__exit__(type(error) if error else None, error, getattr(error, "__traceback__", None))
-        except Exception as raised:  # noqa: BLE001  logged
-            if raised is not error:  # raising again what it was given is a way to leave, too
-                watcher.failed(raised)
-
-    def _surround(self, watcher: Watcher, around: Around) -> None:
-        try:
-            manager = around(self._send, self._receiver)
-            if manager is not None:
-                manager.__enter__()
-                self._managers.append((watcher, manager))
-        except Exception as raised:  # noqa: BLE001  logged
-            watcher.failed(raised)
 
 
 def is_watched() -> bool:

@@ -31,7 +31,7 @@ from asignals._core.connection import Connection, Connections, Kind, Options, ke
 from asignals._core.loops import new_lock
 from asignals._core.references import Place, Reference, identify, is_a, sender_key
 from asignals._core.signatures import Names, Receiver, Shape
-from asignals._core.written import Loop, write_choose, write_loop
+from asignals._core.written import Loop, is_often_sent, write_choose, write_loop
 
 if TYPE_CHECKING:
     from asignals._core.signal import Signal
@@ -48,17 +48,21 @@ class Plan:
         self.made_at: int = made_at  # in shared changes of the registry
         self.loop: Loop | None = None
         self.robust_loop: Loop | None = None
-        self._names: Names = names or ()
+        self._names = names
         styles = Counter(each.style for each in connections if each.style is not None)
         self._style = max(styles, key=styles.__getitem__, default=style_of(Kind.COROUTINE_FUNCTION, None))
         for each in connections:
             if each.style is not None and each.style.wanted != self._style.wanted:
-                each.choose = write_choose(self._names, each.style.wanted)
+                each.choose = write_choose(names or (), each.style.wanted)
 
-    def write_loop(self, *, robust: bool) -> Loop:
-        """The loop of `send` or of `send_robust`, which is then an attribute."""
-        loop = write_loop(self._names, self._style, robust)
-        setattr(self, "robust_loop" if robust else "loop", loop)
+    def write_loop(self, sent: Iterable[str] = (), *, robust: bool, watched: bool = False) -> Loop:
+        """The loop of `send` or of `send_robust`, for the keywords that an undeclared signal sends."""
+        names = self._names
+        if names is None and is_often_sent(tuple(sent)):
+            names = tuple(sent)
+        loop = write_loop(names, self._style, robust, watched)
+        if names is not None and not watched:
+            setattr(self, "robust_loop" if robust else "loop", loop)
         return loop
 
 

@@ -23,7 +23,6 @@ from asignals._core.references import calling_frame, describe, is_a
 from asignals._core.registry import Block, Plan, Registry, is_alive
 from asignals._core.signatures import Receiver, Shape, check_names, examine, read_stub
 from asignals._core.stream import Event, Overflow, Stream, Where, check_count
-from asignals._core.written import keyword_loops, robust_keyword_loops
 
 P = ParamSpec("P")
 R_co = TypeVar("R_co", covariant=True)
@@ -154,10 +153,13 @@ class Signal(Generic[P, R_co]):
             Raises:
                 TypeError: the arguments are not those that the signal declares; no receiver was called.
             """
-            plan, loop = self._direct.plan, keyword_loops.get(tuple(named))
-            if plan is None or loop is None or watchers:
-                return self._send_keywords(sender, named, robust=False)
-            return loop(plan.connections, self, sender, *named.values())
+            plan = self._direct.plan
+            if plan is not None and plan.loop is not None and not watchers:
+                try:
+                    return plan.loop(plan.connections, self, sender, **named)
+                except TypeError:  # it is written for other keywords
+                    pass
+            return self._send_keywords(sender, named, robust=False)
 
         def send_robust(self, /, sender: object, **named: Any) -> Coroutine[Any, Any, list[tuple[Receiver, Any]]]:
             """Call every receiver, and return exceptions in place of the responses of those that failed.
@@ -169,10 +171,13 @@ class Signal(Generic[P, R_co]):
             Raises:
                 TypeError: the arguments are not those that the signal declares; no receiver was called.
             """
-            plan, loop = self._direct.plan, robust_keyword_loops.get(tuple(named))
-            if plan is None or loop is None or watchers:
-                return self._send_keywords(sender, named, robust=True)
-            return loop(plan.connections, self, sender, *named.values())
+            plan = self._direct.plan
+            if plan is not None and plan.robust_loop is not None and not watchers:
+                try:
+                    return plan.robust_loop(plan.connections, self, sender, **named)
+                except TypeError:  # it is written for other keywords
+                    pass
+            return self._send_keywords(sender, named, robust=True)
 
         written.mark_as_send(send)
         written.mark_as_send(send_robust)
@@ -180,11 +185,11 @@ class Signal(Generic[P, R_co]):
     def _send_keywords(
         self, sender: object, named: dict[str, Any], *, robust: bool
     ) -> Coroutine[Any, Any, list[tuple[Receiver, Any]]]:
+        self._bind(sender, **named)
         plan = self._direct_plan_for(sender)
-        loop = None if plan is None else written.loop_for_keywords(tuple(named), robust=robust)
-        if plan is None or loop is None:
-            return deliver(self, *self._bind(sender, **named), robust=robust)
-        return loop(plan.connections, self, sender, *named.values())
+        if plan is None:
+            return deliver(self, sender, named, robust=robust)
+        return plan.write_loop(named, robust=robust)(plan.connections, self, sender, **named)
 
     def _direct_plan_for(self, sender: object) -> Plan | None:
         """The plan for the written loop; `None` when `deliver` has to send."""

@@ -21,6 +21,7 @@ import linecache
 import sys
 import textwrap
 from collections.abc import Callable, Collection, Coroutine
+from contextlib import suppress
 from inspect import Signature
 from types import FunctionType, MethodType
 from typing import Any, TypeAlias
@@ -44,8 +45,8 @@ def @send(@self, /, sender@parameters):
     if @plan is None or @watchers:
         @plan = @self._direct_plan_for(sender)
         if @plan is None:
-            return @deliver(@self, sender, @arguments, robust=@robust)
-    return (@plan.@loop or @plan.write_loop(robust=@robust))(@plan.connections, @self, sender@positions)
+            return @deliver(@self, sender, @arguments, robust=False)
+    return (@plan.loop or @plan.write_loop(robust=False))(@plan.connections, @self, sender@positions)
 """
 _BIND = """\
 def @bind(@self, /, sender@parameters):
@@ -55,15 +56,22 @@ _CHOOSE = """\
 def @choose(@receiver, @self, sender, /@positions):
     return @receiver(@keywords)
 """
+# Lines with `@send`, which is a `SendInfo`, are left out where no monitor watches.
 _LOOP = """\
-async def @loop(@connections, @self, sender, /@positions):
+async def @loop(@connections, @self, sender@watch, /@positions):
     @results = []
     @response = @pair = None
     for @connection in @connections:
+        @entered = None  # @send
         try:
             @branches
         except @BaseException as @error:
+            if @entered is not None:  # @send
+                @send.leave(@entered, @error)
             @handle
+        else:  # @send
+            if @entered is not None:  # @send
+                @send.leave(@entered, None)
     try:
         return @results
     finally:
@@ -84,11 +92,13 @@ _CALL_METHOD = "@connection.function(@receiver@more_keywords)", "@Method(@connec
 _ASYNC = """\
 if @connection.style is @style:
     if (@receiver := @connection()) is not None:
+        @entered = @send.enter(@answering)
         @results.append((@answering, await @call))
 """
 _SYNC = """\
 if @connection.style is @style:
     if (@receiver := @connection()) is not None:
+        @entered = @send.enter(@answering)
         @response = @call
         if @type(@response) not in @PLAIN_TYPES and @is_awaitable(@response):
             @response = await @response
@@ -103,13 +113,14 @@ _BRANCHES = {
 _OTHER_ARGUMENTS = """\
 elif (@choose := @connection.choose) is not None:
     if (@receiver := @connection() if @connection.method is None else @connection.target()) is not None:
+        @entered = @send.enter(@receiver)
         @response = @choose(@receiver, @self, sender@positions)
         if @connection.shape.is_async or @is_awaitable(@response):
             @response = await @response
         @results.append((@receiver, @response))
 """
 _WITH_CARE = """\
-elif (@pair := await @connection.respond(@self, sender, @arguments)) is not None:
+elif (@pair := await @connection.respond(@self, sender, @arguments@watch)) is not None:
     @results.append(@pair)
 """
 
@@ -127,7 +138,7 @@ _NAMESPACE = {
 }
 
 
-def _loop(first: Kind, *, robust: bool) -> str:
+def _loop(first: Kind, *, robust: bool, watched: bool) -> str:
     """The text of a loop whose first branch is for one kind: a plan's most common kind is found without a look."""
     branches = []
     for kind in sorted(_BRANCHES, key=lambda kind: kind is not first):
@@ -136,54 +147,55 @@ def _loop(first: Kind, *, robust: bool) -> str:
         branches.append(text)
     text = branches[0] + _OTHER_ARGUMENTS + "".join(f"el{branch}" for branch in branches[1:]) + _WITH_CARE
     loop = _LOOP.replace("@branches", textwrap.indent(text, 12 * " ").strip())
-    return loop.replace("@handle", (_COLLECT if robust else _RAISE).strip())
+    loop = loop.replace("@handle", (_COLLECT if robust else _RAISE).strip())
+    lines = [line for line in loop.splitlines(keepends=True) if watched or "@send" not in line]
+    return "".join(lines).replace("@watch", ", @send" if watched else "")
 
 
 def _write(
-    template: str, title: str, names: Names, wanted: Collection[str] | None = None, **marks: Any
+    template: str, title: str, names: Names | None, wanted: Collection[str] | None = None, **objects: Any
 ) -> FunctionType:
-    """Compile a template for argument names; `marks` are words in its text, and objects for its namespace."""
+    """Compile a template for argument names, or for any (`None`); `objects` are for its namespace."""
     prefix = "_"
-    while any(name.startswith(prefix) for name in names):
+    while any(name.startswith(prefix) for name in names or ()):
         prefix += "_"
-    values = {"signal": f"{prefix}self", **{name: name for name in ("sender", *names)}}
+    values = {"signal": f"{prefix}self", **{name: name for name in ("sender", *(names or ()))}}
     keywords = "".join(f", {name}={value}" for name, value in values.items() if wanted is None or name in wanted)
-    words = {name: text for name, text in marks.items() if isinstance(text, str)}
     text = template
     for mark, meaning in {
-        **{f"@{name}": word for name, word in words.items()},
         "@parameters": "".join([", *", *(f", {name}" for name in names)] if names else []),
-        "@arguments": "{" + ", ".join(f"{name!r}: {name}" for name in names) + "}",
-        "@positions": "".join(f", {name}" for name in names),
-        "@keywords": keywords.removeprefix(", "),
-        "@more_keywords": keywords,
+        "@arguments": "@named" if names is None else f"{{{', '.join(f'{name!r}: {name}' for name in names)}}}",
+        "@positions": ", **@named" if names is None else "".join(f", {name}" for name in names),
+        "@more_keywords": keywords + ("" if names is not None else ", **@named"),
+        "@keywords": keywords.removeprefix(", ") + ("" if names is not None else ", **@named"),
         "@": prefix,
     }.items():
         text = text.replace(mark, meaning)
-    filename = f"<asignals {title}>"
+    filename = f"<asignals {title}({'**' if names is None else ', '.join(names)})>"
     linecache.cache[filename] = (len(text), None, text.splitlines(keepends=True), filename)
-    objects = {**_NAMESPACE, **{name: thing for name, thing in marks.items() if name not in words}}
-    namespace: dict[str, Any] = {"__name__": filename, **{prefix + name: thing for name, thing in objects.items()}}
-    before = set(namespace)
+    namespace: dict[str, Any] = {prefix + name: thing for name, thing in {**_NAMESPACE, **objects}.items()}
+    namespace["__name__"] = filename
+    before = {*namespace, "__builtins__"}
     exec(compile(text, filename, "exec"), namespace)  # noqa: S102  the names were checked; nothing else is from users
-    (made,) = namespace.keys() - before - {"__builtins__"}
+    (made,) = namespace.keys() - before
     function: FunctionType = namespace[made]
     return function
 
 
-def _title(what: str, names: Names, wanted: Collection[str] | None = None) -> str:
-    """A file name of its own for each text that is written."""
-    choice = "" if wanted is None else f" to {', '.join(sorted(wanted))} of"
-    return f"{what}{choice}({', '.join(names)})"
+def _choice(wanted: Collection[str] | None) -> str:
+    return "" if wanted is None else f" to {', '.join(sorted(wanted))} of"
 
 
 @functools.lru_cache(maxsize=4096)
-def write_loop(names: Names, style: Style, robust: bool) -> Loop:  # noqa: FBT001  a key of the cache
-    """The loop over receivers of which most are called in one style: `(connections, signal, sender, /, *values)`."""
-    title = f"{'robust ' if robust else ''}loop over {style.kind.name.lower().replace('_', ' ')}s"
+def write_loop(names: Names | None, style: Style, robust: bool, watched: bool) -> Loop:  # noqa: FBT001  a key
+    """The loop over receivers of which most are called in one style.
+
+    It takes `(connections, signal, sender, /, *values)`; one that is watched takes the `SendInfo` after the sender.
+    """
+    title = f"{'watched ' * watched}{'robust ' * robust}loop over {style.kind.name.lower().replace('_', ' ')}s"
     styles = {kind.name: style_of(kind, style.wanted) for kind in Kind}
-    text = _loop(style.kind, robust=robust)
-    loop = _write(text, _title(title, names, style.wanted), names, style.wanted, **styles)
+    text = _loop(style.kind, robust=robust, watched=watched)
+    loop = _write(text, title + _choice(style.wanted), names, style.wanted, **styles)
     # So Python calls a send that is not awaited.
     loop.__qualname__ = "Signal.send_robust" if robust else "Signal.send"
     return loop
@@ -192,15 +204,17 @@ def write_loop(names: Names, style: Style, robust: bool) -> Loop:  # noqa: FBT00
 @functools.lru_cache(maxsize=4096)
 def write_choose(names: Names, wanted: frozenset[str] | None) -> FunctionType:
     """Calls a receiver with the arguments that it takes: `(receiver, signal, sender, /, *values of the names)`."""
-    return _write(_CHOOSE, _title("choose", names, wanted), names, wanted)
+    return _write(_CHOOSE, f"choose{_choice(wanted)}", names, wanted)
 
 
 @functools.lru_cache(maxsize=4096)
 def _write_method(name: str, names: Names) -> FunctionType:
     if name == "_bind":
-        return _write(_BIND, _title("bind", names), names)
-    robust = name == "send_robust"
-    return _write(_SEND, _title(name, names), names, robust=str(robust), loop="robust_loop" if robust else "loop")
+        return _write(_BIND, "bind", names)
+    text = _SEND
+    if name == "send_robust":
+        text = text.replace("plan.loop", "plan.robust_loop").replace("robust=False", "robust=True")
+    return _write(text, name, names)
 
 
 # -- any keywords ------------------------------------------------------------------------------------------------------
@@ -209,26 +223,21 @@ def _write_method(name: str, names: Names) -> FunctionType:
 _MOST_SETS = 256
 _LONGEST_SET = 1000  # characters
 _USES_BEFORE_WRITING = 16
-# By the names: the loops of `send` and of `send_robust`, and how often others were sent.
-keyword_loops: dict[Names, Loop] = {}
-robust_keyword_loops: dict[Names, Loop] = {}
-_uses: dict[tuple[bool, Names], int] = {}
+_uses: dict[Names, int] = {}
+_often_sent: set[Names] = set()
 
 
-def loop_for_keywords(names: Names, *, robust: bool) -> Loop | None:
-    """The loop of an undeclared signal for keywords that are sent often; `None` for all others."""
-    loops = robust_keyword_loops if robust else keyword_loops
-    if names in loops or len(loops) >= _MOST_SETS or sum(map(len, names)) > _LONGEST_SET:
-        return loops.get(names)
+def is_often_sent(names: Names) -> bool:
+    """Whether a loop is to be written for keywords of an undeclared signal."""
+    if names in _often_sent or len(_often_sent) >= _MOST_SETS or sum(map(len, names)) > _LONGEST_SET:
+        return names in _often_sent
     if len(_uses) >= _MOST_SETS:
         _uses.clear()
-    uses = _uses[robust, names] = _uses.get((robust, names), 0) + 1
-    try:
+    uses = _uses[names] = _uses.get(names, 0) + 1
+    with suppress(DeclarationError):
         if uses >= _USES_BEFORE_WRITING and check_names(names) == names:  # as Python spells them
-            loops[names] = write_loop(names, style_of(Kind.COROUTINE_FUNCTION, None), robust)
-    except DeclarationError:
-        return None
-    return loops.get(names)
+            _often_sent.add(names)
+    return names in _often_sent
 
 
 # -- classes -----------------------------------------------------------------------------------------------------------

@@ -432,7 +432,7 @@ class Inbound:
                 if muted:
                     reason = f"{muted} receivers of signal {subscription.signal.name!r} are muted"
                     outcome.error = NotHandledError(subscription.topic, reason)
-                send = Send(subscription.signal, sender, arguments, robust=False)
+                send = Send(subscription.signal, sender, arguments)
                 delivered = Delivered(envelope, self.service, attempt, self.system)
                 with _watched(send, delivered, outcome) if send.is_watched else _PLAIN:
                     for target in targets:
@@ -508,7 +508,7 @@ class _InboxLostError(Exception):
 def _watched(send: Send, delivered: Delivered, outcome: _Outcome) -> Iterator[None]:
     """Report a send to monitors, who find there which event it is and what came of it."""
     token = delivering.set(delivered)
-    with send.watched():
+    with send:
         delivering.reset(token)
         try:
             yield

@@ -88,7 +88,7 @@ class PhaseSend(Send):
     __slots__ = ("phase",)
 
     def __init__(self, event: Event, phase: Phase) -> None:
-        super().__init__(event.signal, event.sender, event.arguments, robust=False)
+        super().__init__(event.signal, event.sender, event.arguments)
         self.phase: Phase = phase
 
 
@@ -245,7 +245,7 @@ _UNWATCHED = nullcontext()
 
 def watching(send: Send) -> AbstractContextManager[object]:
     """Report a send as a whole to monitors, if there are any."""
-    return send.watched() if is_watched() else _UNWATCHED
+    return send if is_watched() else _UNWATCHED
 
 
 def _end_with(error: BaseException, calls: Generator[Call]) -> None:
