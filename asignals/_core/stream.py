@@ -152,9 +152,7 @@ class StreamConnection(Connection):
         """The stream, for messages."""
         return "a stream"
 
-    async def respond(
-        self, signal: Signal[..., Any], sender: object, arguments: Mapping[str, Any], *_: object
-    ) -> None:
+    async def respond(self, signal: Signal[..., Any], sender: object, arguments: Mapping[str, Any], *_: object) -> None:
         """Give the stream an event; waits for capacity if the stream is full and its `overflow` is "wait"."""
         stream = self.target()
         if stream is None or not self.is_live:
