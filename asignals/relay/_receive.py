@@ -367,19 +367,19 @@ class Inbound:
         error = outcome.error
         if error is None and (failed or not outcome.is_heard):
             error = self._what_is_missing(subscription, failed, outcome)
-        change = Memo(outcome.done, failed)
         if error is None:
-            if memo.begun:  # it has come to an end, should it be delivered once more
-                change.begun_at = time.time()
             if memo.begun or (self.always_remember and outcome.done):
-                await self._remember(event_id, change)
-            self._done_here.pop(event_id, None)
+                # It has come to an end, should it be delivered once more.
+                ended = time.time() if memo.begun else 0.0
+                await self._remember(event_id, Memo(outcome.done, failed, begun_at=ended))
+            if self._done_here:
+                self._done_here.pop(event_id, None)
             if by_sender and not outcome.is_called and envelope.target is None:
                 self.counts.ignored += 1
             else:
                 self.counts.received += 1
             return None
-        change.failures = memo.failures + 1
+        change = Memo(outcome.done, failed, memo.failures + 1)
         await self._remember(event_id, change)
         self.counts.failed += 1
         if change.failures > subscription.retries:
@@ -426,7 +426,7 @@ class Inbound:
         try:
             with following(envelope) if envelope.traceparent or envelope.baggage else _PLAIN:
                 sender = subscription.load(envelope.sender)
-                if isawaitable(sender):
+                if type(sender) is not str and isawaitable(sender):  # asking takes longer than all the rest
                     sender = await heeding(sender)
                 targets, muted = subscription.targets(sender)
                 if muted:

@@ -66,20 +66,25 @@ _TRIM: Final = 10.0  # seconds between two trims
 _GONE: Final = 30.0  # seconds of silence after which a consumer that holds nothing is removed
 _REMEMBERED: Final = 7 * 86_400
 
-# KEYS: the set of topics, where ids are remembered, the streams. ARGV: for how many seconds; id, number of the stream
-# among the KEYS, the event's key with a letter before it or nothing, data, …
+# KEYS: the set of topics, where ids are remembered, the streams. ARGV: for how many seconds an id is; for each stream
+# how many events follow, and of each its id and data; where that number is negative, they have a key as well.
 # An id that is repeated is remembered anew: it may come again and again until enough replicas have it.
 _ADD: Final = """
-for i = 3, #KEYS do redis.call('SADD', KEYS[1], KEYS[i]) end
-for i = 2, #ARGV, 4 do
-    if not redis.call('SET', KEYS[2] .. ARGV[i], '', 'EX', ARGV[1], 'GET') then
-        local stream, key = KEYS[tonumber(ARGV[i + 1])], ARGV[i + 2]
-        if key == '' then
-            redis.call('XADD', stream, '*', 'd', ARGV[i + 3])
-        else
-            redis.call('XADD', stream, '*', 'd', ARGV[i + 3], 'k', string.sub(key, 2))
+local place = 2
+for i = 3, #KEYS do
+    local stream, count = KEYS[i], tonumber(ARGV[place])
+    local step = count < 0 and 3 or 2
+    redis.call('SADD', KEYS[1], stream)
+    for at = place + 1, place + math.abs(count) * step, step do
+        if not redis.call('SET', KEYS[2] .. ARGV[at], '', 'EX', ARGV[1], 'GET') then
+            if count < 0 then
+                redis.call('XADD', stream, '*', 'd', ARGV[at + 1], 'k', ARGV[at + 2])
+            else
+                redis.call('XADD', stream, '*', 'd', ARGV[at + 1])
+            end
         end
     end
+    place = place + 1 + math.abs(count) * step
 end
 """
 
@@ -214,13 +219,19 @@ class RedisStreams:
         self.connection_state.restored()
 
     async def _add(self, envelopes: Sequence[Envelope]) -> None:
-        places: dict[str, int] = {}
-        arguments: list[Any] = [self._dedup_window]
+        plain: dict[str, list[Any]] = {}
+        keyed: dict[str, list[Any]] = {}
         for one in envelopes:
-            stream = f"{self._events if one.key is None else self._keyed}{one.topic}"
-            place = places.setdefault(stream, len(places) + 3)
-            arguments += (one.id, place, "" if one.key is None else f"k{one.key}", one.encode())
-        streams = list(places)
+            if one.key is None:
+                plain.setdefault(f"{self._events}{one.topic}", []).extend((one.id, one.encode()))
+            else:
+                keyed.setdefault(f"{self._keyed}{one.topic}", []).extend((one.id, one.encode(), one.key))
+        arguments: list[Any] = [self._dedup_window]
+        for found in plain.values():
+            arguments += (len(found) // 2, *found)
+        for found in keyed.values():
+            arguments += (-len(found) // 3, *found)
+        streams = [*plain, *keyed]
         await self._script(_ADD, [self._topics, f"{self._base}:seen:", *streams], arguments, self._replicas)
 
     async def _script(self, script: str, keys: list[str], arguments: list[Any], replicas: int = 0) -> Any:
@@ -439,7 +450,7 @@ class RedisStreams:
         """Add a letter to the queue's own stream; the same one only once within the window."""
         dead = self._dead(queue)
         keys = [f"{self._base}:queues", f"{dead}:seen:", dead]
-        arguments = [self._dedup_window, letter.id, 3, "", letter.encode()]
+        arguments = [self._dedup_window, 1, letter.id, letter.encode()]
         await self._script(_ADD, keys, arguments, self._replicas)
 
     async def count_dead_letters(self, queue: str) -> int:
