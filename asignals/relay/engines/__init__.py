@@ -11,7 +11,8 @@ engine        an id that comes      retries wait           know this
               twice is
 ============  ====================  =====================  ============================================================
 JetStream     taken once (120 s)    in the server          a stream's `max_age` removes events that nobody has handled
-RedisStreams  taken once (60 s)     in the consumer        keeps all only with `appendfsync always`; 10,000 retries
+RedisStreams  taken once (60 s)     in the consumer        keeps all only with `appendfsync always`, and at a failover
+                                                           with `replicas=1`; 10,000 retries
 RabbitMQ      delivered twice       in the server          the backlog does not count what consumers hold
 Kafka         delivered twice       in the consumer        what is given back stays until its instance leaves; 10,000
                                                            retries; tested on a mock cluster, which deletes no groups
