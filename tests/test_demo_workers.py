@@ -12,6 +12,7 @@ import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.request import urlopen
 
 import browser_support
 import pytest
@@ -173,11 +174,14 @@ def test_the_page_is_readable_for_everyone(browser: Any, tmp_path: Path, scheme:
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_however_it_is_stopped_nothing_goes_on(tmp_path: Path, number: signal.Signals) -> None:
     """The workers end and the ports are free, also after kill -9; in good order the status is 0, and no file stays."""
-    with demo(tmp_path) as running:
+    with demo(tmp_path) as running, urlopen(f"{running.addresses[0]}/live", timeout=PATIENCE) as page:  # noqa: S310  ours
+        assert page.readline().startswith(b"retry")
         running.process.send_signal(number)
         assert until(running.is_free)
         assert until(lambda: not any(map(is_alive, running.workers.values())))
         status = running.process.wait(PATIENCE)
+        assert running.process.stderr is not None
+        assert running.process.stderr.read() == ""
     if number != signal.SIGKILL:
         assert status == 0
         assert list(tmp_path.iterdir()) == []

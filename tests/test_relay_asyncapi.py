@@ -131,7 +131,12 @@ class Own:
         return {}
 
 
-named, free, own, dear = Signal(["a", "b"], name="named"), Signal(name="free"), Signal(name="own"), Signal(name="dear")
+named, free, own, dear = (
+    Signal(["a", "b"], name="named"),
+    Signal(name="free"),
+    Signal(name="own"),
+    Signal(name="dear <sir>"),
+)
 
 
 def shop(transport: Any = None) -> Relay:
@@ -280,7 +285,7 @@ def test_what_it_says_of_messages() -> None:
     assert messages["send.free"]["payload"] == {"type": "object"}
     assert "payload" not in messages["send.own"]
     assert "Own gives no schema of the payload: it has no method" in messages["send.own"]["description"]
-    assert messages["send.own.dear"]["payload"] == {"type": "object"}
+    assert messages["send.own.dear__sir_"]["payload"] == {"type": "object"}
     assert {name: each["action"] for name, each in operations.items() if "order" in name} == {
         "send.order.paid": "send",
         "receive.order.paid": "receive",

@@ -10,6 +10,7 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from weakref import WeakSet
 
 from sqlalchemy import select
 from starlette.applications import Starlette
@@ -17,7 +18,7 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, StreamingResponse
 from starlette.routing import Route
 
-from asignals import signal
+from asignals import Stream, signal
 from asignals.demo.engines import transport_for
 from asignals.demo.orders import Order, open_orders
 from asignals.relay import Relay
@@ -49,11 +50,21 @@ async def order(request: Request) -> JSONResponse:
     return JSONResponse({"number": entry.number}, status_code=201)
 
 
+pages: WeakSet[Stream] = WeakSet()
+
+
+async def end_pages() -> None:
+    """End the streams of all pages: a server that stops would wait for them."""
+    for events in list(pages):
+        await events.aclose()
+
+
 async def live(_: Request) -> StreamingResponse:
     """`GET /live`: each order as it comes, as server-sent events. A slow page misses the oldest, and delays nobody."""
 
     async def lines() -> AsyncIterator[str]:
         async with order_placed.stream(buffer=16, overflow="drop_oldest") as events:
+            pages.add(events)
             yield "retry: 500\n\n"  # milliseconds after which a browser connects again
             async for event in events:
                 yield f"data: {json.dumps(event.as_dict()['arguments'])}\n\n"

@@ -136,10 +136,19 @@ async def _stop(process: asyncio.subprocess.Process) -> None:
     await process.wait()
 
 
+class _Server(uvicorn.Server):
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """End the pages' streams first."""
+        from asignals.demo.live import end_pages  # noqa: PLC0415  a worker's variables are not those of the demo
+
+        await end_pages()
+        await super().shutdown(sockets)
+
+
 def serve(port: int) -> None:
     """Be one worker, until the standard input ends: so also when the demo itself was killed."""
     config = uvicorn.Config("asignals.demo.live:app", port=port, log_level="warning", timeout_graceful_shutdown=1)
-    server = uvicorn.Server(config)
+    server = _Server(config)
 
     def end_with_the_demo() -> None:
         sys.stdin.read()

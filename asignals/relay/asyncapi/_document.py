@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from typing import TYPE_CHECKING, Any, Final
 
 from asignals._core import is_a, name_of
@@ -126,8 +127,8 @@ class _Writer:
 
     def _add(self, kind: str, signal: Signal[..., Any], topic: str, codec: Codec, details: dict[str, Any]) -> None:
         id_ = f"{kind}.{topic}"
-        if id_ in self._messages:  # another signal is exported to this topic, too
-            id_ = f"{id_}.{signal.name}"
+        while id_ in self._messages:  # another signal is exported to this topic, too
+            id_ = f"{id_}.{re.sub(r'[^A-Za-z0-9_.-]', '_', str(signal.name))}"
         inner = codec._codec if isinstance(codec, UpcastingCodec) else codec
         payload, note = _payload(inner, signal, written=kind == "send")
         self._messages[id_] = {
