@@ -116,17 +116,11 @@ class Connection(Reference):
         *("name", "options", "order", "shape", "source", "style"),
     )
 
-    choose: Callable[..., Any] | None
-    function: Any
-    is_easily_lost: bool
-    is_live: bool
-    method: WeakMethod[Any] | None
     name: str
     options: Options
     order: int
     shape: Shape
     source: Reference  # to the sender
-    style: Style | None
 
     weak: Final[bool] = _read("options.weak", "Whether the signal lets the receiver die.")
     priority: Final[float] = _read("options.priority", "Receivers with a higher one are called first.")
@@ -136,8 +130,12 @@ class Connection(Reference):
     )
 
     def __init__(self, *_: object) -> None:
-        self.choose = self.function = self.method = self.style = None
-        self.is_easily_lost, self.is_live = False, True
+        self.choose: Callable[..., Any] | None = None
+        self.function: Any = None
+        self.is_easily_lost: bool = False
+        self.is_live: bool = True
+        self.method: WeakMethod[Any] | None = None
+        self.style: Style | None = None
 
     @property
     def receiver(self) -> Receiver | None:

@@ -109,11 +109,6 @@ class Reference(ref[Any]):
     def __init__(self, *_: object) -> None:
         """All is done before, because weak references are made so."""
 
-    @property
-    def place(self) -> Place:
-        """The place in the source that made it."""
-        return self.code, self.line
-
     def target(self) -> Any:
         """The object, while it lives."""
         found = self()
@@ -193,7 +188,7 @@ def is_dying_at(code: CodeType, line: int) -> bool:
     if frame.f_code is not code:
         return False
     first, last, _, _ = next(islice(code.co_positions(), frame.f_lasti // 2, None))
-    return frame.f_lineno == line or (first or line + 1) <= line <= (last or 0)
+    return frame.f_lineno == line or (first is not None and last is not None and first <= line <= last)
 
 
 _BETWEEN = frozenset({"weakref", "asignals._core.connection", "asignals._core.registry"})

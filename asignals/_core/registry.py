@@ -121,7 +121,7 @@ class Registry:
     def add(self, connection: Connection, sender: object, order: int | None = None) -> None:
         """Add a connection at the end of the order, or at a place of it, and end the one that had its identity."""
         with self.lock:
-            entry = self._existing(sender) or _Sender(sender, self.on_death, connection.place)
+            entry = self._existing(sender) or _Sender(sender, self.on_death, (connection.code, connection.line))
             replaced = entry.connections.get(connection.key)
             if order is None:
                 order = self._next_order
@@ -155,8 +155,8 @@ class Registry:
             if entry is not None and entry.connections.get(connection.key) is connection:
                 del entry.connections[connection.key]
                 self._changed(connection)
-                if not entry.connections:
-                    self._drop(entry.source)
+                if not entry.connections and entry is not self._everyone:
+                    del self._senders[connection.source.key]
             return was_live
 
     def _existing(self, sender: object) -> _Sender | None:
@@ -166,14 +166,6 @@ class Registry:
         if entry is None or type(key) is tuple or entry.source() is sender or entry.source.target() is sender:
             return entry
         return None
-
-    def _drop(self, source: Reference) -> Iterable[Connection]:
-        """Forget a sender; gives the connections that it had."""
-        entry = self._senders.get(source.key)
-        if entry is None or entry.source is not source or entry is self._everyone:
-            return ()
-        del self._senders[source.key]
-        return list(entry.connections.values())
 
     def _changed(self, connection: Connection) -> None:
         self.changes += 1
@@ -193,17 +185,20 @@ class Registry:
             with suppress(IndexError):  # another thread was faster
                 thing = self._dead.popleft()
                 is_lost = isinstance(thing, Connection) and thing.is_easily_lost and self.is_unheard(thing)
-                self._forget(thing)
+                if isinstance(thing, Connection):
+                    self.remove(thing)
+                else:
+                    self._forget_sender(thing)
                 if is_lost:
                     self.warn_lost(thing, "died before the signal was sent")
 
-    def _forget(self, thing: Reference) -> None:
+    def _forget_sender(self, source: Reference) -> None:
         with self.lock:
-            if isinstance(thing, Connection):
-                self.remove(thing)
-            else:
+            entry = self._senders.get(source.key)
+            if entry is not None and entry.source is source:
+                del self._senders[source.key]
                 self.changes += 1
-                for connection in self._drop(thing):
+                for connection in list(entry.connections.values()):
                     connection.end()
 
     def is_unheard(self, thing: Reference) -> bool:

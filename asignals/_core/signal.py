@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import pickle
 import sys
 from collections.abc import Callable, Coroutine, Hashable, Iterable
@@ -555,11 +556,10 @@ def receiver(
     def connect_all(function: F) -> F:
         chosen[0]._callable(function)
         with ExitStack() as undo:
-            for one in chosen:
-                for each in senders:
-                    put_back = one._registry.remember(function, each, options.get("dispatch_uid"))
-                    one.connect(function, each, **given)
-                    undo.callback(put_back)
+            for one, each in itertools.product(chosen, senders):
+                put_back = one._registry.remember(function, each, options.get("dispatch_uid"))
+                one.connect(function, each, **given)
+                undo.callback(put_back)
             undo.pop_all()
         return function
 
