@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from asignals import Signal, signal
 from asignals._core import written
-from asignals._core.connection import Kind, style_of
+from asignals._core.signatures import Shape
 from asignals._core.written import write_choose, write_loop
 
 pytestmark = pytest.mark.anyio
@@ -35,8 +35,8 @@ def is_possible(name):
 written_functions = [
     Signal(["a"]).send.__func__,
     Signal(["a"]).send_robust.__func__,
-    write_loop(("a",), style_of(Kind.FUNCTION, None), False, False),  # noqa: FBT003
-    write_loop(("a",), style_of(Kind.FUNCTION, None), True, True),  # noqa: FBT003
+    write_loop(("a",), Shape(is_async=False, wanted=None), False, False),  # noqa: FBT003
+    write_loop(("a",), Shape(is_async=False, wanted=None), True, True),  # noqa: FBT003
     write_choose(("a",), frozenset("a")),
 ]
 
@@ -292,8 +292,9 @@ async def test_different_code_never_has_the_same_file_name():
         write_choose(("q", "r"), frozenset("q")),
         write_choose(("q", "r"), frozenset("r")),
         *[
-            write_loop(("q", "r"), style_of(kind, wanted), robust, watched)
-            for kind in Kind
+            write_loop(("q", "r"), Shape(is_async, wanted, is_method), robust, watched)
+            for is_async in (True, False)
+            for is_method in (True, False)
             for wanted in (None, frozenset("q"))
             for robust in (False, True)
             for watched in (False, True)

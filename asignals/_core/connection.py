@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Awaitable, Callable, Hashable
-from enum import Enum
 from inspect import CO_ITERABLE_COROUTINE
 from operator import attrgetter
 from types import FunctionType, GeneratorType, MethodType
@@ -73,28 +72,6 @@ class AllOptions(ConnectOptions, total=False):
     dispatch_uid: Hashable | None
 
 
-class Kind(Enum):
-    """The kinds of call that the written loop makes by itself: whether the receiver is async, and a method."""
-
-    COROUTINE_FUNCTION = True, False
-    FUNCTION = False, False
-    COROUTINE_METHOD = True, True
-    METHOD = False, True
-
-
-class Style(NamedTuple):
-    """How the written loop calls a receiver: its kind, and the arguments that it takes (`None`: all)."""
-
-    kind: Kind
-    wanted: frozenset[str] | None
-
-
-@functools.lru_cache(maxsize=4096)
-def style_of(kind: Kind, wanted: frozenset[str] | None) -> Style:
-    """The one style object for each kind and each set of arguments: the written loop compares with `is`."""
-    return Style(kind, wanted)
-
-
 def _read(path: str, doc: str) -> Any:
     """An attribute that is a part of another one and cannot be set."""
     return property(attrgetter(path), doc=doc)
@@ -112,8 +89,17 @@ class Connection(Reference):
     # A send compares `style` with those that its loop is written for, else calls `choose`, else awaits `respond`. Both
     # are None for a receiver with options, and once the connection has ended: `respond` then does nothing.
     __slots__ = (
-        *("choose", "function", "is_easily_lost", "is_live", "method"),
-        *("name", "options", "order", "shape", "source", "style"),
+        "choose",
+        "function",
+        "is_easily_lost",
+        "is_live",
+        "method",
+        "name",
+        "options",
+        "order",
+        "shape",
+        "source",
+        "style",
     )
 
     name: str
@@ -135,7 +121,7 @@ class Connection(Reference):
         self.is_easily_lost: bool = False
         self.is_live: bool = True
         self.method: WeakMethod[Any] | None = None
-        self.style: Style | None = None
+        self.style: Shape | None = None
 
     @property
     def receiver(self) -> Receiver | None:
@@ -171,11 +157,10 @@ class Connection(Reference):
         """Take new options in place, so that a send under way calls the receiver by them."""
         self.choose = self.style = None
         self.options, self.shape = options, shape
-        if type(self.held) is Holder:
-            return
-        self.held = None if options.weak else self.target()
-        if options.is_plain and shape.is_plain and (self.method is None or self.function is not None):
-            self.style = style_of(Kind((shape.is_async, self.method is not None)), shape.wanted)
+        if type(self.held) is not Holder:
+            self.held = None if options.weak else self.target()
+            is_plain = options.is_plain and shape.by_position is None and shape.takes_signal
+            self.style = shape if is_plain and shape.is_method == (self.method is not None) else None
 
     def end(self) -> None:
         """End the connection, for sends under way too, and let the receiver go."""
@@ -293,18 +278,8 @@ def connection_to(  # noqa: PLR0913, PLR0917  a connection has this many parts
     connection.name = receiver.__qualname__ if type(receiver) is FunctionType else references.name_of(receiver)
     connection.is_easily_lost = references.is_easily_lost(receiver)
     connection.method = method
-    connection.function = None if method is None else _function_of_class(receiver)
-    if method is not None and connection.function is None:  # the function may die before the object
+    connection.function = receiver.__func__ if shape.is_method else None
+    if method is not None and not shape.is_method:  # the function may die before the object
         connection.method = WeakMethod(receiver, lambda _: on_death(connection))
     connection.set_options(options, shape)
     return connection
-
-
-def _function_of_class(method: Any) -> FunctionType | None:
-    """The function of a method, if its object's class keeps it alive: only then a connection may refer to it, too."""
-    function, owner = method.__func__, method.__self__
-    for kind in owner.__mro__ if is_a(owner, type) else type(owner).__mro__:
-        found = kind.__dict__.get(getattr(function, "__name__", ""))
-        if found is function or (is_a(found, classmethod) and found.__func__ is function):
-            return function if is_a(function, FunctionType) else None
-    return None

@@ -36,9 +36,9 @@ def is_a(thing: object, kind: type[T]) -> TypeGuard[T]:
 
 def method_of(receiver: object) -> MethodType | None:
     """The bound method that a receiver is, or that a proxy stands for: wrapt makes a new proxy at each access."""
-    if type(receiver) is FunctionType or is_a(receiver, MethodType):
-        return None if type(receiver) is FunctionType else receiver
-    if any("__wrapped__" in kind.__dict__ for kind in type(receiver).__mro__):
+    if is_a(receiver, MethodType):
+        return receiver
+    if type(receiver) is not FunctionType and any("__wrapped__" in kind.__dict__ for kind in type(receiver).__mro__):
         with suppress(Exception):  # a proxy without an object
             wrapped = receiver.__wrapped__  # type: ignore[attr-defined]
             return wrapped if type(wrapped) is MethodType else None

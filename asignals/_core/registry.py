@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 from weakref import ref
 
 from asignals._core import references
-from asignals._core.connection import Connection, Connections, Kind, Options, key_of, style_of
+from asignals._core.connection import Connection, Connections, Options, key_of
 from asignals._core.loops import new_lock
 from asignals._core.references import Place, Reference, identify, is_a, sender_key
 from asignals._core.signatures import Names, Receiver, Shape
@@ -50,7 +50,7 @@ class Plan:
         self.robust_loop: Loop | None = None
         self._names = names
         styles = Counter(each.style for each in connections if each.style is not None)
-        self._style = max(styles, key=styles.__getitem__, default=style_of(Kind.COROUTINE_FUNCTION, None))
+        self._style = max(styles, key=styles.__getitem__, default=Shape(is_async=True, wanted=None))
         for each in connections:
             if each.style is not None and each.style.wanted != self._style.wanted:
                 each.choose = write_choose(names or (), each.style.wanted)

@@ -27,19 +27,16 @@ FORWARDS = "_forwards"
 
 
 class Shape(NamedTuple):
-    """How a receiver is called; one object for all receivers that are called alike (`shape_of`)."""
+    """How a receiver is called; one object for all receivers that are called alike (`shared`)."""
 
     is_async: bool
     wanted: frozenset[str] | None
     """The names of the arguments that it takes; `None` when it takes all."""
+    is_method: bool = False
+    """Whether it is a bound method whose function is kept alive by its class."""
     by_position: str | None = None
     """The argument that is given by position: a `singledispatch` function chooses by it."""
     takes_signal: bool = True
-
-    @property
-    def is_plain(self) -> bool:
-        """Whether all that it takes goes by name."""
-        return self.by_position is None and (self.takes_signal or self.wanted is not None)
 
     def call(self, receiver: Receiver, signal: object, sender: object, arguments: dict[str, Any]) -> Any:
         """Call a receiver with the arguments that it takes."""
@@ -52,7 +49,10 @@ class Shape(NamedTuple):
         return receiver(*first, **given)
 
 
-shape_of = functools.lru_cache(maxsize=4096)(Shape)
+@functools.lru_cache(maxsize=4096)
+def shared(shape: Shape) -> Shape:
+    """The one object for all equal shapes: a send compares them with `is`."""
+    return shape
 
 
 def is_coroutine_function(receiver: Receiver) -> bool:
@@ -78,8 +78,9 @@ def examine(receiver: Receiver, names: Names | None) -> tuple[Shape, str | None]
     if is_a(receiver, FunctionType) and {"dispatch", "registry", "register"} <= receiver.__dict__.keys():
         by_position = next(iter(parameters.by_name), "")
     wanted = None if parameters.takes_all else frozenset(parameters.by_name.keys() & sent)
-    takes_signal = function is None or FORWARDS not in function.__dict__
-    shape = shape_of(is_coroutine_function(receiver), wanted, by_position, takes_signal)
+    takes_signal = function is None or wanted is not None or FORWARDS not in function.__dict__
+    is_method = is_a(receiver, MethodType) and _is_of_class(receiver)
+    shape = Shape(is_coroutine_function(receiver), wanted, is_method, by_position, takes_signal)
     problem = parameters.problem(sent, names)
     flags = 0 if function is None else function.__code__.co_flags
     # types.coroutine marks generator functions whose generators are awaitable; those are receivers.
@@ -87,7 +88,17 @@ def examine(receiver: Receiver, names: Names | None) -> tuple[Shape, str | None]
         problem = "it is a generator function, so calling it would run none of its code; make it a function"
     elif by_position is not None and by_position not in sent:
         problem = f"singledispatch chooses by its first parameter, and {by_position!r} is none of the sent arguments"
-    return shape, problem
+    return shared(shape), problem
+
+
+def _is_of_class(method: MethodType) -> bool:
+    """Whether the function of a method lives as long as the class of its object: only then it may be referred to."""
+    function, owner = method.__func__, method.__self__
+    for kind in owner.__mro__ if is_a(owner, type) else type(owner).__mro__:
+        found = kind.__dict__.get(getattr(function, "__name__", ""))
+        if found is function or (is_a(found, classmethod) and found.__func__ is function):
+            return is_a(function, FunctionType)
+    return False
 
 
 class _Parameters(NamedTuple):

@@ -5,8 +5,8 @@ each when it is first needed, and shared by all signals with the same names:
 
 - the *send method*, which checks the arguments and returns the coroutine of a loop;
 - the *loop*, which calls the receivers of a plan. It is written for the arguments that most of the plan's receivers
-  take, with a branch for each kind of receiver (`connection.Kind`). One that takes others is called by its `choose`;
-  one that needs care (options, a stream, ended) by its `respond`;
+  take, with a branch for each kind of receiver: async or not, a method or not. One that takes others is called by its
+  `choose`; one that needs care (options, a stream, ended) by its `respond`;
 - the *choose function*, which calls a receiver with the arguments that it takes.
 
 Tracebacks show the written lines. Their file names are in angle brackets, which coverage and Sentry take for
@@ -26,11 +26,11 @@ from inspect import Signature
 from types import FunctionType, MethodType
 from typing import Any, TypeAlias
 
-from asignals._core.connection import PLAIN_TYPES, Kind, Style, is_awaitable, style_of
+from asignals._core.connection import PLAIN_TYPES, is_awaitable
 from asignals._core.dispatch import deliver
 from asignals._core.errors import DeclarationError, annotate, is_receivers_error, log_failure
 from asignals._core.monitor import watchers
-from asignals._core.signatures import FORWARDS, Names, Stub, check_names
+from asignals._core.signatures import FORWARDS, Names, Shape, Stub, check_names, shared
 
 if sys.version_info < (3, 12):
     from asyncio import coroutines
@@ -105,10 +105,10 @@ if @connection.style is @style:
         @results.append((@answering, @response))
 """
 _BRANCHES = {
-    Kind.COROUTINE_FUNCTION: (_ASYNC, *_CALL_FUNCTION),
-    Kind.FUNCTION: (_SYNC, *_CALL_FUNCTION),
-    Kind.COROUTINE_METHOD: (_ASYNC, *_CALL_METHOD),
-    Kind.METHOD: (_SYNC, *_CALL_METHOD),
+    "coroutine_function": (True, False, _ASYNC, *_CALL_FUNCTION),
+    "function": (False, False, _SYNC, *_CALL_FUNCTION),
+    "coroutine_method": (True, True, _ASYNC, *_CALL_METHOD),
+    "method": (False, True, _SYNC, *_CALL_METHOD),
 }
 _OTHER_ARGUMENTS = """\
 elif (@choose := @connection.choose) is not None:
@@ -138,12 +138,12 @@ _NAMESPACE = {
 }
 
 
-def _loop(first: Kind, *, robust: bool, watched: bool) -> str:
+def _loop(first: str, *, robust: bool, watched: bool) -> str:
     """The text of a loop whose first branch is for one kind: a plan's most common kind is found without a look."""
     branches = []
-    for kind in sorted(_BRANCHES, key=lambda kind: kind is not first):
-        text, call, answering = _BRANCHES[kind]
-        text = text.replace("@style", f"@{kind.name}").replace("@call", call).replace("@answering", answering)
+    for kind in sorted(_BRANCHES, key=lambda kind: kind != first):
+        _, _, text, call, answering = _BRANCHES[kind]
+        text = text.replace("@style", f"@{kind}").replace("@call", call).replace("@answering", answering)
         branches.append(text)
     text = branches[0] + _OTHER_ARGUMENTS + "".join(f"el{branch}" for branch in branches[1:]) + _WITH_CARE
     loop = _LOOP.replace("@branches", textwrap.indent(text, 12 * " ").strip())
@@ -187,14 +187,16 @@ def _choice(wanted: Collection[str] | None) -> str:
 
 
 @functools.lru_cache(maxsize=4096)
-def write_loop(names: Names | None, style: Style, robust: bool, watched: bool) -> Loop:  # noqa: FBT001  a key
+def write_loop(names: Names | None, style: Shape, robust: bool, watched: bool) -> Loop:  # noqa: FBT001  a key
     """The loop over receivers of which most are called in one style.
 
     It takes `(connections, signal, sender, /, *values)`; one that is watched takes the `SendInfo` after the sender.
     """
-    title = f"{'watched ' * watched}{'robust ' * robust}loop over {style.kind.name.lower().replace('_', ' ')}s"
-    styles = {kind.name: style_of(kind, style.wanted) for kind in Kind}
-    text = _loop(style.kind, robust=robust, watched=watched)
+    kinds = {kind: Shape(each[0], style.wanted, each[1]) for kind, each in _BRANCHES.items()}
+    first = next(kind for kind, each in kinds.items() if each == style)
+    title = f"{'watched ' * watched}{'robust ' * robust}loop over {first.replace('_', ' ')}s"
+    styles = {kind: shared(each) for kind, each in kinds.items()}
+    text = _loop(first, robust=robust, watched=watched)
     loop = _write(text, title + _choice(style.wanted), names, style.wanted, **styles)
     # So Python calls a send that is not awaited.
     loop.__qualname__ = "Signal.send_robust" if robust else "Signal.send"
