@@ -44,7 +44,7 @@ from asignals import Signal, monitor
 from asignals._core import locate, origin_of
 from asignals.overview.extras import needs
 from asignals.overview.relay_metrics import MAX_AGE, METRICS, samples
-from asignals.overview.relays import delivered_now, exporter_name, exporter_of, producing, running
+from asignals.overview.relays import delivered_now, exporter_of, producing, running
 from asignals.overview.values import Shower, message_of, name_of, trace_of
 
 with needs("opentelemetry"):
@@ -290,9 +290,6 @@ def _histogram(meter: metrics.Meter, name: str, description: str) -> Histogram:
 
 
 def _code(receiver: object) -> Attributes:
-    exporter = exporter_name(receiver)
-    if exporter is not None:  # how a relay does it is nobody's business
-        return {"code.function.name": exporter}
     attributes: Attributes = {"code.function.name": name_of(receiver)}
     path, _, line = (locate(receiver) or "").rpartition(":")
     if path:

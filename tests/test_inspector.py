@@ -840,3 +840,29 @@ async def test_a_relay_is_shown_as_its_topic():
     assert [(each["name"], each["notes"]) for each in info["receivers"]] == [("relay shop → order.paid", [])]
     assert send["receivers"][0]["name"] == "relay shop → order.paid"
     assert send["receivers"][0]["place"] is None
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+async def test_what_a_relay_brings_stands_under_the_send_that_exported_it(anyio_backend):
+    """In one process a trace goes through the relay; the receiving send says by which topic and service it came."""
+    relays = pytest.importorskip("asignals.relay")
+    testing = pytest.importorskip("asignals.relay.testing")
+    paid, heard, noted = Signal(["amount"], name="r.paid"), Signal(["amount"], name="r.heard"), Signal(name="r.noted")
+
+    async def note(amount, **_):
+        await noted.send("mail", amount=amount)
+
+    inspector = Inspector()
+    with heard.connected(note), testing.RelayTest() as test:
+        shop, mail = test.service("shop"), test.service("mail")
+        shop.export(paid, "order.paid")
+        mail.receive(heard, "order.paid")
+        async with viewing(inspector) as viewer:
+            await paid.send("web", amount=1)
+            await test.deliver()
+            sends = {each["name"]: each for each in await viewer.wait_for_sends(3)}
+    assert relays.current_event() is None
+    assert [sends["r.paid"][each] for each in ("parent", "event")] == [None, None]
+    assert sends["r.heard"]["parent"] == sends["r.paid"]["id"]
+    assert sends["r.heard"]["event"] == "relay shop → order.paid → mail"
+    assert [sends["r.noted"][each] for each in ("parent", "event")] == [sends["r.heard"]["id"], None]

@@ -135,15 +135,20 @@ def function_of(receiver: object) -> FunctionType | None:
 
 
 def locate(receiver: object) -> str | None:
-    """Where a receiver is defined, as `file:line`; `None` where no Python code is found for it."""
+    """Where a receiver is defined, as `file:line`; `None` where no Python code is found for it, or it is a label."""
     target = function_of(receiver)
     with suppress(Exception):  # wrappers may wrap each other, or something that raises
         target = function_of(inspect.unwrap(target))  # type: ignore[arg-type]  # None is not wrapped
-    return None if target is None else f"{target.__code__.co_filename}:{target.__code__.co_firstlineno}"
+    code = None if target is None or target.__module__ is None else target.__code__
+    return None if code is None else f"{code.co_filename}:{code.co_firstlineno}"
 
 
 def name_of(receiver: object) -> str:
-    """`module.qualname` of a receiver; runs none of its code."""
+    """`module.qualname` of a receiver; runs none of its code.
+
+    A function whose `__module__` is `None` goes by its `__qualname__` alone, and by the place that connected it: so a
+    package around the core labels a receiver of its own.
+    """
     named: Any = _underlying(receiver)
     if not issubclass(type(named), FunctionType | BuiltinFunctionType | MethodWrapperType | type):
         named = type(named)

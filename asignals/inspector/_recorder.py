@@ -13,7 +13,7 @@ from urllib.parse import quote
 from asignals import monitor
 from asignals._core import locate
 from asignals.overview.counts import Counts, code_of
-from asignals.overview.relays import exporter_name
+from asignals.overview.relays import exported_event, handled_event
 from asignals.overview.values import TRACEBACK_TEXT, Shower, message_of, name_of, short_path, trace_of
 
 if TYPE_CHECKING:
@@ -31,6 +31,7 @@ RECEIVERS: Final = 50  # receivers of a send that are shown
 TRACEBACKS: Final = 5  # errors of a send that are shown with their traceback
 KNOWN: Final = 10_000  # receivers whose names and places are remembered
 UNFINISHED: Final = 10_000  # sends under way whose receivers are remembered
+EXPORTED: Final = 10_000  # events of relays that are remembered with their sends
 BYTES: Final = 8_000_000  # of everything kept
 SEND_BYTES: Final = 24_000  # of one send: a viewer's stream has room for two
 PER_SECOND: Final = 100  # sends shown in a second; those above are counted only
@@ -116,6 +117,7 @@ class Recorder:
         # What stands for a send on the page, before and after it has ended: for those that follow from it.
         self._ids: weakref.WeakKeyDictionary[SendInfo, int] = weakref.WeakKeyDictionary()
         self._last_id = 0
+        self._exported: dict[str, int] = {}  # the send that an event of a relay was exported by
         self._known: dict[CodeType, dict[str, str | None]] = {}
         self.counts = Counts()
         self._allowance = Allowance(PER_SECOND)
@@ -197,6 +199,11 @@ class Recorder:
             if len(self._unfinished) >= UNFINISHED:
                 del self._unfinished[next(iter(self._unfinished))]
             self._unfinished.setdefault(id(report.send), []).append(report)
+            event = exported_event(report.receiver)
+            if event is not None:
+                if len(self._exported) >= EXPORTED:
+                    del self._exported[next(iter(self._exported))]
+                self._exported[event] = self._id(report.send)
 
     def _send_ended(self, report: Report) -> None:
         with self._lock:
@@ -216,8 +223,15 @@ class Recorder:
         shown["partial"] = was_quiet
         with self._lock:
             shown["id"] = self._id(report.send)
-            shown["parent"] = None if report.parent is None else self._id(report.parent)
+            shown["parent"], shown["event"] = self._cause(report)
             self._keep(shown)
+
+    def _cause(self, report: Report) -> tuple[int | None, str | None]:
+        """What a send follows from: another send, which may have exported the event that a relay handles here."""
+        if report.parent is not None:
+            return self._id(report.parent), None
+        handled = handled_event()
+        return (None, None) if handled is None else (self._exported.get(handled[0]), handled[1])
 
     def _id(self, send: SendInfo) -> int:
         found = self._ids.get(send)
@@ -298,10 +312,9 @@ class Recorder:
         found = None if code is None else self._known.get(code)
         if found is not None:
             return found
-        exporter = exporter_name(receiver)
-        path, _, line = ("" if exporter else _place(receiver)).rpartition(":")
+        path, _, line = _place(receiver).rpartition(":")
         described = {
-            "name": self._shower.clean(exporter or name_of(receiver)),
+            "name": self._shower.clean(name_of(receiver)),
             "place": f"{short_path(path)}:{line}" if path else None,
             "link": self._link(path, int(line)) if path else None,
         }

@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any, Self
 
 from asignals import signals
 from asignals._core import Connection, locate, origin_of
-from asignals.overview.relays import exporter_name
 from asignals.overview.values import name_of, short_path
 
 if TYPE_CHECKING:
@@ -109,17 +108,13 @@ class Counts:
 def code_of(receiver: object) -> CodeType | None:
     """The code of a function or a method, by which what is known of it may be kept; None for anything else."""
     function = receiver.__func__ if type(receiver) is MethodType else receiver
-    # The methods of a relay are one code with many topics.
-    if type(function) is not FunctionType or function.__module__ == "asignals.relay._export":
+    if type(function) is not FunctionType or function.__module__ is None:  # a label, as each topic of a relay has one
         return None
     return function.__code__
 
 
 def receiver_key(receiver: object) -> str:
     """What a receiver is called in counts: its name and place, the same in every process."""
-    exporter = exporter_name(receiver)
-    if exporter is not None:
-        return exporter
     path, _, line = (locate(receiver) or "").rpartition(":")
     return f"{name_of(receiver)} {short_path(path)}:{line}" if path else name_of(receiver)
 

@@ -23,12 +23,12 @@ from asignals.overview.discovery import (
 )
 from asignals.overview.relays import live_relays, receives_of
 
-Kind = Literal["sender", "signal", "receiver", "topic"]
+Kind = Literal["sender", "signal", "receiver", "topic", "service"]
 
 
 @dataclass
 class Node:
-    """A function that sends, a signal, a receiver, or a topic that a relay exports to or receives."""
+    """A function that sends, a signal, a receiver, a topic, or a service whose relay exports to topics and receives."""
 
     key: str
     kind: Kind
@@ -90,12 +90,19 @@ def build(discovery: Discovery) -> Graph:
     for relay in live_relays():
         for signal, topic in receives_of(relay):
             if id(signal) in signals:
-                graph.connect(_topic_node(graph, topic), signals[id(signal)], f"received by {relay.service}")
+                service = _service_node(graph, relay.service, "receives")
+                graph.connect(_topic_node(graph, topic), service)
+                graph.connect(service, signals[id(signal)], f"receives {topic}")
     return graph
 
 
 def _topic_node(graph: Graph, topic: str) -> Node:
     return graph.add(Node(f"topic:{topic}", "topic", topic, note="topic"))
+
+
+def _service_node(graph: Graph, service: str, does: Literal["exports", "receives"]) -> Node:
+    """A service that does both is two nodes: what it receives does not follow from what it exports."""
+    return graph.add(Node(f"service:{service} {does}", "service", service, note=f"service, {does}"))
 
 
 def _signal_node(found: Found) -> Node:
@@ -111,8 +118,10 @@ def _add_receivers(graph: Graph, signal: Node, found: Found) -> None:
         label = [f"on {known['on']}"] if known["on"] else []
         label += [f"from {known['sender']}"] if known["sender"] else []
         if known["relay"] is not None:
-            label.append(f"exported by {known['relay']['service']}")
-            graph.connect(signal, _topic_node(graph, known["relay"]["topic"]), ", ".join(label))
+            topic = known["relay"]["topic"]
+            service = _service_node(graph, known["relay"]["service"], "exports")
+            graph.connect(signal, service, ", ".join([*label, f"exported to {topic}"]))
+            graph.connect(service, _topic_node(graph, topic))
             continue
         key = f"receiver:{known['name']}@{known['location']}"
         node = graph.add(Node(key, "receiver", known["name"], known["location"]))
@@ -124,7 +133,13 @@ def _add_receivers(graph: Graph, signal: Node, found: Found) -> None:
 def mermaid(graph: Graph) -> str:
     """Write the graph as a Mermaid flowchart."""
     ids = _ids(graph)
-    shapes = {"sender": ('["', '"]'), "signal": ('(["', '"])'), "receiver": ('["', '"]'), "topic": ('[/"', '"/]')}
+    shapes = {
+        "sender": ('["', '"]'),
+        "signal": ('(["', '"])'),
+        "receiver": ('["', '"]'),
+        "topic": ('[/"', '"/]'),
+        "service": ('[["', '"]]'),
+    }
     lines = ["flowchart LR"]
     for node in graph.nodes.values():
         opening, closing = shapes[node.kind]
@@ -138,6 +153,7 @@ def mermaid(graph: Graph) -> str:
         "  classDef signal fill:#fef3c7,stroke:#d97706,color:#451a03",
         "  classDef receiver fill:#dcfce7,stroke:#16a34a,color:#052e16",
         "  classDef topic fill:#e0f2fe,stroke:#0284c7,color:#082f49",
+        "  classDef service fill:#f3e8ff,stroke:#9333ea,color:#3b0764",
         "  classDef missing fill:#ffffff,stroke:#dc2626,color:#450a0a,stroke-dasharray:2 3",
         "  classDef orphan fill:#fee2e2,stroke:#dc2626,color:#450a0a,stroke-dasharray:4 3",
     ]
@@ -147,8 +163,8 @@ def mermaid(graph: Graph) -> str:
 def dot(graph: Graph) -> str:
     """Write the graph in the DOT language of Graphviz."""
     ids = _ids(graph)
-    shapes = {"sender": "box", "signal": "oval", "receiver": "box", "topic": "parallelogram"}
-    fills = {"sender": "#eef2ff", "signal": "#fef3c7", "receiver": "#dcfce7", "topic": "#e0f2fe"}
+    shapes = {"sender": "box", "signal": "oval", "receiver": "box", "topic": "parallelogram", "service": "component"}
+    fills = {"sender": "#eef2ff", "signal": "#fef3c7", "receiver": "#dcfce7", "topic": "#e0f2fe", "service": "#f3e8ff"}
     lines = ["digraph signals {", "  rankdir=LR;", '  node [fontname="sans-serif", style="filled,rounded"];']
     for node in graph.nodes.values():
         fill = "#fee2e2" if node.orphan or not node.loaded else fills[node.kind]

@@ -24,6 +24,7 @@ _TITLES: Final[dict[Kind, str]] = {
     "signal": "signals",
     "receiver": "receivers",
     "topic": "topics",
+    "service": "services",
 }
 FOLDED: Final = 60
 """From how many signals on the packages are folded at first."""
@@ -31,7 +32,7 @@ FOLDED: Final = 60
 
 def page(graph: Graph, title: str) -> str:
     """Make the page."""
-    kinds = [kind for kind in _TITLES if kind != "topic" or graph.of_kind(kind)]
+    kinds = [kind for kind in _TITLES if kind not in {"topic", "service"} or graph.of_kind(kind)]
     counts = ", ".join(_count(len(graph.of_kind(kind)), _TITLES[kind]) for kind in kinds)
     orphans = sum(node.orphan for node in graph.nodes.values())
     missing = sum(not node.loaded for node in graph.nodes.values())

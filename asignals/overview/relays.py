@@ -8,6 +8,7 @@ from __future__ import annotations
 import gc
 import sys
 from contextvars import ContextVar
+from types import FunctionType
 from typing import TYPE_CHECKING, Any, Final
 
 from asignals._core import is_a
@@ -37,17 +38,35 @@ def export_of_uid(uid: object) -> tuple[str, str] | None:
     return None
 
 
-def exporter_name(receiver: object) -> str | None:
-    """`relay shop → order.paid` for the receiver by which a relay exports; None for any other receiver."""
-    owner = exporter_of(receiver)
-    return None if owner is None else f"relay {str(owner._origin).partition('/')[0]} → {owner.topic}"
-
-
 def exporter_of(receiver: object) -> Any:
-    """The exporter whose method a receiver is; None for any other receiver."""
+    """The exporter that a relay has connected by this receiver; None for any other receiver."""
     module = sys.modules.get("asignals.relay._export")
-    owner = getattr(receiver, "__self__", None) if module is not None else None
-    return owner if module is not None and is_a(owner, module.Exporter) else None
+    if module is None or type(receiver) is not FunctionType:
+        return None
+    found = receiver.__dict__.get("exporter")
+    return found if is_a(found, module.Exporter) else None
+
+
+def exported_event(receiver: object) -> str | None:
+    """The id of the event that a call of a relay's receiver has just exported; None for any other receiver.
+
+    To be asked in the context of the call, as a monitor is told of it.
+    """
+    if exporter_of(receiver) is None:
+        return None
+    event: str | None = sys.modules["asignals.relay._export"].exported.get()
+    return event
+
+
+def handled_event() -> tuple[str, str] | None:
+    """The event whose receivers a relay calls in this context: its id, and `relay shop → order.paid → mail`."""
+    module = sys.modules.get("asignals.relay._current")
+    call = None if module is None else module.calling.get()
+    if call is None:
+        return None
+    envelope = call.envelope
+    service = str(envelope.origin).partition("/")[0]
+    return str(envelope.repeats or envelope.id), f"relay {service} → {envelope.topic} → {call.service}"
 
 
 def delivered_now() -> Any:

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     KeyFunction: TypeAlias = "Callable[[Any, dict[str, Any]], str | None]"
 
 handling: ContextVar[Envelope | None] = ContextVar("asignals.relay.handling", default=None)
+# The id of the event that was exported last in this context: who watches the send learns of it so.
+exported: ContextVar[str | None] = ContextVar("asignals.relay.exported", default=None)
 """The event whose receivers are being called: what they send follows from it."""
 
 
@@ -201,7 +203,20 @@ class Exporter:
         )
         if (span := producing.get()) is not None:
             span.set_attribute("messaging.message.id", envelope.id)
+        exported.set(envelope.id)
         await self._hand_on(envelope, session)
+
+    def receiver(self) -> Callable[..., Awaitable[None]]:
+        """The function to connect; messages, spans and pages call it `relay shop → order.paid`."""
+
+        async def export(signal: Signal[..., Any], sender: Any, **arguments: Any) -> None:
+            await self(signal, sender, **arguments)
+
+        function: Any = export
+        function.__module__ = None  # a label, and no code that anybody looks for
+        function.__qualname__ = f"relay {self._origin.partition('/')[0]} → {self.topic}"
+        function.exporter = self
+        return export
 
     def _session_of(self, signal: Signal[..., Any], arguments: dict[str, Any]) -> Any:
         """The session whose transaction the event is part of; `None` for one of its own."""

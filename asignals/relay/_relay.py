@@ -239,7 +239,7 @@ class Relay:
             hand_on=self._publisher.hand_on,
             session=self._session,
         )
-        signal.connect(exporter.__call__, sender, weak=False, dispatch_uid=uid, priority=FIRST)
+        signal.connect(exporter.receiver(), sender, weak=False, dispatch_uid=uid, priority=FIRST)
         self._exported.append((signal, uid))
 
     def _called_here(self, signal: Signal[..., Any], topic: str, sender: object) -> tuple[str, ...]:

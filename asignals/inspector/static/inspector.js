@@ -454,7 +454,7 @@ function hasFailed(send) {
 }
 
 function searchText(send) {
-  const parts = [send.name, send.sender];
+  const parts = [send.name, send.sender, send.event ?? ""];
   for (const [name, value] of send.arguments) parts.push(`${name}=${value}`);
   for (const receiver of send.receivers) parts.push(receiver.name, receiver.error ? `${receiver.error.type} ${receiver.error.message}` : "");
   if (send.error) parts.push(send.error.type, send.error.message);
@@ -533,7 +533,7 @@ function drawSend(send) {
   if (error) what.append(make("span", "badge", error.type));
   const glance = send.arguments.map(([name, value]) => `${name}=${value}`).join("  ");
   const row = make("details", failed ? "send failed" : "send", make("summary", "",
-    make("span", "time", clock(send.at)), what, make("span", "glance", glance || send.sender), drawMini(send), make("span", "took", seconds(send.duration))));
+    make("span", "time", clock(send.at)), what, make("span", "glance", send.event ?? (glance || send.sender)), drawMini(send), make("span", "took", seconds(send.duration))));
   row.dataset.number = send.number;
   row.dataset.signal = send.name;
   row.addEventListener("toggle", () => {
@@ -603,7 +603,7 @@ function drawWhole(send) {
   const whole = Math.max(1e-9, end - send.at);
   const lines = make("div", "fall");
   for (const [each, depth] of tree) {
-    const who = make("div", "who", each.name);
+    const who = make("div", "who", each.name, each.event ? make("small", "", each.event) : null);
     who.style.paddingLeft = `${Math.min(depth, 12) * 16}px`;
     const part = bar({ start: Math.max(0, each.at - send.at), duration: each.duration, error: hasFailed(each) }, whole);
     lines.append(who, make("div", "track", part), make("div", "took", seconds(each.duration)));
@@ -614,6 +614,7 @@ function drawWhole(send) {
 
 function drawValues(send) {
   const values = make("dl", "values", make("dt", "", "signal"), make("dd", "", send.name), make("dt", "", "sender"), make("dd", "", send.sender));
+  if (send.event) values.append(make("dt", "", "by"), make("dd", "", send.event));
   for (const [name, value] of send.arguments) values.append(make("dt", "", name), make("dd", "", value));
   return values;
 }

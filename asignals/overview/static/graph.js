@@ -4,7 +4,10 @@ const { nodes, edges, folded } = JSON.parse(document.getElementById("graph").tex
 const picture = document.getElementById("picture");
 const SVG = "http://www.w3.org/2000/svg";
 const ROW = 60, BOX = 46, GAP = 56, TOP = 60, MARGIN = 24, CHARACTER = 7.3, NARROW = 150, WIDE = 440, LABEL = 6.8;
-const TITLES = ["SENDERS", "SIGNALS", "RECEIVERS"];
+// From the left: topics that are received, who sends, the signals, who hears, topics that are exported to.
+const COLUMNS = 5, SIGNALS = 2;
+const COLUMN = { sender: 1, signal: SIGNALS, receiver: 3 };
+const TITLES = { sender: "SENDERS", signal: "SIGNALS", receiver: "RECEIVERS", service: "SERVICES", topic: "TOPICS" };
 const packages = new Set();
 const state = { folded: new Set(), search: "", chosen: null, x: 0, y: 0, zoom: 1, width: 0, height: 0 };
 
@@ -16,9 +19,14 @@ function make(tag, attributes, ...children) {
 }
 
 function packageOf(node) {
-  // Topics belong to no package; everything else to the first two parts of its name.
+  // Topics and services belong to no package; everything else to the first two parts of its name.
   const parts = node.name.split(".");
-  return node.kind === "topic" || parts.length < 2 ? null : parts.slice(0, Math.min(2, parts.length - 1)).join(".");
+  return !(node.kind in COLUMN) || parts.length < 2 ? null : parts.slice(0, Math.min(2, parts.length - 1)).join(".");
+}
+
+function columnOf(node, isSource) {
+  if (node.kind in COLUMN) return COLUMN[node.kind];
+  return node.kind === "topic" ? (isSource ? 0 : COLUMNS - 1) : isSource ? COLUMN.sender : COLUMN.receiver;
 }
 
 function fit(text, width) {
@@ -31,7 +39,9 @@ function fit(text, width) {
 // -- what is shown: packages that are folded stand for their nodes ------------------------------------------------
 
 function collect() {
+  // Services that receive, and the topics that they receive.
   const sources = new Set(edges.filter(([, end]) => nodes[end].kind === "signal").map(([start]) => start));
+  for (const [start, end] of edges) if (nodes[start].kind === "topic" && sources.has(end)) sources.add(start);
   const words = state.search.toLowerCase().split(/\s+/).filter(Boolean);
   const hits = new Set([...nodes.keys()].filter((number) => words.every((word) => `${nodes[number].name} ${nodes[number].note}`.toLowerCase().includes(word))));
   const near = new Set(hits);
@@ -41,7 +51,7 @@ function collect() {
   for (const [number, node] of nodes.entries()) {
     if (words.length && !near.has(number)) continue;
     const name = packageOf(node);
-    const column = node.kind === "sender" || (node.kind === "topic" && sources.has(number)) ? 0 : node.kind === "signal" ? 1 : 2;
+    const column = columnOf(node, sources.has(number));
     const isFolded = name !== null && state.folded.has(name) && !words.length;
     const key = isFolded ? `${column}:${name}` : `#${number}`;
     keyOf.set(number, key);
@@ -65,7 +75,7 @@ function collect() {
 }
 
 function columnsOf(shown, lines) {
-  const columns = [0, 1, 2].map((column) => [...shown.values()].filter((each) => each.column === column));
+  const columns = [...Array(COLUMNS).keys()].map((column) => [...shown.values()].filter((each) => each.column === column));
   const place = new Map();
   const number = () => columns.forEach((column) => column.forEach((each, row) => place.set(each.key, row)));
   const others = new Map();
@@ -76,7 +86,7 @@ function columnsOf(shown, lines) {
   number();
   // Each column is sorted by the middle of what its nodes are connected with, a few times over.
   for (let round = 0; round < 4; round += 1) {
-    for (const index of [0, 2]) {
+    for (const index of [1, 3, 0, 4]) {
       const middle = new Map(columns[index].map((each) => {
         const rows = (others.get(each.key) ?? []).map((key) => place.get(key));
         return [each.key, rows.length ? rows.reduce((sum, row) => sum + row, 0) / rows.length : place.get(each.key)];
@@ -89,7 +99,7 @@ function columnsOf(shown, lines) {
 }
 
 function textsOf(each) {
-  if (each.isFolded) return [each.name, `${each.count} ${["sender", "signal", "receiver"][each.column]}${each.count === 1 ? "" : "s"}, click to unfold`];
+  if (each.isFolded) return [each.name, `${each.count} ${each.node.kind}${each.count === 1 ? "" : "s"}, click to unfold`];
   const { node } = each;
   const words = [node.orphan ? "nobody hears this" : "", node.loaded ? "" : "not loaded", node.note].filter(Boolean);
   return [node.name, [...new Set(words)].join(" · ")];
@@ -107,7 +117,7 @@ function draw() {
   columns.forEach((column, index) => {
     const longest = Math.max(...column.flatMap((each) => textsOf(each).map((text) => text.length)));
     const width = Math.min(Math.max(NARROW, longest * CHARACTER + 28), WIDE);
-    front.append(make("text", { class: "title", x: left, y: 34 }, TITLES[column[0].column] + (column.some((each) => each.node.kind === "topic") ? " AND TOPICS" : "")));
+    front.append(make("text", { class: "title", x: left, y: 34 }, Object.keys(TITLES).filter((kind) => column.some((each) => each.node.kind === kind)).map((kind) => TITLES[kind]).join(" AND ")));
     const offset = TOP + ((tallest - column.length) * ROW) / 2;
     column.forEach((each, row) => {
       boxes.set(each.key, { each, x: left, y: offset + row * ROW, width, column: index });

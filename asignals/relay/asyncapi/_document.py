@@ -184,7 +184,7 @@ def exports(relay: Relay) -> Iterator[tuple[Signal[..., Any], Exporter]]:
     """Find what a relay exports."""
     for signal, uid in relay._exported:
         for connection in signal.connections:
-            exporter = getattr(connection.receiver, "__self__", None)
+            exporter = getattr(connection.receiver, "exporter", None)
             if connection.dispatch_uid == uid and is_a(exporter, Exporter):
                 yield signal, exporter
 
