@@ -41,7 +41,7 @@ import anyio.lowlevel
 from asignals._core.connection import Connection, Connections, finish, is_awaitable
 from asignals._core.errors import annotate
 from asignals._core.loops import cancellation
-from asignals._core.monitor import SendInfo, has_surrounding, is_watched
+from asignals._core.monitor import SendInfo, surrounding, watchers
 from asignals._core.signatures import Receiver
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ if TYPE_CHECKING:
 
 Pair: TypeAlias = tuple[Receiver, Any]
 Pairs: TypeAlias = list[Pair]
-Call: TypeAlias = Callable[..., Coroutine[Any, Any, Pairs]]
+Call: TypeAlias = Callable[[Any], Coroutine[Any, Any, Pairs]]
 
 
 class TaskGroup(Protocol):
@@ -69,7 +69,7 @@ class Send(SendInfo):
 
     def __init__(self, signal: Signal[..., Any], sender: object, arguments: dict[str, Any]) -> None:
         super().__init__(signal, sender, arguments)
-        self.is_watched: bool = is_watched()  # a monitor that begins later sees nothing of this send
+        self.is_watched: bool = bool(watchers)  # a monitor that begins later sees nothing of this send
 
     async def to(self, connection: Connection) -> Pair | None:
         """Call one connection of the plan; returns its pair for the results, or `None` when it has none."""
@@ -86,17 +86,17 @@ def deliver(
 ) -> Coroutine[Any, Any, Pairs]:
     """Send in a task group, or watched."""
     origin = signal if signal._origin is None else signal._origin
-    plan = origin._registry.plan_for(sender)
-    send = SendInfo(origin, sender, arguments) if is_watched() else None
+    plan = origin._registry.plan or origin._registry.plan_for(sender)
+    send = SendInfo(origin, sender, arguments) if watchers else None
     loop = plan.write_loop(arguments, robust=robust, watched=send is not None)
     watch = () if send is None else (send,)
-
-    def call(*connections: Any) -> Coroutine[Any, Any, Pairs]:
-        return loop(connections, origin, sender, *watch, **arguments)
-
     if signal._task_group is None:
-        work = call(*plan.connections)
+        work = loop(plan.connections, origin, sender, *watch, **arguments)
     else:
+
+        def call(connection: Any) -> Coroutine[Any, Any, Pairs]:
+            return loop((connection,), origin, sender, *watch, **arguments)
+
         work = _in_task_group(origin, call, plan.connections, signal._task_group, signal._limit)
     return work if send is None else _watch(send, work)
 
@@ -217,7 +217,7 @@ class _GroupSend:
 
     async def _call_here(self, index: int, connection: Connection) -> None:
         """Call a sync receiver; an awaitable that it returns gets a task."""
-        if has_surrounding():  # what a monitor enters, it leaves in the same task
+        if surrounding:  # what a monitor enters, it leaves in the same task
             self.pairs[index] = await self._call(connection)
             return
         receiver = _SyncReceiver(connection)

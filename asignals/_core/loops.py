@@ -165,7 +165,8 @@ _calls: ContextVar[tuple[Call, ...]] = ContextVar("asignals_calls", default=())
 
 def is_inside(of: object) -> bool:
     """Whether a call that is made for something runs around this one."""
-    return any(call.of is of and call.is_running for call in _calls.get())
+    calls = _calls.get()
+    return bool(calls) and any(call.of is of and call.is_running for call in calls)
 
 
 # -- worker threads ----------------------------------------------------------------------------------------------------

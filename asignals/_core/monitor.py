@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
 from contextvars import ContextVar
-from functools import partial
 from types import MappingProxyType, TracebackType
 from typing import TYPE_CHECKING, Any, NamedTuple, Self, TypeAlias
 
@@ -32,6 +31,7 @@ class SendInfo:
         self.given: dict[str, Any] = arguments
         self.arguments: Mapping[str, Any] = MappingProxyType(arguments)
         self.parent: SendInfo | None = current_send.get()
+        self._token: Any = None
 
     def __enter__(self) -> None:
         self._token = current_send.set(self)
@@ -40,15 +40,17 @@ class SendInfo:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        with suppress(ValueError):  # the collector closes the send, in another context
+        try:
             current_send.reset(self._token)
+        except ValueError:
+            self._token = None  # the collector closes the send, in another context
         self.leave(self._entered, error)
 
     def enter(self, receiver: Receiver | None) -> Entered:
         """Begin to watch a receiver's call or, with `None`, the whole send; `leave` takes what this returns."""
         managers = []
-        for watcher in tuple(watchers):
-            manager = None if watcher.around is None else watcher.surround(watcher.around, self, receiver)
+        for watcher in tuple(surrounding):
+            manager = watcher.surround(self, receiver)
             if manager is not None:
                 managers.append((watcher, manager))
         return receiver, managers, time.perf_counter()
@@ -57,22 +59,20 @@ class SendInfo:
         """Report what has been watched."""
         receiver, managers, start = entered
         duration = time.perf_counter() - start
-        report = _new_report(
-            (self.signal, self.sender, self.arguments, receiver, start, duration, error, self, self.parent)
-        )
+        facts = self.signal, self.sender, self.arguments, receiver, start, duration, error, self, self.parent
         try:
-            for watcher in watchers if len(watchers) == 1 else tuple(watchers):
+            for watcher in tuple(watchers):
                 if watcher.callback is not None:
                     try:
-                        watcher.callback(report)
+                        watcher.callback(_new_report(Report, facts))
                     except Exception as raised:  # noqa: BLE001  logged
                         watcher.failed(raised)
         finally:
-            for watcher, manager in reversed(managers):
+            for watcher, manager in managers and reversed(managers):
                 watcher.leave(manager, error)
 
 
-Entered: TypeAlias = "tuple[Receiver | None, list[tuple[Watcher, AbstractContextManager[object]]], float]"
+Entered: TypeAlias = "tuple[Receiver | None, Sequence[tuple[Watcher, AbstractContextManager[object]]], float]"
 Around: TypeAlias = Callable[[SendInfo, Receiver | None], AbstractContextManager[object] | None]
 
 
@@ -97,7 +97,7 @@ class Report(NamedTuple):
     parent: SendInfo | None
 
 
-_new_report: Callable[[tuple[Any, ...]], Report] = partial(tuple.__new__, Report)  # faster than its own
+_new_report: Callable[[type[Report], tuple[Any, ...]], Report] = tuple.__new__  # faster than its own
 
 
 class Watcher:
@@ -111,8 +111,9 @@ class Watcher:
 
     def __call__(self) -> None:
         """Stop watching; doing it again does nothing."""
-        with suppress(ValueError):
-            watchers.remove(self)
+        for each in (watchers, surrounding):
+            with suppress(ValueError):
+                each.remove(self)
 
     def __enter__(self) -> Self:
         return self
@@ -126,12 +127,11 @@ class Watcher:
         traceback = type(error), error, error.__traceback__  # logging takes a falsy exception for none
         logger.error("asignals: a monitor failed and was removed", exc_info=traceback)
 
-    def surround(
-        self, around: Around, send: SendInfo, receiver: Receiver | None
-    ) -> AbstractContextManager[object] | None:
+    def surround(self, send: SendInfo, receiver: Receiver | None) -> AbstractContextManager[object] | None:
         """Enter the context manager of a call, if there is one."""
+        around: Any = self.around
         try:
-            manager = around(send, receiver)
+            manager: AbstractContextManager[object] | None = around(send, receiver)
             if manager is not None:
                 manager.__enter__()
         except Exception as raised:  # noqa: BLE001  logged
@@ -148,8 +148,9 @@ class Watcher:
                 self.failed(raised)
 
 
-# Written code looks at this very list, so it is changed in place and never replaced.
+# Written code looks at these very lists, so they are changed in place and never replaced.
 watchers: list[Watcher] = []
+surrounding: list[Watcher] = []  # those of them with context managers to enter and leave in one task
 
 # The send whose receiver runs in this context, while somebody watches.
 current_send: ContextVar[SendInfo | None] = ContextVar("asignals_send", default=None)
@@ -186,14 +187,11 @@ def monitor(callback: Callable[[Report], object] | None = None, *, around: Aroun
         raise TypeError(msg)
     watcher = Watcher(callback, around)
     watchers.append(watcher)
+    if around is not None:
+        surrounding.append(watcher)
     return watcher
 
 
 def is_watched() -> bool:
     """Whether a monitor watches sends now."""
     return bool(watchers)
-
-
-def has_surrounding() -> bool:
-    """Whether a monitor has context managers to enter and leave in one task."""
-    return any(watcher.around is not None for watcher in watchers)

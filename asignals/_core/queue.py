@@ -52,7 +52,7 @@ class Queue(Generic[T]):
 
     def put(self, item: T, *, may_exceed: bool = False) -> Waiting[T] | None:
         """Add an item, with the lock held; without capacity, returns what `wait` takes."""
-        if may_exceed or self.used < self.size:
+        if may_exceed or len(self.items) + len(self.taken) < self.size:
             self.items.append(item)
             self._wake_taker()
             return None
@@ -96,10 +96,9 @@ class Queue(Generic[T]):
                 raise
 
     def release(self, item: T) -> None:
-        """Let an item that was taken count no more."""
-        with self.lock:
-            del self.taken[id(item)]
-            self._admit()
+        """Let an item that was taken count no more; with the lock held."""
+        del self.taken[id(item)]
+        self._admit()
 
     def close(self) -> list[T]:
         """Let nothing in or out any more, and wake everybody who waits; returns the items that were in."""

@@ -48,6 +48,7 @@ class Plan:
         self.made_at: int = made_at  # in shared changes of the registry
         self.loop: Loop | None = None
         self.robust_loop: Loop | None = None
+        self._loops: dict[tuple[bool, bool], Loop] = {}  # robust or not, watched or not
         self._names = names
         styles = Counter(each.style for each in connections if each.style is not None)
         self._style = max(styles, key=styles.__getitem__, default=Shape(is_async=True, wanted=None))
@@ -57,10 +58,15 @@ class Plan:
 
     def write_loop(self, sent: Iterable[str] = (), *, robust: bool, watched: bool = False) -> Loop:
         """The loop of `send` or of `send_robust`, for the keywords that an undeclared signal sends."""
+        known = self._loops.get((robust, watched))
+        if known is not None:
+            return known
         names = self._names
         if names is None and is_often_sent(tuple(sent)):
             names = tuple(sent)
         loop = write_loop(names, self._style, robust, watched)
+        if self._names is not None:
+            self._loops[robust, watched] = loop
         if names is not None and not watched:
             setattr(self, "robust_loop" if robust else "loop", loop)
         return loop

@@ -23,13 +23,14 @@ import textwrap
 from collections.abc import Callable, Collection, Coroutine
 from contextlib import suppress
 from inspect import Signature
+from time import perf_counter
 from types import FunctionType, MethodType
 from typing import Any, TypeAlias
 
 from asignals._core.connection import PLAIN_TYPES, is_awaitable
 from asignals._core.dispatch import deliver
 from asignals._core.errors import DeclarationError, annotate, is_receivers_error, log_failure
-from asignals._core.monitor import watchers
+from asignals._core.monitor import surrounding, watchers
 from asignals._core.signatures import FORWARDS, Names, Shape, Stub, check_names, shared
 
 if sys.version_info < (3, 12):
@@ -92,13 +93,13 @@ _CALL_METHOD = "@connection.function(@receiver@more_keywords)", "@Method(@connec
 _ASYNC = """\
 if @connection.style is @style:
     if (@receiver := @connection()) is not None:
-        @entered = @send.enter(@answering)
+        @entered = @send.enter(@answering) if @surrounding else (@answering, (), @perf_counter())
         @results.append((@answering, await @call))
 """
 _SYNC = """\
 if @connection.style is @style:
     if (@receiver := @connection()) is not None:
-        @entered = @send.enter(@answering)
+        @entered = @send.enter(@answering) if @surrounding else (@answering, (), @perf_counter())
         @response = @call
         if @type(@response) not in @PLAIN_TYPES and @is_awaitable(@response):
             @response = await @response
@@ -133,6 +134,8 @@ _NAMESPACE = {
     "is_awaitable": is_awaitable,
     "is_receivers_error": is_receivers_error,
     "log_failure": log_failure,
+    "perf_counter": perf_counter,
+    "surrounding": surrounding,
     "type": type,
     "watchers": watchers,
 }
