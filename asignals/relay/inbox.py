@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from asignals.relay._current import Call
 
-logger = logging.getLogger("asignals.relay")
+logger: logging.Logger = logging.getLogger("asignals.relay")
 
 _SWEEP: Final = 600.0  # seconds between two times that old rows are removed
 _SWEPT: Final = 1_000  # rows that are removed at once: a large removal would keep others waiting
