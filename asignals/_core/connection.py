@@ -176,15 +176,7 @@ class Connection(Reference):
             return describe(receiver)
         return f"{self.name} (connected at {self.connected_at})"
 
-    def claim(self, signal: Signal[..., Any]) -> Receiver | None:
-        """The receiver if it may be called now; disconnects one that was connected with `once`."""
-        receiver: Receiver | None = self.target()
-        if receiver is None or not self.is_live or (self.options.once and not signal._registry.remove(self)):
-            return None
-        return receiver
-
-    def call(self, receiver: Receiver, signal: Signal[..., Any], sender: object, arguments: dict[str, Any]) -> Any:
-        """Call what `claim` gave; returns the response or an awaitable of it."""
+    def _call(self, receiver: Receiver, signal: Signal[..., Any], sender: object, arguments: dict[str, Any]) -> Any:
         if self.options.in_thread:
             work = functools.partial(self.shape.call, receiver, signal, sender, arguments)
             return in_thread(work, None if self.options.in_thread is True else self.options.in_thread)
@@ -205,12 +197,12 @@ class Connection(Reference):
         self, signal: Signal[..., Any], sender: object, arguments: dict[str, Any], send: Any
     ) -> tuple[Receiver, Any, Any] | None:
         """Call the receiver as `respond` does, and leave the response to `finish`."""
-        receiver = self.claim(signal)
-        if receiver is None:
+        receiver: Receiver | None = self.target()
+        if receiver is None or not self.is_live or (self.options.once and not signal._registry.remove(self)):
             return None
         entered = None if send is None else send.enter(receiver)
         try:
-            return receiver, self.call(receiver, signal, sender, arguments), entered
+            return receiver, self._call(receiver, signal, sender, arguments), entered
         except BaseException as error:
             if send is not None:
                 send.leave(entered, error)

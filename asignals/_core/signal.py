@@ -17,7 +17,7 @@ from anyio import CapacityLimiter
 
 from asignals._core import written
 from asignals._core.connection import DEFAULTS, AllOptions, Connection, ConnectOptions, Options, connection_to
-from asignals._core.dispatch import TaskGroupFactory, deliver
+from asignals._core.dispatch import Pairs, TaskGroupFactory, deliver
 from asignals._core.errors import InvalidReceiverError
 from asignals._core.monitor import watchers
 from asignals._core.references import calling_frame, describe, is_a
@@ -183,9 +183,7 @@ class Signal(Generic[P, R_co]):
         written.mark_as_send(send)
         written.mark_as_send(send_robust)
 
-    def _send_keywords(
-        self, sender: object, named: dict[str, Any], *, robust: bool
-    ) -> Coroutine[Any, Any, list[tuple[Receiver, Any]]]:
+    def _send_keywords(self, sender: object, named: dict[str, Any], *, robust: bool) -> Coroutine[Any, Any, Pairs]:
         self._bind(sender, **named)
         plan = self._direct_plan_for(sender)
         if plan is None:
