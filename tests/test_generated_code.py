@@ -174,7 +174,7 @@ async def test_keywords_that_never_come_again_write_no_code():
     made = Signal()
     made.connect(slow)
     for method in (made.send, made.send_robust):
-        await method(None)
+        await method(None, **keywords("first"))
     before = len(written._often_sent), len(linecache.cache)
     for number in range(2000):
         for method in (made.send, made.send_robust):
