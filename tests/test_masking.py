@@ -5,8 +5,10 @@ import collections
 import dataclasses
 import functools
 import http.cookies
+import io
 import itertools
 import json
+import logging
 import os
 import random
 import string
@@ -17,7 +19,8 @@ import weakref
 
 import pytest
 
-from asignals.overview.masking import MASK, is_secret_name
+from asignals import Signal
+from asignals.masking import MASK, MaskingFilter, is_secret_name
 from asignals.overview.values import Shower
 
 SECRET = "hUnt3r2x"  # noqa: S105  to be masked
@@ -570,3 +573,53 @@ def test_no_code_of_the_value_runs():
     show([value])
     show({"a": value})
     assert calls == []
+
+
+class MisspeltError(Exception):
+    """An error whose message cannot be made."""
+
+    def __str__(self):
+        raise ValueError
+
+
+@pytest.mark.parametrize("where", ["logger", "handler"])
+def test_log_lines_of_receivers_errors_are_masked_by_a_filter(where):
+    """The message and the traceback, of a logger or of a handler; the exception itself stays in the record."""
+    records = []
+    stream = io.StringIO()
+    handler = logging.StreamHandler(stream)
+    handler.addFilter(lambda record: records.append(record) or True)
+    logger = logging.Logger("filtered")  # noqa: LOG001  of nobody else
+    logger.addHandler(handler)
+    (logger if where == "logger" else handler).addFilter(MaskingFilter())
+    error = ConnectionError(f"postgresql://root:{SECRET}@db/shop and Authorization: Bearer {SECRET}")
+    logger.error("password=%s of %s", SECRET, "root", exc_info=error)
+    logger.error("odd", exc_info=MisspeltError())
+    assert MaskingFilter().filter(logging.makeLogRecord({"msg": "%d receivers", "args": ("no number",)}))
+    text = stream.getvalue()
+    assert SECRET not in text
+    assert MASK in text
+    assert "ConnectionError" in text
+    assert "of root" in text
+    assert records[0].exc_info[1] is error
+
+
+@pytest.mark.anyio
+async def test_a_filter_of_the_packages_logger_masks_what_receivers_raise(anyio_backend, caplog):
+    """`send_robust` logs each error; a program adds the filter to the logger `asignals`."""
+    signal = Signal(name="test.masked")
+
+    async def fail(**_):
+        msg = f"cannot log in with api_key={SECRET}"
+        raise RuntimeError(msg)
+
+    masking = MaskingFilter()
+    logging.getLogger("asignals").addFilter(masking)
+    try:
+        with signal.connected(fail):
+            await signal.send_robust(None)
+    finally:
+        logging.getLogger("asignals").removeFilter(masking)
+    assert "api_key=" in caplog.text
+    assert caplog.records[0].exc_text.count(MASK)
+    assert SECRET not in caplog.text

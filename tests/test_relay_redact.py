@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from asignals.masking import redacted, said
 from asignals.relay import (
     Database,
     JetStream,
@@ -16,7 +17,6 @@ from asignals.relay import (
     engine_from_url,
 )
 from asignals.relay._connection_state import ConnectionState
-from asignals.relay._redact import redacted, said
 
 
 @pytest.mark.parametrize(
@@ -37,6 +37,8 @@ from asignals.relay._redact import redacted, said
         ("Authorization: Bearer secret", "Authorization: Bearer ***"),
         ("asignals --password secret worker", "asignals --password *** worker"),
         ("//u:secret@h/db", "//u:***@h/db"),
+        ("key sk_live_secret1234 refused", "key *** refused"),
+        ("-----BEGIN PRIVATE KEY----- secret -----END PRIVATE KEY----- x", "*** x"),
         ("user:secret@127.0.0.1:4222", "user:***@127.0.0.1:4222"),
         ("compass=1 passed: 5, bypass=x a:b", "compass=1 passed: 5, bypass=x a:b"),
         ("at 12:30:05 asignals/x.py:5", "at 12:30:05 asignals/x.py:5"),

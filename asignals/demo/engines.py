@@ -17,8 +17,8 @@ _NAMED_BY = {"nats": "stream", "redis": "prefix", "amqp": "name", "sqlite": None
 
 def transport_for(url: str, name: str) -> Any:
     """Choose the engine by a URL's scheme; raises `ValueError` for one that is not known."""
+    from asignals.masking import redacted  # noqa: PLC0415
     from asignals.relay import engine_from_url  # noqa: PLC0415  not every run has a relay
-    from asignals.relay._redact import redacted  # noqa: PLC0415
 
     scheme = _scheme(url)
     if scheme not in _NAMED_BY:
@@ -37,7 +37,7 @@ def _scheme(url: str) -> str:
 @asynccontextmanager
 async def own_place(url: str) -> AsyncIterator[str]:
     """Give a name that no other run uses, and remove at the end what was made under it; a file stays as it is."""
-    from asignals.relay._redact import redacted, said  # noqa: PLC0415  not every run has a relay
+    from asignals.masking import redacted, said  # noqa: PLC0415  not every run has a relay
 
     name = f"asignals_demo_{secrets.token_hex(4)}"
     if _scheme(url) == "postgresql":

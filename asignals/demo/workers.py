@@ -17,7 +17,7 @@ import uvicorn
 
 from asignals.demo.engines import NOTHING, own_place, transport_for
 from asignals.demo.orders import open_orders
-from asignals.relay._redact import said
+from asignals.masking import said
 
 _PATIENCE = 5.0  # seconds that a worker may take to end, before it is killed
 _AT_LEAST = 2.0  # seconds that a worker runs before it is started again when it dies

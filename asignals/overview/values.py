@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from asignals import _core
 from asignals._core import is_a
-from asignals.overview.masking import MASK, NAMES_OF_NAMES, NAMES_OF_VALUES, Masker, plain_text
+from asignals.masking import MASK, NAMES_OF_NAMES, NAMES_OF_VALUES, Masker, plain_text
 from asignals.overview.objects import (
     BRACKETS,
     CALLABLE,

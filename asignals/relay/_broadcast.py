@@ -8,8 +8,8 @@ from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+from asignals.masking import redacted, said
 from asignals.relay._envelope import Envelope, EnvelopeError
-from asignals.relay._redact import redacted, said
 
 if TYPE_CHECKING:
     from collections.abc import Callable

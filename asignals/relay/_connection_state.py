@@ -8,8 +8,8 @@ import random
 import time
 from typing import TYPE_CHECKING
 
+from asignals.masking import redacted, said
 from asignals.relay._cancel import times_cancelled
-from asignals.relay._redact import redacted, said
 
 if TYPE_CHECKING:
     from types import TracebackType

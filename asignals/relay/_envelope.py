@@ -17,7 +17,7 @@ from functools import lru_cache
 from typing import Any, Final
 
 from asignals._core import DocumentedError
-from asignals.relay._redact import redacted
+from asignals.masking import redacted
 from asignals.relay._trace import MAX_BAGGAGE
 
 MAX_HEADER: Final = 16_384

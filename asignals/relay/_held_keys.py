@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from asignals.relay._redact import redacted
+from asignals.masking import redacted
 
 if TYPE_CHECKING:
     from asignals.relay._envelope import Envelope

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 from urllib.parse import urlsplit
 
-from asignals.relay._redact import redacted
+from asignals.masking import redacted
 
 
 @dataclass(frozen=True, slots=True)

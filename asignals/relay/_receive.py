@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 import anyio
 
 from asignals._core import Send, bind, log_failure
+from asignals.masking import said
 from asignals.relay._cancel import heeding, limited, times_cancelled
 from asignals.relay._connection_state import ConnectionState, jittered
 from asignals.relay._current import AlreadyHandledError, Call, Delivered, calling, delivering
@@ -31,7 +32,6 @@ from asignals.relay._export import handling
 from asignals.relay._held_keys import HeldKeys
 from asignals.relay._inbox import Memo
 from asignals.relay._lanes import Lanes
-from asignals.relay._redact import said
 from asignals.relay._trace import following
 from asignals.relay._transport import Release, delay_of
 from asignals.relay._watchdog import Watchdog

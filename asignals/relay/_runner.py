@@ -8,9 +8,9 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
 from asignals._core import DocumentedError
+from asignals.masking import said
 from asignals.relay._cancel import end, limited
 from asignals.relay._connection_state import Attempts, ConnectionState
-from asignals.relay._redact import said
 from asignals.relay._subscription import receiver_names
 from asignals.relay._transport import Broadcasts, Checked, OwnInbox
 

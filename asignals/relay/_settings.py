@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Mapping
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from asignals import Signal
-from asignals.relay._redact import redacted
+from asignals.masking import redacted
 
 if TYPE_CHECKING:
     from asignals.relay._codec import Codec

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from asignals.masking import said
 from asignals.relay._cli.loading import Target, Yes, choosing_letters, load, run
 from asignals.relay._cli.look import Look
 from asignals.relay._cli.progress import Progress
@@ -25,7 +26,6 @@ from asignals.relay._cli.tail import as_line as event_as_line
 from asignals.relay._dead_letters import REFUSED
 from asignals.relay._envelope import check_name
 from asignals.relay._monitoring.status import TIMEOUT
-from asignals.relay._redact import said
 from asignals.relay._runner import NoReceiversError
 from asignals.relay._transport import Broadcasts, SchemaError
 from asignals.relay.worker import JSONFormatter, TextFormatter, check_receivers, run_worker

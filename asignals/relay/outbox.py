@@ -15,6 +15,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 from sqlalchemy.util import await_only
 
+from asignals.masking import redacted, said
 from asignals.relay._cancel import limited
 from asignals.relay._connected import answered, begun, connected
 from asignals.relay._connection_state import Attempts, ConnectionState
@@ -28,7 +29,6 @@ from asignals.relay._dialect import (
 from asignals.relay._envelope import DeadLetter, Envelope
 from asignals.relay._listening import announce, listening
 from asignals.relay._outbox_rows import TRIP, rows_of
-from asignals.relay._redact import redacted, said
 from asignals.relay._settings import check_numbers, given
 from asignals.relay._sql import Stored
 from asignals.relay._transport import PublishRefusedError, SchemaError

@@ -21,8 +21,8 @@ from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from asignals.masking import redacted, without_passwords
 from asignals.overview.relay_metrics import MAX_AGE, prometheus_text, samples
-from asignals.relay._redact import redacted, without_passwords
 from asignals.relay._relay import Relay
 from asignals.relay._runner import NoReceiversError
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from asignals.relay._redact import said
+from asignals.masking import said
 from asignals.relay.worker import load_relay
 
 if TYPE_CHECKING:

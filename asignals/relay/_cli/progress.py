@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Final
 
 import typer
 
+from asignals.masking import redacted
 from asignals.relay._cancel import end
-from asignals.relay._redact import redacted
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

@@ -8,8 +8,8 @@ from itertools import groupby
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Final
 
+from asignals.masking import redacted
 from asignals.relay._dead_letters import REFUSED
-from asignals.relay._redact import redacted
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -9,10 +9,9 @@ from collections import deque
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
-from asignals.overview.masking import Masker
+from asignals.masking import Masker, redacted, said
 from asignals.relay._cancel import end
 from asignals.relay._envelope import Envelope, EnvelopeError
-from asignals.relay._redact import redacted, said
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from asignals.masking import redacted
 from asignals.relay._connection_state import ConnectionState
-from asignals.relay._redact import redacted
 
 if TYPE_CHECKING:
     import asyncio

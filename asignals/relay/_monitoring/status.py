@@ -10,11 +10,11 @@ from contextlib import aclosing, suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, Protocol, TypeVar, runtime_checkable
 
+from asignals.masking import redacted, said
 from asignals.relay._cancel import end, limited
 from asignals.relay._connection_state import ConnectionState
 from asignals.relay._dead_letters import REFUSED
 from asignals.relay._monitoring.figures import Figures, TopicFigures, backlog_of
-from asignals.relay._redact import redacted, said
 from asignals.relay._transport import Backlog, DeadLetters
 
 if TYPE_CHECKING:

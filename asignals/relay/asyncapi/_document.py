@@ -7,10 +7,10 @@ import re
 from typing import TYPE_CHECKING, Any, Final
 
 from asignals._core import is_a, name_of
+from asignals.masking import said
 from asignals.relay._codec import UpcastingCodec
 from asignals.relay._export import Exporter, dump_sender, load_sender
 from asignals.relay._places import Address, Located
-from asignals.relay._redact import said
 from asignals.relay._trace import MAX_BAGGAGE
 from asignals.relay.asyncapi._components import ROOT, Components
 from asignals.relay.asyncapi._schemas import schema_of

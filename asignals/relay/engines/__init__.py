@@ -30,8 +30,8 @@ import re
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+from asignals.masking import redacted
 from asignals.relay._extras import needs
-from asignals.relay._redact import redacted
 
 if TYPE_CHECKING:
     from asignals.relay._transport import Transport

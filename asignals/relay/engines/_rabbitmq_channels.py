@@ -6,7 +6,7 @@ import asyncio
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
-from asignals.relay._redact import said
+from asignals.masking import said
 from asignals.relay._to_the_end import to_the_end
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from redis.asyncio.retry import Retry
 from redis.asyncio.sentinel import Sentinel, SentinelManagedConnection, SentinelManagedSSLConnection
 from redis.backoff import NoBackoff
 
-from asignals.relay._redact import redacted
+from asignals.masking import redacted
 
 _PORT: Final = 26_379
 _ANSWER: Final = 1.0  # seconds that one Sentinel may take before the next is asked

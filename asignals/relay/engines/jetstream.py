@@ -25,6 +25,7 @@ from nats.aio.client import Client
 from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy, KeyValueConfig, StreamConfig
 from nats.js.errors import BucketNotFoundError, KeyNotFoundError, NotFoundError
 
+from asignals.masking import redacted
 from asignals.relay._batch import Batch
 from asignals.relay._cancel import heeding, limited
 from asignals.relay._connection_state import Attempts, ConnectionState
@@ -35,7 +36,6 @@ from asignals.relay._monitoring.figures import EXPIRY, TopicFigures, backlog_of,
 from asignals.relay._partitions import InPartition
 from asignals.relay._places import Address, Server, servers_of
 from asignals.relay._pool import Pool
-from asignals.relay._redact import redacted
 from asignals.relay._settings import check_numbers, check_servers, given
 from asignals.relay._to_the_end import to_the_end
 from asignals.relay._transport import Delivery, PublishRefusedError, delay_of

@@ -26,13 +26,13 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar
 from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient
 
+from asignals.masking import redacted
 from asignals.relay._connection_state import Attempts, ConnectionState
 from asignals.relay._envelope import DeadLetter, check_name
 from asignals.relay._key_queues import KeyQueues
 from asignals.relay._monitoring.figures import TopicFigures, backlog_of
 from asignals.relay._places import Address, Server
 from asignals.relay._pool import Pool
-from asignals.relay._redact import redacted
 from asignals.relay._settings import check_servers
 from asignals.relay._to_the_end import to_the_end
 from asignals.relay._transport import Delivery, PublishRefusedError, delay_of

@@ -26,6 +26,7 @@ from aio_pika import DeliveryMode, ExchangeType, Message, connect
 from aio_pika.exceptions import ChannelNotFoundEntity, ChannelPreconditionFailed, DeliveryError
 from aiormq.exceptions import ChannelLockedResource
 
+from asignals.masking import redacted, said
 from asignals.relay._cancel import end, limited
 from asignals.relay._connection_state import Attempts, ConnectionState
 from asignals.relay._envelope import DeadLetter, check_name, new_id
@@ -34,7 +35,6 @@ from asignals.relay._monitoring.figures import TopicFigures, backlog_of
 from asignals.relay._partitions import InPartition
 from asignals.relay._places import Address, Server, servers_of
 from asignals.relay._pool import Pool
-from asignals.relay._redact import redacted, said
 from asignals.relay._transport import Delivery, Release, delay_of
 from asignals.relay.engines._rabbitmq_channels import ATTEMPT, Closing, close, number
 from asignals.relay.engines._rabbitmq_order import (

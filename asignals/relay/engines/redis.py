@@ -29,6 +29,7 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import NoScriptError, ResponseError
 
+from asignals.masking import redacted
 from asignals.relay._batch import Batch
 from asignals.relay._cancel import limited
 from asignals.relay._connection_state import Attempts, ConnectionState, jittered
@@ -37,7 +38,6 @@ from asignals.relay._inbox import Memo
 from asignals.relay._monitoring.figures import EXPIRY, TopicFigures, backlog_of, beat_for_ever, held_of
 from asignals.relay._places import Address, Server, servers_of
 from asignals.relay._pool import Pool
-from asignals.relay._redact import redacted
 from asignals.relay._settings import check_numbers, given
 from asignals.relay._to_the_end import to_the_end
 from asignals.relay._transport import Delivery, Release

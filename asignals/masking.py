@@ -1,11 +1,22 @@
-"""What is secret, by its name and by its look, and how it is masked in texts."""
+"""What is secret, by its name and by its look, and how it is masked in texts: one module for all that is shown.
+
+The inspector, `asignals list`, spans and messages of assertions show values through a `Masker`; logs, errors and health
+of a relay are written by `redacted` and `said`. `MaskingFilter` masks the log lines of a program of your own:
+
+    logging.getLogger("asignals").addFilter(MaskingFilter())
+
+It stands beside the core, and above nothing but the core's interface, so that every package may use it. The core itself
+hands exceptions to `logging` as they are: what a handler writes of them is the program's choice.
+"""
 
 from __future__ import annotations
 
 import functools
 import itertools
 import json
+import logging
 import re
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
 from asignals._core import is_a
@@ -202,3 +213,95 @@ def _end_of_word(text: str, start: int, most: int) -> int:
 
 
 _QUOTE: Final = re.compile(r"""[bBuUrRfF]{0,2}(\\{0,4}['"])""")
+
+
+# -- texts of a relay: errors, addresses, log lines --------------------------------------------------------------------
+
+HIDDEN: Final = "***"
+
+# Where a URL has no password, the part before "@" may be a token (NATS), so all of it is hidden. A password may hold
+# "/" and "@" that nobody has escaped: it goes up to the last "@" before white space or the next URL.
+_USER_INFO: Final = re.compile(
+    r"(?P<scheme>(?:\b[A-Za-z][A-Za-z0-9+.-]*:)?//)(?P<user>[^\s/?#@:]*)(?P<rest>:(?:(?!://)[^\s\"'])*)?@"
+)
+_NAMES: Final = (
+    r"password|passwd|pwd|passphrase|(?<![A-Za-z])pass(?![A-Za-z])|secret|token|api[_-]?key|access[_-]?key|credentials"
+    r"|jwt|nkeys?_seed|seed"
+)
+_SETTING: Final = re.compile(
+    rf"(?P<name>\b[\w.-]*(?:{_NAMES})[\w.-]*[\"']?\s*[=:]\s*)(?P<value>[bru]?\"[^\"]*\"|[bru]?'[^']*'|[^\s&;,\"')}}\]]+)",
+    re.IGNORECASE,
+)
+# Those that white space parts from their names, of HTTP and of command lines.
+_SPACED: Final = re.compile(
+    rf"(?P<name>\bAuthorization[\"']?\s*[=:]\s*[\"']?\w+\s+|(?<!\S)--[\w-]*(?:{_NAMES})[\w-]*\s+)[^\s\"']+",
+    re.IGNORECASE,
+)
+# As in user:password@host:4222.
+_NO_SCHEME: Final = re.compile(r"(?P<name>(?<![\w.+/:-])[\w.+-]+:)[^\s@/\"']+(?=@[\w.-]+:\d)")
+_CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def redacted(text: object) -> str:
+    """Write a text in one line that shows no password: of URLs, of settings such as `password=…`, of error messages.
+
+    Control characters, line ends, and marks that turn the direction of writing are escaped as Python escapes them.
+    """
+    return _CONTROL.sub(_escaped, without_passwords(str(text)))
+
+
+def without_passwords(text: str) -> str:
+    """Write a text with all its lines and characters, but for its passwords."""
+    text = _USER_INFO.sub(_without_user_info, text)
+    for pattern in (_SETTING, _SPACED, _NO_SCHEME):
+        text = pattern.sub(rf"\g<name>{HIDDEN}", text)
+    for look in (_PEM, _KNOWN):
+        text = look.sub(HIDDEN, text)
+    return text
+
+
+def said(error: BaseException) -> str:
+    """Write what an error says, by its kind alone where it says nothing, redacted."""
+    text = redacted(error) or ("no answer in time" if isinstance(error, TimeoutError) else "")
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def _without_user_info(found: re.Match[str]) -> str:
+    user = found["user"] if found["rest"] else HIDDEN
+    password = f":{HIDDEN}" if found["rest"] else ""
+    return f"{found['scheme']}{user}{password}@"
+
+
+def _escaped(found: re.Match[str]) -> str:
+    return found[0].encode("unicode_escape").decode()
+
+
+class MaskingFilter(logging.Filter):
+    """Masks what is secret in the records of a logger: the message, and the text of an exception.
+
+    For a logger (`logging.getLogger("asignals").addFilter(MaskingFilter())`, and the same for `"asignals.relay"`), or
+    for a handler, which then masks the lines of all loggers. The exception stays in `record.exc_info` for handlers that
+    look at it themselves; formatters write the masked text. A record whose message cannot be made is left as it is.
+    """
+
+    def __init__(self, secrets: Iterable[str] | None = None) -> None:
+        """Mask by the usual names, or by these parts of names, in any case."""
+        super().__init__()
+        self._masker = Masker(secrets)
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Mask one record; keeps all."""
+        with suppress(Exception):  # handlers report what is wrong with a record; whoever logs is not to be troubled
+            message = record.getMessage()
+            masked = self._masker.text(message)
+            if masked != message:
+                record.msg, record.args = masked, ()
+            if record.exc_info and record.exc_info[1] is not None:
+                text = record.exc_text or _FORMATTER.formatException(record.exc_info)
+                record.exc_text = self._masker.text(text)
+        return True
+
+
+_FORMATTER: Final = logging.Formatter()
+
+__all__ = ["Masker", "MaskingFilter", "is_secret_name", "redacted", "said"]
