@@ -120,6 +120,16 @@ async def test_restoring_undoes_what_happened_inside(made):
     assert answers(await made.send(None)) == ["greet", "other"]
 
 
+async def test_restoring_brings_back_the_only_receiver_of_a_sender(made):
+    """The connection of a sender that had no other one is back, as the same object."""
+    made.connect(greet, "a", priority=2)
+    before = state(made)
+    with made.connected(greet, "a"):
+        made.disconnect(greet, "a")
+    assert state(made) == before
+    assert answers(await made.send("a")) == ["greet"]
+
+
 async def test_once_that_is_used_up_inside_is_restored(made):
     """A connection with `once` from before the block is there again after it."""
     made.connect(greet, once=True)

@@ -482,6 +482,7 @@ async def test_the_interface_answers_for_signals_and_views():
     view = made.using(limit=3)
     assert core.origin_of(view) is core.origin_of(made) is made
     assert core.registry_of(view) is core.registry_of(made)
+    assert made._registries() == {"": core.registry_of(made)}
     assert core.bind(made, "s", a=1) == ("s", {"a": 1})
     with pytest.raises(TypeError, match="'b'"):
         core.bind(made, "s", a=1, b=2)

@@ -177,9 +177,10 @@ def check_names(names: Iterable[str]) -> Names:
         is_name = isinstance(name, str) and name.isidentifier()
         # Plain strings, because enumerations are formatted in their own ways.
         plain = unicodedata.normalize("NFKC", str.__str__(name)) if is_name else ""
-        if not is_name or keyword.iskeyword(plain) or plain in {"__debug__", *RESERVED, *checked}:
-            rule = "it must be an identifier, there once, and no keyword; 'sender' and 'signal' are reserved"
-            msg = f"{name!r} cannot be the name of an argument: {rule}"
+        is_taken = plain in RESERVED or plain in checked
+        if not is_name or is_taken or keyword.iskeyword(plain) or plain == "__debug__":
+            reason = "is reserved or declared twice" if is_taken else "cannot be the name of an argument"
+            msg = f"{name!r} {reason}: names are identifiers, and 'sender' and 'signal' are given to every receiver"
             raise DeclarationError(msg)
         checked.append(plain)
     return tuple(checked)
@@ -202,7 +203,8 @@ def read_stub(stub: Callable[..., Any]) -> Stub:
     parameters = list(inspect.signature(stub, **_UNEVALUATED).parameters.values())
     others = [each.name for each in parameters if each.kind is not Parameter.KEYWORD_ONLY]
     if others != ["sender"] or not stub.__code__.co_argcount:
-        rule = "its first parameter must be 'sender', and all others must be keyword-only"
+        extra = ", ".join(map(repr, others[1:])) if others[:1] == ["sender"] else ""
+        rule = f"{extra} must be keyword-only" if extra else "its first parameter must be 'sender'"
         msg = f"{where}: {rule}; write def {stub.__name__}(sender, *, ...)"
         raise DeclarationError(msg)
     try:
