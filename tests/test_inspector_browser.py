@@ -411,6 +411,11 @@ OBSERVE = """() => {
         for (const each of list.getEntries()) window.longest = Math.max(window.longest, each.duration);
     }).observe({type: 'longtask'});
 }"""
+FIXED_WORK = """() => {
+    const start = performance.now();
+    for (let each = 0; each < 3e6; each += 1) Math.sqrt(each);
+    return performance.now() - start;
+}"""
 CLICK = """selector => new Promise(resolve => {
     const start = performance.now();
     document.querySelector(selector).click();
@@ -421,23 +426,28 @@ CLICK = """selector => new Promise(resolve => {
 def test_three_hundred_signals_and_a_thousand_sends_a_second(visit, call, process, shots):
     """The page of a large program stays quick: no long task, clicks answered at once; cards are folded."""
     page = visit()
+    quick = min(page.evaluate(FIXED_WORK) for _ in range(20))
     page.evaluate(OBSERVE)
     call(program.enlarge, 300, 5_000)
     expect(page.locator(".signal")).to_have_count(302)
     expect(page.locator(".receivers:visible")).to_have_count(0)
-    sending = process.submit(program.flood, 1_000, 4)
+    sending = process.submit(program.flood, 1_000, 8)
     expect(rows(page).first).to_be_visible()
-    clicks = []
+    tools = ("#errors", "#errors", "#pause", "#pause", "#fold", "#fold", ".signal-head", "#chosen button")
+    clicks = {number: [] for number in range(len(tools))}
+    tasks = []
     while not sending.done():
-        tools = ("#errors", "#errors", "#pause", "#pause", "#fold", "#fold", ".signal-head", "#chosen button")
-        clicks += [page.evaluate(CLICK, selector) for selector in tools]
-        page.wait_for_timeout(100)
+        slowness = max(1.0, page.evaluate(FIXED_WORK) / quick)
+        page.evaluate("window.longest = 0")
+        for number, selector in enumerate(tools):
+            clicks[number].append(page.evaluate(CLICK, selector))
+        tasks.append(page.evaluate("window.longest") / slowness)
     assert sending.result() > 500
-    clicks.sort()
-    longest = page.evaluate("window.longest")
-    # 200 ms for a click and 100 ms for a task are promised; the machine may be busy with other tests.
-    assert clicks[len(clicks) // 4] < 200, clicks
-    assert longest < 1_000, longest
+    # Whatever else runs on the machine makes some of them slow: what the page needs by itself is in the quickest click
+    # of each tool, and in the quietest round, by the measure of how long fixed work took then. A page that is too slow
+    # is so in all of them.
+    assert max(map(min, clicks.values())) < 200, clicks
+    assert min(tasks) < 100, tasks
     shots(page, "inspector-large")
 
 
@@ -488,7 +498,7 @@ LAYOUT = """() => {
 
 
 def graph_of(signals):
-    """A graph of so many signals, each with a sender, receivers with long labels, some topics, and what is missing."""
+    """A graph of so many signals with senders, receivers of long labels, services and topics, and what is missing."""
     graph = Graph()
     for number in range(signals):
         part = f"shop.part{number % 10}.orders"
@@ -501,11 +511,17 @@ def graph_of(signals):
             )
             graph.connect(sender, signal)
         for each in range(number % 4):
-            kind = "topic" if each == 3 else "receiver"
-            name = f"order.{number % 5}" if kind == "topic" else f"{part}.receivers.on_{number}_{each}"
-            receiver = graph.add(Node(f"r{name}", kind, name, "shop/receivers.py:7", loaded=number % 11 != 0))
+            name = f"{part}.receivers.on_{number}_{each}"
+            receiver = graph.add(Node(f"r{name}", "receiver", name, "shop/receivers.py:7", loaded=number % 11 != 0))
             graph.connect(signal, receiver, f"from shop.models.Order, priority {each}" if each else "")
-    graph.connect(graph.add(Node("t", "topic", "user.created", note="topic")), graph.nodes["s0"], "received by shop")
+        if number % 4 == 3:
+            service = graph.add(Node("out", "service", "shop", note="service, exports"))
+            topic = graph.add(Node(f"t{number % 5}", "topic", f"order.{number % 5}", note="topic"))
+            graph.connect(signal, service, f"exported to {topic.name}")
+            graph.connect(service, topic)
+    service = graph.add(Node("in", "service", "shop", note="service, receives"))
+    graph.connect(graph.add(Node("t", "topic", "user.created", note="topic")), service)
+    graph.connect(service, graph.nodes["s0"], "receives user.created")
     return graph
 
 
@@ -582,9 +598,9 @@ def test_three_hundred_signals_are_folded_searched_and_enlarged(picture, shots):
     expect(page.locator(".node.signal")).to_have_count(30)
     page.fill("#search", "signal_123")
     expect(page.locator("#found")).to_have_text("1 found")
-    expect(page.locator(".node")).to_have_count(1 + 1 + 3)
+    expect(page.locator(".node")).to_have_count(1 + 1 + 3 + 1)
     page.locator(".node.signal").click()
-    expect(page.locator("path.hot")).to_have_count(4)
+    expect(page.locator("path.hot")).to_have_count(5)
     zoom = "document.getElementById('world').getAttribute('transform')"
     before = page.evaluate(zoom)
     page.click("#larger")
