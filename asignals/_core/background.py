@@ -8,7 +8,6 @@ tasks in random order.
 from __future__ import annotations
 
 import contextvars
-import sys
 from collections import Counter
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
@@ -18,11 +17,10 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, ParamSpec, Self
 
 import anyio
-import anyio.lowlevel
 
 from asignals._core.connection import is_awaitable
-from asignals._core.errors import logger
-from asignals._core.loops import Call, Loop, Waker, cancellation, in_context, is_cancelled, is_inside, open_in_process
+from asignals._core.errors import is_receivers_error, logger
+from asignals._core.loops import Call, Loop, Waker, cancellation, in_context, is_inside, open_in_process
 from asignals._core.queue import Queue
 from asignals._core.references import describe
 from asignals._core.signal import Signal
@@ -243,19 +241,17 @@ class Background:
 
     async def _work(self) -> None:
         """A worker: does one send after the other, until the queue is closed."""
-        task = sys.modules["asyncio"].current_task() if self._loop.name == "asyncio" else None
         try:
             with suppress(anyio.EndOfStream):
                 while True:
                     job = await self._queue.take(keep=True)
                     if self._workers < self._limit and not self._queue.takers:
                         self._start_worker()
-                    await in_context(job.context, self._run(job, task))
+                    await in_context(job.context, self._run(job))
                     self._finish(job)
                     del job  # a worker that waits keeps nothing
-        except BaseException:
-            if not is_cancelled():  # by other code
-                self._group.cancel_scope.cancel()
+        except cancellation():
+            self._group.cancel_scope.cancel()  # for nobody would replace it
             raise
 
     def _finish(self, job: _Job) -> None:
@@ -268,48 +264,33 @@ class Background:
                 if not pending:
                     waker.wake()
 
-    async def _run(self, job: _Job, task: Any) -> None:
+    async def _run(self, job: _Job) -> None:
         """Send, in the context of the job, and report each error."""
         call = Call(self)
         try:
             # No variable holds the results: the errors in them refer to this frame.
-            errors = [error for _, error in await job.work if isinstance(error, BaseException)]
-            if task is not None and task.cancelling():
-                await anyio.lowlevel.checkpoint()  # where the cancellation arrives, if it has not yet
-        except (Exception, *cancellation()) as error:  # type: ignore[misc]  # noqa: BLE001  logged
-            errors = [self._explain(error, job, task)]
+            errors = [error for _, error in await job.work if isinstance(error, Exception)]
+        except Exception as failure:  # noqa: BLE001  logged
+            logger.exception("a background send of signal %r failed", job.signal.name)
+            errors = [failure]
         finally:
             call.is_running = False
-        if errors:
-            await self._report(errors)
-            errors.clear()
-
-    def _explain(self, error: BaseException, job: _Job, task: Any) -> BaseException:
-        """Log an error of the send itself; raises the cancellation of the background."""
-        if isinstance(error, Exception):
-            logger.error("a background send of signal %r failed", job.signal.name, exc_info=error)
-            return error
-        if is_cancelled():
-            raise error
-        # Raised, it would end the worker, and the group would cancel the others.
-        while task.cancelling():
-            task.uncancel()
-        msg = f"a receiver of signal {job.signal.name!r} raised {type(error).__name__} though nothing cancelled it"
-        logger.error(msg, exc_info=error)
-        return RuntimeError(msg)
-
-    async def _report(self, errors: list[BaseException]) -> None:
         self._errors += len(errors)
-        on_error: Any = self._on_error
-        for error in errors if on_error else ():
-            try:
-                outcome = on_error(error)
-                if is_awaitable(outcome):
-                    await outcome
-            except (Exception, *cancellation()):  # type: ignore[misc]
-                if is_cancelled():
-                    raise
-                logger.exception("on_error of a Background failed")
+        for error in errors:
+            await self._report(error)
+        errors.clear()
+
+    async def _report(self, error: Any) -> None:
+        if self._on_error is None:
+            return
+        try:
+            outcome: Any = self._on_error(error)
+            if is_awaitable(outcome):
+                await outcome
+        except BaseException as raised:
+            if not is_receivers_error(raised):
+                raise
+            logger.exception("on_error of a Background failed")
 
     # -- looking ---------------------------------------------------------------------------------------------------
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import _thread
-import math
 import os
 import sys
 import threading
@@ -117,11 +116,6 @@ def cancellation() -> tuple[type[BaseException], ...]:
         return (anyio.get_cancelled_exc_class(),)
     except anyio.NoEventLoopError:
         return ()
-
-
-def is_cancelled() -> bool:
-    """Whether a cancel scope around the current task is cancelled; asyncio's `Task.cancel()` does not count."""
-    return anyio.current_effective_deadline() == -math.inf
 
 
 @coroutine

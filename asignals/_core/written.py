@@ -57,7 +57,7 @@ _CHOOSE = """\
 def @choose(@receiver, @self, sender, /@positions):
     return @receiver(@keywords)
 """
-# Lines with `@send`, which is a `SendInfo`, are left out where no monitor watches.
+# Lines with `@send`, which is a `SendInfo`, are left out where no monitor watches; the others are for one kind of send.
 _LOOP = """\
 async def @loop(@connections, @self, sender@watch, /@positions):
     @results = []
@@ -69,7 +69,11 @@ async def @loop(@connections, @self, sender@watch, /@positions):
         except @BaseException as @error:
             if @entered is not None:  # @send
                 @send.leave(@entered, @error)
-            @handle
+            if not @is_receivers_error(@error):  # @robust
+                raise  # @robust
+            @results.append(@log_failure(@error, @connection, @self, sender))  # @robust
+            @annotate(@error, @connection, @self)  # @plain
+            raise  # @plain
         else:  # @send
             if @entered is not None:  # @send
                 @send.leave(@entered, None)
@@ -78,18 +82,9 @@ async def @loop(@connections, @self, sender@watch, /@positions):
     finally:
         del @results, @response, @pair  # they may hold errors, whose frames lead back to this one
 """
-_RAISE = """\
-@annotate(@error, @connection, @self)
-            raise
-"""
-_COLLECT = """\
-if not @is_receivers_error(@error):
-                raise
-            @results.append(@log_failure(@error, @connection, @self, sender))
-"""
 # A method is called as the function of its class, with its object.
 _CALL_FUNCTION = "@receiver(@keywords)", "@receiver"
-_CALL_METHOD = "@connection.function(@receiver@more_keywords)", "@Method(@connection.function, @receiver)"
+_CALL_METHOD = "@connection.function(@receiver@more_keywords)", "@MethodType(@connection.function, @receiver)"
 _ASYNC = """\
 if @connection.style is @style:
     if (@receiver := @connection()) is not None:
@@ -125,20 +120,9 @@ elif (@pair := await @connection.respond(@self, sender, @arguments@watch)) is no
     @results.append(@pair)
 """
 
-_NAMESPACE = {
-    "BaseException": BaseException,
-    "Method": MethodType,
-    "PLAIN_TYPES": PLAIN_TYPES,
-    "annotate": annotate,
-    "deliver": deliver,
-    "is_awaitable": is_awaitable,
-    "is_receivers_error": is_receivers_error,
-    "log_failure": log_failure,
-    "perf_counter": perf_counter,
-    "surrounding": surrounding,
-    "type": type,
-    "watchers": watchers,
-}
+_FUNCTIONS = annotate, deliver, is_awaitable, is_receivers_error, log_failure, perf_counter
+_NAMESPACE: dict[str, Any] = {each.__name__: each for each in (BaseException, type, *_FUNCTIONS)}
+_NAMESPACE |= {"MethodType": MethodType, "PLAIN_TYPES": PLAIN_TYPES, "surrounding": surrounding, "watchers": watchers}
 
 
 def _loop(first: str, *, robust: bool, watched: bool) -> str:
@@ -150,8 +134,8 @@ def _loop(first: str, *, robust: bool, watched: bool) -> str:
         branches.append(text)
     text = branches[0] + _OTHER_ARGUMENTS + "".join(f"el{branch}" for branch in branches[1:]) + _WITH_CARE
     loop = _LOOP.replace("@branches", textwrap.indent(text, 12 * " ").strip())
-    loop = loop.replace("@handle", (_COLLECT if robust else _RAISE).strip())
-    lines = [line for line in loop.splitlines(keepends=True) if watched or "@send" not in line]
+    dropped = ["@plain" if robust else "@robust", *([] if watched else ["@send"])]
+    lines = [line for line in loop.splitlines(keepends=True) if not any(mark in line for mark in dropped)]
     return "".join(lines).replace("@watch", ", @send" if watched else "")
 
 
