@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import itertools
 import json
 import os
 import shutil
@@ -281,8 +282,9 @@ class RabbitNodes:
         return [queue for queue in found if queue["name"].startswith("cluster.billing/")]
 
     async def leader(self) -> int:
-        [queue] = await self._queues()
-        return self.names.index(queue["leader"])
+        """Give the node that leads the queue of events without a key."""
+        leaders = {queue["name"]: queue["leader"] for queue in await self._queues()}
+        return self.names.index(leaders["cluster.billing/order.paid"])
 
     def kill(self, number: int) -> None:
         self._brokers[number].kill()
@@ -340,6 +342,7 @@ class Books:
     lost: int
     phantoms: int
     duplicates: int
+    out_of_place: int
     kills: int
     longest_silence: float
     """Seconds in which nothing was heard."""
@@ -347,7 +350,7 @@ class Books:
 
     @property
     def balanced(self) -> bool:
-        return not self.lost and not self.phantoms
+        return not self.lost and not self.phantoms and not self.out_of_place
 
 
 class Load:
@@ -362,17 +365,25 @@ class Load:
         self._pause = pause
         self.shop = Relay(make(), "shop", outbox=self._outbox, grace=2, publish_timeout=60)
         self.instances = [Relay(make(), "billing", instance=f"i{n}", grace=2) for n in range(2)]
-        self._paid, self._hear = Signal(["number"]), Signal(["number"])
+        self._order: dict[str, list[int]] = {}
+        self._paid, self._hear = Signal(["number", "lane"]), Signal(["number", "lane"])
         self._hear.connect(self._note, weak=False, dispatch_uid="note")
-        self.shop.export(self._paid, "order.paid")
+        self.shop.export(self._paid, "order.paid", key=lambda _, arguments: arguments["lane"])
         for instance in self.instances:
             instance.receive(self._hear, "order.paid", retries=1000, backoff=(0.05, 0.5))
 
-    def _note(self, number: int, **_: Any) -> None:
+    def _note(self, number: int, lane: str | None, **_: Any) -> None:
         now = time.monotonic()
         self.longest_silence = max(self.longest_silence, now - self._heard_at)
         self._heard_at = now
+        if lane is not None and not self.heard[number]:
+            self._order.setdefault(lane, []).append(number)
         self.heard[number] += 1
+
+    @property
+    def out_of_place(self) -> int:
+        """Count the events with a key that were first heard after a later one of the same key."""
+        return sum(a > b for heard in self._order.values() for a, b in itertools.pairwise(heard))
 
     async def __aenter__(self) -> Self:
         await self._outbox.init()
@@ -386,7 +397,8 @@ class Load:
 
     async def _send(self) -> None:
         while True:
-            await self._paid.send("shop", number=self.sent)
+            lane = f"lane {self.sent % 7}" if self.sent % 2 else None  # half of them have a key
+            await self._paid.send("shop", number=self.sent, lane=lane)
             self.sent += 1
             await asyncio.sleep(self._pause)
 
@@ -433,6 +445,7 @@ async def run(name: str, *, kills: int, every: float, down: float = 3.0, freeze:
         # One that was cut off while it was sent may have been sent.
         phantoms=len(load.heard.keys() - set(range(load.sent + 1))),
         duplicates=sum(load.heard.values()) - len(load.heard),
+        out_of_place=load.out_of_place,
         kills=kills,
         longest_silence=round(load.longest_silence, 1),
         seconds=round(time.monotonic() - began, 1),

@@ -433,8 +433,8 @@ class Inbound:
                     reason = f"{muted} receivers of signal {subscription.signal.name!r} are muted"
                     outcome.error = NotHandledError(subscription.topic, reason)
                 send = Send(subscription.signal, sender, arguments)
-                delivered = Delivered(envelope, self.service, attempt, self.system)
-                with _watched(send, delivered, outcome) if send.is_watched else _PLAIN:
+                delivery = envelope, self.service, attempt, self.system
+                with _watched(send, Delivered(*delivery), outcome) if send.is_watched else _PLAIN:
                     for target in targets:
                         if target.name in skipped or target.connection in done_here:
                             outcome.is_heard = True

@@ -794,8 +794,6 @@ class _Consumer:
         self.held[sequence] = item
         pull.held += 1
         pool.put(item)
-        if self._room(pull, pool) >= self.limit // len(self.topics):
-            self.changed.set()
 
     def _hear(self, status: str, message: Msg, pull: _Pull) -> None:
         """Take note of how a request ended."""
