@@ -354,6 +354,23 @@ async def test_a_sender_that_cannot_cross_is_refused_when_sent(memory: Memory, s
     assert shop.health().published == 0
 
 
+async def test_messages_name_the_relay_by_its_service_and_topic(
+    memory: Memory, caplog: pytest.LogCaptureFixture
+) -> None:
+    """In notes, log lines and `connections`, with the line that exported the signal; nothing of how it is done."""
+    shop, order_paid = Relay(memory, "shop"), Signal(["amount"], name="shop.order_paid")
+    shop.export(order_paid, "order.paid")
+    with pytest.raises(BodyError) as caught:
+        await order_paid.send("web", amount=object())
+    await order_paid.send_robust("web", amount=object())
+    (connection,) = order_paid.connections
+    label = f"relay shop → order.paid (connected at {__file__}:"
+    for text in (caught.value.__notes__[-1], caplog.records[-1].getMessage(), repr(connection)):
+        assert label in text
+        assert "Exporter" not in text
+    assert caplog.records[-1].__dict__["receiver"] == "relay shop → order.paid"
+
+
 async def test_a_sender_with_odd_characters_arrives_as_it_is(memory: Memory) -> None:
     """Quotes, line ends and names of things to import are only text."""
     shop, out, billing, into = pair(memory)
