@@ -115,6 +115,7 @@ class PartitionedConsumer:
         self._answers = answers
         self._each = max(8, limit * 2 // PARTITIONS)
         self._me = f"{instance}.{secrets.token_hex(8)}"
+        self.are_made = asyncio.Event()  # the server's consumers of the partitions
         self._work: PartitionWork[_Place] = PartitionWork(handle, pool, self._finish, self._forget)
         self._turns: dict[tuple[str, int], _Turn] = {}
         self._idle: dict[tuple[str, int], float] = {}  # since when nothing is handled there
@@ -141,7 +142,8 @@ class PartitionedConsumer:
     # -- leases ----------------------------------------------------------------------------------------------------
 
     async def own_for_ever(self) -> None:
-        """Have a share of the partitions, and consume from them, until cancelled."""
+        """Have a share of the partitions, and consume from them, until cancelled; begins when `are_made` is set."""
+        await self.are_made.wait()
         attempts = Attempts(ConnectionState(f"leases of partitions in {self._engine.connection_state.name}"))
         while True:
             async with attempts:

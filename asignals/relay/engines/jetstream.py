@@ -720,6 +720,7 @@ class _Consumer:
                 await heeding(self.engine._make_streams(client))
                 for topic in self.topics:
                     await heeding(self.engine._make_consumers(client, self.service, topic))
+                self.partitioned.are_made.set()
                 attempts.succeeded()
                 await self._pull(client, pool)
 
