@@ -126,6 +126,8 @@ async def test_figures_follow_what_happens(engine: World) -> None:
         assert full.backlog == (1 if engine.name == "rabbitmq" else 4)  # it does not tell what consumers hold
         if engine.name != "kafka":
             assert full.instances == 1
+        async with consuming(engine.open(), hands, "two"):
+            await figures_when(transport, lambda one: one.instances in (2, None))
         letters = await figures_when(transport, lambda one: one.in_flight in (1, None), "letters")
         assert letters.retries in (0, None)
         hands.let_go.set()

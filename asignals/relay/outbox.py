@@ -161,7 +161,7 @@ class SQLAlchemyOutbox(Stored):
     async def oldest(self) -> float:
         """Give for how many seconds the oldest row waits to be published, 0 when there is none."""
         outbox = self.tables.outbox
-        query = select(outbox.c.data).where(outbox.c.error.is_(None)).order_by(outbox.c.id).limit(1)
+        query = select(outbox.c.data).where(outbox.c.refused_at.is_(None)).order_by(outbox.c.id).limit(1)
         async with connected(self.engine) as connection:
             data = (await connection.execute(query)).scalar()
         try:
@@ -255,12 +255,12 @@ class SQLAlchemyOutbox(Stored):
     async def _expire(self, before: float) -> None:
         """Remove some of the oldest refused events; when there are more, the next time."""
         outbox = self.tables.outbox
-        old = select(outbox.c.id).where(outbox.c.error.is_not(None), outbox.c.refused_at < before).limit(_AT_ONCE)
+        old = select(outbox.c.id).where(outbox.c.refused_at < before).limit(_AT_ONCE)
         async with begun(self._locking) as connection:
             ids = (await connection.execute(old)).scalars().all()
             gone = 0
             if ids:
-                which = outbox.c.id.in_(ids), outbox.c.error.is_not(None)
+                which = outbox.c.id.in_(ids), outbox.c.refused_at < before
                 gone = (await connection.execute(delete(outbox).where(*which))).rowcount
         if gone:
             self.expired += gone

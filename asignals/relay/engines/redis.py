@@ -88,6 +88,18 @@ for i = 3, #KEYS do
 end
 """
 
+# KEYS: the heartbeats of a service. ARGV: the instance, for how many seconds it counts as alive, what it says.
+_BEAT: Final = """
+local now = tonumber(redis.call('TIME')[1])
+redis.call('HSET', KEYS[1], ARGV[1], string.format('%d ', now + ARGV[2]) .. ARGV[3])
+redis.call('EXPIRE', KEYS[1], ARGV[2])
+local beats = redis.call('HGETALL', KEYS[1])
+for i = 1, #beats, 2 do
+    local expires = tonumber(string.match(beats[i + 1], '^%d+ ') or 0)
+    if expires < now then redis.call('HDEL', KEYS[1], beats[i]) end
+end
+"""
+
 _FORGET: Final = """
 local gone = 0
 for _, consumer in ipairs(redis.call('XINFO', 'CONSUMERS', KEYS[1], ARGV[1])) do
@@ -367,7 +379,7 @@ class RedisStreams:
             if held or lag:
                 oldest = max(oldest, await self._oldest(stream, group, held))
         behind = int(await self._ask(client.zcard(order_keys(self, service, topic)[-1])))
-        beats = await self._beats(service, self._stream(topic))
+        beats = await self._beats(service)
         in_flight = sum(held_of(beat).get(topic, 0) for beat in beats)
         retries = max(0, pending - behind - in_flight)
         return TopicFigures(
@@ -387,14 +399,16 @@ class RedisStreams:
         seconds, microseconds = await self._ask(client.time())
         return max(0.0, int(seconds) + int(microseconds) / 1e6 - _order(first)[0] / 1000)
 
-    def _beat_key(self, service: str, instance: str) -> str:
-        return f"{self._base}:instance:{service}:{instance}"
+    def _instances(self, service: str) -> str:
+        """The key of the heartbeats of a service, which expires with the last of them."""
+        return f"{self._base}:instances:{service}"
 
-    async def _beats(self, service: str, stream: str) -> list[bytes]:
-        """Give the heartbeats of the instances that consume a stream."""
-        consumers = await self._ask(self._client().xinfo_consumers(stream, service))
-        keys = [self._beat_key(service, consumer["name"].decode()) for consumer in consumers]
-        return [beat for beat in await self._ask(self._client().mget(keys)) if beat] if keys else []
+    async def _beats(self, service: str) -> list[bytes]:
+        """Give the heartbeats of a service's instances that have not expired."""
+        beats = await self._ask(self._client().hvals(self._instances(service)))
+        seconds, _ = await self._ask(self._client().time())
+        parts = (beat.partition(b" ") for beat in beats)
+        return [held for until, _, held in parts if until.isdigit() and int(until) > int(seconds)]
 
     async def _streams(self) -> list[str]:
         return sorted(stream.decode() for stream in await self._ask(self._client().smembers(self._topics)))
@@ -594,12 +608,12 @@ class _Consumer:
         held = Counter(self.streams[item.key[0]] for item in self.held.values() if item.is_due)
         held.update(item.topic for item in self.ordered.held)
         beat = json.dumps({topic: held[topic] for topic in self.streams.values()})
-        key = self.engine._beat_key(self.service, self.instance)
-        await self.engine._ask(self.engine._client().set(key, beat, ex=int(EXPIRY)))
+        key = self.engine._instances(self.service)
+        await self.engine._script(_BEAT, [key], [self.instance, int(EXPIRY), beat])
 
     async def _stop_beating(self) -> None:
-        key = self.engine._beat_key(self.service, self.instance)
-        await self.engine._ask(self.engine._client().delete(key))
+        key = self.engine._instances(self.service)
+        await self.engine._ask(self.engine._client().hdel(key, self.instance))
 
     async def _read_for_ever(self, pool: _Pool) -> None:
         attempts = Attempts(self.engine.connection_state)
