@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import time
 from collections import deque
-from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
 from asignals.masking import Masker, redacted, said
@@ -131,8 +131,14 @@ def _body(body: bytes) -> Any:
     """Read a body, which may be anything, and mask what is secret in it."""
     text = body.decode(errors="backslashreplace")
     masked = _mask.json(text)
-    if masked is None:
-        return _mask.text(text)
-    with suppress(ValueError, RecursionError):
-        return json.loads(masked)
-    return masked
+    try:
+        value = json.loads(text if masked is None else masked, parse_constant=str, parse_float=_finite)
+    except (ValueError, RecursionError):
+        return _mask.text(text) if masked is None else masked
+    return _mask.text(value) if isinstance(value, str) else value
+
+
+def _finite(text: str) -> float | str:
+    """Read a number as JSON can write it again."""
+    number = float(text)
+    return number if math.isfinite(number) else text
