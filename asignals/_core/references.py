@@ -107,7 +107,7 @@ class Reference(ref[Any]):
         return self
 
     def __init__(self, *_: object) -> None:
-        """All is done before, because weak references are made so."""
+        """Does nothing: a weak reference gets its object in `__new__`."""
 
     def target(self) -> Any:
         """The object, while it lives."""

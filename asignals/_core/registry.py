@@ -81,7 +81,7 @@ class _Sender:
         self.plan: Plan | None = None
 
 
-_NOWHERE: Place = (key_of.__code__, 0)  # of what a send has made
+_NOWHERE: Place = (key_of.__code__, 0)  # for a sender that nobody has connected to: no statement is there
 
 
 class Registry:
@@ -302,7 +302,10 @@ class Registry:
             return partial(self.put_back, known, target, sender, known.options, known.shape)
 
     def put_back(self, connection: Connection, _: object, sender: object, options: Options, shape: Shape) -> None:
-        """Make a connection what it was, its place included. The one that has its identity now, if any, ends."""
+        """Make a connection what it was, its place included. The one that has its identity now, if any, ends.
+
+        `_` is the receiver: whoever keeps the arguments of this call keeps it alive.
+        """
         with self.lock:
             self.set_options(connection, options, shape)
             self.add(connection, sender, connection.order)
