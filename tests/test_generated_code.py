@@ -216,6 +216,16 @@ async def test_keywords_that_come_again_are_written_once():
     assert ("often", "again") in written._often_sent
 
 
+@pytest.mark.parametrize("method", ["send", "send_robust"])
+async def test_other_keywords_than_those_that_come_again_arrive(method):
+    """A loop that is written for some keywords is left for a send of others, which arrive as well."""
+    made = Signal()
+    made.connect(slow)
+    send = getattr(made, method)
+    for named in [{"same": 1}] * 30 + [{"other": 2}, {"same": 3, "more": 4}, {}]:
+        assert (await send(None, **named))[0][1] == {"signal": made, "sender": None, **named}
+
+
 async def test_long_and_impossible_names_are_never_written():
     """Names of many characters, and names that Python cannot have, are sent as they are."""
     made = Signal()

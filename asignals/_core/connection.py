@@ -31,11 +31,6 @@ class Options(NamedTuple):
     timeout: float | None = None
     once: bool = False
 
-    @property
-    def is_plain(self) -> bool:
-        """Whether the receiver is called without anything around the call."""
-        return not self.in_thread and self.timeout is None and not self.once
-
     def problem(self, sender: object, *, is_async: bool) -> str | None:
         """What does not fit the receiver or the sender, if anything."""
         if not isinstance(self.priority, int | float) or self.priority != self.priority:  # NaN has no place in an order
@@ -159,8 +154,9 @@ class Connection(Reference):
         self.options, self.shape = options, shape
         if type(self.held) is not Holder:
             self.held = None if options.weak else self.target()
-            is_plain = options.is_plain and shape.by_position is None and shape.takes_signal
-            self.style = shape if is_plain and shape.is_method == (self.method is not None) else None
+            needs_care = options.in_thread or options.once or options.timeout is not None
+            is_simple = shape.takes_signal and shape.by_position is None and shape.is_method == bool(self.method)
+            self.style = shape if is_simple and not needs_care else None
 
     def end(self) -> None:
         """End the connection, for sends under way too, and let the receiver go."""
