@@ -2,6 +2,7 @@ import gc
 import logging
 import time
 from contextlib import ExitStack
+from contextvars import copy_context
 
 import anyio
 import pytest
@@ -485,3 +486,21 @@ async def test_the_block_gives_what_ends_it_early(made):
         stop()
         await made.send("oven", **({} if made.providing_args is None else {"a": 1}))
     assert len(reports) == 1
+
+
+async def test_a_send_that_is_closed_in_another_context_is_reported(made):
+    """As the collector closes it: its report says so, and nothing else is raised."""
+
+    async def waits(**named):
+        await checkpoint()
+
+    made.connect(waits)
+    reports = []
+    with monitor(reports.append):
+        coroutine = made.send(None, a=1)
+        copy_context().run(coroutine.send, None)
+        coroutine.close()
+    assert [(report.receiver, type(report.error)) for report in reports] == [
+        (waits, GeneratorExit),
+        (None, GeneratorExit),
+    ]

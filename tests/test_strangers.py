@@ -2,6 +2,7 @@
 
 import asyncio
 import concurrent.futures
+import contextlib
 import copy
 import dataclasses
 import functools
@@ -498,10 +499,33 @@ def test_outside_of_a_loop_nobody_has_raised_a_cancellation_by_himself():
     assert not core.is_receivers_error(KeyboardInterrupt())
 
 
+async def test_calling_the_connections_of_a_send_one_by_one(made):
+    """As a relay does: each gives its pair, an error is annotated, and monitors see calls and send."""
+
+    def fails(**named):
+        raise LookupError
+
+    made.connect(hear)
+    made.connect(fails)
+    reports = []
+    for is_watched in (False, True):
+        with monitor(reports.append) if is_watched else contextlib.nullcontext():
+            send = core.Send(made, "me", {"a": 1})
+            with send:
+                heard, failed = core.registry_of(made).plan_for("me").connections
+                assert await send.to(heard) == (hear, "heard")
+                with pytest.raises(LookupError) as caught:
+                    await send.to(failed)
+        assert "a receiver of signal 'shop.sold'" in caught.value.__notes__[0]
+    assert [report.receiver for report in reports] == [hear, fails, None]
+    assert made._registries() == {"": core.registry_of(made)}  # a subclass may have several
+
+
 async def test_what_a_forked_child_closes():
     """Streams and backgrounds of the parent are closed there: sends neither wait nor are accepted."""
     made = Signal(["a"])
-    async with made.stream(buffer=1) as events, Background() as background:
+    async with made.stream(buffer=1) as events, Background(limit=1) as background:
+        background.send_nowait(made, None, a=0)
         _start_child()
         for _ in range(3):
             await made.send(None, a=1)

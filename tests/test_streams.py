@@ -565,11 +565,12 @@ def stalls_soon(monkeypatch, caplog):
 
 
 @pytest.mark.usefixtures("stalls_soon")
-async def test_a_reader_that_stops_reading_is_reported_once(signal, caplog):
+async def test_a_reader_that_stops_reading_is_reported_once(signal, caplog, monkeypatch):
     """One warning for each stream names the signal, the line that opened the stream, and how many senders wait."""
+    monkeypatch.setattr(_stream, "STALLED_AFTER", 0.3)  # seconds in which all senders have begun to wait
     with anyio.fail_after(5):
         async with anyio.create_task_group() as group, signal.stream(buffer=1) as events:
-            line = test_a_reader_that_stops_reading_is_reported_once.__code__.co_firstlineno + 4
+            line = test_a_reader_that_stops_reading_is_reported_once.__code__.co_firstlineno + 5
             for number in range(4):
                 group.start_soon(lambda number=number: signal.send(None, x=number))
                 await anyio.wait_all_tasks_blocked()

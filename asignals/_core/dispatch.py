@@ -33,7 +33,7 @@ from collections.abc import Callable, Coroutine
 from contextlib import AbstractAsyncContextManager
 from functools import partial
 from inspect import CORO_CREATED, getcoroutinestate, iscoroutine
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, cast
 
 import anyio
 import anyio.lowlevel
@@ -159,12 +159,11 @@ class _SyncReceiver:
 
     def drop(self) -> None:
         """Close what nobody came to await."""
-        if self.begun is not None:
-            _, response, entered = self.begun
-            if self._send is not None:
-                self._send.leave(entered, GeneratorExit())
-            if iscoroutine(response):
-                response.close()
+        _, response, entered = cast("tuple[Receiver, Any, Any]", self.begun)
+        if self._send is not None:
+            self._send.leave(entered, GeneratorExit())
+        if iscoroutine(response):
+            response.close()
 
 
 class _GroupSend:

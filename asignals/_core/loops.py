@@ -28,22 +28,19 @@ if TYPE_CHECKING:
 class Loop:
     """The event loop of the task that makes this object. All threads may use it."""
 
-    __slots__ = ("_call_soon", "_get_current", "_library", "_native")
+    __slots__ = ("_call_soon", "_get_current", "_native", "name", "new_event")
 
     def __init__(self) -> None:
         native: Any = anyio.lowlevel.current_token().native_token
         self._native = native
-        if hasattr(native, "call_soon_threadsafe"):
-            self._library: Any = sys.modules["asyncio"]
-            self._call_soon, self._get_current = native.call_soon_threadsafe, self._library.get_running_loop
+        self.name: str = "asyncio" if hasattr(native, "call_soon_threadsafe") else "trio"
+        library: Any = sys.modules[self.name]
+        if self.name == "asyncio":
+            self._call_soon, self._get_current = native.call_soon_threadsafe, library.get_running_loop
+            self.new_event: Callable[[], Any] = native.create_future
         else:
-            self._library = sys.modules["trio"]
-            self._call_soon, self._get_current = native.run_sync_soon, self._library.lowlevel.current_trio_token
-
-    @property
-    def name(self) -> str:
-        """What anyio calls this kind of loop."""
-        return str(self._library.__name__)
+            self._call_soon, self._get_current = native.run_sync_soon, library.lowlevel.current_trio_token
+            self.new_event = library.Event
 
     def is_current(self) -> bool:
         """Whether the caller runs in this loop."""
@@ -83,28 +80,34 @@ class Loop:
         if sniffio is not None:
             context.run(sniffio.current_async_library_cvar.set, self.name)
 
-    def new_event(self) -> Any:
-        """An event of this loop's library, for its tasks only."""
-        return self._library.Event()
-
 
 class Waker:
     """Lets one task wait until any thread wakes it."""
 
-    __slots__ = ("_event", "loop", "wait")
+    __slots__ = ("_event", "loop")
 
     def __init__(self, loop: Loop | None = None) -> None:
         """`loop` may be the current one or not: if it is, there is no need to look it up, which is slow."""
         self.loop: Loop = loop if loop is not None and loop.is_current() else Loop()
         self._event = self.loop.new_event()
-        self.wait: Callable[[], Awaitable[object]] = self._event.wait
 
-    def wake(self) -> None:
-        """Wake the task, once and for all. Does nothing if its loop has ended."""
+    def wait(self) -> Awaitable[object]:
+        """Wait until `wake` is called; to be awaited once."""
+        waiting: Awaitable[object] = self._event if self.loop.name == "asyncio" else self._event.wait()
+        return waiting
+
+    def wake(self, *_: object) -> None:
+        """Wake the task. Does nothing if it is awake or was cancelled, or if its loop has ended."""
         if self.loop.is_current():
-            self._event.set()
+            self._wake()
         else:
-            self.loop.call_soon(self._event.set)
+            self.loop.call_soon(self._wake)
+
+    def _wake(self) -> None:
+        if self.loop.name == "trio":
+            self._event.set()
+        elif not self._event.done():
+            self._event.set_result(None)
 
 
 # -- cancellation and contexts -----------------------------------------------------------------------------------------
@@ -209,10 +212,10 @@ def _call(outcome: Future[Any], call: Callable[[], Any]) -> None:
 
 async def _end_of(outcome: Future[Any]) -> None:
     """Wait for a thread's end, however often this is cancelled."""
-    waker = Waker()
-    outcome.add_done_callback(lambda _: waker.wake())
     with anyio.CancelScope(shield=True):
         while not outcome.done():
+            waker = Waker()
+            outcome.add_done_callback(waker.wake)
             with suppress(*cancellation()):
                 await waker.wait()
     if outcome.exception() is None and iscoroutine(outcome.result()):

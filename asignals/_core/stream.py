@@ -238,7 +238,9 @@ class Stream(Generic[P]):
         self._queue.close()
         open_in_process.discard(self)
 
-    close_in_child = _close
+    def close_in_child(self) -> None:
+        """Close in a forked child: the tasks that read and wait are the parent's."""
+        self._close()
 
     def __del__(self) -> None:
         self._queue.close()
