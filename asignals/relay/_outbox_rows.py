@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 TRIP: Final = 10.0  # seconds that one publishing of a batch may take; less than `IDLE`
+_LOOKED_AT: Final = 10  # batches of rows that a relay looks at in SQLite for those that are free
 _SHARED: Final = 8  # relays that find rows at the same time in MariaDB, if each takes as many as it may
 
 
@@ -148,16 +149,14 @@ class _SQLite:
         self._single = single
         self._outbox = outbox
         self.insert = self.insert_and_notify = insert(outbox)
-        row, earlier = outbox.alias("row"), outbox.alias("earlier")
-        overtakes = (
-            select(earlier.c.id)
-            .where(earlier.c.key == row.c.key, earlier.c.id < row.c.id, earlier.c.claimed_until >= bindparam("now"))
-            .correlate(row)
-            .exists()
-        )
+        # A key is one relay's at a time. Only so many rows are looked at, however many wait.
+        first = select(outbox.c.id, outbox.c.key, outbox.c.claimed_until).where(outbox.c.refused_at.is_(None))
+        first = first.order_by(outbox.c.id).limit(bindparam("count") * _LOOKED_AT)
+        row, other = first.subquery("row"), first.subquery("other")
+        taken = select(other.c.key).where(other.c.key.is_not(None), other.c.claimed_until >= bindparam("now"))
         free = (
             select(row.c.id)
-            .where(row.c.refused_at.is_(None), row.c.claimed_until < bindparam("now"), ~overtakes)
+            .where(row.c.claimed_until < bindparam("now"), or_(row.c.key.is_(None), row.c.key.not_in(taken)))
             .order_by(row.c.id)
             .limit(bindparam("count"))
         )
