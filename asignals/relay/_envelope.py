@@ -70,11 +70,11 @@ class Envelope:
 
     `id` is unique and stays with the event through every repetition; `version` is the sender's schema version; `origin`
     names the service and instance that sent it; `time` is seconds since the epoch; `hops` counts the events that led to
-    this one through other processes; `sender` is the signal's sender as a string; events of one `key` keep their order
-    as far as the transport can; `target` is the only service that is to handle it, or `None` for all; `repeats` is
-    the id of the event that this one replays; `done` names receivers that need not be called: in a replay those that
-    had succeeded, else those that the sending process calls itself, which concerns its own service only. `traceparent`,
-    `tracestate` and `baggage` are the sender's trace, as W3C writes it.
+    this one through other processes; `sender` is the signal's sender as a string; events of one `key` in a topic
+    are handled in order, one at a time; `target` is the only service that is to handle it, or `None` for all;
+    `repeats` is the id of the event that this one replays; `done` names receivers that need not be called: in a replay
+    those that had succeeded, else those that the sending process calls itself, which concerns its own service only.
+    `traceparent`, `tracestate` and `baggage` are the sender's trace, as W3C writes it.
     """
 
     topic: str

@@ -201,8 +201,10 @@ class Relay:
             signal: What to export.
             topic: What the event is called between processes.
             sender: Export the sends of this sender only.
-            key: Events of one key are published in order: the name of an argument, or a function of sender and
-                arguments; `None` for no order. Keys are strings, integers and UUIDs.
+            key: The name of an argument, or a function of sender and arguments; `None` for no order. In each service,
+                events of one key are handled in the order of their commits, one at a time, whichever instances there
+                are; while one waits for its retry, so do the later ones of its key. Keys are strings, integers and
+                UUIDs.
             version: The schema version of the arguments; receivers that know only older ones leave it to others.
             codec: How arguments are written; by default JSON by the types of the `@signal` stub.
             sender_codec: As for `Relay`.

@@ -90,9 +90,12 @@ class Transport(Protocol):
 
         Instances of one service may ask for different topics: an instance is never given an event of a topic that it
         did not ask for, and one that no running instance asks for waits. An event is acknowledged only after `handle`
-        has returned `None` for it, and it stays this instance's for as long as `handle` runs. When cancelled, events
-        whose `handle` has not returned are given back. A lost connection is retried for as long as it takes; whatever
-        else is raised, the caller calls `consume` again after a pause.
+        has returned `None` for it, and it stays this instance's for as long as `handle` runs. Of the events of one key
+        in a topic, the next is handed over, to whichever instance, only when the one before is acknowledged, in the
+        order of publishing. An instance that may have lost an event with a key to another one, as it was frozen, does
+        not call `handle` for it. When cancelled, events whose `handle` has not returned are given back. A lost
+        connection is retried for as long as it takes; whatever else is raised, the caller calls `consume` again after a
+        pause.
         """
         ...
 

@@ -20,8 +20,9 @@ Database      taken once (120 s)    in the table           SQLite has one writer
 Memory        taken once            in this process        is gone with the process
 ============  ====================  =====================  ============================================================
 
-An order is kept for a key within a topic, while one instance handles it: on Kafka by partition, on the others as
-events were published. RabbitMQ and Kafka need an inbox that is given to the relay to skip an id that comes twice.
+All of them hand over the events of one key in a topic in the order of publishing, one at a time, whichever instances of
+the service there are; a retry holds up its own key only. Of each, `docs/howto/order.md` says how. RabbitMQ and Kafka
+need an inbox that is given to the relay to skip an id that comes twice.
 """
 
 from __future__ import annotations

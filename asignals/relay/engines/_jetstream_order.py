@@ -25,7 +25,6 @@ from nats.js.errors import APIError, NotFoundError
 
 from asignals.relay._cancel import heeding
 from asignals.relay._connection_state import Attempts, ConnectionState
-from asignals.relay._envelope import Envelope, EnvelopeError
 from asignals.relay._keys import PARTITIONS
 from asignals.relay._partitions import InPartition, PartitionWork, Turn
 from asignals.relay._to_the_end import to_the_end
@@ -43,6 +42,7 @@ if TYPE_CHECKING:
     from asignals.relay._transport import Handle
     from asignals.relay.engines.jetstream import JetStream
 
+LANE: Final = "Asignals-Lane"  # the header with the number of an event's key
 _MARK: Final = ".~."  # between a topic and a partition in a subject; no topic has it
 _LOOK: Final = 2.0  # seconds between two looks at the leases, at most
 _SURE: Final = 0.9  # of a lease: then nothing begins any more until it is renewed
@@ -113,7 +113,7 @@ class PartitionedConsumer:
         self._topics = topics
         self._pool = pool
         self._answers = answers
-        self._each = max(8, limit * 2 // PARTITIONS)
+        self._each = max(8, limit // 2)
         self._me = f"{instance}.{secrets.token_hex(8)}"
         self.are_made = asyncio.Event()  # the server's consumers of the partitions
         self._work: PartitionWork[_Place] = PartitionWork(handle, pool, self._finish, self._forget)
@@ -372,11 +372,8 @@ class PartitionedConsumer:
         elif sequence in turn.done:
             self._answers.add((message.reply, b"+ACK"))  # the server has not heard of it
         else:
-            try:
-                key = Envelope.decode(message.data).key
-            except EnvelopeError:
-                key = None  # it becomes a dead letter
-            item = turn.held[sequence] = InPartition(turn, key, _Place(sequence, message.reply), message.data, attempt)
+            lane = (message.headers or {}).get(LANE)
+            item = turn.held[sequence] = InPartition(turn, lane, _Place(sequence, message.reply), message.data, attempt)
             if turn.is_complete:
                 self._work.add(item)
             else:

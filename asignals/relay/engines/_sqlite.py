@@ -4,7 +4,21 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from sqlalchemy import ColumnElement, and_, delete, func, insert, literal, or_, select, text, tuple_, union_all, update
+from sqlalchemy import (
+    ColumnElement,
+    and_,
+    bindparam,
+    delete,
+    func,
+    insert,
+    literal,
+    or_,
+    select,
+    text,
+    tuple_,
+    union_all,
+    update,
+)
 from sqlalchemy.dialects import sqlite
 
 from asignals.relay._dialect import now
@@ -33,6 +47,14 @@ class SQLite:
 
     def __init__(self, _engine: AsyncEngine, tables: Tables) -> None:
         self._tables = tables
+        delivery = tables.delivery
+        in_lane = (
+            delivery.c.subscription == bindparam("number"),
+            delivery.c.lane == bindparam("of_lane"),
+            delivery.c.waits,
+        )
+        first = select(func.min(delivery.c.seq)).where(*in_lane).scalar_subquery()
+        self._free = update(delivery).where(*in_lane, delivery.c.seq == first).values(waits=False)
 
     async def publish(self, connection: AsyncConnection, rows: list[Row]) -> None:
         event, delivery, subscription = self._tables.event, self._tables.delivery, self._tables.subscription
@@ -125,11 +147,9 @@ class SQLite:
         for number, some in _by_subscription(rows).items():
             mine = tuple_(delivery.c.seq, delivery.c.attempts).in_([(row.key[0], row.attempt) for row in some])
             done = delete(delivery).where(self._which(number), mine).returning(delivery.c.lane)
-            for lane in (await connection.execute(done)).scalars().all():
-                in_lane = delivery.c.subscription == number, delivery.c.lane == lane, delivery.c.waits
-                next_ = select(func.min(delivery.c.seq)).where(*in_lane).scalar_subquery()
-                free = update(delivery).where(*in_lane, delivery.c.seq == next_).values(waits=False)
-                await connection.execute(free)
+            lanes = (await connection.execute(done)).scalars().all()
+            if lanes:
+                await connection.execute(self._free, [{"number": number, "of_lane": lane} for lane in lanes])
 
     async def postpone(self, connection: AsyncConnection, delays: list[tuple[Claimed, float]]) -> None:
         for delay in {delay for _, delay in delays}:

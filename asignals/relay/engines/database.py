@@ -396,18 +396,24 @@ class _Consumer:
         return fresh, pause
 
     async def _acknowledge(self, done: list[tuple[Claimed, float | None]]) -> None:
+        # To its end, as aiosqlite does not close a connection whose transaction was cut short.
+        await to_the_end(self._write(done))
+
+    async def _write(self, done: list[tuple[Claimed, float | None]]) -> None:
         database = self.database
-        finished = [row for row, delay in done if delay is None]
         again = [(row, delay) for row, delay in done if delay is not None]
-        in_lanes = [row for row in finished if row.lane is not None]
+        finished = [row for row, delay in done if delay is None and row.lane is None]
+        in_lanes = [row for row, delay in done if delay is None and row.lane is not None]
         if in_lanes:
             async with begun(database.engine) as connection:
                 await database._sql.finish_in_lanes(connection, in_lanes)
-        async with begun(database._single) as connection:
-            if len(finished) > len(in_lanes):
-                await database._sql.finish(connection, [row for row in finished if row.lane is None])
-            if again:
-                await database._sql.postpone(connection, again)
+        if finished or again:
+            async with begun(database._single) as connection:
+                if finished:
+                    await database._sql.finish(connection, finished)
+                if again:
+                    await database._sql.postpone(connection, again)
+        done.clear()  # so that it is not done once more, if we are cancelled meanwhile
         if again or in_lanes:
             self.wake.set()
 

@@ -31,7 +31,7 @@ from asignals.relay._cancel import heeding, limited
 from asignals.relay._connection_state import Attempts, ConnectionState
 from asignals.relay._envelope import DeadLetter, check_name
 from asignals.relay._inbox import Memo
-from asignals.relay._keys import PARTITIONS, partition_of
+from asignals.relay._keys import PARTITIONS, lane_of, partition_of
 from asignals.relay._monitoring.figures import EXPIRY, TopicFigures, backlog_of, beat_for_ever, held_of
 from asignals.relay._partitions import InPartition
 from asignals.relay._places import Address, Server, servers_of
@@ -40,7 +40,7 @@ from asignals.relay._settings import check_numbers, check_servers, given
 from asignals.relay._to_the_end import to_the_end
 from asignals.relay._transport import Delivery, PublishRefusedError, delay_of
 from asignals.relay.engines._jetstream_answers import Publishing, patiently, place_of
-from asignals.relay.engines._jetstream_order import PartitionedConsumer, durable_of, subject_of, topic_of
+from asignals.relay.engines._jetstream_order import LANE, PartitionedConsumer, durable_of, subject_of, topic_of
 from asignals.relay.engines._jetstream_pulls import SILENCE, request, unsubscribe
 
 if TYPE_CHECKING:
@@ -325,14 +325,15 @@ class JetStream:
                 number = str(next(self._numbers))
                 numbers.append(number)
                 self._publishing[number] = envelope.id, publishing
-                subject = f"{self.stream}.{envelope.topic}"
+                subject, headers = f"{self.stream}.{envelope.topic}", {"Nats-Msg-Id": envelope.id}
                 if envelope.key is not None:
                     subject = subject_of(subject, partition_of(envelope.key))
+                    headers[LANE] = str(lane_of(envelope.key))
                 sending = client.publish(
                     subject,
                     data,
                     reply=f"{self._replies}.{number}",
-                    headers={"Nats-Msg-Id": envelope.id},
+                    headers=headers,
                 )
                 await sending
             if publishing.open:
