@@ -170,33 +170,45 @@ class Database(Stored):
     async def figures(self, service: str | None = None, topics: Collection[str] | None = None) -> list[TopicFigures]:
         """Give what waits, by service and topic; instances that stopped are known 20 seconds later at the latest."""
         event, delivery, subscription = self.tables.event, self.tables.delivery, self.tables.subscription
-        instance, at = self.tables.instance, self._sql.now
-        mine = delivery.c.subscription == subscription.c.id
+        instance, at = self.tables.instance, select(self._sql.now).scalar_subquery()  # once, and not for each row
+        chosen = [] if service is None else [subscription.c.service == service]
+        chosen += [] if topics is None else [subscription.c.topic.in_(list(topics))]
         is_later = delivery.c.available_at > at
-        # Numbers and times of events go together but for a moment, and the index begins with the numbers.
-        oldest = select(func.min(delivery.c.seq)).where(mine, ~delivery.c.waits)
-        first = oldest.correlate(subscription).scalar_subquery()
-        columns = (
-            select(func.count()).where(mine),
-            select(at - event.c.time).where(event.c.seq == first),
-            select(func.count()).where(mine, is_later, delivery.c.is_held.is_(True)),
-            select(func.count()).where(mine, is_later, delivery.c.is_held.is_(False)),
-            select(func.count()).where(instance.c.subscription == subscription.c.id, instance.c.expires_at > at),
+        counts = (  # all in one pass
+            select(
+                delivery.c.subscription,
+                func.count().label("backlog"),
+                func.count().filter(is_later, delivery.c.is_held.is_(True)).label("in_flight"),
+                func.count().filter(is_later, delivery.c.is_held.is_(False)).label("retries"),
+            )
+            .where(delivery.c.subscription.in_(select(subscription.c.id).where(*chosen)))
+            .group_by(delivery.c.subscription)
+            .subquery()
         )
-        query = select(
-            subscription.c.service,
-            subscription.c.topic,
-            *(column.correlate(subscription).scalar_subquery() for column in columns),
-        ).order_by(subscription.c.service, subscription.c.topic)
-        if service is not None:
-            query = query.where(subscription.c.service == service)
-        if topics is not None:
-            query = query.where(subscription.c.topic.in_(list(topics)))
+        # Numbers and times of events go together but for a moment, and the index begins with the numbers.
+        oldest = select(func.min(delivery.c.seq)).where(delivery.c.subscription == subscription.c.id, ~delivery.c.waits)
+        first = oldest.correlate(subscription).scalar_subquery()
+        age = select(at - event.c.time).where(event.c.seq == first)
+        alive = select(func.count()).where(instance.c.subscription == subscription.c.id, instance.c.expires_at > at)
+        query = (
+            select(
+                subscription.c.service,
+                subscription.c.topic,
+                func.coalesce(counts.c.backlog, 0),
+                func.coalesce(age.correlate(subscription).scalar_subquery(), 0.0),
+                func.coalesce(counts.c.in_flight, 0),
+                func.coalesce(counts.c.retries, 0),
+                alive.correlate(subscription).scalar_subquery(),
+            )
+            .select_from(subscription.outerjoin(counts, counts.c.subscription == subscription.c.id))
+            .where(*chosen)
+            .order_by(subscription.c.service, subscription.c.topic)
+        )
         async with connected(self.engine) as connection:
             rows = (await connection.execute(query)).all()
         return [
-            TopicFigures(name, topic, backlog, max(0.0, age or 0.0), *others)
-            for name, topic, backlog, age, *others in rows
+            TopicFigures(name, topic, backlog, max(0.0, seconds), *others)
+            for name, topic, backlog, seconds, *others in rows
         ]
 
     async def _beat(self, numbers: Collection[int], instance: str) -> None:
