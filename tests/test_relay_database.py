@@ -11,7 +11,7 @@ from relay_support import postgres_schema, require, until
 from sqlalchemy import event, text
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 
-from asignals.relay import Database, Envelope, SQLAlchemyOutbox, outbox
+from asignals.relay import Database, Envelope, SQLAlchemyOutbox, _outbox_rows, outbox
 from asignals.relay._sql import as_engine
 from asignals.relay.engines import database as database_module
 
@@ -39,7 +39,14 @@ def deaf(monkeypatch: pytest.MonkeyPatch) -> None:
         yield
 
     monkeypatch.setattr(outbox, "listening", hears_nobody)
-    monkeypatch.setattr(outbox, "_POLL", 3600.0)
+    never_poll(monkeypatch)
+
+
+def never_poll(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have the outbox look at its table only when it is told to."""
+    for kind in vars(_outbox_rows).values():
+        if isinstance(kind, type) and isinstance(vars(kind).get("poll"), float):
+            monkeypatch.setattr(kind, "poll", 3600.0)
 
 
 class Draining:
@@ -129,7 +136,7 @@ async def test_a_commit_wakes_the_relay_of_this_process(name: str, tmp_path: Pat
 @pytest.mark.parametrize("name", ["asyncpg", "psycopg"])
 async def test_a_commit_tells_relays_elsewhere(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where no relay runs, NOTIFY follows the commit of a session, of a connection, and of a put without either."""
-    monkeypatch.setattr(outbox, "_POLL", 3600.0)
+    never_poll(monkeypatch)
     async with database(name, tmp_path) as engine:
         here, there = SQLAlchemyOutbox(engine), SQLAlchemyOutbox(engine)
         async with Draining(there) as draining:
