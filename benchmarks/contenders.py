@@ -180,6 +180,19 @@ def undeclared(receivers: list[Receiver]) -> Send:
     return connect_all(asignals.Signal(), receivers).send
 
 
+@contender(
+    "loop by hand, any keywords",
+    kinds=frozenset({"coroutines"}),
+    asyncio_only=False,
+    note="as one has to write it then",
+)
+def loop_over_any_keywords(receivers: list[Receiver]) -> Send:
+    async def send(sender, **named):
+        return [(r, await r(signal=SIGNAL, sender=sender, **named)) for r in receivers]
+
+    return send
+
+
 # peers
 
 

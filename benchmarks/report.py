@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from .cases import Case, Goal
-from .timing import Costs, ratio
+from .timing import AGAIN, Costs, ratio, spread
 
 LIBRARIES = ("asignals", "aiosignal", "anyio", "asphalt", "blinker", "django", "psygnal", "pyee", "trio", "uvloop")
 
@@ -38,7 +38,8 @@ def result(case: Case, costs: Costs) -> dict[str, Any]:
     """One case, as it stands in the JSON file beside what the figures depend on.
 
     `contenders` has for each name its `cost`, the median over the rounds of one operation's, in `unit` (seconds or
-    bytes), and its `ratio`, the median of those over the cost of the contender named by `over` in the same round.
+    bytes), its `ratio`, the median of those over the cost of the contender named by `over` in the same round, and the
+    `spread` of the ratios. One contender is the first one again: its ratio and its spread are the machine's noise.
     `goals` has for each that the case has the ratio `seen` of two contenders, or with an empty `over` the cost.
     """
     base = next(iter(costs))
@@ -50,7 +51,8 @@ def result(case: Case, costs: Costs) -> dict[str, Any]:
         "rounds": len(costs[base]),
         "over": base,
         "contenders": {
-            name: {"cost": median(values), "ratio": ratio(costs, name, base)} for name, values in costs.items()
+            name: {"cost": median(values), "ratio": ratio(costs, name, base), "spread": spread(costs, name, base)}
+            for name, values in costs.items()
         },
         "goals": [_judged(goal, costs) for goal in case.goals if {goal.of, goal.over} <= {*costs, ""}],
     }
@@ -94,6 +96,8 @@ def _cell(case: dict[str, Any], name: str) -> str:
     found = case["contenders"].get(name)
     if found is None:
         return ""
+    if name == AGAIN:
+        return f"{found['ratio']:.2f} ± {found['spread']:.2f}"
     return _amount(found["cost"], case["unit"]) if name == case["over"] else f"{found['ratio']:.2f}"
 
 

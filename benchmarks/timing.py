@@ -15,6 +15,9 @@ from typing import TypeAlias
 Round: TypeAlias = Callable[[], Awaitable[float]]
 Costs: TypeAlias = dict[str, list[float]]
 
+AGAIN = "the same again"
+"""The first contender once more in each round: how far its ratio is from 1 is the noise of the machine (A/A)."""
+
 ROUND_SECONDS = 0.001
 MIN_ROUNDS = 3
 
@@ -43,8 +46,9 @@ async def time_repeated(repeat: Callable[[int], Awaitable[object]], seconds: flo
 
 async def compare(rounds: Mapping[str, Round], seconds: float) -> Costs:
     """Run rounds of all contenders in turn for about `seconds`; returns each one's costs, round by round."""
-    costs: Costs = {name: [] for name in rounds}
-    order = list(rounds.items())
+    first = next(iter(rounds))
+    order = [*rounds.items(), (AGAIN, rounds[first])]
+    costs: Costs = {name: [] for name, _ in order}
     end = perf_counter() + seconds
     was_enabled = gc.isenabled()
     try:
@@ -65,4 +69,15 @@ async def compare(rounds: Mapping[str, Round], seconds: float) -> Costs:
 
 def ratio(costs: Costs, of: str, over: str) -> float:
     """How many times the cost of another contender one has: the median over the rounds."""
-    return median(mine / theirs for mine, theirs in zip(costs[of], costs[over], strict=True))
+    return median(_ratios(costs, of, over))
+
+
+def spread(costs: Costs, of: str, over: str) -> float:
+    """How far the ratio of a round is from the median, in the middle 80 % of the rounds."""
+    found = sorted(_ratios(costs, of, over))
+    tenth = len(found) // 10
+    return (found[-1 - tenth] - found[tenth]) / 2
+
+
+def _ratios(costs: Costs, of: str, over: str) -> list[float]:
+    return [mine / theirs for mine, theirs in zip(costs[of], costs[over], strict=True)]
