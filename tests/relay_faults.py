@@ -21,6 +21,9 @@ class Proxy:
       meanwhile is lost for good, as after a router has forgotten its connections;
     - `slow(seconds)`: each piece takes so long;
     - `restore()`: all is well again. A connection that was silent stays so.
+
+    A broker of Kafka tells its clients its own address, to which they then connect: `hide` puts that of the proxy in
+    its place, in whatever the server says.
     """
 
     def __init__(self, host: str, port: int) -> None:
@@ -30,8 +33,13 @@ class Proxy:
         self._tasks: set[asyncio.Task[None]] = set()
         self._is_silent = False
         self._delay = 0.0
+        self._hidden: tuple[bytes, bytes] | None = None
         self.port = 0
         self.connections = 0
+
+    def hide(self, host: str, port: int) -> None:
+        """Write our port for the server's where it stands behind the host's name, as a number of four bytes."""
+        self._hidden = host.encode() + port.to_bytes(4), host.encode() + self.port.to_bytes(4)
 
     async def start(self) -> None:
         """Listen, on the same port as before if there was one."""
@@ -96,6 +104,8 @@ class Proxy:
                     continue
                 if self._delay:
                     await asyncio.sleep(self._delay)
+                if self._hidden is not None:
+                    data = data.replace(*self._hidden)
                 writer.write(data)
                 await writer.drain()
             if not is_lost and writer.can_write_eof():

@@ -17,7 +17,7 @@ import secrets
 import time
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import aclosing, suppress
+from contextlib import aclosing, contextmanager, suppress
 from contextvars import copy_context
 from dataclasses import dataclass, field
 from functools import partial
@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar
 from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient
 
-from asignals.masking import redacted
+from asignals.masking import redacted, said
 from asignals.relay._connection_state import Attempts, ConnectionState
 from asignals.relay._envelope import DeadLetter, check_name
 from asignals.relay._key_queues import KeyQueues
@@ -38,7 +38,7 @@ from asignals.relay._to_the_end import to_the_end
 from asignals.relay._transport import Delivery, PublishRefusedError, delay_of
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Callable, Collection, Sequence
+    from collections.abc import AsyncGenerator, Callable, Collection, Iterator, Sequence
 
     from confluent_kafka import Message
 
@@ -55,7 +55,9 @@ _DEFAULTS: Final = {
     "socket.keepalive.enable": True,
     "reconnect.backoff.max.ms": 2_000,
 }
-_PROBE: Final = 2.0  # seconds
+# A broker that has said nothing for so long is asked, so that health shows within 10 seconds that it does not answer.
+_QUIET: Final = 3.0  # seconds
+_PROBE: Final = 2.0  # seconds that the answer may take
 _DELIVERY: Final = 10.0  # seconds after which an event that was not acknowledged counts as not published
 _TRIP: Final = 10.0  # seconds that asking a broker may take
 _FIRST: Final = 3.0  # seconds that reading the oldest events may take
@@ -66,6 +68,7 @@ _NO_MEMBER: Final = (
     *(KafkaError.ILLEGAL_GENERATION, KafkaError.UNKNOWN_MEMBER_ID, KafkaError.FENCED_INSTANCE_ID),
     *(KafkaError._FENCED, KafkaError._STATE, KafkaError._ASSIGNMENT_LOST, KafkaError.REBALANCE_IN_PROGRESS),
 )
+_NO_ANSWER: Final = (KafkaError._TRANSPORT, KafkaError._TIMED_OUT, KafkaError._ALL_BROKERS_DOWN)
 _COMMIT: Final = 0.5  # seconds between two commits
 _MOST_HELD: Final = 10_000  # events beyond the first that is not done yet
 
@@ -227,13 +230,25 @@ class Kafka:
         }
         return Consumer({"allow.auto.create.topics": True, **_but(self._settings, _PRODUCER_ONLY), **exact})
 
+    @contextmanager
+    def _answering(self) -> Iterator[None]:
+        """Say who did not answer, and for how long."""
+        try:
+            yield
+        except KafkaException as error:
+            if error.args[0].code() not in _NO_ANSWER:
+                raise
+            msg = f"{self.connection_state.name} gave no answer within {_TRIP:g} s ({said(error)})"
+            raise TimeoutError(msg) from error
+
     async def _with_consumer(self, group: str, work: Callable[[Consumer], T]) -> T:
         """Do something with a consumer that is made for it, in a thread."""
 
         def now() -> T:
             consumer = self.consumer(f"{self.name}.{group}")
             try:
-                return work(consumer)
+                with self._answering():
+                    return work(consumer)
             finally:
                 consumer.close()
 
@@ -328,8 +343,16 @@ class Kafka:
                     positions = await _in_thread(lambda: _ends(consumer, names), thread)
             await _in_thread(lambda: consumer.assign(positions), thread)
             begun()
+            answered = time.monotonic()
             while True:
-                for message in await _in_thread(lambda: _some(consumer), thread):
+                messages = await _in_thread(lambda: _some(consumer), thread)
+                if messages:
+                    answered = time.monotonic()
+                elif not self.connection_state.is_up or time.monotonic() - answered > _QUIET:
+                    async with attempts:
+                        await _in_thread(lambda: consumer.list_topics(timeout=_PROBE), thread)
+                        answered = time.monotonic()
+                for message in messages:
                     if message.error():
                         self.connection_state.lost(KafkaException(message.error()))
                         continue
@@ -428,7 +451,8 @@ class Kafka:
         topic = self._dead(queue)
         consumer = await _in_thread(lambda: self.consumer(f"{self.name}.look.{secrets.token_hex(4)}"))
         try:
-            extent = await _in_thread(lambda: _extent(consumer, topic))
+            with self._answering():
+                extent = await _in_thread(lambda: _extent(consumer, topic))
             gone: set[bytes] = set()
             async for messages in _all_of(consumer, topic, extent, 1_000):
                 gone.update(key for message in messages if message.value() is None and (key := _key(message)))
@@ -643,6 +667,7 @@ class _Consumer:
     partitions: dict[_Place, Offsets] = field(default_factory=dict)
     moved: set[_Place] = field(default_factory=set)
     polled: float = field(default_factory=time.monotonic)
+    answered: float = field(default_factory=time.monotonic)  # when the broker last did
     is_paused: bool | None = None  # None: not known of the partitions that are assigned now
     thread: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "asignals-kafka"))
 
@@ -738,6 +763,7 @@ class _Consumer:
             self.engine.connection_state.lost(KafkaException(message.error()))
             return
         self.engine.connection_state.restored()
+        self.answered = time.monotonic()
         number, offset = _place(message)
         place = message.topic() or "", number
         offsets = self.partitions.setdefault(place, Offsets())
@@ -755,10 +781,11 @@ class _Consumer:
         try:
             if positions:
                 self.client.commit(offsets=positions, asynchronous=False)
-            elif not self.engine.connection_state.is_up:
-                self.client.list_topics(timeout=_PROBE)  # who has nothing to do hears of no return
+            elif not self.engine.connection_state.is_up or time.monotonic() - self.answered > _QUIET:
+                self.client.list_topics(timeout=_PROBE)  # who has nothing to do hears of no loss, and of no return
             else:
                 return
+            self.answered = time.monotonic()
         except KafkaException as error:  # the next commit says it again; until then a loss means a repetition
             self.moved |= moved
             self.engine.connection_state.lost(error)
