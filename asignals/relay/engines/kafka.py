@@ -69,6 +69,7 @@ _NO_MEMBER: Final = (
     *(KafkaError._FENCED, KafkaError._STATE, KafkaError._ASSIGNMENT_LOST, KafkaError.REBALANCE_IN_PROGRESS),
 )
 _NO_ANSWER: Final = (KafkaError._TRANSPORT, KafkaError._TIMED_OUT, KafkaError._ALL_BROKERS_DOWN)
+_COMMITTED: Final = 5.0  # seconds after which a commit that is not answered shows
 _COMMIT: Final = 0.5  # seconds between two commits
 _MOST_HELD: Final = 10_000  # events beyond the first that is not done yet
 
@@ -219,14 +220,18 @@ class Kafka:
     def _on_error(self, error: Any) -> None:
         self.connection_state.lost(KafkaException(error))
 
-    def consumer(self, group: str) -> Consumer:
-        """Make a consumer that commits nothing by itself and begins with the first event there is."""
+    def consumer(self, group: str, committed: Callable[[KafkaError | None], None] | None = None) -> Consumer:
+        """Make a consumer that commits nothing by itself and begins with the first event there is.
+
+        `committed` is called with what became of a commit that nobody waits for.
+        """
         exact = {
             "group.id": group,
             "enable.auto.commit": False,
             "enable.auto.offset.store": False,
             "auto.offset.reset": "earliest",
             "error_cb": self._on_error,
+            **({} if committed is None else {"on_commit": lambda error, _places: committed(error)}),
         }
         return Consumer({"allow.auto.create.topics": True, **_but(self._settings, _PRODUCER_ONLY), **exact})
 
@@ -327,8 +332,10 @@ class Kafka:
         """Call `handle` for each event of the topics until cancelled."""
         check_name("instance", instance)
         names = {self._topic(topic): topic for topic in topics}
-        consumer = self.consumer(f"{self.name}.{check_name('service', service)}")
-        await _Consumer(self, consumer, names, handle, limit).run()
+        group = f"{self.name}.{check_name('service', service)}"
+        client = self.consumer(group, lambda error: running.note(error))  # noqa: PLW0108  it is made below
+        running = _Consumer(self, client, names, handle, limit)
+        await running.run()
 
     async def listen(self, topics: Collection[str], hear: Hear, begun: Callable[[], object]) -> None:
         """Hear each event of these topics by a consumer that joins no group and commits nothing."""
@@ -664,6 +671,8 @@ class _Consumer:
     topics: dict[str, str]
     handle: Handle
     limit: int
+    going: set[_Place] | None = None  # what is being committed
+    began: float = 0.0  # when that was asked for
     partitions: dict[_Place, Offsets] = field(default_factory=dict)
     moved: set[_Place] = field(default_factory=set)
     polled: float = field(default_factory=time.monotonic)
@@ -732,7 +741,7 @@ class _Consumer:
                 self._take(message, queues)
             if loop.time() - committed > _COMMIT:
                 committed = loop.time()
-                await _in_thread(self._commit, self.thread)
+                await _in_thread(self._commit_soon, self.thread)
 
     def _poll(self, *, is_full: bool) -> list[Message]:
         """Look for events. Also when there is no room: who does not look is taken for dead, so it looks at nothing."""
@@ -771,23 +780,54 @@ class _Consumer:
         held = _Held(message.value() or b"", place, offset, offsets, _key(message))
         queues.add(held.queue, held)
 
-    def _commit(self) -> None:
-        moved, self.moved = self.moved, set()
-        positions = [
+    def _positions(self, moved: Collection[_Place]) -> list[TopicPartition]:
+        return [
             TopicPartition(*place, offsets.position)
             for place, offsets in list(self.partitions.items())
             if place in moved and offsets.position is not None
         ]
-        try:
-            if positions:
+
+    def _commit_soon(self) -> None:
+        """Commit without waiting, which has no limit while a broker is silent; one commit at a time."""
+        if self.going is not None:
+            if (seconds := time.monotonic() - self.began) > _COMMITTED:
+                self.engine.connection_state.lost(TimeoutError(f"a commit was not answered within {seconds:.0f} s"))
+            return
+        if positions := self._positions(self.moved):
+            self.going, self.moved, self.began = self.moved, set(), time.monotonic()
+            self.client.commit(offsets=positions, asynchronous=True)
+        else:
+            self.moved.clear()
+            self._look()
+
+    def note(self, error: KafkaError | None) -> None:
+        """Note what became of a commit; called while the client looks for events."""
+        going, self.going = self.going or set(), None
+        if error is not None:  # the next commit says it again; until then a loss means a repetition
+            self.moved |= going & self.partitions.keys()
+            self.engine.connection_state.lost(KafkaException(error))
+            return
+        self.answered = time.monotonic()
+        self.engine.connection_state.restored()
+
+    def _commit(self) -> None:
+        """Commit and wait for it: before others have the partitions."""
+        moved, self.moved, self.going = self.moved | (self.going or set()), set(), None
+        if positions := self._positions(moved):
+            try:
                 self.client.commit(offsets=positions, asynchronous=False)
-            elif not self.engine.connection_state.is_up or time.monotonic() - self.answered > _QUIET:
+            except KafkaException as error:
+                self.moved |= moved
+                self.engine.connection_state.lost(error)
+
+    def _look(self) -> None:
+        try:
+            if not self.engine.connection_state.is_up or time.monotonic() - self.answered > _QUIET:
                 self.client.list_topics(timeout=_PROBE)  # who has nothing to do hears of no loss, and of no return
             else:
                 return
             self.answered = time.monotonic()
-        except KafkaException as error:  # the next commit says it again; until then a loss means a repetition
-            self.moved |= moved
+        except KafkaException as error:
             self.engine.connection_state.lost(error)
         else:
             self.engine.connection_state.restored()
@@ -824,5 +864,6 @@ class _Consumer:
 
     def _leave(self) -> None:
         with suppress(KafkaException, RuntimeError):
-            self._commit()
+            if self.engine.connection_state.is_up:  # else it would wait for a broker that does not answer
+                self._commit()
             self.client.close()
