@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.anyio
 LONG = os.environ.get("ASIGNALS_LONG") == "1"
-BACK_WITHIN = 15.0 if LONG else 6.0  # seconds after the network's return
+BACK_WITHIN = 15.0  # seconds after the network's return
 SEEN_WITHIN = 10.0  # seconds after it went
 
 
