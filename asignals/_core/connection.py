@@ -97,6 +97,7 @@ class Connection(Reference):
         "style",
     )
 
+    held: Any
     name: str
     options: Options
     order: int

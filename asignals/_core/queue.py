@@ -26,8 +26,8 @@ class Waiting(Generic[T]):
     __slots__ = ("is_added", "item", "since", "waker")
 
     def __init__(self, item: T, waker: Waker) -> None:
-        self.item = item
-        self.waker = waker
+        self.item: T = item
+        self.waker: Waker = waker
         self.since: float = time.monotonic()
         self.is_added: bool = False
 

@@ -14,7 +14,7 @@ from collections.abc import Callable, Hashable
 from contextlib import suppress
 from itertools import islice
 from types import BuiltinFunctionType, CodeType, FrameType, FunctionType, MethodType, MethodWrapperType
-from typing import Any, Self, TypeAlias, TypeGuard, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeAlias, TypeGuard, TypeVar
 from weakref import ref
 
 from asignals._core.errors import ReceiverLostWarning
@@ -91,9 +91,10 @@ class Reference(ref[Any]):
     key: Hashable
     line: int
 
-    __eq__ = object.__eq__
-    __ne__ = object.__ne__
-    __hash__ = object.__hash__
+    if not TYPE_CHECKING:
+        __eq__ = object.__eq__
+        __ne__ = object.__ne__
+        __hash__ = object.__hash__
 
     def __new__(cls, thing: object, on_death: Callable[[Any], object], place: Place, key: Hashable) -> Self:
         """Refer to an object."""

@@ -87,7 +87,7 @@ _NOWHERE: Place = (key_of.__code__, 0)  # for a sender that nobody has connected
 class Registry:
     """The connections of one signal. Safe to use from any thread and from finalizers."""
 
-    lock: ClassVar = new_lock()  # one for all signals: changes are short, and rare beside sends
+    lock: ClassVar[Any] = new_lock()  # one for all signals: changes are short, and rare beside sends
 
     def __init__(self, signal: ref[Signal[..., Any]], names: Names | None) -> None:
         self.plan: Plan | None = None
