@@ -38,7 +38,7 @@ def method_of(receiver: object) -> MethodType | None:
     """The bound method that a receiver is, or that a proxy stands for: wrapt makes a new proxy at each access."""
     if is_a(receiver, MethodType):
         return receiver
-    if type(receiver) is not FunctionType and any("__wrapped__" in kind.__dict__ for kind in type(receiver).__mro__):
+    if any("__wrapped__" in kind.__dict__ for kind in type(receiver).__mro__):
         with suppress(Exception):  # a proxy without an object
             wrapped = receiver.__wrapped__  # type: ignore[attr-defined]
             return wrapped if type(wrapped) is MethodType else None
@@ -51,6 +51,8 @@ def identify(receiver: Callable[..., Any]) -> Hashable:
     Bound methods of Python and C, those that wrapt wraps, and those of `functools.partialmethod` are new objects at
     each access.
     """
+    if type(receiver) is FunctionType:
+        return id(receiver)
     method = method_of(receiver)
     if method is not None:
         kind = None if method is receiver else id(type(receiver))
@@ -129,7 +131,7 @@ def _underlying(receiver: object) -> object:
 
 def function_of(receiver: object) -> FunctionType | None:
     """The Python function that runs when a receiver is called: its own, or the `__call__` of its class."""
-    target = _underlying(receiver)
+    target = receiver if type(receiver) is FunctionType else _underlying(receiver)
     if not is_a(target, FunctionType) and not is_a(target, type):
         target = next((each.__dict__["__call__"] for each in type(target).__mro__ if "__call__" in each.__dict__), None)
     return target if is_a(target, FunctionType) else None

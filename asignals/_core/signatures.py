@@ -72,7 +72,8 @@ def is_coroutine_function(receiver: Receiver) -> bool:
 
 def examine(receiver: Receiver, names: Names | None) -> tuple[Shape, str | None]:
     """How a receiver of a signal that sends `names` (`None`: any keywords) is called, and why it cannot be, if so."""
-    function, parameters = function_of(receiver), _parameters_of(receiver)
+    function = function_of(receiver)
+    parameters = _parameters_of(receiver, function)
     sent = RESERVED.union(names or ())
     by_position = None
     if is_a(receiver, FunctionType) and {"dispatch", "registry", "register"} <= receiver.__dict__.keys():
@@ -123,9 +124,8 @@ class _Parameters(NamedTuple):
         return f"it asks for {', '.join(unsent)}, and the signal sends {', '.join(['signal', 'sender', *names])}"
 
 
-def _parameters_of(receiver: Receiver) -> _Parameters:
+def _parameters_of(receiver: Receiver, function: FunctionType | None) -> _Parameters:
     """The parameters that matter: a wrapper that passes everything on takes what the wrapped function takes."""
-    function = function_of(receiver)
     skipped = 0 if function is receiver else 1
     # inspect takes ten times as long, and compares the objects that it is asked about with their own __eq__.
     if function is not None and not function.__dict__ and function.__code__.co_argcount >= skipped:
