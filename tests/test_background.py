@@ -831,6 +831,33 @@ def test_outside_of_a_loop_nothing_is_a_cancellation():
     assert cancellation() == ()
 
 
+async def test_who_hears_is_settled_at_the_call(signal):
+    """A receiver that is connected while a send waits hears the next one; one that has left hears no more."""
+    heard, go_on = [], anyio.Event()
+
+    async def waits(x):
+        await go_on.wait()
+
+    def leaves(x):
+        heard.append(("leaves", x))
+
+    def comes(x):
+        heard.append(("comes", x))
+
+    signal.connect(waits)
+    signal.connect(leaves)
+    with anyio.fail_after(5):
+        async with Background(limit=1) as background:
+            await background.send(signal, None, x=1)
+            await background.send(signal, None, x=2)
+            await anyio.wait_all_tasks_blocked()
+            signal.connect(comes)
+            signal.disconnect(leaves)
+            await background.send(signal, None, x=3)
+            go_on.set()
+    assert heard == [("comes", 3)]
+
+
 async def test_muted_sends_that_are_not_done_leave_nothing_muted(signal):
     """Refused, cancelled while it waits for room, or undelivered: the mute that a send took along ends with it."""
 

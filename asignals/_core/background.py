@@ -71,14 +71,16 @@ class Background:
         await background.send(order_paid, order, amount=42)
     ```
 
-    `send` waits only for capacity, `send_nowait` never. Arguments are checked at the call. Receivers run through
-    `send_robust`, in a copy of the context of the call; each of their errors is logged (as `send_robust` does) and
-    given to `on_error`, once. Sends begin in the order in which they were accepted.
+    `send` waits only for capacity, `send_nowait` never. At the call, arguments are checked, and it is settled who hears
+    and what is muted. Receivers run through `send_robust`, in a copy of the context of the call; each of their errors
+    is logged (as `send_robust` does) and given to `on_error`, once. Sends begin in the order in which they were
+    accepted.
 
     Leaving the block refuses further sends, and drains: what was accepted is done, what waits for capacity is
     accepted, and what its receivers send here meanwhile, also when the block raises. When it is cancelled, before or
     while draining, the receivers are cancelled, and the sends that were not finished are logged and kept in
-    `undelivered`. A receiver that raises something else than an `Exception` ends the background in the same way.
+    `undelivered`. A receiver that raises something else than an `Exception`, or cancels its own task, ends the
+    background in the same way.
 
     A receiver may send to the background that it runs in: that never waits and may exceed `buffer`, so that it
     cannot deadlock, even with `limit=1, buffer=1`. Tasks and threads that outlive the send are outside again.
