@@ -14,6 +14,7 @@ import pickle
 import signal as signals
 import sys
 import threading
+import time
 import uuid
 from concurrent.futures import ProcessPoolExecutor
 
@@ -599,6 +600,8 @@ async def test_a_slow_reader_is_not_reported(signal, caplog, monkeypatch):
             group.start_soon(sends)
             for _ in range(100):
                 await anext(events)
+            events._check(events._queue.loop)  # as it comes after all senders have gone on
+            assert events._next_check <= time.monotonic() + _stream.STALLED_AFTER / 2
     assert caplog.messages == []
 
 
