@@ -97,7 +97,6 @@ class Connection(Reference):
         "style",
     )
 
-    held: Any
     name: str
     options: Options
     order: int
@@ -154,7 +153,7 @@ class Connection(Reference):
         self.choose = self.style = None
         self.options, self.shape = options, shape
         if type(self.held) is not Holder:
-            self.held = None if options.weak else self.target()
+            self.held: Any = None if options.weak else self.target()
             needs_care = options.in_thread or options.once or options.timeout is not None
             is_simple = shape.takes_signal and shape.by_position is None and shape.is_method == bool(self.method)
             self.style = shape if is_simple and not needs_care else None

@@ -94,9 +94,7 @@ class Reference(ref[Any]):
     line: int
 
     if not TYPE_CHECKING:
-        __eq__ = object.__eq__
-        __ne__ = object.__ne__
-        __hash__ = object.__hash__
+        __eq__, __ne__, __hash__ = object.__eq__, object.__ne__, object.__hash__
 
     def __new__(cls, thing: object, on_death: Callable[[Any], object], place: Place, key: Hashable) -> Self:
         """Refer to an object."""
