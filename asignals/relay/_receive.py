@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 import anyio
 
 from asignals._core import Send, bind, log_failure
-from asignals.masking import said
+from asignals.masking import said, without_passwords
 from asignals.relay._cancel import heeding, limited, times_cancelled
 from asignals.relay._connection_state import ConnectionState, jittered
 from asignals.relay._current import AlreadyHandledError, Call, Delivered, calling, delivering
@@ -484,7 +484,8 @@ class Inbound:
         self, queue: str, delivery: Delivery, error: BaseException, attempts: int, done: tuple[str, ...] = ()
     ) -> float | None:
         """Make it a dead letter; a replay of that begins to count anew."""
-        letter = DeadLetter(delivery.data[:MAX_KEPT], self.service, said(error), attempts, done=done)
+        text = without_passwords(f"{type(error).__name__}: {error}") if str(error) else said(error)
+        letter = DeadLetter(delivery.data[:MAX_KEPT], self.service, text, attempts, done=done)
         try:
             await self._put_dead_letter(queue, letter)
         except Exception as trouble:  # noqa: BLE001  then the event stays where it is, and is tried once more
