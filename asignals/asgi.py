@@ -212,8 +212,10 @@ class SignalMiddleware:
         finally:
             if exception is not None or not _is_unheard(_finished):
                 duration = time.perf_counter() - started
-                named = {"status": status, "duration": duration, "exception": exception}
-                await self._end(sender, scope, exception, request_finished, named)
+                named = {"status": status, "duration": duration}
+                ending = self._end(sender, scope, exception, request_finished, named)
+                exception = None  # its traceback refers to this frame
+                await ending
 
     async def _websocket(self, sender: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
         connected: float | None = None
@@ -242,12 +244,12 @@ class SignalMiddleware:
             exception = error
             raise
         finally:
+            last, named = None, {}
             if connected is not None:
-                duration = time.perf_counter() - connected
-                named = {"code": code, "duration": duration, "exception": exception}
-                await self._end(sender, scope, exception, websocket_disconnected, named)
-            elif exception is not None:
-                await self._end(sender, scope, exception, None, {})
+                last, named = websocket_disconnected, {"code": code, "duration": time.perf_counter() - connected}
+            ending = self._end(sender, scope, exception, last, named)
+            exception = None  # its traceback refers to this frame
+            await ending
 
     async def _lifespan(self, sender: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
         has_started = False
@@ -274,7 +276,9 @@ class SignalMiddleware:
             exception = error
             raise
         finally:
-            await stop(exception)
+            ending = stop(exception)
+            exception = None  # its traceback refers to this frame
+            await ending
 
     async def _end(
         self,
@@ -291,6 +295,8 @@ class SignalMiddleware:
         sending: Coroutine[Any, Any, object] | None = None
         is_heard = False
         if last is not None:
+            if last is not lifespan_stopped:
+                named["exception"] = exception
             sending = last.send_robust(sender, scope=scope, **named)
             is_heard = last.has_listeners(sender)
         if error is not None:
