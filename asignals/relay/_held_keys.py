@@ -6,9 +6,11 @@ import time
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from asignals.masking import redacted
+from asignals.relay._transport import delay_of
 
 if TYPE_CHECKING:
     from asignals.relay._envelope import Envelope
+    from asignals.relay._transport import Release
 
 _LONG: Final = 60.0  # seconds after which it is a problem, and no usual retry any more
 _SHOWN: Final = 10.0  # seconds for which it is shown after the retry was due, as another instance may have it
@@ -28,18 +30,15 @@ class HeldKeys:
     def __init__(self) -> None:
         self._held: dict[tuple[str, str], _Held] = {}
 
-    def hold(self, envelope: Envelope, seconds: float) -> None:
-        """Note that an event comes again after some seconds; one without a key holds up nothing."""
-        if envelope.key is not None:
-            now, place = time.monotonic(), (envelope.topic, envelope.key)
-            known = self._held.get(place)
-            since = known.since if known is not None and known.event_id == envelope.id else now
-            self._held[place] = _Held(envelope.id, since, now + seconds + _SHOWN)
-
-    def free(self, envelope: Envelope) -> None:
-        """Note that an event is done."""
-        if envelope.key is not None:
-            self._held.pop((envelope.topic, envelope.key), None)
+    def note(self, envelope: Envelope, outcome: float | Release | None) -> None:
+        """Note what `handle` has returned for an event that has a key: that it is done, or comes again later."""
+        now, place = time.monotonic(), (envelope.topic, str(envelope.key))
+        if outcome is None:
+            self._held.pop(place, None)
+            return
+        known = self._held.get(place)
+        since = known.since if known is not None and known.event_id == envelope.id else now
+        self._held[place] = _Held(envelope.id, since, now + delay_of(outcome) + _SHOWN)
 
     def _now(self) -> dict[tuple[str, str], _Held]:
         now = time.monotonic()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
+from collections import Counter, deque
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
@@ -19,7 +19,8 @@ class Lanes:
     """
 
     def __init__(self, limit: int) -> None:
-        self._places = asyncio.Semaphore(limit)
+        self._free = limit
+        self._waiting: deque[asyncio.Future[None]] = deque()  # for a place
         self._keys: dict[str, asyncio.Lock] = {}
         self._queued: Counter[str] = Counter()
         self._parked = 0
@@ -28,10 +29,17 @@ class Lanes:
         """Whether an event of this key had to wait, and too many wait already."""
         return key is not None and key in self._keys and self._parked >= MOST_PARKED
 
+    def has_place(self) -> bool:
+        """Take a place at once, for an event without a key; false where none is free."""
+        if self._free:
+            self._free -= 1
+            return True
+        return False
+
     async def take_place(self, delivery: Delivery, key: str | None) -> None:
         """Wait for the events of the same key that came before, and for a place, and take it."""
         if key is None:
-            await self._places.acquire()
+            await self._take()
             return
         lock = self._keys.setdefault(key, asyncio.Lock())
         self._queued[key] += 1
@@ -43,7 +51,7 @@ class Lanes:
 
     def give_place(self, key: str | None) -> None:
         """Give it back, and let the next event of the key come."""
-        self._places.release()
+        self._give()
         if key is not None:
             self._keys[key].release()
             self._leave(key)
@@ -54,18 +62,39 @@ class Lanes:
             del self._queued[key], self._keys[key]
 
     async def _wait(self, lock: asyncio.Lock, delivery: Delivery, *, is_first: bool) -> None:
-        if is_first and not self._places.locked():
+        if is_first and self._free:
             await lock.acquire()
-            await self._places.acquire()
+            await self._take()
             return
         self._parked += 1
         try:
             with delivery.park():
                 await lock.acquire()
                 try:
-                    await self._places.acquire()
+                    await self._take()
                 except BaseException:
                     lock.release()
                     raise
         finally:
             self._parked -= 1
+
+    async def _take(self) -> None:
+        if self.has_place():
+            return
+        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.append(turn)
+        try:
+            await turn
+        except BaseException:
+            if turn.done() and not turn.cancelled():
+                self._give()  # it came with the cancellation
+            raise
+
+    def _give(self) -> None:
+        """Hand a place to the one who has waited longest, so nobody who comes later overtakes."""
+        while self._waiting:
+            turn = self._waiting.popleft()
+            if not turn.done():
+                turn.set_result(None)
+                return
+        self._free += 1

@@ -16,13 +16,13 @@ import logging
 import time
 from collections import OrderedDict
 from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from inspect import isawaitable
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import anyio
 
-from asignals._core import Send, bind, log_failure
+from asignals._core import SendInfo, bind, is_watched, log_failure
 from asignals.masking import said, without_passwords
 from asignals.relay._cancel import heeding, limited, times_cancelled
 from asignals.relay._connection_state import ConnectionState, jittered
@@ -33,12 +33,13 @@ from asignals.relay._held_keys import HeldKeys
 from asignals.relay._inbox import Memo
 from asignals.relay._lanes import Lanes
 from asignals.relay._trace import following
-from asignals.relay._transport import Release, delay_of
+from asignals.relay._transport import Release
 from asignals.relay._watchdog import Watchdog
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Collection, Iterator
 
+    from asignals import Signal
     from asignals._core import Connection
     from asignals.relay._inbox import Inbox
     from asignals.relay._subscription import Subscription, Target
@@ -96,19 +97,31 @@ class Counts:
     in_flight: int = 0
 
 
-@dataclass(slots=True)
 class _Outcome:
-    """What came of calling an event's receivers: their names, what is wrong, and whether anybody has handled it.
+    """What came of calling an event's receivers: what is wrong, and whether some that have handled it were left out."""
 
-    `succeeded` are the connections that have: two receivers of one name are told apart by them, in this process.
-    """
+    __slots__ = ("error", "is_left_out", "succeeded", "unsuccessful")
 
-    succeeded: set[Connection] = field(default_factory=set)
-    done: set[str] = field(default_factory=set)
-    failed: set[str] = field(default_factory=set)
-    error: BaseException | None = None
-    is_called: bool = False
-    is_heard: bool = False
+    def __init__(self) -> None:
+        self.succeeded: list[Target] = []
+        self.unsuccessful: list[Target] = []
+        self.error: BaseException | None = None
+        self.is_left_out = False
+
+    @property
+    def is_called(self) -> bool:
+        """Whether a receiver was called now."""
+        return bool(self.succeeded or self.unsuccessful)
+
+    @property
+    def failed(self) -> set[str]:
+        """Name those that failed."""
+        return {target.name for target in self.unsuccessful if target.name is not None}
+
+    @property
+    def done(self) -> set[str]:
+        """Name those that succeeded: of two of one name both."""
+        return {target.name for target in self.succeeded if target.name is not None} - self.failed
 
 
 class _Note(NamedTuple):
@@ -183,10 +196,11 @@ class Inbound:
             envelope = Envelope.decode(delivery.data)
         except EnvelopeError as error:
             return await self._give_up(self.dead_letter, delivery, error, 1)
-        if self._lanes.is_full(envelope.key):
-            return jittered(_PARKED)
-        lanes, counts = self._lanes, self.counts
-        await lanes.take_place(delivery, envelope.key)
+        lanes, counts, key = self._lanes, self.counts, envelope.key
+        if key is not None or not lanes.has_place():
+            if lanes.is_full(key):
+                return jittered(_PARKED)
+            await lanes.take_place(delivery, key)
         try:
             if self.stopping:
                 await asyncio.Event().wait()  # until cancelled: the engine then gives it to another instance
@@ -194,19 +208,17 @@ class Inbound:
             self.idle.clear()
             try:
                 outcome = await self._handle(delivery, envelope)
-                if outcome is None:
-                    self.held_keys.free(envelope)
-                else:
-                    self.held_keys.hold(envelope, delay_of(outcome))
+                if key is not None:
+                    self.held_keys.note(envelope, outcome)
                 return outcome
             finally:
                 counts.in_flight -= 1
                 if not counts.in_flight:
                     self.idle.set()
         finally:
-            lanes.give_place(envelope.key)
+            lanes.give_place(key)
 
-    async def _handle(self, delivery: Delivery, envelope: Envelope) -> float | Release | None:
+    async def _handle(self, delivery: Delivery, envelope: Envelope) -> float | Release | None:  # noqa: PLR0911
         if delivery.topic != envelope.topic:
             reason = f"it came as an event of {delivery.topic!r} and says that it is one of {envelope.topic!r}"
             return await self._give_up(self.dead_letter, delivery, GivenUp(reason), 1)
@@ -222,7 +234,14 @@ class Inbound:
             arguments = self._read(envelope, subscription)
         except GivenUp as refusal:
             return await self._give_up(subscription.dead_letter, delivery, refusal.__cause__ or refusal, 1)
-        return await self._deliver(delivery, envelope, subscription, arguments)
+        try:
+            if delivery.is_repeat or delivery.attempt != 1 or envelope.repeats is not None or self.always_remember:
+                return await self._repeat(delivery, envelope, subscription, arguments)
+            # Only failures are remembered, and it has had none.
+            return await self._attempt(delivery, envelope, subscription, arguments, _NOTHING)
+        except _InboxLostError as error:
+            logger.debug("event %s of %r waits for the inbox (%s)", envelope.id, envelope.topic, said(error))
+            return subscription.pause(1)
 
     def _is_meant(self, envelope: Envelope, subscription: Subscription) -> bool:
         if envelope.target is not None:
@@ -280,22 +299,16 @@ class Inbound:
 
     # -- calling the receivers ---------------------------------------------------------------------------------------
 
-    async def _deliver(
+    async def _repeat(
         self, delivery: Delivery, envelope: Envelope, subscription: Subscription, arguments: dict[str, Any]
     ) -> float | Release | None:
-        try:
-            is_new = not delivery.is_repeat and delivery.attempt == 1 and envelope.repeats is None
-            if is_new and not self.always_remember:  # only failures are remembered, and it has had none
-                return await self._attempt(delivery, envelope, subscription, arguments, _NOTHING)
-            memo: Memo = await self._ask(self._inbox.recall(envelope.repeats or envelope.id, self.service))
-            if not delivery.is_repeat:
-                return await self._attempt(delivery, envelope, subscription, arguments, memo)
-            if not memo.begun:
-                return await self._guarded(delivery, envelope, subscription, arguments, memo)
-            return await self._suspected(delivery, envelope, subscription, arguments, memo)
-        except _InboxLostError as error:
-            logger.debug("event %s of %r waits for the inbox (%s)", envelope.id, envelope.topic, said(error))
-            return subscription.pause(1)
+        """Attempt an event of which something may be remembered."""
+        memo: Memo = await self._ask(self._inbox.recall(envelope.repeats or envelope.id, self.service))
+        if not delivery.is_repeat:
+            return await self._attempt(delivery, envelope, subscription, arguments, memo)
+        if not memo.begun:
+            return await self._guarded(delivery, envelope, subscription, arguments, memo)
+        return await self._suspected(delivery, envelope, subscription, arguments, memo)
 
     async def _suspected(
         self,
@@ -363,15 +376,28 @@ class Inbound:
         by_sender = self._called_by_sender(envelope)
         skipped = memo.done | by_sender if memo.done or by_sender else _NOBODY
         outcome = await self._call(envelope, subscription, arguments, skipped, memo.failures + 1)
-        failed = (memo.failed | outcome.failed) - outcome.done - memo.done if memo.failed else outcome.failed
-        error = outcome.error
-        if error is None and (failed or not outcome.is_heard):
-            error = self._what_is_missing(subscription, failed, outcome)
+        if memo is _NOTHING and outcome.succeeded and outcome.error is None:  # as nearly always: that is all
+            if self._done_here:
+                self._done_here.pop(event_id, None)
+            self.counts.received += 1
+            return None
+        return await self._conclude(delivery, envelope, subscription, memo, outcome)
+
+    async def _conclude(
+        self, delivery: Delivery, envelope: Envelope, subscription: Subscription, memo: Memo, outcome: _Outcome
+    ) -> float | Release | None:
+        """Remember what came of it, and say whether it comes again."""
+        event_id, by_sender = envelope.repeats or envelope.id, self._called_by_sender(envelope)
+        done, failed, error = outcome.done, outcome.failed, outcome.error
+        if memo.failed:
+            failed = (memo.failed | failed) - done - memo.done
+        if error is None and (failed or not (outcome.is_called or outcome.is_left_out)):
+            error = self._what_is_missing(subscription, failed)
         if error is None:
-            if memo.begun or (self.always_remember and outcome.done):
+            if memo.begun or (self.always_remember and done):
                 # It has come to an end, should it be delivered once more.
                 ended = time.time() if memo.begun else 0.0
-                await self._remember(event_id, Memo(outcome.done, failed, begun_at=ended))
+                await self._remember(event_id, Memo(done, failed, begun_at=ended))
             if self._done_here:
                 self._done_here.pop(event_id, None)
             if by_sender and not outcome.is_called and envelope.target is None:
@@ -379,12 +405,12 @@ class Inbound:
             else:
                 self.counts.received += 1
             return None
-        change = Memo(outcome.done, failed, memo.failures + 1)
+        change = Memo(done, failed, memo.failures + 1)
         await self._remember(event_id, change)
         self.counts.failed += 1
         if change.failures > subscription.retries:
-            done = tuple(sorted(memo.done | outcome.done | by_sender))
-            return await self._give_up(subscription.dead_letter, delivery, error, change.failures, done)
+            known = tuple(sorted(memo.done | done | by_sender))
+            return await self._give_up(subscription.dead_letter, delivery, error, change.failures, known)
         pause = subscription.pause(change.failures)
         if isinstance(error, NotHandledError):
             self._note(f"events of {envelope.topic!r} that are not handled", error.reason, pause)
@@ -398,11 +424,11 @@ class Inbound:
         return _NOBODY
 
     @staticmethod
-    def _what_is_missing(subscription: Subscription, failed: set[str], outcome: _Outcome) -> NotHandledError | None:
+    def _what_is_missing(subscription: Subscription, failed: set[str]) -> NotHandledError | None:
         if failed:
             names = ", ".join(sorted(failed))
             return NotHandledError(subscription.topic, f"{names} failed before, and is not connected any more")
-        if not outcome.is_heard and not subscription.allow_no_receivers:
+        if not subscription.allow_no_receivers:
             reason = (
                 f"no receiver is connected to signal {subscription.signal.name!r} for its sender "
                 f"(receive it with allow_no_receivers=True where that is meant)"
@@ -421,6 +447,7 @@ class Inbound:
         """Call each receiver that is not to be skipped, the others too when one fails."""
         event_id = envelope.repeats or envelope.id
         token, inner = handling.set(envelope), calling.set(None)
+        running, task = self.watchdog.running, asyncio.current_task()
         outcome = _Outcome()
         done_here: frozenset[Connection] = self._done_here.get(event_id, frozenset())
         try:
@@ -428,30 +455,33 @@ class Inbound:
                 sender = subscription.load(envelope.sender)
                 if type(sender) is not str and isawaitable(sender):  # asking takes longer than all the rest
                     sender = await heeding(sender)
-                targets, muted = subscription.targets(sender)
+                targets, muted, plan = subscription.targets(sender)
+                signal = subscription.signal
                 if muted:
-                    reason = f"{muted} receivers of signal {subscription.signal.name!r} are muted"
+                    reason = f"{muted} receivers of signal {signal.name!r} are muted"
                     outcome.error = NotHandledError(subscription.topic, reason)
-                send = Send(subscription.signal, sender, arguments)
-                delivery = envelope, self.service, attempt, self.system
-                with _watched(send, Delivered(*delivery), outcome) if send.is_watched else _PLAIN:
+                send = SendInfo(signal, sender, arguments) if is_watched() else None
+                watch = () if send is None else (send,)
+                loop = plan.write_loop(arguments, robust=False, watched=send is not None)
+                delivered = envelope, self.service, attempt, self.system
+                with _PLAIN if send is None else _watched(send, Delivered(*delivered), outcome):
                     for target in targets:
                         if target.name in skipped or target.connection in done_here:
-                            outcome.is_heard = True
-                        else:
-                            self.watchdog.calling(target.connection)
-                            name = target.name if target.is_unique else None
-                            calling.set(Call(envelope, self.service, attempt, self._inbox, name))
-                            await _respond(send, target, outcome)
+                            outcome.is_left_out = True
+                            continue
+                        running[task] = target.connection
+                        name = target.name if target.is_unique else None
+                        calling.set(Call(envelope, self.service, attempt, self._inbox, name))
+                        work = loop((target.connection,), signal, sender, *watch, **arguments)
+                        await _respond(work, target, outcome, signal, sender)
         except Exception as error:  # noqa: BLE001  the sender could not be loaded: as if a receiver had failed
             outcome.error = error
         finally:
-            self.watchdog.calling(None)
+            running.pop(task, None)
             calling.reset(inner)
             handling.reset(token)
-        outcome.done -= outcome.failed
         if outcome.succeeded and (outcome.error is not None or self.always_remember):
-            self._done_here.put(event_id, done_here | outcome.succeeded)
+            self._done_here.put(event_id, done_here | {target.connection for target in outcome.succeeded})
         return outcome
 
     # -- the inbox and the dead letters ------------------------------------------------------------------------------
@@ -506,7 +536,7 @@ class _InboxLostError(Exception):
 
 
 @contextmanager
-def _watched(send: Send, delivered: Delivered, outcome: _Outcome) -> Iterator[None]:
+def _watched(send: SendInfo, delivered: Delivered, outcome: _Outcome) -> Iterator[None]:
     """Report a send to monitors, who find there which event it is and what came of it."""
     token = delivering.set(delivered)
     with send:
@@ -517,26 +547,20 @@ def _watched(send: Send, delivered: Delivered, outcome: _Outcome) -> Iterator[No
             delivered.error = outcome.error
 
 
-async def _respond(send: Send, target: Target, outcome: _Outcome) -> None:
-    """Call one receiver, and note what came of it."""
-    connection, name, _ = target
-    failure: BaseException | None = None
+async def _respond(
+    work: Awaitable[Any], target: Target, outcome: _Outcome, signal: Signal[..., Any], sender: object
+) -> None:
+    """Await the call of one receiver, and note what came of it."""
     try:
-        pair = await send.to(connection)
-        if pair is None and connection.is_receiver:
+        if not await work and target.connection.is_receiver:
             return  # it has left meanwhile
     except AlreadyHandledError:
         pass  # and its effects are committed
     except (Exception, asyncio.CancelledError) as error:
         if isinstance(error, asyncio.CancelledError) and times_cancelled():
             raise
-        failure = log_failure(error, connection, send.signal, send.sender)[1]
-    outcome.is_called = outcome.is_heard = True
-    if failure is not None:
+        failure = log_failure(error, target.connection, signal, sender)[1]
         outcome.error = outcome.error or failure
-        if name is not None:
-            outcome.failed.add(name)
+        outcome.unsuccessful.append(target)
         return
-    outcome.succeeded.add(connection)
-    if name is not None:
-        outcome.done.add(name)
+    outcome.succeeded.append(target)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from asignals import Signal
-    from asignals._core import Connection
+    from asignals._core import Connection, Plan
     from asignals.relay._codec import Codec
 
 logger = logging.getLogger("asignals.relay")
@@ -36,10 +36,11 @@ class Target(NamedTuple):
 
 
 class Targets(NamedTuple):
-    """Whom to call for one sender, in order; `muted` counts receivers that are connected but muted."""
+    """Whom to call for one sender, in order, by the loops of the plan; `muted` counts those who are muted."""
 
     targets: list[Target]
     muted: int
+    plan: Plan
 
 
 @dataclass(slots=True)
@@ -57,21 +58,22 @@ class Subscription:
     load: Callable[[str | None], Any]
     include_own_service: bool
     allow_no_receivers: bool
-    _plan: Any = None
-    _targets: Targets = field(default_factory=lambda: Targets([], 0))
+    _targets: Targets | None = None
     _warned: set[str] = field(default_factory=set)
 
     def targets(self, sender: object) -> Targets:
         """Whom to call for a sender; exporting receivers are left out."""
-        plan = registry_of(self.signal).plan_for(sender).connections
-        if plan is not self._plan:
-            named = [(each, _name_of(each)) for each in plan if not is_exporter(each)]
-            counts = Counter(name for _, name in named)
-            here = [Target(each, name, counts[name] == 1) for each, name in named]
-            reached = sum(each.is_receiver for each in plan)
-            muted = max(0, len(self.signal.receivers_for(sender)) - reached)
-            self._warn_of_namesakes(counts)
-            self._targets, self._plan = Targets(here, muted), plan
+        registry = registry_of(self.signal)
+        plan, known = registry.plan or registry.plan_for(sender), self._targets
+        if known is not None and known.plan is plan:
+            return known
+        named = [(each, _name_of(each)) for each in plan.connections if not is_exporter(each)]
+        counts = Counter(name for _, name in named)
+        here = [Target(each, name, counts[name] == 1) for each, name in named]
+        reached = sum(each.is_receiver for each in plan.connections)
+        muted = max(0, len(self.signal.receivers_for(sender)) - reached)
+        self._warn_of_namesakes(counts)
+        self._targets = Targets(here, muted, plan)
         return self._targets
 
     def pause(self, failures: int) -> float:

@@ -24,15 +24,8 @@ class Watchdog:
     def __init__(self, lease: float, blocked: Callable[[str | None, float], None]) -> None:
         self._limit = max(_LEAST, lease / 2)
         self._blocked = blocked
-        self._running: dict[asyncio.Task[Any] | None, Connection] = {}
+        self.running: dict[asyncio.Task[Any] | None, Connection] = {}  # which receiver each task calls now
         self._ended = threading.Event()
-
-    def calling(self, receiver: Connection | None) -> None:
-        """Note which receiver the current task calls now, `None` for none."""
-        if receiver is None:
-            self._running.pop(asyncio.current_task(), None)
-        else:
-            self._running[asyncio.current_task()] = receiver
 
     async def run(self) -> None:
         """Watch the loop that runs this, until cancelled."""
@@ -55,5 +48,5 @@ class Watchdog:
             late = time.monotonic() - beat
             if late > self._limit and beat != reported:
                 reported = beat
-                receiver = self._running.get(asyncio.current_task(loop))
+                receiver = self.running.get(asyncio.current_task(loop))
                 self._blocked(None if receiver is None else receiver.describe(), late)
