@@ -296,7 +296,7 @@ class SignalMiddleware:
         is_heard = False
         if last is not None:
             if last is not lifespan_stopped:
-                named["exception"] = exception
+                named = {**named, "exception": exception}
             sending = last.send_robust(sender, scope=scope, **named)
             is_heard = last.has_listeners(sender)
         if error is not None:

@@ -278,9 +278,8 @@ class Background:
         finally:
             call.is_running = False
         self._errors += len(errors)
-        for error in errors:
-            await self._report(error)
-        errors.clear()
+        while errors:
+            await self._report(errors.pop(0))
 
     async def _report(self, error: Any) -> None:
         if self._on_error is None:
