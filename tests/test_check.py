@@ -467,6 +467,24 @@ def test_a_module_that_one_of_several_programs_loads_is_not_missing(tmp_path):
     assert check(tmp_path, "shop.web", "shop.work", "--ignore", "shop/nob*")[:2] == (0, [])
 
 
+def test_a_module_that_the_program_hands_to_a_server_by_name_is_a_program_of_its_own(tmp_path):
+    """It is noted, not missed, as `uvicorn.run("shop.live:app")` starts it elsewhere; one that nobody names is missed."""
+    hearing = "from shop.signals import order_paid\norder_paid.connect(print)\ndef app(scope, receive, send): ..."
+    write(
+        tmp_path,
+        {
+            "shop/signals": SIGNALS,
+            "shop/main": CHECKOUT,
+            "shop/start": "def start(uvicorn):\n    uvicorn.run('shop.live:app', workers=2)",
+            "shop/live": hearing,
+            "shop/other": hearing,
+        },
+    )
+    _, findings, notes = check(tmp_path, "shop.main")
+    assert [finding["file"] for finding in findings if finding["kind"] == "not-loaded"] == ["shop/other.py"]
+    assert ["shop.live is a program of its own" in note for note in notes] == [True]
+
+
 def test_the_report_is_for_people_and_editors(tmp_path):
     """Each finding starts with `file:line`, says what to do, and no line is wider than the terminal."""
     write(

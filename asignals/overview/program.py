@@ -68,7 +68,7 @@ class NotLoaded:
     @property
     def is_certain(self) -> bool:
         """Whether the program lacks it: importing it does something, and it is no program of its own."""
-        return bool(self.on_import) and not self.source.is_script
+        return bool(self.on_import) and not self.source.is_script and not self.source.is_served
 
 
 _WOULD_DO: Final = ("connect", "export", "receive")
@@ -124,7 +124,10 @@ class Program:
         """The modules that connect receivers, or hand signals to a relay, and that the entry point does not load."""
         if self._not_loaded is None:
             later = self.loaded_later()
+            served = {name for source in self.sources for name in source.served_names()}
             missing = [source for source in self.sources if source.module is None and source.name not in later]
+            for source in missing:
+                source.is_served = source.name in served
             found = [
                 NotLoaded(source, [use for use in self.uses_in(source) if use.kind in _WOULD_DO]) for source in missing
             ]

@@ -10,6 +10,7 @@ from __future__ import annotations
 import ast
 import importlib.util
 import inspect
+import re
 import sys
 from dataclasses import dataclass, field
 from types import ModuleType
@@ -41,6 +42,8 @@ class SourceFile:
     path: Path
     is_package: bool
     module: ModuleType | None = None
+    is_served: bool = False
+    """Whether the program's source hands it to a server by name, as `"shop.main:app"`."""
     _tree: ast.Module | None = field(default=None, repr=False)
 
     @property
@@ -60,8 +63,16 @@ class SourceFile:
 
     @property
     def is_script(self) -> bool:
-        """Whether it is a program of its own: it has an `if __name__ == "__main__":` block."""
+        """Whether it is run by itself: it has an `if __name__ == "__main__":` block."""
         return any(isinstance(node, ast.If) and is_main_test(node.test) for node in self.tree.body)
+
+    def served_names(self) -> Iterator[str]:
+        """Names of modules that it may hand to a server: strings such as `"shop.main:app"`."""
+        for node in ast.walk(self.tree):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                found = re.fullmatch(r"([\w.]+):[\w.]+(?:\(\))?", node.value)
+                if found is not None:
+                    yield found[1]
 
 
 @dataclass(frozen=True)
