@@ -468,7 +468,7 @@ def test_a_module_that_one_of_several_programs_loads_is_not_missing(tmp_path):
 
 
 def test_a_module_that_the_program_hands_to_a_server_by_name_is_a_program_of_its_own(tmp_path):
-    """It is noted, not missed, as `uvicorn.run("shop.live:app")` starts it elsewhere; one that nobody names is missed."""
+    """It is noted, not missed: `uvicorn.run("shop.live:app")` starts it elsewhere. One that nobody names is missed."""
     hearing = "from shop.signals import order_paid\norder_paid.connect(print)\ndef app(scope, receive, send): ..."
     write(
         tmp_path,
