@@ -43,19 +43,25 @@ async def heeding(call: Awaitable[T]) -> T:
     before = times_cancelled()
     try:
         result = await call
-    except asyncio.CancelledError as error:
-        if times_cancelled():
-            raise
-        raise SelfCancelledError from error
-    except Exception as error:
-        if times_cancelled() > before:
-            await anyio.lowlevel.checkpoint_if_cancelled()  # a scope takes no other cancellation than its own
-            raise asyncio.CancelledError from error
+    except (Exception, asyncio.CancelledError) as error:
+        await heed(before, error)
         raise
     if times_cancelled() > before:
-        await anyio.lowlevel.checkpoint_if_cancelled()
-        raise asyncio.CancelledError
+        await heed(before)
     return result
+
+
+async def heed(before: int, error: BaseException | None = None) -> None:
+    """Raise what `heeding` raises for a call that has ended, with an error or without, if that is another error.
+
+    `before` is how many cancellations were asked for when it began.
+    """
+    if isinstance(error, asyncio.CancelledError):
+        if not times_cancelled():
+            raise SelfCancelledError from error
+    elif times_cancelled() > before:
+        await anyio.lowlevel.checkpoint_if_cancelled()  # a scope takes no other cancellation than its own
+        raise asyncio.CancelledError from error
 
 
 async def limited(call: Awaitable[T], seconds: float, who: str = "") -> T:

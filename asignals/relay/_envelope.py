@@ -213,7 +213,9 @@ def _is_id(text: Any) -> bool:
 
 
 def _is_text(text: Any, most: int = _MAX_TEXT) -> bool:
-    return type(text) is str and len(text) <= most and _is_storable(text)
+    if type(text) is not str or len(text) > most or "\0" in text:  # which PostgreSQL does not take
+        return False
+    return text.isascii() or _is_unicode(text)
 
 
 def _check_texts(envelope: Envelope) -> None:
@@ -233,15 +235,13 @@ def _no_text(name: str, most: int = _MAX_TEXT) -> str:
     return f"its {name} is not text of at most {most} characters"
 
 
-def _is_storable(text: str) -> bool:
-    """Whether every engine can keep the text: PostgreSQL takes no NUL, and UTF-8 no lone surrogate."""
-    if text.isascii():
-        return "\0" not in text
+def _is_unicode(text: str) -> bool:
+    """Whether every engine can keep the text: UTF-8 has no lone surrogate."""
     try:
         text.encode()
     except UnicodeEncodeError:
         return False
-    return "\0" not in text
+    return True
 
 
 @dataclass(frozen=True, slots=True)

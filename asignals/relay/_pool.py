@@ -11,7 +11,7 @@ from collections import deque
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from asignals.relay._cancel import end, heeding
+from asignals.relay._cancel import end, heed, times_cancelled
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine, Iterator
@@ -118,16 +118,22 @@ class Pool(Generic[T]):
             self.is_leaving = True  # the group ends, and takes no more tasks
 
     async def _run(self) -> None:
-        share = _FAIR_SHARE
+        share, work, items = _FAIR_SHARE, self._work, self._items
         while True:
-            while self._items:
-                item = self._items.popleft()
+            while items:
+                item = items.popleft()
                 self._busy += 1
+                before = times_cancelled()
                 try:
-                    await heeding(self._work(item))
+                    await work(item)
+                except (Exception, asyncio.CancelledError) as error:
+                    await heed(before, error)
+                    raise
                 finally:
                     self._busy -= 1
                     self._changed.set()
+                if times_cancelled() > before:
+                    await heed(before)
                 share -= 1
                 if share <= 0:
                     share = _FAIR_SHARE

@@ -60,6 +60,7 @@ _KNOWN: Final = 100_000  # events of which is known here what no inbox has
 
 
 _NOBODY: Final[frozenset[str]] = frozenset()
+_NO_CONNECTIONS: Final[frozenset[Connection]] = frozenset()
 _NOTHING: Final = Memo()
 _PLAIN: Final = nullcontext()
 
@@ -449,7 +450,7 @@ class Inbound:
         token, inner = handling.set(envelope), calling.set(None)
         running, task = self.watchdog.running, asyncio.current_task()
         outcome = _Outcome()
-        done_here: frozenset[Connection] = self._done_here.get(event_id, frozenset())
+        done_here: frozenset[Connection] = self._done_here.get(event_id, _NO_CONNECTIONS)
         try:
             with following(envelope) if envelope.traceparent or envelope.baggage else _PLAIN:
                 sender = subscription.load(envelope.sender)

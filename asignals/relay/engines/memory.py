@@ -9,7 +9,7 @@ from dataclasses import replace
 from itertools import count
 from typing import TYPE_CHECKING
 
-from asignals.relay._envelope import Envelope, EnvelopeError, check_name
+from asignals.relay._envelope import check_name
 from asignals.relay._inbox import MemoryInbox
 from asignals.relay._monitoring.figures import TopicFigures, backlog_of
 from asignals.relay._places import Address, Server
@@ -19,7 +19,7 @@ from asignals.relay._transport import Delivery, delay_of
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Collection, Iterable, Sequence
 
-    from asignals.relay._envelope import DeadLetter
+    from asignals.relay._envelope import DeadLetter, Envelope
     from asignals.relay._transport import Handle, Hear
 
 _KEPT = 10_000
@@ -28,21 +28,13 @@ _KEPT = 10_000
 class _Item:
     __slots__ = ("attempt", "data", "key", "place", "time", "topic")
 
-    def __init__(self, place: int, topic: str, data: bytes) -> None:
-        self.time, self.key = _time_and_key(data)
+    def __init__(self, place: int, envelope: Envelope, data: bytes) -> None:
         self.place = place  # topics that are received together keep the order in which they were published
-        self.topic = topic
+        self.topic = envelope.topic
+        self.time = envelope.time
+        self.key = envelope.key
         self.data = data
         self.attempt = 0
-
-
-def _time_and_key(data: bytes) -> tuple[float, str | None]:
-    """Read when an event was sent, and its key; one that cannot be read becomes a dead letter elsewhere."""
-    try:
-        envelope = Envelope.decode(data)
-    except EnvelopeError:
-        return time.time(), None
-    return envelope.time, envelope.key
 
 
 class _Service:
@@ -124,7 +116,7 @@ class Memory:
     """
 
     def __init__(self) -> None:
-        self._kept: deque[tuple[int, str, bytes]] = deque(maxlen=_KEPT)
+        self._kept: deque[tuple[int, Envelope, bytes]] = deque(maxlen=_KEPT)
         self._places = count()
         self._listeners: dict[object, tuple[Collection[str], Hear]] = {}
         self._ids: dict[str, None] = {}
@@ -150,7 +142,7 @@ class Memory:
         for envelope in envelopes:
             if envelope.id in self._ids:
                 continue
-            kept = next(self._places), envelope.topic, envelope.encode()
+            kept = next(self._places), envelope, envelope.encode()
             self._ids[envelope.id] = None
             if len(self._ids) > _KEPT:
                 del self._ids[next(iter(self._ids))]
@@ -224,7 +216,7 @@ class Memory:
             if check_name("topic", topic) not in shared.waiting:
                 shared.waiting[topic] = deque()
                 for kept in self._kept:
-                    if kept[1] == topic:
+                    if kept[1].topic == topic:
                         shared.add(_Item(*kept))
 
     async def forget_service(self, service: str, topics: Collection[str] | None = None) -> None:
