@@ -55,6 +55,8 @@ def pytest_configure(config: pytest.Config) -> None:
     """Register the markers of this directory."""
     config.addinivalue_line("markers", "loops(*names): the event loops that the tests run on without `--full`")
     config.addinivalue_line("markers", "slow: the test runs with `--full` only")
+    once = "once: of servers, processes, browsers or tools: `.ci/run` leaves it out where the interpreter is one more"
+    config.addinivalue_line("markers", once)
 
 
 def pytest_sessionstart() -> None:

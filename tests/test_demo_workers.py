@@ -26,6 +26,7 @@ from playwright.sync_api import expect
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+pytestmark = pytest.mark.once
 PATIENCE = 60  # seconds; the machine may be busy with other tests
 posix = pytest.mark.skipif(sys.platform == "win32", reason="Windows has no signals to stop a process in good order")
 

@@ -209,8 +209,10 @@ def parser(request: pytest.FixtureRequest) -> Path:
         if IS_REQUIRED:
             pytest.fail(reason)
         pytest.skip(reason)
-    assert request.config.cache is not None
-    modules = Path(request.config.cache.mkdir("asyncapi-parser")) / "node_modules"
+    cache = getattr(request.config, "cache", None)  # none with `-p no:cacheprovider`
+    folder = cache.mkdir("asyncapi-parser") if cache else Path(__file__).parent.parent / ".cache" / "asyncapi-parser"
+    folder.mkdir(parents=True, exist_ok=True)
+    modules = folder / "node_modules"
     if not (modules / "@asyncapi" / "parser").is_dir():
         making = modules.with_name(f"making-{os.getpid()}")
         making.mkdir(exist_ok=True)

@@ -2,21 +2,32 @@
 
 from __future__ import annotations
 
+import gc
+import importlib
 import json
+import logging
 import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 pytest.importorskip("pydantic")
 pytest.importorskip("typer")
 
+from typer.testing import CliRunner
+
 from asignals import Signal, signal
+from asignals.cli import app
 from asignals.relay import Memory, RedisStreams, Relay
 from asignals.relay.asyncapi import Change, compare, document
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from click.testing import Result
 
 BOTH = {"old readers, new events", "new readers, old events"}
 FORWARD = {"old readers, new events"}
@@ -303,31 +314,41 @@ relay.export(order_paid, "order.paid")
 """
 
 
-def run(directory: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(  # noqa: S603  our own program
-        [sys.executable, "-m", "asignals", "relay", "asyncapi", "shop:relay", *arguments],
-        cwd=directory,
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent), "PYTHONDONTWRITEBYTECODE": "1"},
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Result]]:
+    """Run the command in this process, beside a program that is imported anew each time."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", sys.path[:])
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+
+    def run(*arguments: str) -> Result:
+        sys.modules.pop("shop", None)
+        gc.collect()  # the signals of the program that ran before
+        importlib.invalidate_caches()
+        return CliRunner().invoke(app, ["relay", "asyncapi", "shop:relay", *arguments])
+
+    yield run
+    sys.modules.pop("shop", None)
+    root.handlers[:], root.level = handlers, level
 
 
 @pytest.mark.parametrize("name", ["api.json", "api.yaml"])
-def test_the_command_names_signal_topic_field_and_place_and_says_what_to_do(tmp_path: Path, name: str) -> None:
+def test_the_command_names_signal_topic_field_and_place_and_says_what_to_do(
+    tmp_path: Path, run: Callable[..., Result], name: str
+) -> None:
     """Status 1 on a break, 0 on none; a file's name says its format."""
     if name.endswith(".yaml"):
         pytest.importorskip("yaml")
     program = tmp_path / "shop.py"
     program.write_text(PROGRAM.format(argument="amount: float"))
-    assert run(tmp_path, "-o", name).returncode == 0
-    same = run(tmp_path, "--check", name)
-    assert (same.returncode, same.stdout, same.stderr) == (0, f"0 breaks, 0 notes, compared with {name}\n", "")
+    assert run("-o", name).exit_code == 0
+    same = run("--check", name)
+    assert (same.exit_code, same.stdout, same.stderr) == (0, f"0 breaks, 0 notes, compared with {name}\n", "")
     program.write_text(PROGRAM.format(argument="cents: int"))
-    broken = run(tmp_path, "--check", name)
-    assert broken.returncode == 1
+    broken = run("--check", name)
+    assert broken.exit_code == 1
     place, what = "shop.py:5", "field-missing: shop.order_paid, topic 'order.paid'"
     assert broken.stdout.splitlines() == [
         f"{place}: break (old readers, new events) {what}, field 'amount': it is demanded, and not written",
@@ -338,30 +359,41 @@ def test_the_command_names_signal_topic_field_and_place_and_says_what_to_do(tmp_
     ]
 
 
-def test_an_old_document_may_be_written_over(tmp_path: Path) -> None:
+def test_an_old_document_may_be_written_over(tmp_path: Path, run: Callable[..., Result]) -> None:
     """It is compared first."""
     program = tmp_path / "shop.py"
     program.write_text(PROGRAM.format(argument="amount: float"))
-    run(tmp_path, "-o", "api.json")
+    run("-o", "api.json")
     program.write_text(PROGRAM.format(argument="cents: int"))
-    assert run(tmp_path, "-o", "api.json", "--check", "api.json").returncode == 1
-    assert run(tmp_path, "-o", "api.json", "--check", "api.json").returncode == 0
+    assert run("-o", "api.json", "--check", "api.json").exit_code == 1
+    assert run("-o", "api.json", "--check", "api.json").exit_code == 0
 
 
 def test_the_command_writes_json_to_stdout(tmp_path: Path) -> None:
     """Nothing else, so that it can be piped."""
     (tmp_path / "shop.py").write_text(PROGRAM.format(argument="amount: float"))
-    done = run(tmp_path)
+    done = subprocess.run(
+        [sys.executable, "-m", "asignals", "relay", "asyncapi", "shop:relay"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent), "PYTHONDONTWRITEBYTECODE": "1"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
     assert (done.returncode, done.stderr) == (0, "")
     assert json.loads(done.stdout)["channels"]["order.paid"]["address"] == "order.paid"
 
 
 @pytest.mark.parametrize("text", [None, "{", "[]"])
-def test_an_old_document_that_cannot_be_read_is_status_2(tmp_path: Path, text: str | None) -> None:
+def test_an_old_document_that_cannot_be_read_is_status_2(
+    tmp_path: Path, run: Callable[..., Result], text: str | None
+) -> None:
     """Missing, no JSON, or no document: never taken for one without breaks."""
     (tmp_path / "shop.py").write_text(PROGRAM.format(argument="amount: float"))
     if text is not None:
         (tmp_path / "old.json").write_text(text)
-    done = run(tmp_path, "--check", "old.json")
-    assert done.returncode == 2
+    done = run("--check", "old.json")
+    assert done.exit_code == 2
     assert "Traceback" not in done.stderr
+    assert isinstance(done.exception, SystemExit)

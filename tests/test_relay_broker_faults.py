@@ -28,7 +28,7 @@ except ImportError:  # an interpreter may have no wheel of its client
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.once]
 LONG = os.environ.get("ASIGNALS_LONG") == "1"
 BACK_WITHIN = 15.0  # seconds after the network's return
 SEEN_WITHIN = 10.0  # seconds after it went

@@ -21,7 +21,7 @@ from asignals.relay import Envelope, JetStream, RabbitMQ, RedisStreams, engine_f
 if TYPE_CHECKING:
     from pathlib import Path
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.once]
 
 PROGRAMS = {"nats": "nats-server", "redis": "redis-server", "rabbitmq": "epmd"}
 ASKED_FOR = os.environ.get("ASIGNALS_CLUSTERS", "").split(",")

@@ -46,8 +46,10 @@ if TYPE_CHECKING:
     from relay_faults import Proxy
     from sqlalchemy.ext.asyncio import AsyncEngine
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.once]
 LONG = os.environ.get("ASIGNALS_LONG") == "1"
+# The second driver of each database.
+OTHERS = [pytest.param(name, marks=pytest.mark.slow) for name in ("psycopg", "asyncmy")]
 BACK_WITHIN = 15.0 if LONG else 4.0  # seconds after the network's return
 SEEN_WITHIN = 10.0 if LONG else 4.0  # seconds after it went
 
@@ -111,14 +113,14 @@ async def _mariadb(driver: str) -> AsyncIterator[Place]:
             yield Place(by_proxy, None, proxy, engine)
 
 
-@pytest.fixture(params=["asyncpg", "psycopg", "aiomysql", "asyncmy"])
+@pytest.fixture(params=["asyncpg", OTHERS[0], "aiomysql", OTHERS[1]])
 async def database(request: pytest.FixtureRequest, _short_limits: None) -> AsyncIterator[Place]:
     """A database for the outbox and the inbox."""
     async with (_mariadb if "my" in request.param else _postgres)(request.param) as place:
         yield place
 
 
-@pytest.fixture(params=["asyncpg", "psycopg"])
+@pytest.fixture(params=["asyncpg", OTHERS[0]])
 async def carrying_database(request: pytest.FixtureRequest, _short_limits: None) -> AsyncIterator[Place]:
     """A database that can be the engine."""
     async with _postgres(request.param) as place:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import importlib
 import os
 import signal as signals
 import subprocess
@@ -156,9 +157,15 @@ async def test_figures_of_all_services_or_of_some_topics(engine: World) -> None:
     assert await transport.backlog("second") == 1
 
 
+BEATING = ("database", "jetstream", "redis")  # the engines whose instances send heartbeats
 KILLED = """
-import asyncio, sys
+import asyncio, importlib, sys
 from asignals import relay
+from asignals.relay._monitoring import figures
+
+for name in {beating}:
+    importlib.import_module("asignals.relay.engines." + name).EXPIRY = {expiry}
+figures.BEAT = {expiry} / 4
 
 async def main():
     transport = {make}
@@ -171,14 +178,21 @@ asyncio.run(main())
 """
 
 
-async def test_an_instance_that_is_killed_is_gone_soon(engine: World, tmp_path: Path) -> None:
+async def test_an_instance_that_is_killed_is_gone_soon(
+    engine: World,
+    monkeypatch: pytest.MonkeyPatch,
+    long: bool,  # noqa: FBT001
+) -> None:
     """After kill -9 its heartbeat expires by itself, or the broker notices that its connection is gone."""
     if engine.name in ("memory", "kafka"):
         pytest.skip("in one process; the mock cluster's group coordinator needs its own time")
+    expiry = figures.EXPIRY if long else 2.0  # seconds
+    for name in BEATING:
+        monkeypatch.setattr(importlib.import_module(f"asignals.relay.engines.{name}"), "EXPIRY", expiry)
     transport = engine.open()
     await transport.add_service("billing", ["numbers"])
     await transport.publish_many([Envelope("numbers", b"1")])
-    source = KILLED.format(make=remade(transport))
+    source = KILLED.format(make=remade(transport), beating=BEATING, expiry=expiry)
     process = subprocess.Popen(  # noqa: ASYNC220, S603  this very program
         [sys.executable, "-c", source],
         stdout=subprocess.PIPE,

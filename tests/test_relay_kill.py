@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 
     from relay_kill import Broker
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.once]
+QUICK = {"postgres", "jetstream", "redis"}  # each way to lose something: by rows, by consumers, by groups
 
 
 @pytest.fixture
@@ -30,7 +31,9 @@ def anyio_backend() -> tuple[str, dict[str, Any]]:
     return "asyncio", {}
 
 
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize(
+    "engine", [each if each in QUICK else pytest.param(each, marks=pytest.mark.slow) for each in ENGINES]
+)
 async def test_nothing_is_lost_however_often_processes_are_killed(engine: str, long: bool) -> None:  # noqa: FBT001
     """Relays, consumers and brokers of our own are killed mid-batch; each service books every event exactly once."""
     require("postgres")

@@ -9,7 +9,8 @@ import pytest
 from relay_order import ENGINES, run
 from relay_support import require
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.once]
+QUICK = {"postgres", "jetstream"}  # partitions by rows with leases, and by the broker
 
 
 @pytest.fixture
@@ -18,7 +19,9 @@ def anyio_backend() -> tuple[str, dict[str, Any]]:
     return "asyncio", {}
 
 
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize(
+    "engine", [each if each in QUICK else pytest.param(each, marks=pytest.mark.slow) for each in ENGINES]
+)
 async def test_no_key_is_out_of_place_whoever_is_killed_and_frozen(engine: str, long: bool) -> None:  # noqa: FBT001
     """The first handling of a key's events is in the order of their commits, and none of them run at once."""
     require("postgres")

@@ -18,7 +18,7 @@ from sqlalchemy.ext.asyncio import create_async_engine
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.once]
 HANGING = """
 import asyncio
 from contextlib import AsyncExitStack
@@ -67,7 +67,8 @@ async def test_what_a_killed_run_leaves_is_removed_by_the_next(tmp_path: Path, s
     path = os.pathsep.join([str(here), str(here.parent), *sys.path])
     environment = {**os.environ, "PYTHONPATH": path, "ASIGNALS_TEST_NOTES": str(notes)}
     environment.pop("PYTEST_XDIST_WORKER", None)
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-o", "addopts="]
+    environment["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"  # most of the time would go into loading them
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "anyio", "-p", "no:cacheprovider", "-o", "addopts="]
     log = stack.enter_context((tmp_path / "log").open("wb"))
     process = subprocess.Popen(  # noqa: ASYNC220, S603  pytest itself
         [*command, "test_hanging.py", "-k", "asyncio"], cwd=tmp_path, env=environment, stdout=log, stderr=log

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.once
 FOLDER = Path(__file__).parent / "typing"
 FILES = sorted(FOLDER.glob("*.py"))
 ROOT = Path(__file__).parent.parent
@@ -80,7 +81,6 @@ def test_a_checker_finds_exactly_the_expected_errors(check, tmp_path):
     assert {(Path(file).name, int(line)) for file, line in found} == expected(check), output
 
 
-@pytest.mark.slow
 def test_every_public_name_has_a_type():
     """Pyright knows the type of all that the package exports, without inferring any."""
     output = run("pyright", "--verifytypes", "asignals", "--ignoreexternal", "--outputjson")
