@@ -56,7 +56,7 @@ _PARTS: Final = tuple(
         r"\w+",
         """
         accesskey apikey authorization cardnumber cookie creditcard credential encryptionkey passphrase passwd password
-        privatekey secret sessionid signingkey token
+        privatekey pwd secret sessionid signingkey token
         """,
     )
 )
@@ -138,20 +138,29 @@ class Masker:
             return text
         if "-----BEGIN" in text:
             text = _PEM.sub(MASK, text)
+        if ":" in text:
+            text = _URL_LOGIN.sub(_without_login, text)
         if "@" in text and ":" in text:
-            text = _LOGIN.sub(rf"\g<1>{MASK}@", _URL_LOGIN.sub(rf"\g<1>{MASK}@", text))
+            text = _LOGIN.sub(rf"\g<1>{MASK}@", _URL_TOKEN.sub(rf"\g<1>{MASK}@", text))
         text = _KNOWN.sub(MASK, text)
-        return self._mask_names(text) if "=" in text or ":" in text or "," in text else text
+        if self._parts is None:
+            text = _SPOKEN.sub(rf"\g<name>{MASK}", _SPACED.sub(rf"\g<name>{MASK}", text))
+        return self.names(text)
 
-    def _mask_names(self, text: str) -> str:
+    def names(self, text: str, mask: str = MASK) -> str:
+        """Mask what stands in a text after the name of a secret, or in an element of XML of this name."""
+        if "</" in text:
+            text = _ELEMENT.sub(lambda found: found[1] + mask if self.is_secret(found[2]) else found[0], text)
+        if not ("=" in text or ":" in text or "," in text):
+            return text
         parts: list[str] = []
         done = position = 0
         while (match := _NAME.search(text, position)) is not None:
             position = match.end()
             if self.is_secret(match[1]):
                 position = _end_of_value(text, match)
-                if position > match.end() and not text.startswith(MASK, match.end()):
-                    parts += [text[done : match.end()], MASK]
+                if position > match.end() and not text.startswith(mask, match.end()):
+                    parts += [text[done : match.end()], mask]
                     done = position
         return "".join([*parts, text[done:]])
 
@@ -163,20 +172,42 @@ NAMES_OF_VALUES: Final = ("value", "val", "values", "content", "data", "Value")
 # The whole block, with or without its end.
 _PEM: Final = re.compile(r"-----BEGIN [A-Z0-9 ]{0,40}-----.{0,20000}?(?:-----END [A-Z0-9 ]{0,40}-----|\Z)", re.DOTALL)
 # A password may hold `/`, `:` and `@`: the login ends at the last `@` of the word.
-_URL_LOGIN: Final = re.compile(r"(\w{1,20}://[^\s:/@'\"<>]{0,200}:)[^\s'\"<>]{1,1000}@")
+# One that is cut may have its `@` behind the cut: what is too long for a port and a path is a password.
+_URL_LOGIN: Final = re.compile(
+    r"(\w{1,20}://[^\s:/@'\"<>]{0,200}:)(?:[^\s'\"<>]{1,4000}(@)|(?!\d{1,5}/)[^\s'\"<>]{200,}\Z)"
+)
+
+
+def _without_login(found: re.Match[str]) -> str:
+    return f"{found[1]}{MASK}{found[2] or ''}"
+
+
+# A login that is a token alone, as NATS, Sentry and GitHub have.
+_URL_TOKEN: Final = re.compile(r"(\w{1,20}://)(?!git@)[^\s:/@'\"<>•]{1,1000}@")
+# The text of an element of XML or HTML.
+_ELEMENT: Final = re.compile(r"(<([A-Za-z_][\w.:-]{0,99})(?: [^<>]{0,400})?>)[^<>]{1,4000}(?=</)")
+# In statements of SQL, and names of two words.
+_SPOKEN: Final = re.compile(
+    r"(?P<name>\b(?:PASSWORD|IDENTIFIED BY)\s{1,9}(?=')|\b(?:api|access|secret|private|signing) key['\"]?\s{0,9}"
+    r"[=:]\s{0,9})(?:'[^']{0,4000}'?|[^\s,;'\"]{1,4000})",
+    re.IGNORECASE,
+)
 _LOGIN: Final = re.compile(r"(?<![\w/:.@•-])([\w.+-]{1,100}:)[^\s'\"<>@/•]{1,200}@(?=[\w-])")
 # Tokens that are known by their look: JSON Web Tokens, credentials of headers, keys of well-known services.
 _KNOWN: Final = re.compile(
     r"\beyJ[\w-]{5,5000}(?:\.[\w-]{1,10000}){1,4}|\bA[KS]IA[A-Z0-9]{16}\b|\bgh[oprsu]_\w{20,255}|\bgithub_pat_\w{20,255}"
     r"|\b[sr]k_(?:live|test)_\w{8,255}|\bsk-[\w-]{16,255}|\bxox[a-z]-[\w-]{8,255}|\bAIza[\w-]{30,60}|\bglpat-[\w-]{16,255}"
-    r"|(?<=\bBearer )[\w.~+/=-]{4,5000}|(?<=\bBasic )[\w+/=]{6,5000}|(?<=\bToken )[\w.~+/=-]{8,5000}"
+    r"|(?<=\bBearer )[\w.~+/=-]{4,5000}|(?<=\bbearer )[\w.~+/=-]{8,5000}|(?<=\bApiKey )[\w.~+/=-]{8,5000}"
+    r"|\bnpm_\w{20,255}|\bpypi-[\w-]{40,255}|\bhf_\w{20,255}|\bSG\.[\w-]{16,80}\.[\w-]{16,80}"
+    r"|(?<=\bBasic )[\w+/=]{6,5000}|(?<=\bToken )[\w.~+/=-]{8,5000}"
 )
 # A name, perhaps in (escaped) quotes, and then = or :, or in a pair of two texts a comma.
 _NAME: Final = re.compile(
-    r"""(?<![\w.\-])([A-Za-z_][\w.\-]{0,199})(?:\\{0,4}['"]?\s{0,4}(?:=>|=|:)\s{0,4}|\\{0,4}['"],\s{0,2}(?=b?\\{0,4}['"]))"""
+    r"""(?<![\w.\-])-{0,2}([A-Za-z_][\w.\-]{0,199})(?:\\{0,4}['"]?\s{0,40}(?:=>|=|:)\s{0,40}|\\{0,4}['"],\s{0,2}(?=b?\\{0,4}['"]))"""
 )
 _HEADERS: Final = ("authorization", "cookie")
 _VALUE: Final = 4_000  # characters of a secret value
+_INDENT: Final = 40  # characters before a name at the start of a line
 
 
 def _end_of_value(text: str, match: re.Match[str]) -> int:
@@ -193,10 +224,27 @@ def _end_of_value(text: str, match: re.Match[str]) -> int:
     line = text.find("\n", start, most)
     line = most if line < 0 else line
     is_header = any(header in match[1].lower() for header in _HEADERS)
-    is_line = ":" in match[0] and (match.start() == 0 or text[match.start() - 1] == "\n")
+    before = text.rfind("\n", max(0, match.start() - _INDENT), match.start())
+    begin = before + 1 if before >= 0 or match.start() > _INDENT else 0
+    is_line = ":" in match[0] and not text[begin : match.start()].strip(" ")
+    if is_line and text[start : start + 1] in ("|", ">"):
+        return _end_of_block(text, match.start() - begin, line, most)
     if (is_header and text[start : start + 1] not in "[{(") or is_line:
         return line
     return _end_of_word(text, start, most)
+
+
+def _end_of_block(text: str, indent: int, line: int, most: int) -> int:
+    """Where a block of YAML ends: before the next line that is indented no further than its name."""
+    end = line
+    while end < most:
+        after = text.find("\n", end + 1, most)
+        after = most if after < 0 else after
+        inner = text[end + 1 : after]
+        if inner.strip() and len(inner) - len(inner.lstrip(" ")) <= indent:
+            break
+        end = after
+    return end
 
 
 def _end_of_word(text: str, start: int, most: int) -> int:
@@ -212,7 +260,7 @@ def _end_of_word(text: str, start: int, most: int) -> int:
     return most
 
 
-_QUOTE: Final = re.compile(r"""[bBuUrRfF]{0,2}(\\{0,4}['"])""")
+_QUOTE: Final = re.compile(r"""[bBuUrRfF]{0,2}(\"{3}|'{3}|\\{0,4}['"])""")
 
 
 # -- texts of a relay: errors, addresses, log lines --------------------------------------------------------------------
@@ -229,17 +277,18 @@ _NAMES: Final = (
     r"|jwt|nkeys?_seed|seed"
 )
 _SETTING: Final = re.compile(
-    rf"(?P<name>\b[\w.-]*(?:{_NAMES})[\w.-]*[\"']?\s*[=:]\s*)(?P<value>[bru]?\"[^\"]*\"|[bru]?'[^']*'|[^\s&;,\"')}}\]]+)",
+    rf"(?P<name>\b[\w.-]{{0,100}}(?:{_NAMES})[\w.-]{{0,100}}[\"']?\s{{0,40}}[=:]\s{{0,40}})(?P<value>[bru]?\"[^\"]*\"|[bru]?'[^']*'|[^\s&;,\"')}}\]]+)",
     re.IGNORECASE,
 )
 # Those that white space parts from their names, of HTTP and of command lines.
 _SPACED: Final = re.compile(
-    rf"(?P<name>\bAuthorization[\"']?\s*[=:]\s*[\"']?\w+\s+|(?<!\S)--[\w-]*(?:{_NAMES})[\w-]*\s+)[^\s\"']+",
+    rf"(?P<name>\bAuthorization[\"']?\s*[=:]\s*[\"']?\w+\s+|(?<!\S)--[\w-]{{0,100}}(?:{_NAMES})[\w-]{{0,100}}\s+)[^\s\"']+",
     re.IGNORECASE,
 )
-# As in user:password@host:4222.
-_NO_SCHEME: Final = re.compile(r"(?P<name>(?<![\w.+/:-])[\w.+-]+:)[^\s@/\"']+(?=@[\w.-]+:\d)")
 _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+_USUAL: Final = Masker(None)
 
 
 def redacted(text: object) -> str:
@@ -252,8 +301,9 @@ def redacted(text: object) -> str:
 
 def without_passwords(text: str) -> str:
     """Write a text with all its lines and characters, but for its passwords."""
-    text = _USER_INFO.sub(_without_user_info, text)
-    for pattern in (_SETTING, _SPACED, _NO_SCHEME):
+    text = _USUAL.names(_USER_INFO.sub(_without_user_info, text), HIDDEN)
+    text = _LOGIN.sub(rf"\g<1>{HIDDEN}@", text)
+    for pattern in (_SETTING, _SPACED, _SPOKEN):
         text = pattern.sub(rf"\g<name>{HIDDEN}", text)
     for look in (_PEM, _KNOWN):
         text = look.sub(HIDDEN, text)

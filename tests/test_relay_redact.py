@@ -34,7 +34,7 @@ from asignals.relay._connection_state import ConnectionState
         ("token=secret; next", "token=***; next"),
         ("{'password': b'secret'}", "{'password': ***}"),
         ("access_key=secret pass=secret", "access_key=*** pass=***"),
-        ("Authorization: Bearer secret", "Authorization: Bearer ***"),
+        ("Authorization: Bearer secret", "Authorization: ***"),
         ("asignals --password secret worker", "asignals --password *** worker"),
         ("//u:secret@h/db", "//u:***@h/db"),
         ("key sk_live_secret1234 refused", "key *** refused"),

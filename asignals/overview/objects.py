@@ -13,6 +13,7 @@ import ipaddress
 import pathlib
 import types
 import uuid
+import zoneinfo
 from types import BuiltinFunctionType, FunctionType, MethodType
 from typing import TYPE_CHECKING, Any, Final
 
@@ -66,7 +67,6 @@ SAFE: Final[tuple[type, ...]] = (
     fractions.Fraction,
     uuid.UUID,
     range,
-    slice,
     pathlib.PosixPath,
     pathlib.WindowsPath,
     pathlib.PurePosixPath,
@@ -76,6 +76,32 @@ SAFE: Final[tuple[type, ...]] = (
     ipaddress.IPv4Network,
     ipaddress.IPv6Network,
 )
+_LONG: Final = 1_000  # characters of a path, bytes of a decimal, bits of an integer
+
+
+def is_plain(value: Any) -> bool:  # noqa: PLR0911  a table of kinds
+    """Whether a value of a `SAFE` kind is short, and made of nothing that could run code: a foreign time zone may."""
+    if is_a(value, pathlib.PurePath):
+        # What a path was made of, without joining it: its parts may be many, or long.
+        made_of = [_attribute(value, type(value), name) for name in ("_raw_paths", "_parts")]
+        texts = next((each for each in made_of if type(each) is list), None)
+        if texts is None or len(texts) > _LONG or any(type(each) is not str for each in texts):
+            return False
+        return sum(map(len, texts)) < _LONG
+    if is_a(value, dt.datetime) or is_a(value, dt.time):
+        return value.tzinfo is None or type(value.tzinfo) in (dt.timezone, zoneinfo.ZoneInfo)
+    if is_a(value, decimal.Decimal):
+        return value.__sizeof__() < _LONG
+    if is_a(value, fractions.Fraction):
+        parts = (value._numerator, value._denominator)  # type: ignore[attr-defined]  # the properties only read them
+        return all(type(each) is int and each.bit_length() < _LONG for each in parts)
+    if is_a(value, uuid.UUID):
+        return type(value.int) is int
+    if is_a(value, range):
+        return all(abs(each).bit_length() < _LONG for each in (value.start, value.stop, value.step))
+    return True
+
+
 _GENERATED: Final = ("collections", "dataclasses", "attr._make", "attrs", "pydantic.main", "types")
 
 

@@ -24,6 +24,7 @@ from asignals.overview.objects import (
     SAFE,
     SEQUENCES,
     fields_of,
+    is_plain,
     is_written_by_hand,
     of_class,
     qualname,
@@ -66,6 +67,7 @@ class Shower:
         self.limit = limit
         self._runs_repr = runs_repr
         self._masker = Masker(secrets)
+        self._left = JSON_TEXT  # characters of texts that the call at hand may still read, of all items together
 
     def secret(self, name: object) -> bool:
         """Tell whether a value of this name is to be masked."""
@@ -81,8 +83,11 @@ class Shower:
 
     def __call__(self, value: object) -> str:
         """Show a value."""
+        # Each call has its own allowance: other threads may show other values at the same time.
+        showing = object.__new__(type(self))
+        vars(showing).update(vars(self), _left=max(JSON_TEXT, self.limit * 2))
         try:
-            text = self._show(value, DEPTH)
+            text = showing._show(value, DEPTH)
         except Exception as error:  # noqa: BLE001  # what a value has in store costs its own text, and nothing else
             return f"<an object that cannot be shown: {type(error).__name__}>"
         # What was shortened already is a little over the limit, with its true length at the end.
@@ -99,7 +104,9 @@ class Shower:
 
     # -- by what a value is ------------------------------------------------------------------------------------------
 
-    def _show(self, value: object, depth: int) -> str:  # noqa: C901, PLR0911  a table of kinds
+    def _show(self, value: object, depth: int) -> str:  # noqa: C901, PLR0911, PLR0912  a table of kinds
+        if self._left <= 0:
+            return "…"
         kind = type(value)
         if any(kind is each for each in CONSTANTS):
             return repr(value)
@@ -120,7 +127,7 @@ class Shower:
         if is_a(value, float):
             return float.__repr__(value)
         if any(kind is each for each in SAFE):
-            return self._masker.text(repr(value)) if object.__sizeof__(value) < 1_000 else f"<{qualname(kind)}>"  # noqa: PLR2004  # bytes
+            return self._masker.text(repr(value)) if is_plain(value) else f"<{qualname(kind)}>"
         if is_a(value, BaseException):
             arguments = BaseException.__dict__["args"].__get__(value)
             return self._items(value, arguments, BaseException, len(arguments), depth)
@@ -182,9 +189,11 @@ class Shower:
             return f"{before}{opening}…{closing}{after}"
         head = _head(items)
         shown = [self._show(item, depth - 1) for item in head]
-        # A pair, as headers are: a name and its value, which may be in parts.
-        if total > 1 and base in (list, tuple) and head and self.secret(head[0]):
-            shown[1:] = [MASK] * (len(shown) - 1)
+        if base in (list, tuple, BaseException):
+            # A pair, as headers are: a name and its value, which may be in parts. Or names and values by turns.
+            for place in range(1, len(head)):
+                if self.secret(head[0]) or self.secret(head[place - 1]):
+                    shown[place] = MASK
         comma = "," if base is tuple and total == 1 else ""
         return f"{before}{opening}{', '.join(_more(shown, total))}{comma}{closing}{after}"
 
@@ -200,12 +209,19 @@ class Shower:
 
     # -- texts -------------------------------------------------------------------------------------------------------
 
+    def _masked(self, head: str, total: int) -> str:
+        masked = self._masker.json(head) if total == len(head) <= self._left else None
+        if masked is None:
+            head = head[: self.limit * 2 + 200]
+            masked = self._masker.text(head)
+            self._left -= 2 * len(head)  # to search a text takes longer than to parse it
+        self._left -= len(head)
+        return masked
+
     def _text(self, value: str) -> str:
         total = str.__len__(value)
         head = str.__getitem__(value, slice(0, max(self.limit * 2 + 200, JSON_TEXT)))
-        masked = self._masker.json(head) if total == len(head) else None
-        if masked is None:
-            masked = self._masker.text(head[: self.limit * 2 + 200])
+        masked = self._masked(head, total)
         if total <= self.limit and len(masked) <= self.limit:
             return repr(masked)
         cut = masked[: self.limit]
@@ -216,9 +232,7 @@ class Shower:
         total = kind.__len__(value)
         head = bytes(kind.__getitem__(value, slice(0, max(self.limit * 2 + 200, JSON_TEXT))))
         text = head.decode("latin-1")
-        masked = self._masker.json(text) if total == len(head) else None
-        if masked is None:
-            masked = self._masker.text(text[: self.limit * 2 + 200])
+        masked = self._masked(text, total)
         # What is masked is no bytes any more, and shown as the text that it is.
         shown = f"b{masked[: self.limit]!r}" if MASK in masked else repr(head[: self.limit])
         shown = f"bytearray({shown})" if kind is bytearray else shown
