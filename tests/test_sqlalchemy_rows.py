@@ -5,10 +5,11 @@
 import pytest
 from sqlalchemy import delete, func, insert, select, update
 from sqlalchemy.ext.asyncio import async_sessionmaker
-from sqlalchemy.orm import LoaderCallableStatus
+from sqlalchemy.orm import LoaderCallableStatus, selectinload
 from sqlalchemy_support import (  # noqa: F401  fixtures
     Cook,
     Log,
+    Note,
     Staff,
     User,
     anyio_backend,
@@ -106,6 +107,29 @@ async def test_deletes(maker, heard):
         assert await session.get(User, 2) is None
         await session.commit()
         assert [on for on, *_ in heard] == ["flush"] * 2 + ["commit"] * 4
+
+
+@pytest.mark.parametrize("synchronize", ["auto", "fetch", "evaluate", False])
+async def test_deletes_leave_the_session_as_they_do_without_signals(plain_maker, maker, heard, synchronize):
+    """Instances that the session had, and those that they refer to, stay in it or come back as SQLAlchemy has it."""
+    seen = []
+    for each in (plain_maker, maker):
+        async with each() as session:
+            session.add(User(id=1, name="ada", notes=[Note(id=1)]))
+            await session.commit()
+            known = await session.get_one(User, 1, options=[selectinload(User.notes)], populate_existing=True)
+            (note,) = known.notes
+            await session.execute(update(Note).values(user_id=None), execution_options={"synchronize_session": False})
+            options = {"synchronize_session": synchronize}
+            await session.execute(delete(User).where(User.id == 1), execution_options=options)
+            now = known in session, note in session
+            await session.rollback()
+            seen.append((now, (known in session, note in session)))
+            await session.execute(delete(Note))
+            await session.execute(delete(User))
+            await session.commit()
+    assert seen[0] == seen[1]
+    assert ("rollback", "ada", "deleted") in [each[:3] for each in heard]
 
 
 async def test_statements_with_a_returning_of_their_own(maker, heard):

@@ -38,8 +38,6 @@ EXPECTED: dict[str, str] = {
     "::test_update_dont_fetch_nondefaults": "counts SELECTs; what was expired before the flush is loaded as well",
     "::test_load_only_relationships[autoflush-": "the same",
     "::BatchInsertsTest::test_batch_interaction": "the same",
-    "::test_bind_through_execute[": "looks at the arguments of get_bind, to which SQLAlchemy adds _sa_skip_events for "
-    "statements that a do_orm_execute hook has invoked",
     "::test_sessionmaker_gen_after_session_listen": "calls all hooks of the class Session without arguments, and finds "
     "those of enable_signals(Session)",
 }

@@ -42,8 +42,9 @@ ones, and all that are called after the end.
 
 **Old and new values**: `changes` maps attributes to `(old, new)`, in every phase. `NO_VALUE`
 (`sqlalchemy.orm.LoaderCallableStatus.NO_VALUE`) stands for what SQLAlchemy does not know without asking the database:
-the old values of an insert, and of what was set while it was not loaded; the new values of a deletion; and, before the
-flush, what the flush or the database will set.
+the old values of an insert, of what was set while it was not loaded, and of what was changed in place (`MutableDict`,
+`flag_modified`); the new values of a deletion; and, before the flush, what the flush or the database will set. Values
+are not copied: one that is changed in place later shows that.
 
 **Foreign keys** that a relationship sets are taken from it by the flush. In `pre_save` the attribute still has its old
 value; `changes` and `update_fields` name it, with its new value if the parent has its key already. To move a child in

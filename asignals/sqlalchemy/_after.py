@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from asignals._core import Connection, Send
     from asignals.sqlalchemy._deliver import Phase
-    from asignals.sqlalchemy._places import Place
+    from asignals.sqlalchemy._places import AllPlaces, Place
     from asignals.sqlalchemy._transactions import SignalTransaction, Waiting
 
 _logger = logging.getLogger("asignals")
@@ -65,7 +65,11 @@ class Kept:
     __slots__ = ("_loaded", "event", "place", "transaction")
 
     def __init__(
-        self, event: Event, place: Place | None, transaction: SignalTransaction, loaded: list[Loaded] | None = None
+        self,
+        event: Event,
+        place: Place | AllPlaces | None,
+        transaction: SignalTransaction,
+        loaded: list[Loaded] | None = None,
     ) -> None:
         self.event = event
         self.place = place
@@ -138,21 +142,23 @@ def _members(value: Any) -> Any:
 
 
 class Loaded:
-    """The attributes that an instance had loaded at some time."""
+    """The attributes that an instance had loaded at some time, or that were `None` because nobody had set them."""
 
-    __slots__ = ("_instance", "_put_back", "_row", "_values", "_was_expired")
+    __slots__ = ("_instance", "_put_back", "_row", "_unset", "_values", "_was_expired")
 
     def __init__(self, row: InstanceState[Any]) -> None:
         self._row = row
         self._instance = row.obj()
-        self._values = {key: _members(value) for key, value in row.dict.items() if _is_populated(row, key)}
+        self._unset = traits_of(row.manager.mapper).unset(row)
+        self._values = dict.fromkeys(self._unset)
+        self._values.update((key, _members(value)) for key, value in row.dict.items() if _is_populated(row, key))
         self._put_back: set[str] = set()
         self._was_expired = False
 
     def put_back(self) -> None:
         """Set what is expired, as if it had just been loaded."""
         row = self._row
-        missing = self._values.keys() - row.dict.keys()
+        missing = self._values.keys() - row.dict.keys() - (self._unset - row.expired_attributes)
         if not missing:
             return
         self._was_expired = self._was_expired or row.expired
@@ -164,9 +170,9 @@ class Loaded:
         self._put_back |= missing
 
     def expire_again(self) -> None:
-        """Undo `put_back`."""
+        """Undo `put_back`, unless a receiver has changed the instance, or taken it out of the session."""
         row = self._row
-        if not self._put_back or row.modified:
+        if not self._put_back or row.modified or row.session_id is None:
             return
         if self._was_expired:
             row._expire(row.dict, set() if row.session is None else row.session.identity_map._modified)

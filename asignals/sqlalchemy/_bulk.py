@@ -11,7 +11,7 @@ from sqlalchemy.util.concurrency import in_greenlet
 from asignals.sqlalchemy._after import Kept, Snapshot
 from asignals.sqlalchemy._deliver import Delivery, Event, refuse_async
 from asignals.sqlalchemy._places import Places
-from asignals.sqlalchemy._rows import execute_with_rows, rows_heard
+from asignals.sqlalchemy._rows import execute_with_rows, invoke, rows_heard
 from asignals.sqlalchemy._signal import ModelSignal
 from asignals.sqlalchemy._state import announced, marked_below
 from asignals.sqlalchemy._transactions import keep, outermost_of
@@ -124,9 +124,9 @@ def _run(execution: ORMExecuteState, mapper: Mapper[Any], kind: str, *, is_told_
     if is_told_by_row:
         result, rows = execute_with_rows(execution, mapper, kind)
     else:
-        result = execution.invoke_statement()
+        result = invoke(execution)
     told = Event(post_bulk, model, {**arguments, "rowcount": _rowcount(result)})
-    place = Places(session).where(**execution.bind_arguments)
+    place = Places(session).of_statement(**execution.bind_arguments)
     snapshot = Snapshot()
     for each in (*rows, told):
         if each.waits:

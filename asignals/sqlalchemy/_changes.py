@@ -47,7 +47,9 @@ class Traits:
         self.onupdate = {key: of for key, of in self.tables.items() if _has_onupdate(mapper, key)}
         self.replaced = self.version.union(self.onupdate)  # by the flush, without a history
         manager = mapper.class_manager
-        self.is_equal = {key: manager[key].impl.is_equal for key in self.writable if key in manager}
+        impls = {key: manager[key].impl for key in self.writable if key in manager}
+        self.is_equal = {key: impl.is_equal for key, impl in impls.items()}
+        self._none_if_unset = frozenset(key for key, impl in impls.items() if impl.callable_ is None)  # not deferred
         self._mapper = ref(mapper)
         self._written: dict[frozenset[str], frozenset[str]] = {}
         self._reach: tuple[type, ...] | None = None
@@ -69,6 +71,11 @@ class Traits:
         written = changed | self.version
         tables = frozenset[Any]().union(*(self.tables.get(key, ()) for key in written))
         return written.union(key for key, of in self.onupdate.items() if of & tables)
+
+    def unset(self, row: InstanceState[Any]) -> frozenset[str]:
+        """The attributes that were neither set nor loaded, and that read as `None` without a query."""
+        unset = self._none_if_unset - row.dict.keys()
+        return unset - row.expired_attributes - row.callables.keys() if unset else unset
 
     def reaches(self, *heard: Callable[[type], bool]) -> bool:
         """Whether the relationships of an instance may insert, change or delete a row of a class that is heard.

@@ -86,6 +86,21 @@ class Place(NamedTuple):
         return session_committed if self.is_joined else _ends.get(self.transactions[-1]) is True
 
 
+class AllPlaces(NamedTuple):
+    """The places of a statement that several databases have executed."""
+
+    places: tuple[Place, ...]
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether it has been rolled back in one of them."""
+        return any(each.is_lost for each in self.places)
+
+    def is_kept(self, *, session_committed: bool) -> bool:
+        """Whether it was committed in all of them."""
+        return all(each.is_kept(session_committed=session_committed) for each in self.places)
+
+
 def outermost(transaction: SessionTransaction) -> SessionTransaction:
     """The transaction around all others."""
     while transaction.parent is not None:
@@ -122,6 +137,7 @@ class Places:
         self._session = session
         transaction = session._transaction
         used = set() if transaction is None else {entry[0] for entry in outermost(transaction)._connections.values()}
+        self._used: set[Connection] = used
         self._only = place_on(session, next(iter(used))) if len(used) == 1 else None
         self._known: dict[Any, Place | None] = {}
 
@@ -136,8 +152,14 @@ class Places:
             self._known[mapper] = self.where(mapper=mapper)
         return self._known[mapper]
 
+    def of_statement(self, **bind_arguments: Any) -> Place | AllPlaces | None:
+        """Where a statement with these bind arguments was executed; with shards, in all that the session uses."""
+        if self._only is None and self._session.connection_callable is not None:
+            return AllPlaces(tuple(place for each in self._used if (place := place_on(self._session, each))))
+        return self.where(**bind_arguments)
+
     def where(self, **bind_arguments: Any) -> Place | None:
-        """Where a statement with these bind arguments writes."""
+        """Where rows with these bind arguments are written."""
         if self._only is not None:
             return self._only
         transaction = self._session._transaction

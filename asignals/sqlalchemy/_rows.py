@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from sqlalchemy import inspect
 from sqlalchemy.engine.result import IteratorResult, SimpleResultMetaData
@@ -66,11 +66,29 @@ class StatementResult(IteratorResult[Any]):
         self.inserted_primary_key = keys[0] if len(keys) == 1 else None
 
 
+def invoke(execution: ORMExecuteState, statement: Any = None) -> Result[Any]:
+    """Execute the statement, or another one instead of it, as `invoke_statement` does.
+
+    Which adds an argument to those of `get_bind`; one that is written as in SQLAlchemy's own recipes does not take it.
+    """
+    result: Result[Any] = execution.session._execute_internal(
+        execution.statement if statement is None else statement,
+        cast("Any", execution.parameters),
+        execution_options=execution.local_execution_options,
+        bind_arguments=execution.bind_arguments,
+        _parent_execute_state=execution,
+    )
+    return result
+
+
 def execute_with_rows(execution: ORMExecuteState, mapper: Mapper[Any], kind: str) -> tuple[Result[Any], list[Event]]:
     """Execute a statement; returns its result and the events of its rows."""
+    session = execution.session
+    if session.connection_callable is not None:
+        _logger.warning("the rows of %s %s are not announced: the session has several shards", kind, mapper.class_)
+        return invoke(execution), []
     if kind == "update" and isinstance(execution.parameters, list):
         return _update_by_key(execution, mapper, execution.parameters)
-    session = execution.session
     # Connected, because some dialects learn from the server what it can.
     dialect = session.connection(bind_arguments=dict(execution.bind_arguments)).dialect
     many = "_executemany" if kind == "insert" and isinstance(execution.parameters, list) else ""
@@ -78,15 +96,18 @@ def execute_with_rows(execution: ORMExecuteState, mapper: Mapper[Any], kind: str
         _logger.warning(
             "the rows of %s %s are not announced: %s has no RETURNING for it", kind, mapper.class_, dialect.name
         )
-        return execution.invoke_statement(), []
+        return invoke(execution), []
     statement: Any = execution.statement
     own = len(statement._returning)
-    result = execution.invoke_statement(statement=statement.returning(mapper.class_))
+    known = set(session.identity_map.all_states())
+    result = invoke(execution, statement.returning(mapper.class_))
     keys = list(result.keys())[:-1]
     rows = result.all()
     instances = [row[-1] for row in rows]
     if kind == "delete":
         events = [_deleted(session, instance) for instance in instances]
+        # What was loaded only for the events comes from rows that are gone.
+        session._expunge_states([each.row for each in events if each.row not in known])
     elif kind == "insert":
         events = [_inserted(session, instance) for instance in instances]
     else:
@@ -111,9 +132,7 @@ def _updated(session: Session, instance: object, fields: Iterable[str]) -> Event
 
 def _deleted(session: Session, instance: object) -> Event:
     row = inspect(instance)
-    event = delete_event(row, last_values(row, traits_of(row.mapper)), announced(session))
-    session.expunge(instance)  # it has been loaded from a row that is gone
-    return event
+    return delete_event(row, last_values(row, traits_of(row.mapper)), announced(session))
 
 
 def _fields(execution: ORMExecuteState, mapper: Mapper[Any]) -> frozenset[str]:
@@ -134,7 +153,7 @@ def _update_by_key(
     execution: ORMExecuteState, mapper: Mapper[Any], parameters: list[dict[str, Any]]
 ) -> tuple[Result[Any], list[Event]]:
     """Its rows are named by its parameters; RETURNING is not possible with it."""
-    result = execution.invoke_statement()
+    result = invoke(execution)
     names = key_names(mapper)
     fields = {tuple(each[name] for name in names): each.keys() - names for each in parameters}
     session = execution.session

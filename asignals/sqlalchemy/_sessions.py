@@ -38,8 +38,8 @@ def enable_signals(target: T, *, bulk: Literal["rows"] | None = None) -> T:
         bulk: `"rows"` sends `post_save` and `post_delete` also for each row of ORM-enabled INSERT, UPDATE and DELETE
             statements, whose rows are loaded for it through RETURNING. An UPDATE's old values are not known then, and
             an INSERT that updates on conflict counts as one. Where the database has no RETURNING (MariaDB for UPDATE,
-            MySQL), a warning is logged and only `pre_bulk` and `post_bulk` are sent. There is no `pre_save` or
-            `pre_delete` for them.
+            MySQL), and in sessions with shards, a warning is logged and only `pre_bulk` and `post_bulk` are sent. There
+            is no `pre_save` or `pre_delete` for them.
 
     Raises:
         TypeError: it is none of these; a single session, for example.
