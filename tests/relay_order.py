@@ -51,7 +51,7 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from asignals import Signal
-from asignals.relay import Relay, SQLAlchemyInbox, SQLAlchemyOutbox, table_metadata
+from asignals.relay import Database, Relay, SQLAlchemyInbox, SQLAlchemyOutbox, table_metadata
 from asignals.relay.worker import run_worker
 
 ENGINES = ("sqlite", "postgres", "jetstream", "redis", "rabbitmq", "kafka")
@@ -257,6 +257,8 @@ async def _make_known(config: dict[str, Any]) -> None:
     await transport.add_service("billing", ["order.changed"])
     if hasattr(transport, "aclose"):
         await transport.aclose()
+    if isinstance(transport, Database):
+        await transport.engine.dispose()
 
 
 async def _rows(database: Any) -> list[Any]:
