@@ -127,16 +127,17 @@ async def test_a_retry_holds_up_its_own_key_only(engine: World) -> None:
 
     async def handle(delivery: Delivery) -> float | None:
         envelope = Envelope.decode(delivery.data)
-        if envelope.key == "key 0" and envelope.body == b"0" and len(passed) < 40:
+        if envelope.key == "key 0" and envelope.body == b"0" and len(set(passed)) < 40:
             return 0.05
         passed.append((envelope.key or "", int(envelope.body)))
         return None
 
     async with consuming(engine.open(), "billing", handle), consuming(engine.open(), "billing", handle, "two"):
         await engine.open().publish_many(keyed(5, 10))
-        await until(lambda: len(passed) >= 50)
-    assert [number for key, number in passed if key == "key 0"] == list(range(10))
-    assert passed.index(("key 0", 0)) == 40
+        await until(lambda: len(set(passed)) >= 50)
+    handled = list(dict.fromkeys(passed))  # Kafka delivers anew what was not committed when an instance joins
+    assert [key for key, _ in handled].index("key 0") == 40
+    assert handled[40:] == [("key 0", number) for number in range(10)]
 
 
 async def test_an_instance_that_leaves_hands_its_keys_on_in_order(engine: World) -> None:
