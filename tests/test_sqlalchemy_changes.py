@@ -5,9 +5,10 @@
 from contextlib import suppress
 
 import pytest
-from sqlalchemy import ForeignKey, String, case, event, func, select
+from sqlalchemy import JSON, ForeignKey, String, case, create_engine, event, func, select
 from sqlalchemy.ext.asyncio import async_sessionmaker
 from sqlalchemy.ext.declarative import AbstractConcreteBase
+from sqlalchemy.ext.mutable import MutableDict
 from sqlalchemy.orm import (
     DeclarativeBase,
     LoaderCallableStatus,
@@ -23,6 +24,7 @@ from sqlalchemy.orm import (
     registry,
     relationship,
     selectinload,
+    sessionmaker,
     synonym,
     with_expression,
 )
@@ -165,6 +167,39 @@ async def test_changes_of_what_was_not_loaded(engine, changes):
         session.expire(user)
         user.visits = 7
     assert changes[post_save, "commit", User] == {"visits": (NO_VALUE, 7)}
+
+
+def test_changes_of_a_post_update_and_of_values_changed_in_place(listen):
+    """One event with the foreign key that a second statement sets; no old value where SQLAlchemy keeps none."""
+
+    class Base(DeclarativeBase):
+        pass
+
+    class Box(Base):
+        __tablename__ = "boxes"
+        id: Mapped[int] = mapped_column(primary_key=True)
+        best_id: Mapped[int | None] = mapped_column(ForeignKey("boxes.id"))
+        best: Mapped["Box | None"] = relationship(remote_side="Box.id", post_update=True)
+        labels = mapped_column(MutableDict.as_mutable(JSON))
+
+    heard = []
+    listen(post_save, lambda changes, **_: heard.append(changes), sender=Box, on="commit", weak=False)
+    engine = create_engine("sqlite://")
+    Base.metadata.create_all(engine)
+    with enable_signals(sessionmaker(engine, class_=type("Mine", (Session,), {})))() as session:
+        box, other = Box(id=1, labels={}), Box(id=2)
+        session.add_all([box, other])
+        session.commit()
+        heard.clear()
+        session.refresh(box)
+        box.best = other
+        session.commit()
+        assert heard == [{"best_id": (None, 2)}]
+        heard.clear()
+        box.labels["size"] = 3
+        session.commit()
+        assert heard == [{"labels": (NO_VALUE, {"size": 3})}]
+    engine.dispose()
 
 
 async def test_the_last_values_of_what_was_deleted(engine, listen):
@@ -469,9 +504,6 @@ def restored_mappers():
 @pytest.mark.parametrize("reconnect", [False, True])
 def test_classes_mapped_again_are_heard_again(listen, restored_mappers, reconnect):
     """Receivers belong to the class, and its mapping may come and go."""
-    from sqlalchemy import create_engine
-    from sqlalchemy.orm import sessionmaker
-
     heard = Log()
     signals = (pre_init, post_init, pre_save, post_save, pre_delete, post_delete)
 
@@ -507,8 +539,7 @@ kept_alive: list[type] = []  # SQLAlchemy 2.0 stumbles over deferred classes tha
 
 def test_abstract_concrete_bases_before_they_are_mapped(listen):
     """Connecting to one, or to any class that is not mapped yet, leaves nothing half done."""
-    from sqlalchemy import create_engine
-    from sqlalchemy.orm import configure_mappers, sessionmaker
+    from sqlalchemy.orm import configure_mappers
 
     class Base(DeclarativeBase):
         pass
