@@ -79,6 +79,19 @@ CONNECTING = [
     "from shop.more import Order\nOrder.saved.connect(print)",
     "from asignals.asgi import request_finished\n@request_finished.connect\ndef f(status): ...",
     "from shop.signals import order_paid\n[each.connect(print) for each in [order_paid]]",
+    "import asignals as a\nfrom shop import signals\n@a.receiver(signals.order_paid)\ndef f(**_): ...",
+    "from asignals import receiver as on\nfrom shop.signals import order_paid\n@on([order_paid])\ndef f(**_): ...",
+    "from shop.signals import *\norder_paid.connect(print)",
+    "from shop.signals import order_paid\nfor each, f in [(order_paid, print)]:\n    each.connect(f)",
+    "from shop.signals import order_paid\nfor each, f in {order_paid: print}.items():\n    each.connect(f)",
+    "from shop.signals import order_paid\nMINE = {'paid': order_paid}\nMINE['paid'].connect(print)",
+    "from shop.more import BY_NAME\nfor name, each in BY_NAME.items():\n    each.connect(print)",
+    "from shop import signals\ngetattr(signals, 'order_paid').connect(print)",
+    "from shop.signals import order_paid\ndef a():\n    b()\ndef b():\n    order_paid.connect(print)\na()",
+    "from shop.signals import order_paid\nclass A:\n    def __init__(self):\n        order_paid.connect(print)\nA()",
+    "import shop.signals as s\nclass A:\n    def __init_subclass__(c): s.order_paid.connect(print)\nclass B(A): ...",
+    "from shop.signals import order_paid\ndef on(kind):\n    order_paid.connect(kind)\n@on\nclass A: ...",
+    "import shop.more\ndef f(order: 'shop.more.Order | None'):\n    order.saved.connect(print)\nf(1)",
 ]
 
 
@@ -89,7 +102,7 @@ def test_every_way_of_connecting_is_read(tmp_path):
         tmp_path,
         {
             "shop/signals": SIGNALS,
-            "shop/more": more + "class Order:\n    saved = asignals.Signal()",
+            "shop/more": more + "class Order:\n    saved = asignals.Signal()\nBY_NAME = {'late': late}",
             "shop/main": "import shop.signals, asignals.asgi\napp = 1",
             **{f"shop/deep/r{number}": source for number, source in enumerate(CONNECTING)},
         },
@@ -154,6 +167,11 @@ HEARING = [
     "async def follow():\n    return await paid.wait()",
     "from asignals import Signal\nother = Signal(['amount'])\nother.connect(print)\npaid.connect(other.send)",
     "def test():\n    with paid.connected(print): ...",
+    "def start():\n    for each, f in [(paid, print)]:\n        each.connect(f)",
+    "BY_NAME = {'paid': paid}\ndef start(name):\n    BY_NAME[name].connect(print)",
+    "BY_NAME = {'paid': paid}\ndef start():\n    for each in BY_NAME.values():\n        each.connect(print)",
+    "def on(signal, f):\n    signal.connect(f)\ndef start():\n    on(paid, print)",
+    "class Order:\n    saved = paid\ndef start(order: 'Order | None'):\n    order.saved.connect(print)",
 ]
 
 
@@ -311,6 +329,27 @@ def test_a_module_that_is_loaded_under_two_names_is_found(tmp_path):
     assert "mail is connected to shop.signals.order_paid twice" in findings[0]["message"]
     assert findings[0]["location"] == "shop/receivers.py:2"
     assert "shop.receivers" in findings[0]["advice"]
+
+
+def test_a_partial_of_such_a_module_is_found_by_its_place(tmp_path):
+    """It names no module; what one place connects twice is of both. A builtin is one receiver all the same."""
+    connect = "import functools\nfrom shop.signals import order_sent as s\ns.connect(print)\n"
+    write(
+        tmp_path,
+        {
+            "shop/signals": SIGNALS,
+            "shop/receivers": connect + "s.connect(functools.partial(print, 1), weak=False)",
+            "shop/harmless": connect,
+            "shop/main": """
+            import sys, os
+            sys.path.insert(0, os.path.dirname(__file__))
+            import receivers, harmless
+            import shop.receivers, shop.harmless
+            """,
+        },
+    )
+    _, findings, _ = check(tmp_path, "shop.main")
+    assert [(finding["kind"], finding["location"]) for finding in findings] == [("loaded-twice", "shop/receivers.py:4")]
 
 
 def test_a_taken_uid_is_found_and_the_same_receiver_again_is_not(tmp_path):
@@ -530,12 +569,16 @@ def test_a_program_that_does_not_load_is_status_2(tmp_path, source, message):
 
 
 def test_what_a_program_prints_and_starts_is_kept_out_of_the_report(tmp_path):
-    """Prints, of C libraries too, go to stderr; a thread that never ends does not keep the check from ending."""
+    """Prints, of C libraries too, go to stderr; a thread that never ends does not keep the check from ending.
+
+    A program that reads its arguments has none.
+    """
     write(
         tmp_path,
         {
             "main": """
-            import os, threading
+            import argparse, os, threading
+            argparse.ArgumentParser().parse_args()
             print("hello")
             os.write(1, b"hello from C\\n")
             threading.Thread(target=threading.Event().wait).start()

@@ -15,6 +15,7 @@ from asignals.overview.program import TargetError
 
 def main(entry: str, factory: str) -> None:
     """Check one entry point, and end the process, with whatever threads the program has started."""
+    del sys.argv[1:]  # a program that reads its own arguments gets none
     output = os.dup(1)
     os.dup2(2, 1)  # of C libraries, too
     result: dict[str, object]

@@ -6,7 +6,7 @@ import ast
 import difflib
 import gc
 import sys
-from collections import defaultdict
+from collections import Counter, defaultdict
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
@@ -123,6 +123,15 @@ def _twice(file: str, names: list[str]) -> Iterator[Finding]:
         for connection in signal.connections
         if getattr(connection.receiver, "__module__", None) in names
     ]
+    if not connected:
+        # A partial or an instance names no module; connected at one place twice, it is of both.
+        places = Counter((signal.name, each.connected_at) for signal in signals() for each in signal.connections)
+        connected = [
+            (signal, each)
+            for signal in signals()
+            for each in signal.connections
+            if places[signal.name, each.connected_at] > 1 and each.connected_at.rpartition(":")[0] == file
+        ]
     declared = [signal for signal in signals() if str(signal.name).rpartition(".")[0] in names]
     if connected:
         signal, connection = connected[0]

@@ -165,10 +165,20 @@ class Reader:
         self._resolving.add(key)
         try:
             node = self._namespace(source).get(name)
-            found = None if node is None else self._meaning(source, name, node)
+            found = self._starred(source, name) if node is None else self._meaning(source, name, node)
         finally:
             self._resolving.discard(key)
         return found if found is not None else self.module(f"{source.name}.{name}")
+
+    def _starred(self, source: SourceFile, name: str) -> object:
+        """What a name stands for that `from module import *` may have brought."""
+        for node, is_inside in walk(source.tree, into_classes=False):
+            if not is_inside and isinstance(node, ast.ImportFrom) and node.names[0].name == "*":
+                origin = self.module(_resolved("." * node.level + (node.module or ""), source.package))
+                found = None if name.startswith("_") else self.member(origin, name)
+                if found is not None:
+                    return found
+        return None
 
     def _meaning(self, source: SourceFile, name: str, node: ast.AST) -> object:
         match node:
@@ -218,6 +228,8 @@ class Reader:
                 maker = self.evaluate(source, "", func)
                 makes_signal = maker is asignals.signal or (is_a(maker, type) and issubclass(maker, Signal))
                 return Declared(name) if name and makes_signal else None
+            case ast.Dict(values=items):
+                return Many(tuple(self.evaluate(source, "", item) for item in items))
             case ast.List(elts=items) | ast.Tuple(elts=items):
                 return Many(tuple(self.evaluate(source, "", item) for item in items))
         return None
@@ -271,6 +283,42 @@ def walk(tree: ast.AST, *, into_classes: bool = True, is_inside: bool = False) -
         if isinstance(node, ast.ClassDef) and not into_classes:
             continue
         yield from walk(node, into_classes=into_classes, is_inside=is_inside or isinstance(node, _BODIES))
+
+
+def called_on_import(tree: ast.Module) -> set[str]:
+    """The functions of a module that importing it calls, as far as its text shows: `setup`, `Mailer.__init__`.
+
+    Those that are called at its top, or decorate something there, and what they call; of a class of which an instance
+    is made, its `__init__`; of one that has subclasses, its `__init_subclass__`.
+    """
+    bodies: dict[str, ast.AST] = {}
+    for node in tree.body:
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            bodies[node.name] = node
+        elif isinstance(node, ast.ClassDef):
+            inner = [each for each in node.body if isinstance(each, ast.FunctionDef | ast.AsyncFunctionDef)]
+            bodies |= {f"{node.name}.{each.name}": each for each in inner}
+    called: set[str] = set()
+    todo = [node for node, is_inside in walk(tree) if not is_inside]
+    while todo:
+        for name in _called_by(todo.pop()):
+            if name in bodies and name not in called:
+                called.add(name)
+                todo += [node for node, is_inside in walk(bodies[name]) if not is_inside]
+    return called
+
+
+def _called_by(node: ast.AST) -> Iterator[str]:
+    match node:
+        case ast.Call(func=ast.Name(id=name)):
+            yield from (name, f"{name}.__init__", f"{name}.__post_init__")
+        case ast.Call(func=ast.Attribute(value=ast.Name(id=owner), attr=name)):
+            yield f"{owner}.{name}"
+        case ast.ClassDef(bases=bases, decorator_list=decorators):
+            yield from (f"{base.id}.__init_subclass__" for base in bases if isinstance(base, ast.Name))
+            yield from (each.id for each in decorators if isinstance(each, ast.Name))
+        case ast.FunctionDef(decorator_list=decorators) | ast.AsyncFunctionDef(decorator_list=decorators):
+            yield from (each.id for each in decorators if isinstance(each, ast.Name))
 
 
 _BODIES: Final = (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)

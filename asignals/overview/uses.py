@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 from dataclasses import dataclass
+from types import FunctionType
 from typing import Final, Literal, TypeAlias
 
 import asignals
@@ -17,9 +18,9 @@ from asignals.overview.source import (
     Reader,
     SourceFile,
     StaticClass,
+    called_on_import,
     is_for_type_checkers,
     is_main_test,
-    walk,
 )
 from asignals.overview.values import short_path
 
@@ -38,6 +39,7 @@ METHODS: Final[dict[str, UseKind]] = {
 """Methods of a signal, and what using one means."""
 RELAY_METHODS: Final[dict[str, UseKind]] = {"export": "export", "receive": "receive"}
 """Methods that take a signal first."""
+LISTENING: Final = frozenset(name for name, kind in METHODS.items() if kind in ("connect", "listen"))
 COROUTINES: Final = frozenset({"send", "send_robust", "wait"})
 """Methods of a signal that do nothing until they are awaited."""
 
@@ -92,11 +94,7 @@ class _Visitor(ast.NodeVisitor):
         self._loops: dict[str, object] = {}  # variables of loops outside of functions
         self._names: list[tuple[str, type[ast.AST]]] = []  # of functions and classes
         # What a function of this module does that the module itself calls, it does when it is imported.
-        self._called_on_import = {
-            node.func.id
-            for node, is_inside in walk(source.tree)
-            if not is_inside and isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
-        }
+        self._called_on_import = called_on_import(source.tree)
         self.uses: list[Use] = []
 
     def read(self) -> None:
@@ -163,7 +161,7 @@ class _Visitor(ast.NodeVisitor):
                 annotation = ast.parse(annotation.value, mode="eval").body
             except SyntaxError:
                 return None
-        kind = None if annotation is None else self._value(annotation)
+        kind = None if annotation is None else self._value(_without_none(annotation))
         return Instance(kind) if is_a(kind, type) or is_a(kind, StaticClass) else None
 
     def visit_Import(self, node: ast.Import) -> None:
@@ -206,6 +204,8 @@ class _Visitor(ast.NodeVisitor):
             self._bind(node.optional_vars, self._value(node.context_expr))
 
     def _bind(self, target: ast.expr, value: object, *, in_loop: bool = False) -> None:
+        if isinstance(target, ast.Tuple | ast.List):
+            self._unpack(target.elts, value, in_loop=in_loop)
         if not isinstance(target, ast.Name):
             return
         if self._scopes:
@@ -214,13 +214,46 @@ class _Visitor(ast.NodeVisitor):
             # When the module is loaded its loops are over; while one runs, its variable is each of the items.
             self._loops[target.id] = value
 
+    def _unpack(self, targets: list[ast.expr], value: object, *, in_loop: bool) -> None:
+        rows = value.things if is_a(value, Many) else ()
+        if not in_loop:
+            rows = (value,)
+        for number, target in enumerate(targets):
+            columns = [_row(each) for each in rows]
+            self._bind(target, Many(tuple(each[number] for each in columns if number < len(each))), in_loop=in_loop)
+
     def _item(self, node: ast.expr) -> object:
+        match node:
+            case ast.Call(func=ast.Attribute(value=inner, attr="items" | "values" | "keys" as method), args=[]):
+                return self._of_mapping(inner, method)
+            case ast.Dict():
+                return self._of_mapping(node, "keys")
         value = self._value(node)
+        if type(value) is dict:
+            return Many(tuple(value))
         if is_a(value, Many):
             return value
         if type(value) in (list, tuple, set, frozenset):
             return Many(tuple(value))  # type: ignore[arg-type]  # narrowed by identity of the type
         return None
+
+    def _of_mapping(self, node: ast.expr, method: str) -> object:
+        """What a loop over the items, values or keys of a mapping gives, one that is written there or is loaded."""
+        if isinstance(node, ast.Dict):
+            pairs = [
+                (self._value(key), self._value(each)) for key, each in zip(node.keys, node.values, strict=True) if key
+            ]
+        else:
+            value = self._value(node)
+            if is_a(value, Many):  # of a module that is not loaded: the values
+                return Many(tuple(Many((None, each)) for each in value.things)) if method == "items" else value
+            pairs = list(value.items()) if type(value) is dict else []
+        columns: dict[str, tuple[object, ...]] = {
+            "items": tuple(Many(pair) for pair in pairs),
+            "keys": tuple(key for key, _ in pairs),
+            "values": tuple(each for _, each in pairs),
+        }
+        return Many(columns[method])
 
     # -- values ----------------------------------------------------------------------------------------------------
 
@@ -230,6 +263,10 @@ class _Visitor(ast.NodeVisitor):
                 return self._named(name)
             case ast.Attribute(value=value, attr="__class__") | ast.Call(func=ast.Name(id="type"), args=[value]):
                 return self._value(value)
+            case ast.Call(func=ast.Name(id="getattr"), args=[value, ast.Constant(value=str() as attribute), *_]):
+                return self._reader.member(self._value(value), attribute)
+            case ast.Subscript(value=value, slice=key):
+                return self._chosen(self._value(value), key)
             case ast.Attribute(value=value, attr=attribute):
                 return self._reader.member(self._value(value), attribute)
             case ast.Call(func=ast.Attribute(value=value, attr="using")):
@@ -242,6 +279,13 @@ class _Visitor(ast.NodeVisitor):
             case ast.List(elts=items) | ast.Tuple(elts=items) | ast.Set(elts=items):
                 return Many(tuple(self._value(item) for item in items))
         return None
+
+    def _chosen(self, value: object, key: ast.expr) -> object:
+        """One of the things in a container: that of a key that is written there, else any of them."""
+        if type(value) is dict:
+            is_known = isinstance(key, ast.Constant) and key.value in value
+            return value[key.value] if is_known else Many(tuple(value.values()))  # type: ignore[attr-defined]
+        return Many(_row(value)) if type(value) in (list, tuple) else value if is_a(value, Many) else None
 
     def _named(self, name: str) -> object:
         for scope in reversed(self._scopes):
@@ -293,7 +337,7 @@ class _Visitor(ast.NodeVisitor):
         if function is asignals.receiver and node.args:
             for signal in self._signals(node.args[0]):
                 self._add("connect", signal, node, receiver=self._receiver(None, self._path[-2]), sender=_sender(node))
-        elif function is asignals.stream:
+        elif function is asignals.stream or _may_listen(function):
             for argument in node.args:
                 for signal in self._signals(argument):
                     self._add("listen", signal, node)
@@ -355,10 +399,33 @@ class _Visitor(ast.NodeVisitor):
         return node.end_lineno or node.lineno if isinstance(node, ast.Attribute) else node.lineno
 
     def _happens_on_import(self) -> bool:
-        functions = [name for name, kind in self._names if kind is not ast.ClassDef]
-        if self._scopes and not (len(functions) == 1 == len(self._scopes) and functions[0] in self._called_on_import):
+        name = ".".join(name for name, _ in self._names)
+        if self._scopes and not (len(self._scopes) == 1 and name in self._called_on_import):
             return False
         return not any(isinstance(each, ast.If) and is_main_test(each.test) for each in self._path)
+
+
+def _may_listen(function: object) -> bool:
+    """Whether a function of the program connects something: it may be the signal that it is given."""
+    return is_a(function, FunctionType) and not LISTENING.isdisjoint(function.__code__.co_names)
+
+
+def _without_none(annotation: ast.expr) -> ast.expr:
+    """Of `Order | None` and `Optional[Order]`, the class."""
+    match annotation:
+        case ast.BinOp(left=kind, op=ast.BitOr(), right=ast.Constant(value=None)):
+            return kind
+        case ast.BinOp(left=ast.Constant(value=None), op=ast.BitOr(), right=kind):
+            return kind
+        case ast.Subscript(value=ast.Name(id="Optional") | ast.Attribute(attr="Optional"), slice=kind):
+            return kind
+    return annotation
+
+
+def _row(thing: object) -> tuple[object, ...]:
+    if is_a(thing, Many):
+        return thing.things
+    return tuple(thing) if type(thing) in (list, tuple) else ()  # type: ignore[arg-type]  # narrowed by identity
 
 
 def _argument(call: ast.Call, position: int, name: str) -> ast.expr | None:
