@@ -1,5 +1,6 @@
 import asyncio
 import gc
+import itertools
 import os
 import signal
 import subprocess
@@ -204,6 +205,81 @@ def test_a_collection_inside_the_lock_does_not_deadlock():
     gc.collect()
     assert len(finalized) == 50
     assert made.connections == ()
+
+
+def use_at_call(made, use, operation, n):
+    """Run an operation, and `use` at its nth call in the core, as a finalizer does; returns whether it has so many."""
+    calls = itertools.count(1)
+
+    def on_event(frame, event, _):
+        if event == "call" and "_core" in frame.f_code.co_filename and next(calls) == n:
+            sys.setprofile(None)
+            use()
+
+    before = sys.getprofile()
+    sys.setprofile(on_event)
+    try:
+        operation(made)
+    finally:
+        sys.setprofile(before)
+    return next(calls) > n
+
+
+def hear(**named): ...
+
+
+def hear_more(**named): ...
+
+
+class Parent: ...
+
+
+class Child(Parent): ...
+
+
+@pytest.mark.parametrize(
+    ("prepare", "operation"),
+    [
+        (lambda _: None, lambda made: made.connect(hear, Child)),
+        (lambda made: made.connect(hear, Child), lambda made: made.disconnect(hear, Child)),
+        (lambda made: made.connect(hear, Parent, subclasses=True), lambda made: made.has_listeners(Child)),
+    ],
+    ids=["connect", "disconnect", "has_listeners"],
+)
+def test_what_a_finalizer_connects_in_a_locked_section_is_not_lost(prepare, operation):
+    """A finalizer that connects to the sender that an operation is at work on is heard, wherever it runs."""
+    for n in itertools.count(1):
+        made = Signal()
+        prepare(made)
+        if not use_at_call(made, lambda made=made: made.connect(hear_more, Child), operation, n):
+            break
+        assert hear_more in made.receivers_for(Child), f"lost at call {n}"
+        assert hear_more in [connection.receiver for connection in made.connections], f"lost at call {n}"
+    assert n > 3
+
+
+def test_what_a_finalizer_connects_as_a_plan_is_dropped_is_not_lost():
+    """The last reference to a receiver may be in the plan that a disconnect drops."""
+    made = Signal()
+    sender = Child()
+
+    class Final:
+        __slots__ = ()
+
+        def __call__(self, **named): ...
+
+        def __del__(self):
+            made.connect(hear, sender)
+            made.disconnect(hear, sender)
+            made.connect(hear_more, sender)
+
+    made.connect(Final(), weak=False, dispatch_uid="final")
+    made.connect(hear, sender)
+    step(made.send(sender))
+    made.disconnect(dispatch_uid="final")
+    made.disconnect(hear, sender)
+    gc.collect()
+    assert made.receivers_for(sender) == [hear_more]
 
 
 def test_every_thread_may_have_a_loop_of_its_own():

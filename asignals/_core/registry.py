@@ -127,7 +127,7 @@ class Registry:
     def add(self, connection: Connection, sender: object, order: int | None = None) -> None:
         """Add a connection at the end of the order, or at a place of it, and end the one that had its identity."""
         with self.lock:
-            entry = self._existing(sender) or _Sender(sender, self.on_death, (connection.code, connection.line))
+            entry = self._entry_for(sender, (connection.code, connection.line))
             replaced = entry.connections.get(connection.key)
             if order is None:
                 order = self._next_order
@@ -160,9 +160,9 @@ class Registry:
             connection.end()
             if entry is not None and entry.connections.get(connection.key) is connection:
                 del entry.connections[connection.key]
-                self._changed(connection)
                 if not entry.connections and entry is not self._everyone:
                     del self._senders[connection.source.key]
+                self._changed(connection)  # frees plans, so finalizers may run: they find everything changed
             return was_live
 
     def _existing(self, sender: object) -> _Sender | None:
@@ -172,6 +172,10 @@ class Registry:
         if entry is None or type(key) is tuple or entry.source() is sender or entry.source.target() is sender:
             return entry
         return None
+
+    def _entry_for(self, sender: object, place: Place) -> _Sender:
+        made = self._existing(sender) or _Sender(sender, self.on_death, place)
+        return self._existing(sender) or made  # a finalizer may have added one meanwhile
 
     def _changed(self, connection: Connection) -> None:
         self.changes += 1
@@ -260,7 +264,7 @@ class Registry:
         entry = self._existing(sender) or self._everyone
         if entry is self._everyone and len(self._senders) > 1 and self._hears_subclasses and is_a(sender, type):
             with self.lock:  # to keep the plan in, until the class dies
-                entry = self._existing(sender) or _Sender(sender, self.on_death, _NOWHERE)
+                entry = self._entry_for(sender, _NOWHERE)
                 self._senders[entry.source.key] = entry
         plan: Plan | None = entry.plan
         if plan is not None and plan.made_at == self._shared_changes:

@@ -288,7 +288,7 @@ class Stream(Generic[P]):
     def _check(self, loop: Loop) -> None:
         """Free senders that wait for nobody, report a reader that does not read, and do so again soon."""
         queue = self._queue
-        if not (waiting := tuple(queue.waiting)):
+        if not (waiting := queue.waiting.copy()):
             return
         if queue.loop is None or queue.loop.has_ended():
             self._close()
@@ -313,7 +313,7 @@ def _check_later(reference: ref[Stream], loop: Loop) -> None:
         return
     stream._check(loop)
     now = time.monotonic()
-    is_stalled = any(now - waiting.since >= STALLED_AFTER / 2 for waiting in tuple(stream._queue.waiting)[:1])
+    is_stalled = any(now - waiting.since >= STALLED_AFTER / 2 for waiting in stream._queue.waiting.copy())
     del stream
     # The stream may be garbage in a reference cycle: of an async generator that was left inside the block, say. One
     # collection serves all streams.
