@@ -391,6 +391,9 @@ WASTED = [
     "for _, answer in order_paid.send('web', amount=1): ...",
     "if order_paid.send('web', amount=1): ...",
     "first = order_paid.send('web', amount=1)[0]",
+    "first = order_paid.send('web', amount=1) or []",
+    "first = 1 if order_paid.send('web', amount=1) else 2",
+    "return not order_paid.send('web', amount=1)",
     "b = Background(); b.send(order_paid, 'web', amount=1)",
 ]
 AWAITED = [
@@ -405,6 +408,8 @@ AWAITED = [
     "background.send_nowait(order_paid, 'web', amount=1)",
     "with order_paid.muted(): ...",
     "yield order_paid.send('web', amount=1)",
+    "return ready and order_paid.send('web', amount=1)",
+    "return order_paid.send('web', amount=1) if ready else None",
 ]
 
 

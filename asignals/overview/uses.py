@@ -449,8 +449,10 @@ def _wastes(parent: ast.AST, node: ast.AST) -> bool:
             return True
         case ast.For(iter=value) | ast.comprehension(iter=value) | ast.If(test=value) | ast.While(test=value):
             return value is node
-        case ast.Assert(test=value):
+        case ast.Assert(test=value) | ast.IfExp(test=value) | ast.BoolOp(values=[value, *_]):
             return value is node
+        case ast.UnaryOp(op=ast.Not()):
+            return True
     return False
 
 
