@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from importlib.metadata import entry_points
@@ -57,6 +58,10 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "slow: the test runs with `--full` only")
     once = "once: of servers, processes, browsers or tools: `.ci/run` leaves it out where the interpreter is one more"
     config.addinivalue_line("markers", once)
+    if (
+        signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    ):  # as in a script's background; processes of tests inherit that
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_sessionstart() -> None:

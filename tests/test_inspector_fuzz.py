@@ -57,6 +57,7 @@ async def serve(inspector, scope):
     client=CLIENTS,
     is_allowed=st.booleans(),
 )
+@example(path="/events/", query=b"\x80", headers=[], method="GET", client=("127.0.0.1", 1), is_allowed=True)
 @example(
     path="/events",
     query=b"",

@@ -104,7 +104,6 @@ async def test_what_could_not_be_acknowledged_is_remembered_within_bounds(monkey
 
 async def test_a_server_that_does_not_answer_is_waited_for_once(engine: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """However large the batch, its first event that is not confirmed in time ends it, and the next has a new line."""
-    monkeypatch.setattr(rabbitmq, "_TRIP", 0.1)
     transport = engine.open()
     begun = 0
 
@@ -119,6 +118,7 @@ async def test_a_server_that_does_not_answer_is_waited_for_once(engine: World, m
     line = transport._line
     transport._line = rabbitmq._Line(line.connection, line.channel, Silent())  # type: ignore[arg-type]  # all it needs
     events = [Envelope("numbers", str(number).encode()) for number in range(400)]
+    monkeypatch.setattr(rabbitmq, "_TRIP", 0.1)
     with pytest.raises(TimeoutError):
         await transport.publish_many(events)
     assert begun == rabbitmq._UNDER_WAY

@@ -59,7 +59,7 @@ async def _remove_streams(url: str, name: str) -> None:
     from nats.js.errors import NotFoundError  # noqa: PLC0415
 
     client = await nats.connect(url, allow_reconnect=False)
-    for stream in (name, f"{name}-dead", f"{name}-instances", f"KV_{name}-inbox"):
+    for stream in (name, f"{name}-dead", f"{name}-instances", f"{name}-owners", f"KV_{name}-inbox"):
         with suppress(NotFoundError):
             await client.jsm().delete_stream(stream)
     await client.close()

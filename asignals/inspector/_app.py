@@ -135,7 +135,11 @@ class Inspector:
             Route("/counts", self._counts),
             Mount("/static", StaticFiles(directory=_HERE / "static")),
         ]
-        self._app = Guard(Starlette(routes=routes), allow, self._token, logs_token=token is None)
+        pages = Starlette(routes=routes)
+        pages.router.redirect_slashes = (
+            False  # there is nothing to find, and Starlette fails on queries that are no UTF-8
+        )
+        self._app = Guard(pages, allow, self._token, logs_token=token is None)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection."""

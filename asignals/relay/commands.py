@@ -328,5 +328,6 @@ def _as_json(letter: DeadLetter) -> str:
 
 
 def _printable(text: str) -> str:
-    """Show text from elsewhere on one line, without control characters that a terminal would obey."""
-    return "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in text)[:300]
+    """Show text from elsewhere on one line, with control characters escaped, which a terminal would obey."""
+    escaped = (each if each.isprintable() else each.encode("unicode_escape").decode() for each in text[:300])
+    return "".join(escaped)
