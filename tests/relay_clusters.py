@@ -358,6 +358,7 @@ class Load:
 
     def __init__(self, make: Any, directory: Path, pause: float = 0.01) -> None:
         self.sent = 0
+        self._is_over = False
         self.heard: Counter[int] = Counter()
         self.longest_silence = 0.0
         self._heard_at = time.monotonic()
@@ -396,7 +397,7 @@ class Load:
         return self
 
     async def _send(self) -> None:
-        while True:
+        while not self._is_over:  # a send that is cancelled may have committed
             lane = f"lane {self.sent % 7}" if self.sent % 2 else None  # half of them have a key
             await self._paid.send("shop", number=self.sent, lane=lane)
             self.sent += 1
@@ -404,13 +405,13 @@ class Load:
 
     async def until_heard(self) -> None:
         """Stop sending, and wait for what is still to come."""
-        self._sending.cancel()
-        await asyncio.wait([self._sending])
+        self._is_over = True
+        await self._sending
         while len(self.heard) < self.sent and time.monotonic() - self._heard_at < PATIENCE:  # noqa: ASYNC110
             await asyncio.sleep(0.05)
 
     async def __aexit__(self, *_: object) -> None:
-        self._sending.cancel()
+        self._is_over = True
         await asyncio.wait([self._sending])
         await self._stack.aclose()
 

@@ -71,11 +71,11 @@ async def test_a_cluster_of_nats_without_a_quorum_shows_in_health_and_comes_back
         assert load.is_well()
         for number in (0, 1):
             servers.kill(number)
-        await until(lambda: not any(relay.health().ok for relay in (load.shop, *load.instances)), 20)
+        await until(lambda: not any(relay.health().ok for relay in (load.shop, *load.instances)), 60)
         before = load.sent
         for number in (0, 1):
             await servers.start(number)
-        await until(load.is_well, 40)
+        await until(load.is_well, 120)
         await load.until_heard()
     assert load.sent > before
     assert set(load.heard) == set(range(load.sent))
