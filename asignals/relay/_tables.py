@@ -26,6 +26,8 @@ from sqlalchemy.dialects.mysql import LONGBLOB
 if TYPE_CHECKING:
     from collections.abc import Collection
 
+    from sqlalchemy.types import TypeEngine
+
 # Tables with transactions, and texts in which "A" and "a" are two.
 _MYSQL: Final[dict[str, Any]] = {
     f"{name}_{option}": value
@@ -48,21 +50,24 @@ class _Blob(TypeDecorator[bytes]):
         return func.unhex(bindparam)
 
 
-_Bytes = LargeBinary().with_variant(_Blob(), "mysql", "mariadb")
 _Serial = BigInteger().with_variant(Integer, "sqlite")  # SQLite counts by itself only in an INTEGER primary key
 
 
 class Tables:
-    """All tables, in one `MetaData`; `schema` is the database schema that holds them (MariaDB: the database)."""
+    """All tables, in one `MetaData`; `schema` is the database schema that holds them (MariaDB: the database).
 
-    def __init__(self, schema: str | None = None) -> None:
+    `blob` is the type of bytes in MariaDB. Alembic is given one that it can write down without a type of ours.
+    """
+
+    def __init__(self, schema: str | None = None, *, blob: type[TypeEngine[bytes]] = _Blob) -> None:
+        data = LargeBinary().with_variant(blob(), "mysql", "mariadb")
         self.metadata: MetaData = MetaData(schema=schema)
         self.outbox: Table = Table(
             "asignals_outbox",
             self.metadata,
             Column("id", _Serial, primary_key=True, autoincrement=True),
             Column("key", Text, nullable=True),
-            Column("data", _Bytes, nullable=False),
+            Column("data", data, nullable=False),
             Column("claimed_until", Double, nullable=False, server_default="0"),
             Column("error", Text, nullable=True),
             Column("refused_at", Double, nullable=True),
@@ -79,7 +84,7 @@ class Tables:
             Column("event_id", String(64), primary_key=True),
             Column("service", String(200), primary_key=True),
             Column("receiver", String(255), primary_key=True),
-            Column("data", _Bytes, nullable=True),
+            Column("data", data, nullable=True),
             Column("time", Double, nullable=False),
             **_MYSQL,
         )
@@ -101,7 +106,7 @@ class Tables:
             Column("event_id", String(64), nullable=False, unique=True),
             Column("topic", String(200), nullable=False),
             Column("lane", BigInteger, nullable=True),
-            Column("data", _Bytes, nullable=False),
+            Column("data", data, nullable=False),
             Column("time", Double, nullable=False),
             sqlite_autoincrement=True,
             **_MYSQL,
@@ -141,7 +146,7 @@ class Tables:
             Column("id", _Serial, primary_key=True, autoincrement=True),
             Column("queue", String(200), nullable=False),
             Column("letter_id", String(300), nullable=False),
-            Column("data", _Bytes, nullable=False),
+            Column("data", data, nullable=False),
             UniqueConstraint("queue", "letter_id"),
             sqlite_autoincrement=True,
             **_MYSQL,
@@ -169,11 +174,11 @@ def table_metadata(schema: str | None = None, *, only: Collection[str] | None = 
     Raises `ValueError` for another part.
     """
     if only is None:
-        return Tables(schema).metadata
+        return Tables(schema, blob=LONGBLOB).metadata
     if isinstance(only, str) or not set(only) <= set(PARTS):
         msg = f"only is a collection of {', '.join(map(repr, PARTS))}, not {only!r}"
         raise ValueError(msg)
-    made = Tables(schema)
+    made = Tables(schema, blob=LONGBLOB)
     wanted = tables_of(made, only)
     for table in list(made.metadata.tables.values()):
         if table not in wanted:
