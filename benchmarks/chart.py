@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 from xml.sax.saxutils import escape
 
+from .timing import AGAIN
+
 PANELS = {
     "named coroutines/10": "10 coroutine functions: async def serve(sender, toppings, size)",
     "named methods/10": "10 coroutine methods of that style",
@@ -35,7 +37,7 @@ def draw(results: list[dict[str, Any]], path: Path) -> None:
     shapes, top = [], 0
     for case in cases:
         shapes += _panel(case, top, SCALE / math.log(1.05 * longest + 1))
-        top += TITLE + STEP * len(case["contenders"])
+        top += TITLE + STEP * len(_ratios(case))
     title = "How long one send takes, as a multiple of a loop written by hand"
     lines = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {top + STEP}" role="img" aria-labelledby="t d">',
@@ -61,7 +63,8 @@ def _panel(case: dict[str, Any], top: int, scale: float) -> Iterator[str]:
 
 
 def _ratios(case: dict[str, Any]) -> list[tuple[str, float]]:
-    return sorted(((name, found["ratio"]) for name, found in case["contenders"].items()), key=lambda pair: pair[1])
+    shown = ((name, found["ratio"]) for name, found in case["contenders"].items() if name != AGAIN)
+    return sorted(shown, key=lambda pair: pair[1])
 
 
 def _sentence(case: dict[str, Any]) -> str:
