@@ -62,8 +62,8 @@ class Plan:
         if known is not None:
             return known
         names = self._names
-        if names is None and is_often_sent(tuple(sent)):
-            names = tuple(sent)
+        if names is None and is_often_sent(plain := tuple(map(str.__str__, sent))):  # others write what they like
+            names = plain
         loop = write_loop(names, self._style, robust, watched)
         if self._names is not None:
             self._loops[robust, watched] = loop
