@@ -65,8 +65,7 @@ if not TYPE_CHECKING:
 
     def __getattr__(name: str) -> object:
         if name not in __all__:
-            msg = f"module {__name__!r} has no attribute {name!r}"
-            raise AttributeError(msg)
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         from asignals import _core  # noqa: PLC0415  with the first name, not with the package
 
         globals().update({each: getattr(_core, each) for each in __all__})

@@ -166,11 +166,9 @@ class SignalMiddleware:
 
     def __init__(self, app: ASGIApp, *, grace: float = 5.0) -> None:
         if not callable(app):
-            msg = f"SignalMiddleware takes an ASGI application, not {app!r:.80}; pass the object itself"
-            raise TypeError(msg)
+            raise TypeError(f"SignalMiddleware takes an ASGI application, not {app!r:.80}; pass the object itself")
         if not grace >= 0:  # put this way round, it refuses NaN too
-            msg = f"SignalMiddleware: grace must be 0 or more seconds, not {grace!r}"
-            raise ValueError(msg)
+            raise ValueError(f"SignalMiddleware: grace must be 0 or more seconds, not {grace!r}")
         self.app = app
         self.grace = grace
 

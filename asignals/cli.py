@@ -90,8 +90,7 @@ def demo(
     """
     if workers is not None:
         if requests or serve or as_json:
-            msg = "--workers goes with --relay only: it makes no requests, and runs until Ctrl-C"
-            raise typer.BadParameter(msg)
+            raise typer.BadParameter("--workers goes with --relay only: it makes no requests, and runs until Ctrl-C")
         with needs("demo"):
             from asignals.demo.workers import run_workers  # noqa: PLC0415  loads what only this command needs
         raise typer.Exit(run_workers(workers, relay))

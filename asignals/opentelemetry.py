@@ -252,12 +252,10 @@ def instrument(
     excluded = tuple(exclude)
     for each in excluded:
         if not isinstance(each, (Signal, str)):
-            msg = f"exclude takes signals and patterns of names, not {type(each).__name__!r}"
-            raise TypeError(msg)
+            raise TypeError(f"exclude takes signals and patterns of names, not {type(each).__name__!r}")
     with _lock:
         if _running:
-            msg = "signals are instrumented already: call uninstrument() first"
-            raise RuntimeError(msg)
+            raise RuntimeError("signals are instrumented already: call uninstrument() first")
         _running.append(Instrumentation(tracer_provider, meter_provider, excluded))
         return _running[0]
 

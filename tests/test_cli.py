@@ -85,7 +85,7 @@ def test_a_command_needs_only_its_own_extra() -> None:
 def test_a_mistake_of_ours_is_no_missing_extra() -> None:
     """A module of the package itself that is not there is shown as the bug that it is."""
     with pytest.raises(ModuleNotFoundError, match="asignals"), cli.needs("demo"):
-        raise ModuleNotFoundError("No module named 'asignals.oven'", name="asignals.oven")  # noqa: EM101, TRY003
+        raise ModuleNotFoundError("No module named 'asignals.oven'", name="asignals.oven")
 
 
 def test_the_command_line_loads_no_command() -> None:

@@ -417,7 +417,7 @@ async def test_what_an_exception_says_is_masked(telemetry):
     paid = Signal([], name="shop.paid")
 
     async def receiver(**named):
-        raise LookupError("no login for me with password=hunter2")  # noqa: EM101, TRY003  looked for
+        raise LookupError("no login for me with password=hunter2")
 
     paid.connect(receiver)
     await paid.send_robust(None)

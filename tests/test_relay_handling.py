@@ -499,7 +499,7 @@ async def test_an_instance_that_stops_while_the_inbox_is_away_says_what_may_foll
         await asyncio.Event().wait()
 
     async def is_away(*_: Any) -> None:
-        raise ConnectionError("gone")  # noqa: EM101  the text is what is logged
+        raise ConnectionError("gone")
 
     with into.connected(hangs):
         task = asyncio.create_task(relay._inbound.handle(delivery(event(id="a"), is_repeat=True)))  # type: ignore[arg-type]

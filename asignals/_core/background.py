@@ -103,8 +103,7 @@ class Background:
         check_count("limit", limit, 1, "sends")
         check_count("buffer", buffer, 0, "sends")
         if on_error is not None and not callable(on_error):
-            msg = f"on_error must be callable, not {on_error!r:.80}"
-            raise TypeError(msg)
+            raise TypeError(f"on_error must be callable, not {on_error!r:.80}")
         self._limit = limit
         self._buffer = buffer
         self._on_error = on_error
@@ -119,8 +118,7 @@ class Background:
 
     async def __aenter__(self) -> Self:
         if self._state != "new":
-            msg = "a background can be entered once; make another one"
-            raise RuntimeError(msg)
+            raise RuntimeError("a background can be entered once; make another one")
         self._loop = self._queue.loop = Loop()
         self._group = await anyio.create_task_group().__aenter__()
         self._start_worker()
@@ -144,8 +142,7 @@ class Background:
             del error, traceback  # whose traceback refers to this frame
             self._close()
         if was_cancelled:
-            msg = "a worker of a Background was cancelled by other code"
-            raise RuntimeError(msg)
+            raise RuntimeError("a worker of a Background was cancelled by other code")
 
     def _end_if_drained(self) -> None:
         if self._state == "draining" and not self._queue.used:
@@ -213,8 +210,7 @@ class Background:
                 self._queue.put(job, may_exceed=is_inside)
                 return
         job.work.close()
-        msg = f"a Background runs {self._limit} sends and keeps {self._buffer} more, and has no room"
-        raise anyio.WouldBlock(msg)
+        raise anyio.WouldBlock(f"a Background runs {self._limit} sends and keeps {self._buffer} more, and has no room")
 
     def _check_open(self) -> bool:
         """Whether a receiver that runs here makes this call, and so needs no capacity; raises if it is too late."""
@@ -227,8 +223,7 @@ class Background:
 
     def _make_job(self, signal: Signal[..., Any], args: Any, kwargs: Any) -> _Job:
         if not issubclass(type(signal), Signal):
-            msg = f"a Background sends signals, not {describe(signal)}"
-            raise TypeError(msg)
+            raise TypeError(f"a Background sends signals, not {describe(signal)}")
         work: Any = signal.send_robust(*args, **kwargs)  # who hears it, and what is muted, is settled now
         context = contextvars.copy_context()
         if not self._loop.is_current():
@@ -308,8 +303,7 @@ class Background:
             RuntimeError: called by a receiver that runs in this background.
         """
         if is_inside(self):
-            msg = "a receiver cannot drain the background that it runs in: it would wait for itself"
-            raise RuntimeError(msg)
+            raise RuntimeError("a receiver cannot drain the background that it runs in: it would wait for itself")
         with self._queue.lock:
             pending = {*self._queue.taken.values(), *self._queue.items}
             if not pending:

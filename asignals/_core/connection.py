@@ -243,8 +243,7 @@ async def finish(begun: tuple[Receiver, Any, Any], send: Any) -> tuple[Receiver,
 async def _within(seconds: float, response: Awaitable[Any]) -> Any:
     with anyio.move_on_after(seconds):
         return await response
-    msg = f"the receiver took longer than its timeout of {seconds:g} s"
-    raise TimeoutError(msg)
+    raise TimeoutError(f"the receiver took longer than its timeout of {seconds:g} s")
 
 
 def key_of(receiver: Receiver | None, uid: Hashable) -> Hashable:

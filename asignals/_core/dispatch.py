@@ -188,8 +188,9 @@ class _GroupSend:
         elif hasattr(group, "start_soon"):  # a nursery
             self._create_task = partial(group.start_soon, _await)
         else:
-            msg = f"task_group must make groups with create_task() or start_soon(), not {type(group).__qualname__!r}"
-            raise TypeError(msg)
+            raise TypeError(
+                f"task_group must make groups with create_task() or start_soon(), not {type(group).__qualname__!r}"
+            )
         self.is_entered = True
 
     async def call_all(self, plan: Connections) -> None:

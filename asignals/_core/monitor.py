@@ -183,8 +183,9 @@ def monitor(callback: Callable[[Report], object] | None = None, *, around: Aroun
     """
     given = [each for each in (callback, around) if each is not None]
     if not given or not all(map(callable, given)):
-        msg = f"monitor() takes a callable, as callback, around or both; not {callback!r:.80} and {around!r:.80}"
-        raise TypeError(msg)
+        raise TypeError(
+            f"monitor() takes a callable, as callback, around or both; not {callback!r:.80} and {around!r:.80}"
+        )
     watcher = Watcher(callback, around)
     watchers.append(watcher)
     if around is not None:

@@ -362,8 +362,7 @@ class Block(AbstractContextManager[T_co]):
 
     def __enter__(self) -> T_co:
         if self._was_entered:
-            msg = "this block can be entered once; make another one"
-            raise RuntimeError(msg)
+            raise RuntimeError("this block can be entered once; make another one")
         self._was_entered = True
         return next(self._steps)
 
@@ -371,8 +370,7 @@ class Block(AbstractContextManager[T_co]):
         next(self._steps, None)
 
     def __call__(self, function: object) -> None:
-        msg = f"this is no decorator: write the `with` block inside of {references.describe(function)}"
-        raise TypeError(msg)
+        raise TypeError(f"this is no decorator: write the `with` block inside of {references.describe(function)}")
 
 
 # The mutes that the current context is inside of. Contexts are copied, so a task may keep a mute that has ended: the

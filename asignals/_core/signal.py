@@ -97,8 +97,9 @@ class Signal(Generic[P, R_co]):
 
     def _set_mode(self, task_group: TaskGroupFactory | None, limit: int | None) -> None:
         if task_group is not None and not callable(task_group):
-            msg = f"task_group must be a factory of task groups, such as anyio.create_task_group, not {task_group!r}"
-            raise TypeError(msg)
+            raise TypeError(
+                f"task_group must be a factory of task groups, such as anyio.create_task_group, not {task_group!r}"
+            )
         if limit is not None:
             check_count("limit", limit, 1, "receivers")
         self._task_group, self._limit = task_group, limit
@@ -197,8 +198,7 @@ class Signal(Generic[P, R_co]):
     def _bind(self, /, sender: object, **named: Any) -> tuple[object, dict[str, Any]]:
         """Check arguments as a send does; returns the sender and the complete arguments."""
         if "signal" in named:
-            msg = f"'signal' is reserved and cannot be sent as an argument of signal {self.name!r}"
-            raise TypeError(msg)
+            raise TypeError(f"'signal' is reserved and cannot be sent as an argument of signal {self.name!r}")
         return sender, named
 
     def using(self, *, task_group: TaskGroupFactory | None = _MISSING, limit: int | None = _MISSING) -> Self:
@@ -232,8 +232,9 @@ class Signal(Generic[P, R_co]):
         with suppress(ImportError, AttributeError, ValueError):
             if resolve_name(self.name) is self:
                 return resolve_name, (self.name,)
-        msg = f"cannot pickle signal {self.name!r}: it is not found by that name; assign it to a name of its module"
-        raise pickle.PicklingError(msg)
+        raise pickle.PicklingError(
+            f"cannot pickle signal {self.name!r}: it is not found by that name; assign it to a name of its module"
+        )
 
     # -- connecting ------------------------------------------------------------------------------------------------
 
@@ -325,8 +326,9 @@ class Signal(Generic[P, R_co]):
     def _callable(self, receiver: Receiver) -> Receiver:
         if callable(receiver):
             return receiver
-        msg = f"cannot connect to signal {self.name!r}: a receiver must be callable, not {type(receiver).__name__!r}"
-        raise TypeError(msg)
+        raise TypeError(
+            f"cannot connect to signal {self.name!r}: a receiver must be callable, not {type(receiver).__name__!r}"
+        )
 
     def _examine(self, receiver: Receiver, sender: object, uid: Hashable | None, options: Options) -> Shape:
         """Refuse what no send could call, before anything is changed."""
@@ -342,8 +344,7 @@ class Signal(Generic[P, R_co]):
                     ref(part)
         except Exception as error:
             hint = "; connect it with weak=False" if options.weak and "weak reference" in str(error) else ""
-            msg = f"cannot connect {describe(receiver)} to signal {self.name!r}: {error}{hint}"
-            raise TypeError(msg) from error
+            raise TypeError(f"cannot connect {describe(receiver)} to signal {self.name!r}: {error}{hint}") from error
         return shape
 
     def disconnect(
@@ -359,8 +360,7 @@ class Signal(Generic[P, R_co]):
             TypeError: neither a receiver nor a `dispatch_uid` was given.
         """
         if receiver is None and dispatch_uid is None:
-            msg = f"disconnect() from signal {self.name!r} needs the receiver or its dispatch_uid"
-            raise TypeError(msg)
+            raise TypeError(f"disconnect() from signal {self.name!r} needs the receiver or its dispatch_uid")
         return self._registry.disconnect(receiver, sender, dispatch_uid)
 
     @property
@@ -548,8 +548,7 @@ def receiver(
         chosen += signals
     senders = list(sender) if isinstance(sender, list | tuple | set | frozenset) else [sender]
     if not chosen or not senders or not all(isinstance(one, Signal) for one in chosen):
-        msg = f"receiver() takes a signal, or several, and at least one sender; not {signals!r:.80}"
-        raise TypeError(msg)
+        raise TypeError(f"receiver() takes a signal, or several, and at least one sender; not {signals!r:.80}")
 
     def connect_all(function: F) -> F:
         chosen[0]._callable(function)

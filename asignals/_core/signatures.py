@@ -170,8 +170,7 @@ def _read_signature(receiver: Receiver, *, follow_wrapped: bool) -> _Parameters:
 def check_names(names: Iterable[str]) -> Names:
     """The argument names as the compiler reads them; raises `DeclarationError` for what cannot be one."""
     if isinstance(names, str):
-        msg = f"providing_args must be an iterable of names, not the string {names!r}"
-        raise DeclarationError(msg)
+        raise DeclarationError(f"providing_args must be an iterable of names, not the string {names!r}")
     checked: list[str] = []
     for name in names:
         is_name = isinstance(name, str) and name.isidentifier()
@@ -180,8 +179,9 @@ def check_names(names: Iterable[str]) -> Names:
         is_taken = plain in RESERVED or plain in checked
         if not is_name or is_taken or keyword.iskeyword(plain) or plain == "__debug__":
             reason = "is reserved or declared twice" if is_taken else "cannot be the name of an argument"
-            msg = f"{name!r} {reason}: names are identifiers, and 'sender' and 'signal' are given to every receiver"
-            raise DeclarationError(msg)
+            raise DeclarationError(
+                f"{name!r} {reason}: names are identifiers, and 'sender' and 'signal' are given to every receiver"
+            )
         checked.append(plain)
     return tuple(checked)
 
@@ -197,19 +197,16 @@ class Stub(NamedTuple):
 def read_stub(stub: Callable[..., Any]) -> Stub:
     """Read a stub; raises `DeclarationError` for a function that no signal can be made of."""
     if not isinstance(stub, FunctionType):
-        msg = f"@signal takes a function as a stub, not {type(stub).__name__}: {stub!r:.80}"
-        raise DeclarationError(msg)
+        raise DeclarationError(f"@signal takes a function as a stub, not {type(stub).__name__}: {stub!r:.80}")
     where = f"@signal stub {stub.__module__}.{stub.__qualname__}"
     parameters = list(inspect.signature(stub, **_UNEVALUATED).parameters.values())
     others = [each.name for each in parameters if each.kind is not Parameter.KEYWORD_ONLY]
     if others != ["sender"] or not stub.__code__.co_argcount:
         extra = ", ".join(map(repr, others[1:])) if others[:1] == ["sender"] else ""
         rule = f"{extra} must be keyword-only" if extra else "its first parameter must be 'sender'"
-        msg = f"{where}: {rule}; write def {stub.__name__}(sender, *, ...)"
-        raise DeclarationError(msg)
+        raise DeclarationError(f"{where}: {rule}; write def {stub.__name__}(sender, *, ...)")
     try:
         names = check_names(each.name for each in parameters[1:])
     except DeclarationError as error:
-        msg = f"{where}: {error}"
-        raise DeclarationError(msg) from None
+        raise DeclarationError(f"{where}: {error}") from None
     return Stub(stub, names, [parameters[0].replace(kind=Parameter.POSITIONAL_OR_KEYWORD), *parameters[1:]])

@@ -212,8 +212,7 @@ class Stream(Generic[P]):
 
     async def __aenter__(self) -> Self:
         if self._state != "new":
-            msg = "a stream can be entered once; make another one"
-            raise RuntimeError(msg)
+            raise RuntimeError("a stream can be entered once; make another one")
         self._queue.loop = Loop()
         open_in_process.add(self)
         for signal in self._signals:
@@ -255,8 +254,7 @@ class Stream(Generic[P]):
 
     async def __anext__(self) -> Event[P]:
         if self._state == "new":
-            msg = "enter the stream first: async with signal.stream() as events"
-            raise RuntimeError(msg)
+            raise RuntimeError("enter the stream first: async with signal.stream() as events")
         await anyio.lowlevel.checkpoint()
         try:
             return await self._queue.take()
@@ -325,21 +323,17 @@ def _check_later(reference: ref[Stream], loop: Loop) -> None:
 def check_count(name: str, value: object, least: int, unit: str) -> None:
     """Raise `TypeError` or `ValueError` if an option is not a number of so many."""
     if isinstance(value, bool) or not isinstance(value, int):
-        msg = f"{name} must be a number of {unit}, not {value!r}"
-        raise TypeError(msg)
+        raise TypeError(f"{name} must be a number of {unit}, not {value!r}")
     if value < least:
-        msg = f"{name} must be at least {least}, not {value}"
-        raise ValueError(msg)
+        raise ValueError(f"{name} must be at least {least}, not {value}")
 
 
 def _check(where: object, buffer: object, overflow: object) -> None:
     if where is not None and (not callable(where) or iscoroutinefunction(where)):
-        msg = f"where must be a sync function of an Event, not {where!r:.80}"
-        raise TypeError(msg)
+        raise TypeError(f"where must be a sync function of an Event, not {where!r:.80}")
     check_count("buffer", buffer, 1, "events")
     if overflow not in get_args(Overflow):
-        msg = f"overflow must be one of {', '.join(map(repr, get_args(Overflow)))}, not {overflow!r}"
-        raise ValueError(msg)
+        raise ValueError(f"overflow must be one of {', '.join(map(repr, get_args(Overflow)))}, not {overflow!r}")
 
 
 def stream(
@@ -357,6 +351,5 @@ def stream(
         TypeError: no signal was given, or something else.
     """
     if not signals or not all(hasattr(signal, "_registry") for signal in signals):
-        msg = "stream() takes one or more signals"
-        raise TypeError(msg)
+        raise TypeError("stream() takes one or more signals")
     return Stream(signals, sender, where, buffer, overflow)

@@ -22,8 +22,9 @@ def transport_for(url: str, name: str) -> Any:
 
     scheme = _scheme(url)
     if scheme not in _NAMED_BY:
-        msg = f"--relay takes sqlite, or a URL of nats, redis, amqp, postgresql or sqlite, not {redacted(url)!r}"
-        raise ValueError(msg)
+        raise ValueError(
+            f"--relay takes sqlite, or a URL of nats, redis, amqp, postgresql or sqlite, not {redacted(url)!r}"
+        )
     option = _NAMED_BY[scheme]
     return engine_from_url(url, **({option: name} if option else {}))
 

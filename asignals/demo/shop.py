@@ -55,8 +55,7 @@ class OvenError(Exception):
 async def bake(toppings: list[str]) -> None:
     """Take a pizza through the oven."""
     if "pineapple" in toppings:
-        msg = "not in this oven"
-        raise OvenError(msg)
+        raise OvenError("not in this oven")
     await anyio.sleep(0.002)
 
 
@@ -210,8 +209,7 @@ complaints: Iterator[int] = count(1)
 async def apologise(exception: Exception) -> None:
     """A receiver that fails now and then: the log and the table below know, the customer does not."""
     if next(complaints) % 3 == 0:
-        msg = f"no ink left to write down {exception!r}"
-        raise OSError(msg)
+        raise OSError(f"no ink left to write down {exception!r}")
 
 
 _WELCOME = """<!doctype html>

@@ -59,8 +59,9 @@ class Token:
     def __init__(self, value: str) -> None:
         """Keep the value; `ValueError` for an empty one."""
         if not value:
-            msg = "the inspector's token must not be empty: give a text that nobody can guess, or None for a random one"
-            raise ValueError(msg)
+            raise ValueError(
+                "the inspector's token must not be empty: give a text that nobody can guess, or None for a random one"
+            )
         self.value = value
         self._is_logged = False
         # Of programs on the ports of one host, which share their cookies, each has a name of its own.

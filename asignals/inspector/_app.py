@@ -112,11 +112,9 @@ class Inspector:
     ) -> None:
         """Prepare the app; nothing is watched yet."""
         if keep < 1 or limit < 1:
-            msg = "keep and limit must be at least 1"
-            raise ValueError(msg)
+            raise ValueError("keep and limit must be at least 1")
         if token is not None and allow is not None:
-            msg = "give the inspector a token or allow, not both: one of them decides who may look"
-            raise ValueError(msg)
+            raise ValueError("give the inspector a token or allow, not both: one of them decides who may look")
         self._token = None if allow is not None else Token(new_token() if token is None else token)
         self._link = editor_link(_editor(editor))
         self._shower = Shower(limit, secrets)
@@ -336,8 +334,9 @@ def _editor(editor: str | None) -> str | None:
     template = EDITORS.get(editor, editor) if editor is not None else None
     scheme = (template or "").partition(":")[0].strip().lower()
     if template is not None and ("{path}" not in template or scheme in ("javascript", "data", "vbscript", "blob")):
-        msg = f"editor must be one of {', '.join(EDITORS)}, or a link with {{path}} and {{line}}, not {editor!r}"
-        raise ValueError(msg)
+        raise ValueError(
+            f"editor must be one of {', '.join(EDITORS)}, or a link with {{path}} and {{line}}, not {editor!r}"
+        )
     return template
 
 

@@ -73,8 +73,7 @@ def read_counts(source: str) -> dict[str, Any]:
     else:
         found = json.loads(Path(source).read_text(encoding="utf-8"))
     if not isinstance(found, dict) or not all(isinstance(each, dict) and "calls" in each for each in found.values()):
-        msg = "these are no counts of signals"
-        raise ValueError(msg)
+        raise ValueError("these are no counts of signals")
     return found
 
 

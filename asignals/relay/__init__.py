@@ -141,8 +141,7 @@ if not TYPE_CHECKING:  # a misspelt name is a type checker's error
             module, extra = _LATE[name]
             with _needs(extra):
                 return getattr(import_module(module), name)
-        msg = f"module {__name__!r} has no attribute {name!r}"
-        raise AttributeError(msg)
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:

@@ -75,8 +75,7 @@ async def limited(call: Awaitable[T], seconds: float, who: str = "") -> T:
 async def _within(call: Awaitable[T], seconds: float, who: str) -> T:
     with anyio.move_on_after(seconds):  # cancels again and again, where `asyncio.timeout` does it once
         return await call
-    msg = f"{who} gave no answer within {seconds:g} s" if who else f"no answer within {seconds:g} s"
-    raise TimeoutError(msg)
+    raise TimeoutError(f"{who} gave no answer within {seconds:g} s" if who else f"no answer within {seconds:g} s")
 
 
 async def end(tasks: Collection[asyncio.Task[Any]]) -> None:

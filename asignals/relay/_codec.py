@@ -50,8 +50,7 @@ class Codec(Protocol):
 
 
 def _refuse_constant(name: str) -> NoReturn:
-    msg = f"{name} is not JSON"
-    raise ValueError(msg)
+    raise ValueError(f"{name} is not JSON")
 
 
 class JSONCodec:
@@ -137,8 +136,7 @@ class UpcastingCodec:
     def decode(self, body: bytes, version: int) -> dict[str, Any]:
         """Read a body of any version that there are upcasters for."""
         if version < min(self._upcasters):
-            msg = f"its schema version is {version}, and upcasters begin with {min(self._upcasters)}"
-            raise ValueError(msg)
+            raise ValueError(f"its schema version is {version}, and upcasters begin with {min(self._upcasters)}")
         if version < self._newest:
             found = load_object(body)
             for old in range(version, self._newest):
@@ -152,11 +150,9 @@ def load_object(body: bytes) -> dict[str, Any]:
     try:
         found = json.loads(body, parse_constant=_refuse_constant)
     except RecursionError:
-        msg = "it is nested too deeply"
-        raise ValueError(msg) from None
+        raise ValueError("it is nested too deeply") from None
     if type(found) is not dict:
-        msg = "it is not an object"
-        raise ValueError(msg)
+        raise ValueError("it is not an object")
     return found
 
 
@@ -164,8 +160,7 @@ def _check_keys(value: Any) -> None:
     if isinstance(value, dict):
         for key, item in value.items():
             if not isinstance(key, str):
-                msg = f"JSON has no key {key!r}, only strings"
-                raise TypeError(msg)
+                raise TypeError(f"JSON has no key {key!r}, only strings")
             _check_keys(item)
     elif isinstance(value, (list, tuple)):
         for item in value:
@@ -174,8 +169,7 @@ def _check_keys(value: Any) -> None:
 
 def _check_floats(value: Any) -> None:
     if isinstance(value, float) and not math.isfinite(value):
-        msg = f"{value} is not JSON"
-        raise ValueError(msg)
+        raise ValueError(f"{value} is not JSON")
     if isinstance(value, dict):
         for key, item in value.items():
             _check_floats(key)
@@ -188,11 +182,11 @@ def _check_floats(value: Any) -> None:
 def check_codec(codec: Codec) -> Codec:
     """Return a codec that was given; raises `TypeError` for a class, or for what has not both methods."""
     if isinstance(codec, type):
-        msg = f"codec must be an object: give codec={codec.__name__}(), not the class"
-        raise TypeError(msg)
+        raise TypeError(f"codec must be an object: give codec={codec.__name__}(), not the class")
     if not callable(getattr(codec, "encode", None)) or not callable(getattr(codec, "decode", None)):
-        msg = f"codec needs the methods encode(arguments) and decode(body, version), which {shown(codec)} has not"
-        raise TypeError(msg)
+        raise TypeError(
+            f"codec needs the methods encode(arguments) and decode(body, version), which {shown(codec)} has not"
+        )
     return codec
 
 
@@ -233,8 +227,7 @@ def _hints_of(signal: Signal[..., Any], stub: Any, names: Collection[str]) -> di
     try:
         hints = get_type_hints(stub, include_extras=True)
     except Exception as error:
-        msg = f"the types of signal {signal.name!r} cannot be resolved ({error}); give codec="
-        raise TypeError(msg) from error
+        raise TypeError(f"the types of signal {signal.name!r} cannot be resolved ({error}); give codec=") from error
     return {name: hints.get(name, Any) for name in names}
 
 

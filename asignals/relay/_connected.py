@@ -113,8 +113,7 @@ async def _opened(engine: AsyncEngine) -> AsyncConnection:
             async with asyncio.timeout(LIMIT):
                 await connection.start()
         if connection.sync_connection is None:
-            msg = f"{name_of(engine)} could not be connected to within {LIMIT:g} s"
-            raise TimeoutError(msg)
+            raise TimeoutError(f"{name_of(engine)} could not be connected to within {LIMIT:g} s")
         trouble = _TROUBLES.get(engine.sync_engine.pool)
         if trouble is None or connection.sync_connection.info.get(_MADE, 0.0) > trouble:
             return connection

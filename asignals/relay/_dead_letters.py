@@ -93,8 +93,7 @@ def which(
 ) -> Which:
     """Check what was asked for; raises `TypeError` for a single id where a collection belongs."""
     if isinstance(ids, str):
-        msg = f"ids is a collection of event ids: ids=[{ids!r}]"
-        raise TypeError(msg)
+        raise TypeError(f"ids is a collection of event ids: ids=[{ids!r}]")
     return Which(None if ids is None else frozenset(ids), topic, since, until, error)
 
 
@@ -187,8 +186,7 @@ class Letters:
             return refused
         if isinstance(self._transport, DeadLetters):
             return self._transport.scan_dead_letters(check_name("queue", queue), batch=batch)
-        msg = f"{type(self._transport).__name__} keeps no dead letters that could be shown"
-        raise TypeError(msg)
+        raise TypeError(f"{type(self._transport).__name__} keeps no dead letters that could be shown")
 
     async def _delete(self, queue: str, letters: list[DeadLetter], most: int) -> int:
         if queue == REFUSED:

@@ -54,8 +54,9 @@ def check_name(kind: str, name: str) -> str:
     """
     if not isinstance(name, str) or not _is_name(name):
         shown = redacted(repr(name))[:80]
-        msg = f"{kind} must be letters, digits, '_' and '-' in parts divided by dots, at most {_MAX_NAME}, not {shown}"
-        raise ValueError(msg)
+        raise ValueError(
+            f"{kind} must be letters, digits, '_' and '-' in parts divided by dots, at most {_MAX_NAME}, not {shown}"
+        )
     return name
 
 

@@ -57,8 +57,7 @@ class Bound:
     def __call__(self, function: object) -> NoReturn:
         """Refuse to be a decorator: an async function would leave the block before its body runs."""
         name = getattr(function, "__qualname__", function)
-        msg = f"this is no decorator: write the `with` block inside of {name!r}"
-        raise TypeError(msg)
+        raise TypeError(f"this is no decorator: write the `with` block inside of {name!r}")
 
 
 class HopLimitError(DocumentedError, RuntimeError):
@@ -110,12 +109,12 @@ def key_function(signal: Signal[..., Any], key: str | KeyFunction | None) -> Key
     if callable(key):
         return _checked(signal, key)
     if not isinstance(key, str):
-        msg = f"key must be the name of an argument, or a function of sender and arguments, not {shown(key)}"
-        raise TypeError(msg)
+        raise TypeError(f"key must be the name of an argument, or a function of sender and arguments, not {shown(key)}")
     names = signal.providing_args
     if names is not None and key not in names:
-        msg = f"key={shown(key)} is no argument of signal {signal.name!r}, which has {', '.join(names) or 'none'}"
-        raise ValueError(msg)
+        raise ValueError(
+            f"key={shown(key)} is no argument of signal {signal.name!r}, which has {', '.join(names) or 'none'}"
+        )
     return _by_name(signal, key)
 
 
@@ -131,8 +130,7 @@ def _checked(signal: Signal[..., Any], key: KeyFunction) -> KeyFunction:
 def _by_name(signal: Signal[..., Any], name: str) -> KeyFunction:
     def by_name(_sender: Any, arguments: dict[str, Any]) -> str:
         if name not in arguments:
-            msg = f"signal {signal.name!r} was sent without its key, argument {name!r}"
-            raise TypeError(msg)
+            raise TypeError(f"signal {signal.name!r} was sent without its key, argument {name!r}")
         return _key_of(signal, f"argument {name!r}", arguments[name])
 
     by_name.__qualname__ = name
@@ -145,8 +143,9 @@ def _key_of(signal: Signal[..., Any], what: str, value: object) -> str:
         return str(value)
     if isinstance(value, (Integral, UUID)) and not isinstance(value, bool):
         return str(value)
-    msg = f"the key of signal {signal.name!r} is a string, an integer or a UUID, and {what} gave {value!r:.80}"
-    raise TypeError(msg)
+    raise TypeError(
+        f"the key of signal {signal.name!r} is a string, an integer or a UUID, and {what} gave {value!r:.80}"
+    )
 
 
 class Exporter:

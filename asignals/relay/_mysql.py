@@ -35,8 +35,9 @@ def check_version(dialect: Dialect) -> None:
     version: tuple[Any, ...] = dialect.server_version_info or ()
     if version < _SINCE[is_mariadb]:
         name, wanted, got = ("MariaDB" if is_mariadb else "MySQL"), _SINCE[is_mariadb], version
-        msg = f"the relay needs {name} {'.'.join(map(str, wanted))} or newer, not {'.'.join(map(str, got))}"
-        raise RuntimeError(msg)
+        raise RuntimeError(
+            f"the relay needs {name} {'.'.join(map(str, wanted))} or newer, not {'.'.join(map(str, got))}"
+        )
 
 
 @asynccontextmanager

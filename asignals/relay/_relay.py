@@ -130,8 +130,9 @@ class Relay:
         if keep_dead_letters is not None:
             check_numbers(keep_dead_letters=keep_dead_letters)
         if strict and outbox is None:
-            msg = "strict=True needs an outbox: without one there is no transaction that an event could be part of"
-            raise ValueError(msg)
+            raise ValueError(
+                "strict=True needs an outbox: without one there is no transaction that an event could be part of"
+            )
         self.service: str = check_name("service", service)
         self.instance: str = check_name("instance", _instance() if instance is None else instance)
         self.final_status: Status | None = None
@@ -223,8 +224,7 @@ class Relay:
         check_sender_codec(sender_codec)
         uid = ExportUid(self.service, topic, id(self))
         if any(other.topic == topic and known is signal for known, other in self._exported):
-            msg = f"signal {signal.name!r} is exported to {topic!r} already"
-            raise ValueError(msg)
+            raise ValueError(f"signal {signal.name!r} is exported to {topic!r} already")
         declares_session = "session" in exclude_args and "session" in (signal.providing_args or ())
         exporter = Exporter(
             topic=topic,
@@ -316,8 +316,9 @@ class Relay:
             RuntimeError: the relay runs.
         """
         if self._runner.is_running:
-            msg = f"topic {topic!r} cannot be received by a relay that runs: call receive before it starts"
-            raise RuntimeError(msg)
+            raise RuntimeError(
+                f"topic {topic!r} cannot be received by a relay that runs: call receive before it starts"
+            )
         check_name("topic", topic)
         check_signal("receive", signal)
         check_flags(include_own_service=include_own_service, allow_no_receivers=allow_no_receivers, broadcast=broadcast)
@@ -325,12 +326,10 @@ class Relay:
         check_receivable(signal, exclude_args)
         check_sender_codec(sender_codec)
         if broadcast and not isinstance(self.transport, Broadcasts):
-            msg = f"{type(self.transport).__name__} cannot broadcast: it has no method listen"
-            raise TypeError(msg)
+            raise TypeError(f"{type(self.transport).__name__} cannot broadcast: it has no method listen")
         subscriptions = self._listener.subscriptions if broadcast else self._inbound.subscriptions
         if topic in subscriptions:
-            msg = f"topic {topic!r} is received already"
-            raise ValueError(msg)
+            raise ValueError(f"topic {topic!r} is received already")
         reader = codec_for(signal, exclude_args) if codec is None else check_codec(codec)
         if upcasters is not None:
             check_upcasters(upcasters, version, codec)
@@ -385,8 +384,7 @@ class Relay:
 
     async def __aenter__(self) -> Self:
         if self._runner.is_running:
-            msg = "this relay is running already"
-            raise RuntimeError(msg)
+            raise RuntimeError("this relay is running already")
         try:
             await self._runner.begin()
         except BaseException:
@@ -544,8 +542,7 @@ class Relay:
         """
         inbox = self._parts.inbox
         if not isinstance(inbox, Purged):
-            msg = f"{type(inbox).__name__} has no rows that could be removed: they expire by themselves"
-            raise TypeError(msg)
+            raise TypeError(f"{type(inbox).__name__} has no rows that could be removed: they expire by themselves")
         return await inbox.purge(until, on_progress)
 
     def _chosen(self, queue: str | None) -> list[str]:
@@ -553,8 +550,7 @@ class Relay:
             return [queue]
         if isinstance(self.transport, DeadLetters):
             return self.dead_letter_queues
-        msg = f"{type(self.transport).__name__} keeps no dead letters that could be shown"
-        raise TypeError(msg)
+        raise TypeError(f"{type(self.transport).__name__} keeps no dead letters that could be shown")
 
     async def init(self, on_step: Callable[[str], object] | None = None) -> None:
         """Create the tables, streams and queues that the parts need; harmless when they are there.
@@ -578,8 +574,7 @@ class Relay:
         """
         check_name("service", service)
         if not isinstance(self.transport, KnowsServices):
-            msg = f"{type(self.transport).__name__} keeps nothing for a service that could be forgotten"
-            raise TypeError(msg)
+            raise TypeError(f"{type(self.transport).__name__} keeps nothing for a service that could be forgotten")
         await self.transport.forget_service(service, topics)
 
     def __repr__(self) -> str:

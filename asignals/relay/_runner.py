@@ -154,8 +154,7 @@ class Runner:
             try:
                 async with attempts:
                     await consume(inbound.service, self._instance, topics, inbound.handle, limit=self.limit)
-                    msg = "the transport stopped consuming"
-                    raise ConnectionError(msg)
+                    raise ConnectionError("the transport stopped consuming")
             finally:
                 assumed.cancel()
 

@@ -26,8 +26,9 @@ def check_transport(transport: object) -> None:
     """Raise `TypeError` for what is no engine."""
     if isinstance(transport, str):
         url = redacted(transport)
-        msg = f"Relay takes an engine, not a URL: Relay(engine_from_url({url!r}), …), or JetStream(…), RedisStreams(…)"
-        raise TypeError(msg)
+        raise TypeError(
+            f"Relay takes an engine, not a URL: Relay(engine_from_url({url!r}), …), or JetStream(…), RedisStreams(…)"
+        )
     _check_object("an engine, such as JetStream(…)", transport, ("publish_many", "consume"))
 
 
@@ -53,12 +54,10 @@ def check_outbox(outbox: object, inbox: object) -> None:
 
 def _check_object(wanted: str, value: object, methods: tuple[str, ...]) -> None:
     if isinstance(value, type):
-        msg = f"give an object, not the class {value.__name__}: {value.__name__}(…)"
-        raise TypeError(msg)
+        raise TypeError(f"give an object, not the class {value.__name__}: {value.__name__}(…)")
     missing = [name for name in methods if not callable(getattr(value, name, None))]
     if missing:
-        msg = f"{shown(value)} has no {missing[0]}(): give {wanted}"
-        raise TypeError(msg)
+        raise TypeError(f"{shown(value)} has no {missing[0]}(): give {wanted}")
 
 
 def check_sender_codec(pair: object) -> None:
@@ -66,8 +65,7 @@ def check_sender_codec(pair: object) -> None:
     if pair is None:
         return
     if not isinstance(pair, tuple) or len(pair) != 2 or not all(map(callable, pair)):  # noqa: PLR2004  a pair
-        msg = f"sender_codec is a pair of functions, (dump, load), not {shown(pair)}"
-        raise TypeError(msg)
+        raise TypeError(f"sender_codec is a pair of functions, (dump, load), not {shown(pair)}")
 
 
 def check_numbers(**settings: Any) -> None:
@@ -79,13 +77,11 @@ def check_numbers(**settings: Any) -> None:
         kinds = int if name in _WHOLE else (int, float)
         if not isinstance(value, kinds) or isinstance(value, bool):
             kind = "a whole number" if name in _WHOLE else "a number of seconds"
-            msg = f"{name} must be {kind}, not {shown(value)}"
-            raise TypeError(msg)
+            raise TypeError(f"{name} must be {kind}, not {shown(value)}")
         is_endless = value == math.inf and name in _ENDLESS
         if not is_endless and (not math.isfinite(value) or value < 0 or (value == 0 and name not in _ZERO)):
             bound = "not negative" if name in _ZERO else "at least 1" if name in _WHOLE else "more than 0"
-            msg = f"{name} must be {bound}{'' if name in _WHOLE else ', and finite'}, not {value}"
-            raise ValueError(msg)
+            raise ValueError(f"{name} must be {bound}{'' if name in _WHOLE else ', and finite'}, not {value}")
 
 
 def given(**settings: Any) -> dict[str, Any]:
@@ -97,23 +93,20 @@ def check_flags(**flags: object) -> None:
     """Raise `TypeError` for what is neither `True` nor `False`: the text "false" of an environment would be true."""
     for name, value in flags.items():
         if not isinstance(value, bool):
-            msg = f"{name} is True or False, not {shown(value)}"
-            raise TypeError(msg)
+            raise TypeError(f"{name} is True or False, not {shown(value)}")
 
 
 def check_signal(method: str, signal: object) -> None:
     """Raise `TypeError` for what is no signal."""
     if not isinstance(signal, Signal):
-        msg = f"{method} takes a signal, made by Signal(…) or @signal, not {shown(signal)}"
-        raise TypeError(msg)
+        raise TypeError(f"{method} takes a signal, made by Signal(…) or @signal, not {shown(signal)}")
 
 
 def check_servers(engine: str, example: str, servers: object) -> list[str]:
     """Give the servers' names as a list; raises `ValueError` where one could not be a server's."""
     names: list[Any] = list(servers) if isinstance(servers, list | tuple) else [servers]
     if not names or not all(isinstance(name, str) and _NAME.fullmatch(name) for name in names):
-        msg = f"{engine} takes servers such as {example!r}, or a list of them, not {shown(servers)}"
-        raise ValueError(msg)
+        raise ValueError(f"{engine} takes servers such as {example!r}, or a list of them, not {shown(servers)}")
     return names
 
 
@@ -129,20 +122,19 @@ def _check_backoff(backoff: Any) -> None:
     except (TypeError, ValueError):
         is_right = False
     if not is_right:
-        msg = f"backoff is two numbers of seconds, 0 < first <= most, not {shown(backoff)}"
-        raise ValueError(msg)
+        raise ValueError(f"backoff is two numbers of seconds, 0 < first <= most, not {shown(backoff)}")
 
 
 def check_excluded(signal: Signal[..., Any], names: Collection[str]) -> None:
     """Raise for names that a signal's arguments do not have; `session` is left out where there is one."""
     if isinstance(names, str) or not isinstance(names, Collection):
-        msg = f"exclude_args is a collection of names: exclude_args=({shown(names)},)"
-        raise TypeError(msg)
+        raise TypeError(f"exclude_args is a collection of names: exclude_args=({shown(names)},)")
     known = signal.providing_args
     for name in names:
         if known is not None and name != "session" and name not in known:
-            msg = f"exclude_args: {shown(name)} is no argument of signal {signal.name!r}, which has {', '.join(known)}"
-            raise ValueError(msg)
+            raise ValueError(
+                f"exclude_args: {shown(name)} is no argument of signal {signal.name!r}, which has {', '.join(known)}"
+            )
 
 
 def check_receivable(signal: Signal[..., Any], names: Collection[str]) -> None:
@@ -162,13 +154,10 @@ def check_receivable(signal: Signal[..., Any], names: Collection[str]) -> None:
 def check_upcasters(upcasters: object, version: int, codec: Codec | None) -> None:
     """Raise for upcasters that do not lead, version by version, to the newest one."""
     if codec is not None:
-        msg = "upcasters and codec exclude each other: the codec is told the version, decode(body, version)"
-        raise ValueError(msg)
+        raise ValueError("upcasters and codec exclude each other: the codec is told the version, decode(body, version)")
     if not isinstance(upcasters, Mapping) or not all(map(callable, upcasters.values())):
-        msg = f"upcasters maps versions to functions: upcasters={{1: from_1_to_2}}, not {shown(upcasters)}"
-        raise TypeError(msg)
+        raise TypeError(f"upcasters maps versions to functions: upcasters={{1: from_1_to_2}}, not {shown(upcasters)}")
     known = sorted(upcasters)
     if not known or known != list(range(known[0], version)) or known[0] < 1:
         wanted = ", ".join(map(str, range(known[0] if known else 1, version))) or "none, as version is 1"
-        msg = f"upcasters lead from each old version to the next, up to {version}: {wanted}, not {known}"
-        raise ValueError(msg)
+        raise ValueError(f"upcasters lead from each old version to the next, up to {version}: {wanted}, not {known}")

@@ -42,8 +42,7 @@ class Stored:
         self.engine: AsyncEngine
         self.engine, self._owns_engine = as_engine(database)
         if schema is not None and not (isinstance(schema, str) and schema and schema.isprintable()):
-            msg = f"schema must be the name of a database schema, not {shown(schema)}"
-            raise ValueError(msg)
+            raise ValueError(f"schema must be the name of a database schema, not {shown(schema)}")
         if "engine" in parts and is_mysql(self.engine):
             msg = (
                 "the engine Database carries events in PostgreSQL or SQLite, not in MariaDB or MySQL: these keep the "
@@ -80,8 +79,9 @@ class Stored:
         lock = channel_of(name_of(self.engine))
         async with connected(self.engine, _INIT) as connection, locked(connection, lock, int(_INIT)):
             if not (await connection.execute(text("SELECT @asignals_turn"))).scalar():
-                msg = f"another process creates tables in {name_of(self.engine)}, for more than {_INIT:g} s"
-                raise TimeoutError(msg)
+                raise TimeoutError(
+                    f"another process creates tables in {name_of(self.engine)}, for more than {_INIT:g} s"
+                )
             await connection.run_sync(self._create_missing)
 
     def _create_missing(self, connection: Connection) -> None:
@@ -120,12 +120,12 @@ def as_engine(database: str | AsyncEngine) -> tuple[AsyncEngine, bool]:
     made = isinstance(database, str)
     if not made and not isinstance(database, AsyncEngine):
         wanted = "a URL, or an engine that create_async_engine has made"
-        msg = f"a database is {wanted}, not {shown(database)}"
-        raise TypeError(msg)
+        raise TypeError(f"a database is {wanted}, not {shown(database)}")
     engine = _made(database) if isinstance(database, str) else database
     if not (is_postgres(engine) or is_sqlite(engine) or is_mysql(engine)):
-        msg = f"the relay keeps its tables in PostgreSQL, SQLite, MariaDB or MySQL, not in {engine.dialect.name}"
-        raise ValueError(msg)
+        raise ValueError(
+            f"the relay keeps its tables in PostgreSQL, SQLite, MariaDB or MySQL, not in {engine.dialect.name}"
+        )
     if is_sqlite(engine):
         if engine.url.database in (None, "", ":memory:"):
             msg = (

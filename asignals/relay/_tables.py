@@ -176,8 +176,7 @@ def table_metadata(schema: str | None = None, *, only: Collection[str] | None = 
     if only is None:
         return Tables(schema, blob=LONGBLOB).metadata
     if isinstance(only, str) or not set(only) <= set(PARTS):
-        msg = f"only is a collection of {', '.join(map(repr, PARTS))}, not {only!r}"
-        raise ValueError(msg)
+        raise ValueError(f"only is a collection of {', '.join(map(repr, PARTS))}, not {only!r}")
     made = Tables(schema, blob=LONGBLOB)
     wanted = tables_of(made, only)
     for table in list(made.metadata.tables.values()):

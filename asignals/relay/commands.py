@@ -165,8 +165,7 @@ def purge(
     if place == "inbox":
         until = which.pop("until")
         if until is None or limit is not None or any(value is not None for value in which.values()):
-            msg = "purge --from inbox takes --until TIME, and no other choice"
-            raise typer.BadParameter(msg)
+            raise typer.BadParameter("purge --from inbox takes --until TIME, and no other choice")
         work = relay.purge_inbox(until, on_progress=progress.count)
         what = f"Remove what the inbox remembers until {_when(until)}?"
     else:
@@ -197,8 +196,9 @@ def tail_(
     """
     relay = load(target)
     if not isinstance(relay.transport, Broadcasts):
-        msg = f"{type(relay.transport).__name__} cannot show events as they come: it has no method listen"
-        raise typer.BadParameter(msg)
+        raise typer.BadParameter(
+            f"{type(relay.transport).__name__} cannot show events as they come: it has no method listen"
+        )
     for topic in topics:
         _check_topic(topic)
     run(relay, _tail(relay.transport, topics, limit, as_json=as_json))
@@ -283,18 +283,15 @@ def _import(modules: list[str]) -> None:
         try:
             import_module(module)
         except (Exception, SystemExit) as error:  # whatever the module runs into
-            msg = f"--import {module}: {said(error)}"
-            raise typer.BadParameter(msg) from error
+            raise typer.BadParameter(f"--import {module}: {said(error)}") from error
 
 
 def _log(form: str, level: str) -> None:
     if form not in ("json", "text"):
-        msg = f"--log-format is json or text, not {form!r}"
-        raise typer.BadParameter(msg)
+        raise typer.BadParameter(f"--log-format is json or text, not {form!r}")
     number = logging.getLevelNamesMapping().get(level.upper())
     if number is None:
-        msg = f"--log-level is debug, info, warning or error, not {level!r}"
-        raise typer.BadParameter(msg)
+        raise typer.BadParameter(f"--log-level is debug, info, warning or error, not {level!r}")
     handler = logging.StreamHandler()
     handler.setFormatter(JSONFormatter() if form == "json" else TextFormatter())
     logging.basicConfig(level=number, handlers=[handler], force=True)

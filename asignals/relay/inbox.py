@@ -180,11 +180,9 @@ async def once(session: AsyncSession | AsyncConnection) -> AsyncIterator[None]:
 
 async def _note(session: AsyncSession | AsyncConnection, call: Call) -> None:
     if not isinstance(call.inbox, SQLAlchemyInbox):
-        msg = f"once(session) needs Relay(inbox=SQLAlchemyInbox(…)), not {type(call.inbox).__name__}"
-        raise RuntimeError(msg)  # noqa: TRY004  how the relay is made, not what was passed
+        raise RuntimeError(f"once(session) needs Relay(inbox=SQLAlchemyInbox(…)), not {type(call.inbox).__name__}")  # noqa: TRY004  how the relay is made, not what was passed
     if call.receiver is None:
-        msg = "once(session) needs a receiver with a name of its own: connect it with a dispatch_uid"
-        raise RuntimeError(msg)
+        raise RuntimeError("once(session) needs a receiver with a name of its own: connect it with a dispatch_uid")
     connection = await session.connection() if isinstance(session, AsyncSession) else session
     event_id = call.envelope.repeats or call.envelope.id
     row = {"event_id": event_id, "service": call.service, "receiver": call.receiver, "time": time.time()}

@@ -120,8 +120,7 @@ class SQLAlchemyOutbox(Stored):
         elif isinstance(session, AsyncConnection):
             await self._put_in(session, self._rows.insert_and_notify, row)
         else:
-            msg = f"session must be an AsyncSession or an AsyncConnection, not {type(session).__name__!r}"
-            raise TypeError(msg)
+            raise TypeError(f"session must be an AsyncSession or an AsyncConnection, not {type(session).__name__!r}")
 
     async def _put_in(self, connection: AsyncConnection, statement: Any, row: dict[str, Any]) -> None:
         """Write a row by the caller's connection; one that is silent is not waited for without a limit, either."""
@@ -312,8 +311,9 @@ async def _publish(publish: Callable[[Sequence[Envelope]], Awaitable[None]], row
     try:
         await limited(publish(batch), TRIP)
     except TimeoutError as error:
-        msg = f"the engine did not acknowledge {len(batch)} events within {TRIP:g} s ({said(error)})"
-        raise TimeoutError(msg) from error
+        raise TimeoutError(
+            f"the engine did not acknowledge {len(batch)} events within {TRIP:g} s ({said(error)})"
+        ) from error
     except PublishRefusedError as error:
         refused.update((envelopes[id_], reason) for id_, reason in error.refused.items() if id_ in envelopes)
     return refused

@@ -89,8 +89,9 @@ class ManualEngine:
         instance = self._instance_for(item)
         item.attempt += 1
         if item.attempt > _TOO_OFTEN:
-            msg = f"an event of {item.topic!r} was delivered to {item.service!r} {_TOO_OFTEN} times and is not done"
-            raise AssertionError(msg)
+            raise AssertionError(
+                f"an event of {item.topic!r} was delivered to {item.service!r} {_TOO_OFTEN} times and is not done"
+            )
         instance.deliveries += 1
         outcome = await instance.handle(Delivery(item.topic, item.data, item.attempt, item.attempt > 1))
         item.is_released = isinstance(outcome, Release)
@@ -220,8 +221,7 @@ class RelayTest:
     def adopt(self, relay: Relay) -> Relay:
         """Put a relay of the application on this engine until the end of the test; it must not run."""
         if relay.health().in_flight or relay._runner.is_running:
-            msg = f"{relay!r} runs: adopt it before it starts"
-            raise RuntimeError(msg)
+            raise RuntimeError(f"{relay!r} runs: adopt it before it starts")
         self._undo.enter_context(_on_engine(relay, self.engine))
         self._relays.append(relay)
         return relay
@@ -282,8 +282,9 @@ class RelayTest:
         letters = self.dead_letters[before:]
         if len(letters) != dead:
             shown = "".join(f"\n  {letter.service}: {letter.error}" for letter in letters[:10])
-            msg = f"expected {dead} dead letters, there were {len(letters)}{':' if letters else ''}{shown}"
-            raise AssertionError(msg)
+            raise AssertionError(
+                f"expected {dead} dead letters, there were {len(letters)}{':' if letters else ''}{shown}"
+            )
         return handled
 
     async def _start(self, stack: AsyncExitStack) -> None:
@@ -303,8 +304,9 @@ class RelayTest:
                 while await relay._runner.waiting_in_outbox():  # noqa: ASYNC110  a database's rows
                     await asyncio.sleep(0.01)
         except TimeoutError:
-            msg = f"the outbox of {relay.service!r} still has events that the engine did not take, after {_START:g} s"
-            raise AssertionError(msg) from None
+            raise AssertionError(
+                f"the outbox of {relay.service!r} still has events that the engine did not take, after {_START:g} s"
+            ) from None
 
     async def _deliver_all(
         self,

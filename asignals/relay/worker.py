@@ -76,16 +76,13 @@ def load_relay(target: str) -> Relay:
     """Import the relay that `package.module:attribute` names; raises `ValueError` when there is none."""
     module, colon, attribute = target.partition(":")
     if not colon or not module or not attribute or module.startswith("."):
-        msg = f"name a relay as package.module:attribute, not {target!r}"
-        raise ValueError(msg)
+        raise ValueError(f"name a relay as package.module:attribute, not {target!r}")
     try:
         found = attrgetter(attribute)(import_module(module))
     except (Exception, SystemExit) as error:  # whatever the module runs into, or a script that ends when imported
-        msg = f"cannot load {target!r}: {type(error).__name__}: {error}"
-        raise ValueError(msg) from error
+        raise ValueError(f"cannot load {target!r}: {type(error).__name__}: {error}") from error
     if not isinstance(found, Relay):
-        msg = f"{target!r} is a {type(found).__name__}, not a Relay"
-        raise ValueError(msg)  # noqa: TRY004  what the user wrote names the wrong thing
+        raise ValueError(f"{target!r} is a {type(found).__name__}, not a Relay")  # noqa: TRY004  what the user wrote names the wrong thing
     return found
 
 

@@ -51,8 +51,7 @@ class LinkSignal(ModelSignal):
         """The attribute of the class that defines the relationship: subclasses have their own for the same one."""
         prop = getattr(getattr(sender, "comparator", None), "prop", None)  # .property would configure all mappers
         if not isinstance(sender, InstrumentedAttribute) or not isinstance(prop, RelationshipProperty):
-            msg = f"signal {self.name!r} is sent by relationships, as Pizza.toppings is: {sender!r} is none"
-            raise TypeError(msg)
+            raise TypeError(f"signal {self.name!r} is sent by relationships, as Pizza.toppings is: {sender!r} is none")
         return prop.class_attribute
 
     def _names(self, name: str, model: type) -> bool:

@@ -29,8 +29,7 @@ def find_model(name: str) -> type | None:
     found = {mapper.class_ for mapper in mappers() if goes_by(mapper.class_, name)}
     if len(found) > 1:
         listing = ", ".join(sorted(f"{model.__module__}.{model.__qualname__}" for model in found))
-        msg = f"several models go by the name {name!r}: {listing}; give one of these instead"
-        raise ValueError(msg)
+        raise ValueError(f"several models go by the name {name!r}: {listing}; give one of these instead")
     return next(iter(found), None)
 
 
@@ -65,6 +64,5 @@ def relationship_name(name: str) -> tuple[str, str]:
     """Split `Model.relationship`; raises `ValueError` for a name without a dot."""
     model, dot, attribute = name.rpartition(".")
     if not dot:
-        msg = f"m2m_changed needs the name of a relationship, as 'Model.relationship', not {name!r}"
-        raise ValueError(msg)
+        raise ValueError(f"m2m_changed needs the name of a relationship, as 'Model.relationship', not {name!r}")
     return model, attribute

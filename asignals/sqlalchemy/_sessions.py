@@ -46,8 +46,7 @@ def enable_signals(target: T, *, bulk: Literal["rows"] | None = None) -> T:
         ValueError: `bulk` is something else.
     """
     if bulk not in {None, "rows"}:
-        msg = f"enable_signals takes bulk='rows', or None, not {bulk!r}"
-        raise ValueError(msg)
+        raise ValueError(f"enable_signals takes bulk='rows', or None, not {bulk!r}")
     _enable_any(target, rows=bulk == "rows")
     return target
 
@@ -65,8 +64,9 @@ def _enable_any(target: object, *, rows: bool) -> None:
     elif isinstance(target, type) and issubclass(target, Session):
         _enable(target, rows=rows)
     else:
-        msg = f"enable_signals takes what makes sessions: a sessionmaker, a scoped session or a class, not {target!r}"
-        raise TypeError(msg)
+        raise TypeError(
+            f"enable_signals takes what makes sessions: a sessionmaker, a scoped session or a class, not {target!r}"
+        )
 
 
 def _enabled(used: Any, *, rows: bool) -> Any:

@@ -151,8 +151,7 @@ class ModelSignal(Captured):
     def _known(self, sender: object) -> object:
         resolved = self._resolve(sender)
         if isinstance(resolved, str):
-            msg = f"signal {self.name!r}: no model goes by the name {resolved!r} yet"
-            raise LookupError(msg)  # noqa: TRY004  a name is a good sender
+            raise LookupError(f"signal {self.name!r}: no model goes by the name {resolved!r} yet")  # noqa: TRY004  a name is a good sender
         return resolved
 
     # -- connecting ------------------------------------------------------------------------------------------------
@@ -259,8 +258,7 @@ class ModelSignal(Captured):
     def _phase(self, on: Phase) -> ModelSignal:
         if on not in self._phases:
             listing = ", ".join(map(repr, self._phases))
-            msg = f"signal {self.name!r} is not sent on {on!r}, only on {listing}"
-            raise ValueError(msg)
+            raise ValueError(f"signal {self.name!r} is not sent on {on!r}, only on {listing}")
         return self._phases[on]
 
     def _fitting(self, sender: object, options: dict[str, Any]) -> dict[str, Any]:
@@ -273,8 +271,9 @@ class ModelSignal(Captured):
             return find_model(sender) or sender
         if sender is None or isinstance(sender, type):
             return sender
-        msg = f"signal {self.name!r} is sent by models: the sender must be a class or its name, not {sender!r}"
-        raise TypeError(msg)
+        raise TypeError(
+            f"signal {self.name!r} is sent by models: the sender must be a class or its name, not {sender!r}"
+        )
 
     # -- senders to come -------------------------------------------------------------------------------------------
 
@@ -410,8 +409,7 @@ class ModelSignal(Captured):
             TypeError: `model` is not a class.
         """
         if not isinstance(model, type):
-            msg = f"signal {self.name!r}: of() takes a mapped class, or a base of some, not {model!r:.80}"
-            raise TypeError(msg)
+            raise TypeError(f"signal {self.name!r}: of() takes a mapped class, or a base of some, not {model!r:.80}")
         return OfModel(self, model)
 
 
@@ -433,8 +431,9 @@ class _All(AbstractContextManager[None]):
 
     def __call__(self, function: object) -> None:
         name = getattr(function, "__qualname__", repr(function))
-        msg = f"this is no decorator: write the `with` block inside of {name}, or decorate with asignals.testing.muted"
-        raise TypeError(msg)
+        raise TypeError(
+            f"this is no decorator: write the `with` block inside of {name}, or decorate with asignals.testing.muted"
+        )
 
 
 class SessionSignal(Captured):

@@ -61,12 +61,10 @@ def on_commit(session: object, callback: Callable[[], object]) -> None:
         sqlalchemy.exc.InvalidRequestError: the session has no transaction, and may not begin one by itself.
     """
     if not callable(callback):
-        msg = f"on_commit needs a callable, not {callback!r}"
-        raise TypeError(msg)
+        raise TypeError(f"on_commit needs a callable, not {callback!r}")
     sync_session = sync_session_of(session)
     if is_coroutine_function(callback) and async_session(sync_session) is None and not in_greenlet():
-        msg = f"{describe(callback)} is async, and this session is not: nothing could await it"
-        raise TypeError(msg)
+        raise TypeError(f"{describe(callback)} is async, and this session is not: nothing could await it")
     keep(sync_session, Callback(callback, current_transaction(sync_session)))
 
 

@@ -68,8 +68,7 @@ class Block(Generic[T]):
 
     def __enter__(self) -> T:
         if self._open is not None:
-            msg = f"this {self._name}() block is open already; call {self._name}() again for another one"
-            raise RuntimeError(msg)
+            raise RuntimeError(f"this {self._name}() block is open already; call {self._name}() again for another one")
         manager = self._make()
         value = manager.__enter__()
         self._open = manager
@@ -107,8 +106,9 @@ class Block(Generic[T]):
         """Leave the block in the class for the plugin, and let each test check that the plugin has entered it."""
         tests = [name for name in dir(cls) if name.startswith("test")]
         if not tests:
-            msg = f"{self._name}() can't decorate {cls.__qualname__}: it has no method whose name starts with 'test'"
-            raise TypeError(msg)
+            raise TypeError(
+                f"{self._name}() can't decorate {cls.__qualname__}: it has no method whose name starts with 'test'"
+            )
         for name in tests:
             test = inspect.getattr_static(cls, name)
             if inspect.isfunction(test):
@@ -229,8 +229,7 @@ def _check(function: object, name: str) -> None:
         hint = ""
     else:
         return
-    msg = f"{name}() decorates functions and test classes, not a {kind}{hint}"
-    raise TypeError(msg)
+    raise TypeError(f"{name}() decorates functions and test classes, not a {kind}{hint}")
 
 
 def _refuse_late(function: object, name: str, result: Any) -> NoReturn:

@@ -106,12 +106,10 @@ def _find(signal: AnySignal, receiver: Callable[..., Any] | str) -> list[tuple[s
     if not found:
         asked = repr(receiver) if isinstance(receiver, str) else name_of(receiver)
         there = ", ".join(each.describe() for _, each in connected) or "nobody is"
-        msg = f"{asked} is not connected to {signal.name}, but {there}"
-        raise LookupError(msg)
+        raise LookupError(f"{asked} is not connected to {signal.name}, but {there}")
     if len({identify(target) for _, each in found if (target := each.target())}) > 1:
         names = ", ".join(each.describe() for _, each in found)
-        msg = f"several receivers of {signal.name} go by the name {receiver!r}: {names}"
-        raise LookupError(msg)
+        raise LookupError(f"several receivers of {signal.name} go by the name {receiver!r}: {names}")
     return found
 
 
@@ -135,8 +133,9 @@ def _in_place_of(signal: AnySignal, phase: str, connection: Connection, mock: An
     with registry.lock:
         put_back = registry.remember(receiver, sender, uid)
         if uid is None and registry.find(key_of(mock, None), sender)[0] is not None:
-            msg = f"{name_of(mock)} is connected to {signal.name} already and cannot replace {connection.describe()}"
-            raise ValueError(msg)
+            raise ValueError(
+                f"{name_of(mock)} is connected to {signal.name} already and cannot replace {connection.describe()}"
+            )
         registry.remove(connection)
         try:
             _connect_like(signal, phase, connection, mock)

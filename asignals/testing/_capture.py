@@ -129,8 +129,7 @@ class Capture(Sequence[Event]):
     def _seen(self) -> list[Event]:
         """What was captured so far; raises where that says nothing."""
         if self._state == "new":
-            msg = f"the capture of {self._names()} was not entered: write `with capture(…) as sent:`"
-            raise RuntimeError(msg)
+            raise RuntimeError(f"the capture of {self._names()} was not entered: write `with capture(…) as sent:`")
         if self._error is not None:
             raise self._error
         return self._events
@@ -184,11 +183,9 @@ class Capture(Sequence[Event]):
         """
         self._seen()
         if isinstance(count, bool) or not isinstance(count, int):
-            msg = f"count must be a number of sends, not {_show(count)}"
-            raise TypeError(msg)
+            raise TypeError(f"count must be a number of sends, not {_show(count)}")
         if count < 1:
-            msg = f"count must be at least 1, not {count}: there is nothing to wait for"
-            raise ValueError(msg)
+            raise ValueError(f"count must be at least 1, not {count}: there is nothing to wait for")
         wanted = _Filter(signal=self._captured(signal))
         with anyio.move_on_after(timeout):
             await self._until(count, wanted)
@@ -247,8 +244,7 @@ class Capture(Sequence[Event]):
         without signals, `ValueError` for one that is not captured here.
         """
         if not signals:
-            msg = "assert_order() needs signals: without any it could not fail"
-            raise TypeError(msg)
+            raise TypeError("assert_order() needs signals: without any it could not fail")
         wanted = [self._captured(signal) for signal in checked("assert_order", signals)]
         found = [event for event in self._seen() if any(event.signal is signal for signal in wanted)]
         if [id(event.signal) for event in found] != list(map(id, wanted)):
@@ -262,14 +258,14 @@ class Capture(Sequence[Event]):
         """Check what an assertion asks for; raises where no send could be like it."""
         self._seen()
         if isinstance(sender, Signal):
-            msg = f"a signal is no sender: write signal={sender.name} to ask for the sends of one captured signal"
-            raise TypeError(msg)
+            raise TypeError(
+                f"a signal is no sender: write signal={sender.name} to ask for the sends of one captured signal"
+            )
         chosen = self._captured(signal)
         signals = self._signals if chosen is None else (chosen,)
         _check_names(signals, arguments)
         if not any(self._may_be_from(each, sender) for each in signals):
-            msg = f"only sends of {_show(self._sender)} are captured here, none of {_show(sender)}"
-            raise ValueError(msg)
+            raise ValueError(f"only sends of {_show(self._sender)} are captured here, none of {_show(sender)}")
         if any(map(phases_of, signals)):
             self._check_phase(arguments.get("phase", ANY), signals)
         return _Filter(sender, chosen, arguments)
@@ -282,8 +278,7 @@ class Capture(Sequence[Event]):
             return
         check_phase(phase, signals)
         if self._phase not in {None, phase}:
-            msg = f"only the phase {self._phase!r} is captured here, not {_show(phase)}"
-            raise ValueError(msg)
+            raise ValueError(f"only the phase {self._phase!r} is captured here, not {_show(phase)}")
 
     def _captured(self, signal: AnySignal | None) -> AnySignal | None:
         """The captured signal that is meant; raises for another one."""
@@ -292,8 +287,7 @@ class Capture(Sequence[Event]):
         (signal,) = checked("this", (signal,))
         if any(signal is each for each in self._signals):
             return signal
-        msg = f"signal {signal.name} is not captured here, only {self._names()}"
-        raise ValueError(msg)
+        raise ValueError(f"signal {signal.name} is not captured here, only {self._names()}")
 
     def _matching(self, wanted: _Filter) -> list[Event]:
         return [event for event in list(self._seen()) if wanted.matches(event)]
@@ -303,8 +297,7 @@ class Capture(Sequence[Event]):
     def __enter__(self) -> Self:
         """Start to capture."""
         if self._state != "new":
-            msg = f"the capture of {self._names()} was entered before; make another one"
-            raise RuntimeError(msg)
+            raise RuntimeError(f"the capture of {self._names()} was entered before; make another one")
         with contextlib.ExitStack() as stack:
             for signal in self._signals:
                 report_all: Any = getattr(signal, "capturing", None)  # model signals: also those nobody listens to
@@ -429,8 +422,7 @@ def capture(
         else:
             given.append(each)
     if where is not None and (not callable(where) or inspect.iscoroutinefunction(where)):
-        msg = f"where must be a sync function of an Event, not {_show(where)}"
-        raise TypeError(msg)
+        raise TypeError(f"where must be a sync function of an Event, not {_show(where)}")
     chosen = some("capture", tuple(given))
     if phase is not None:
         check_phase(phase, chosen)
@@ -444,16 +436,14 @@ def checked(what: str, signals: tuple[AnySignal, ...]) -> tuple[AnySignal, ...]:
     for each in signals:
         if not isinstance(each, Signal):
             hint = "; write sender=… for a sender" if what == "capture" else ""
-            msg = f"{what}() takes signals, not {_show(each)}{hint}"
-            raise TypeError(msg)
+            raise TypeError(f"{what}() takes signals, not {_show(each)}{hint}")
     return tuple(map(origin_of, signals))
 
 
 def some(what: str, signals: tuple[AnySignal, ...]) -> tuple[AnySignal, ...]:
     """The same; raises `TypeError` for none, too, as a block without any would do nothing."""
     if not signals:
-        msg = f"{what}() needs a signal"
-        raise TypeError(msg)
+        raise TypeError(f"{what}() needs a signal")
     return checked(what, signals)
 
 
@@ -468,8 +458,7 @@ def check_phase(phase: object, signals: tuple[AnySignal, ...]) -> None:
     if phase not in known:
         names = ", ".join(signal.name for signal in signals)
         phases = ", ".join(map(repr, known)) or "no phase: only model signals have phases"
-        msg = f"{names} cannot be sent with phase={_show(phase)}, but in {phases}"
-        raise ValueError(msg)
+        raise ValueError(f"{names} cannot be sent with phase={_show(phase)}, but in {phases}")
 
 
 def hears(signal: AnySignal, listened: object, sender: object) -> bool:
@@ -502,8 +491,9 @@ def _check_names(signals: tuple[AnySignal, ...], arguments: Mapping[str, object]
     for name in arguments:
         if name not in known and not (name == "phase" and any(map(phases_of, signals))):
             names = " or ".join(signal.name for signal in signals)
-            msg = f"{names} has no argument {name!r}, but {', '.join(known) or 'none'}: no send could be like this"
-            raise TypeError(msg)
+            raise TypeError(
+                f"{names} has no argument {name!r}, but {', '.join(known) or 'none'}: no send could be like this"
+            )
 
 
 def _description(sender: object, arguments: Mapping[str, object]) -> str:

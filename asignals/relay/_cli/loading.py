@@ -33,8 +33,7 @@ def _time(text: str) -> float:
     try:
         read = datetime.fromisoformat(text)
     except ValueError:
-        msg = f"a time is 2026-01-31T12:00, or 15m, 2h, 3d ago, not {text!r}"
-        raise typer.BadParameter(msg) from None
+        raise typer.BadParameter(f"a time is 2026-01-31T12:00, or 15m, 2h, 3d ago, not {text!r}") from None
     return (read if read.tzinfo else read.replace(tzinfo=UTC)).timestamp()
 
 

@@ -67,8 +67,7 @@ async def tail(
                     tell(f"{dropped} events were dropped: they come faster than they can be written")
                     dropped = 0
     except TimeoutError as error:
-        msg = f"{_name_of(transport)} did not answer within {_BEGIN:g} s"
-        raise TimeoutError(msg) from error
+        raise TimeoutError(f"{_name_of(transport)} did not answer within {_BEGIN:g} s") from error
     finally:
         await end([listening])
 
@@ -82,8 +81,7 @@ async def _first_of(listening: asyncio.Task[None], arrived: asyncio.Event) -> No
         await end([waiter])
     if listening.done():
         listening.result()
-        msg = "the engine stopped listening"
-        raise ConnectionError(msg)
+        raise ConnectionError("the engine stopped listening")
 
 
 def _name_of(transport: object) -> str:

@@ -60,8 +60,7 @@ class _Document:
     def __init__(self, document: Any) -> None:
         version = document.get("asyncapi") if isinstance(document, dict) else None
         if not str(version).startswith("3."):
-            msg = f"this is no AsyncAPI 3 document: its asyncapi is {version!r}"
-            raise ValueError(msg)
+            raise ValueError(f"this is no AsyncAPI 3 document: its asyncapi is {version!r}")
         self._document = document
         self.service = str(document.get("info", {}).get("title", ""))
         self.messages: list[_Message] = []
@@ -69,8 +68,7 @@ class _Document:
         try:
             self._read()
         except (AttributeError, KeyError, TypeError) as error:
-            msg = f"this AsyncAPI document cannot be read: {type(error).__name__}: {error}"
-            raise ValueError(msg) from error
+            raise ValueError(f"this AsyncAPI document cannot be read: {type(error).__name__}: {error}") from error
 
     def _read(self) -> None:
         protocols = sorted({server["protocol"] for server in self._document.get("servers", {}).values()})
@@ -98,8 +96,7 @@ class _Document:
         while isinstance(schema, dict) and "$ref" in schema:
             ref = str(schema["$ref"])
             if ref in seen or not ref.startswith("#/"):
-                msg = f"the reference {ref!r} leads nowhere in this document"
-                raise ValueError(msg)
+                raise ValueError(f"the reference {ref!r} leads nowhere in this document")
             seen.add(ref)
             found: Any = self._document
             for step in ref[2:].split("/"):

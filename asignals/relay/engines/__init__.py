@@ -80,8 +80,7 @@ def engine_from_url(url: str, **options: Any) -> Transport:
         ModuleNotFoundError: the engine's package is not installed; the message names the extra.
     """
     if not isinstance(url, str):
-        msg = f"engine_from_url takes a URL as a string, not {type(url).__name__}"
-        raise TypeError(msg)
+        raise TypeError(f"engine_from_url takes a URL as a string, not {type(url).__name__}")
     scheme, is_url, rest = url.partition("://")
     plain = scheme.partition("+")[0].lower()  # without SQLAlchemy's driver
     for name, engine in ENGINES.items():
@@ -92,5 +91,4 @@ def engine_from_url(url: str, **options: Any) -> Transport:
             address = rest.rstrip("/") if name == "Kafka" else servers if len(servers) > 1 else url
             return engine_class(name)(address, **options)  # type: ignore[no-any-return]
     known = ", ".join(f"{scheme}://" for engine in ENGINES.values() for scheme in engine.schemes)
-    msg = f"no engine for {redacted(url)!r}: the known ones begin with {known}"
-    raise ValueError(msg)
+    raise ValueError(f"no engine for {redacted(url)!r}: the known ones begin with {known}")

@@ -100,6 +100,7 @@ async def patiently(ask: Callable[[], Awaitable[T]], seconds: float) -> T:
             if not _may_end(error):
                 raise
             if time.monotonic() + _PAUSE > end:
-                msg = f"JetStream cannot answer now; a cluster needs a leader, and most of its servers ({error})"
-                raise NoLeaderError(msg) from error
+                raise NoLeaderError(
+                    f"JetStream cannot answer now; a cluster needs a leader, and most of its servers ({error})"
+                ) from error
         await asyncio.sleep(_PAUSE)

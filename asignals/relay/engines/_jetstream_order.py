@@ -319,8 +319,7 @@ class PartitionedConsumer:
                 waited = min(1.0, time.monotonic() - began)
                 silent = silent + waited if turn.asked and turn.arrived == before else 0.0
                 if silent > SILENCE:
-                    msg = f"JetStream has said nothing for {SILENCE:g} s of the consumer {durable!r}"
-                    raise ConnectionError(msg)
+                    raise ConnectionError(f"JetStream has said nothing for {SILENCE:g} s of the consumer {durable!r}")
             if turn.trouble is not None:
                 raise turn.trouble
         finally:

@@ -45,8 +45,9 @@ class Closing:
             async with asyncio.timeout(seconds):
                 await self._closed.wait()
         if self._closed.is_set():
-            msg = f"RabbitMQ closed the channel that events come by ({said(self._reason or ConnectionError())})"
-            raise ConnectionError(msg) from self._reason
+            raise ConnectionError(
+                f"RabbitMQ closed the channel that events come by ({said(self._reason or ConnectionError())})"
+            ) from self._reason
 
 
 def number(message: AbstractIncomingMessage, header: str, otherwise: int) -> int:

@@ -161,8 +161,7 @@ class PartitionedConsumer:
     async def _is_to_be_handed_on(self, turn: _Turn) -> bool:
         """See that RabbitMQ still counts on us; tell whether another instance is to have the partition."""
         if turn.is_over:
-            msg = f"RabbitMQ closed the channel of {turn.queue!r}"
-            raise ConnectionError(msg)
+            raise ConnectionError(f"RabbitMQ closed the channel of {turn.queue!r}")
         asked = time.monotonic()
         await limited(turn.channel.declare_queue(turn.queue, passive=True), _TRIP)
         turn.until = asked + _KNOWN

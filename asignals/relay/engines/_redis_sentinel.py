@@ -50,8 +50,7 @@ def pool_by_sentinels(url: str, *, sentinel_kwargs: dict[str, Any] | None = None
     user, at, hosts = parts.netloc.rpartition("@")
     service, _, database = parts.path.strip("/").partition("/")
     if not service:
-        msg = f"the URL must name the service that the Sentinels watch: '…/mymaster', not {redacted(url)!r}"
-        raise ValueError(msg)
+        raise ValueError(f"the URL must name the service that the Sentinels watch: '…/mymaster', not {redacted(url)!r}")
     scheme = parts.scheme.partition("+")[0]
     plain = urlunsplit((scheme, f"{user}{at}leader", f"/{database}", parts.query, ""))
     limits = {"socket_connect_timeout": _ANSWER, "socket_timeout": _ANSWER, "retry": Retry(NoBackoff(), 0)}

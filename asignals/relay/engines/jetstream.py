@@ -114,13 +114,11 @@ class JetStream:
         **options: Any,
     ) -> None:
         if "." in check_name("stream", stream):
-            msg = f"a stream's name has no dots: {stream!r}"
-            raise ValueError(msg)
+            raise ValueError(f"a stream's name has no dots: {stream!r}")
         urls = check_servers("JetStream", "nats://127.0.0.1:4222", servers)
         for server in urls:
             if "://" in server and not server.startswith(_SCHEMES):
-                msg = f"JetStream takes servers such as 'nats://127.0.0.1:4222', not {redacted(server)!r}"
-                raise ValueError(msg)
+                raise ValueError(f"JetStream takes servers such as 'nats://127.0.0.1:4222', not {redacted(server)!r}")
         check_numbers(ack_wait=ack_wait, ack_timeout=ack_timeout)
         check_numbers(**given(max_age=max_age, dedup_window=dedup_window, replicas=replicas))
         self.stream = stream
@@ -175,8 +173,7 @@ class JetStream:
                 self._client = await self._connect()
             if not self._client.is_connected:
                 self._give_up_if_slow(self._client)
-                msg = f"{self.connection_state.name} is connecting again"
-                raise ConnectionError(msg)
+                raise ConnectionError(f"{self.connection_state.name} is connecting again")
             return self._client
 
     def _give_up_if_slow(self, client: Client) -> None:

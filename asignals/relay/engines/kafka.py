@@ -97,8 +97,9 @@ def _servers(servers: str | Sequence[str]) -> str:
     """Write servers as librdkafka takes them; raises `ValueError` for what is a URL, or nothing."""
     text = ",".join(check_servers("Kafka", "host:9092", servers))
     if "://" in text or not all(text.split(",")):
-        msg = f"Kafka takes servers such as 'host:9092', not {redacted(text)!r}; engine_from_url takes 'kafka://host:9092'"
-        raise ValueError(msg)
+        raise ValueError(
+            f"Kafka takes servers such as 'host:9092', not {redacted(text)!r}; engine_from_url takes 'kafka://host:9092'"
+        )
     return text
 
 
@@ -108,8 +109,7 @@ def _settings(given: dict[str, Any]) -> dict[str, Any]:
         name if name.endswith(_WITH_UNDERSCORE) else name.replace("_", "."): value for name, value in given.items()
     }
     if ours := sorted(_OURS & named.keys()):
-        msg = f"Kafka decides over {', '.join(ours)} by itself, as its promises rest on it"
-        raise ValueError(msg)
+        raise ValueError(f"Kafka decides over {', '.join(ours)} by itself, as its promises rest on it")
     return named
 
 
@@ -243,8 +243,9 @@ class Kafka:
         except KafkaException as error:
             if error.args[0].code() not in _NO_ANSWER:
                 raise
-            msg = f"{self.connection_state.name} gave no answer within {_TRIP:g} s ({said(error)})"
-            raise TimeoutError(msg) from error
+            raise TimeoutError(
+                f"{self.connection_state.name} gave no answer within {_TRIP:g} s ({said(error)})"
+            ) from error
 
     async def _with_consumer(self, group: str, work: Callable[[Consumer], T]) -> T:
         """Do something with a consumer that is made for it, in a thread."""
@@ -305,8 +306,7 @@ class Kafka:
             except KafkaException as error:
                 delivered(place, error.args[0], None)
         if producer.flush(_DELIVERY + 1):
-            msg = f"{self.connection_state.name} did not acknowledge within {_DELIVERY + 1:g} s"
-            raise TimeoutError(msg)
+            raise TimeoutError(f"{self.connection_state.name} did not acknowledge within {_DELIVERY + 1:g} s")
         if errors:
             raise KafkaException(errors[0])
         return refused

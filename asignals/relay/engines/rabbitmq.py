@@ -129,8 +129,9 @@ class RabbitMQ:
         wrong = [url for url in nodes if not isinstance(url, str) or not url.startswith(("amqp://", "amqps://"))]
         if wrong or not nodes:
             found = redacted(wrong[0] if wrong else urls)
-            msg = f"RabbitMQ takes a URL such as 'amqp://user:password@host/', or a list of them, not {found!r}"
-            raise ValueError(msg)
+            raise ValueError(
+                f"RabbitMQ takes a URL such as 'amqp://user:password@host/', or a list of them, not {found!r}"
+            )
         self.name: str = check_name("name", name)
         self.connection_state: ConnectionState = ConnectionState(f"RabbitMQ ({', '.join(nodes)}, {name})")
         self._urls = [_with_heartbeat(url) for url in random.sample(nodes, len(nodes))]  # so that load is spread
@@ -299,8 +300,7 @@ class RabbitMQ:
             routing = routing_key(routing, partition_of(envelope.key))
         async with turns:
             if self._line is not line:
-                msg = "the connection to RabbitMQ was lost before the event could be published"
-                raise ConnectionError(msg)
+                raise ConnectionError("the connection to RabbitMQ was lost before the event could be published")
             with self._giving_up(line):
                 await line.exchange.publish(message, routing, mandatory=True, timeout=_TRIP)
 

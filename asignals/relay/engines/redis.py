@@ -149,8 +149,7 @@ class RedisStreams:
     ) -> None:
         is_of_redis = isinstance(url, str) and (url.startswith(_SCHEMES) or is_of_sentinels(url))
         if not is_of_redis:
-            msg = f"RedisStreams takes a URL such as 'redis://127.0.0.1:6379/0', not {redacted(url)!r}"
-            raise ValueError(msg)
+            raise ValueError(f"RedisStreams takes a URL such as 'redis://127.0.0.1:6379/0', not {redacted(url)!r}")
         check_numbers(lease=lease, dedup_window=dedup_window, replicas=replicas, **given(max_age=max_age))
         self.lease = lease
         self.connection_state: ConnectionState = ConnectionState(f"Redis ({url}, {check_name('prefix', prefix)})")
