@@ -130,6 +130,5 @@ def raise_errors(results: Iterable[tuple[Receiver, R | Exception]]) -> list[tupl
     pairs = list(results)
     errors = [response for _, response in pairs if isinstance(response, Exception)]
     if errors:
-        msg = f"{len(errors)} of {len(pairs)} receivers failed"
-        raise ExceptionGroup(msg, errors)
+        raise ExceptionGroup(f"{len(errors)} of {len(pairs)} receivers failed", errors)
     return cast("list[tuple[Receiver, R]]", pairs)

@@ -31,13 +31,8 @@ X = TypeVar("X")
 F = TypeVar("F", bound=Receiver)
 
 
-class _Missing:
-    def __repr__(self) -> str:
-        return "<not given>"
-
-
 _NO_PLAN: Any = SimpleNamespace(plan=None)  # for a signal whose sends never take the written loop
-_MISSING: Any = _Missing()
+_MISSING: Any = ...  # `None` may be given
 
 
 class Signal(Generic[P, R_co]):
@@ -103,8 +98,7 @@ class Signal(Generic[P, R_co]):
         if limit is not None:
             check_count("limit", limit, 1, "receivers")
         self._task_group, self._limit = task_group, limit
-        is_direct = task_group is None and self._origin is None
-        self._direct = self._registry if is_direct else _NO_PLAN
+        self._direct = self._registry if task_group is None and self._origin is None else _NO_PLAN
 
     def __set_name__(self, owner: type, name: str) -> None:
         if self._name is None:
@@ -305,8 +299,7 @@ class Signal(Generic[P, R_co]):
         options = Options(bool(weak), priority, bool(subclasses), in_thread, timeout, bool(once))
         options = DEFAULTS if options == DEFAULTS else options  # one object, as most have these
         if receiver is _MISSING:
-            given = {**options._asdict(), "replace": replace}
-            return partial(self.connect, sender=sender, dispatch_uid=dispatch_uid, **given)
+            return partial(self.connect, sender=sender, dispatch_uid=dispatch_uid, replace=replace, **options._asdict())
         shape = self._examine(receiver, sender, dispatch_uid, options)
         frame = calling_frame(type(self))
         place = frame.f_code, frame.f_lineno
@@ -378,7 +371,7 @@ class Signal(Generic[P, R_co]):
 
     def receivers_for(self, sender: object) -> list[Receiver]:
         """The receivers that a send from this sender would call, in order, muted or not."""
-        found = [each.target() for each in self._registry.connections_for(sender) if each.is_receiver]
+        found = (each.target() for each in self._registry.connections_for(sender) if each.is_receiver)
         return [receiver for receiver in found if receiver is not None]
 
     def connected(self, receiver: F, sender: object = None, **options: Unpack[AllOptions]) -> AbstractContextManager[F]:
@@ -389,8 +382,7 @@ class Signal(Generic[P, R_co]):
 
         What `connect` refuses is refused as the block is entered. Not a decorator: that is refused with a `TypeError`.
         """
-        given: Any = options
-        connect = partial(self.connect, receiver, sender, **given)
+        connect = partial(cast("Any", self.connect), receiver, sender, **options)
         return Block(self._registry.connected(receiver, sender, options.get("dispatch_uid"), connect))
 
     def muted(self, *receivers: Receiver, everywhere: bool = False) -> AbstractContextManager[None]:
