@@ -67,7 +67,7 @@ async def transport_of(engine: str) -> AsyncIterator[Any]:
         rabbitmq = RabbitMQ(RABBITMQ, name=name)
         yield rabbitmq
         await rabbitmq.forget_service("bench")
-        async with rabbitmq._channel() as channel:
+        async with rabbitmq._connection.channel() as channel:
             for queue in (f"{name}.unrouted", f"{name}.services"):
                 await channel.queue_delete(queue)
             for exchange in (name, f"{name}.unrouted"):

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import sys
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +28,7 @@ except ImportError:  # an interpreter may have no wheel of its client
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
+    from types import ModuleType
 
 pytestmark = [pytest.mark.anyio, pytest.mark.once]
 LONG = os.environ.get("ASIGNALS_LONG") == "1"
@@ -47,15 +49,22 @@ def _short_limits(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixt
         return
     for module, names in {
         redis: {"_TRIP": 0.6, "_BLOCK": 0.2},
-        rabbitmq: {"_TRIP": 0.6, "_WATCH": 0.3, "_FAREWELL": 0.2, "_HEARTBEAT": 1},
+        rabbitmq: {"TRIP": 0.6, "WATCH": 0.3, "FAREWELL": 0.2, "_HEARTBEAT": 1},
         **({kafka: {"_TRIP": 1.0, "_DELIVERY": 2.0}} if kafka is not None else {}),
         jetstream: {"_CONNECT": 0.8, "_PING": 0.3, "_FAREWELL": 0.2},
     }.items():
-        for name, seconds in names.items():
-            monkeypatch.setattr(module, name, seconds)
+        for part in _parts_of(module):
+            for name in names.keys() & vars(part).keys():
+                monkeypatch.setattr(part, name, names[name])
     monkeypatch.setattr(redis.RedisStreams._ask, "__defaults__", (0.6,))
     monkeypatch.setattr(jetstream.JetStream._ask, "__defaults__", (0.8,))
     monkeypatch.setattr(_connection_state.Backoff.__init__, "__defaults__", (0.05, 0.3))
+
+
+def _parts_of(engine: ModuleType) -> list[ModuleType]:
+    """The module of an engine, and those of its parts."""
+    package, _, name = engine.__name__.rpartition(".")
+    return [engine, *(module for path, module in sys.modules.items() if path.startswith(f"{package}._{name}."))]
 
 
 @pytest.fixture(params=["jetstream", "redis", "rabbitmq", "kafka"])

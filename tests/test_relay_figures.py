@@ -223,7 +223,7 @@ def remade(transport: Any) -> str:
     if name == "RedisStreams":
         prefix = transport._base.strip("{}")
         return f"relay.RedisStreams({transport._url!r}, prefix={prefix!r})"
-    return f"relay.RabbitMQ({transport._urls[0]!r}, name={transport.name!r})"
+    return f"relay.RabbitMQ({transport._connection.urls[0]!r}, name={transport.name!r})"
 
 
 @pytest.mark.parametrize("beat", [b"", b"[]", b"\xff", b'{"a": "x"}', b'{"a": 1e999}', b"[" * 100_000])

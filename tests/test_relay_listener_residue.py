@@ -150,10 +150,10 @@ async def keys(transport: Any) -> dict[str, Any]:
 async def is_unrouted(transport: Any) -> bool:
     """Whether an event goes where those go that nobody receives: a queue of a listener would take it."""
     unrouted = f"{transport.name}.unrouted"
-    before = await transport._count(unrouted)
+    before = await transport._queues.count(unrouted)
     await transport.publish_many([event()])
     async with asyncio.timeout(5):
-        return bool(await transport._count(unrouted) != before)
+        return bool(await transport._queues.count(unrouted) != before)
 
 
 async def groups(transport: Any) -> Any:

@@ -263,7 +263,7 @@ async def publish_as_before(transport: Any, envelope: Envelope) -> None:
     elif kind == "RedisStreams":
         await transport._client().xadd(f"{transport._events}{envelope.topic}", {"d": data})
     else:
-        line = await transport._open()
+        line = await transport._connection.open()
         await line.exchange.publish(Message(data, message_id=envelope.id), envelope.topic)
 
 

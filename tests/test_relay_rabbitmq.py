@@ -12,7 +12,10 @@ from relay_support import World, until, world
 
 from asignals.relay import Delivery, Envelope
 from asignals.relay.engines import rabbitmq
-from asignals.relay.engines.rabbitmq import _Consumer
+from asignals.relay.engines._rabbitmq import channels
+from asignals.relay.engines._rabbitmq.channels import Acknowledgements
+from asignals.relay.engines._rabbitmq.connection import OpenConnection
+from asignals.relay.engines._rabbitmq.consumer import Consumer
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -66,11 +69,14 @@ async def test_an_event_that_outlasts_its_connection_is_handled_once_and_acknowl
     async with consuming(transport, handle):
         await engine.open().publish_many([Envelope("numbers", b"1")])
         await until(lambda: handle.begun)
-        before = transport._line.connection
+        line = transport._connection
+        before = line.current.connection
         await before.close()
         if ends == "while it is away":
             handle.may_end.set()
-        await until(lambda: transport._line is not None and transport._line.connection is not before)
+        await until(
+            lambda: transport._connection.current is not None and transport._connection.current.connection is not before
+        )
         await engine.open().publish_many([Envelope("numbers", b"2")])  # comes after what is delivered again
         await until(lambda: len(handle.begun) == 2)
         handle.may_end.set()
@@ -81,11 +87,13 @@ async def test_an_event_that_outlasts_its_connection_is_handled_once_and_acknowl
 async def test_messages_without_an_id_are_not_taken_for_each_other() -> None:
     """Numbers of deliveries begin again with each connection: the same one then is another message."""
     taken: list[str] = []
-    consumer = _Consumer(SimpleNamespace(), "billing", ["numbers"], Slowly(), 10)  # type: ignore[arg-type]  # it asks no broker
+    services: Any = SimpleNamespace(connection=None, queues=None)  # it asks no broker
+    consumer = Consumer(services, "billing", ["numbers"], Slowly(), 10)
+    consumer.pool = SimpleNamespace(put=taken.append)  # type: ignore[assignment]  # all it needs
     for body in (b"before", b"after"):
         message: Any = SimpleNamespace(message_id=None, delivery_tag=2, headers={}, body=body)
         channel: Any = object()
-        await consumer._take("numbers", message, channel, SimpleNamespace(put=taken.append))  # type: ignore[arg-type]
+        await consumer._take("numbers", channel, message)
     assert [consumer.held[id_].message.body for id_ in taken] == [b"before", b"after"]
 
 
@@ -95,11 +103,11 @@ async def test_what_could_not_be_acknowledged_is_remembered_within_bounds(monkey
     async def fails() -> None:
         raise ConnectionError
 
-    monkeypatch.setattr(rabbitmq, "_REMEMBERED", 2)
-    consumer = _Consumer(SimpleNamespace(), "billing", ["numbers"], Slowly(), 10)  # type: ignore[arg-type]  # it asks no broker
+    monkeypatch.setattr(channels, "REMEMBERED", 2)
+    acknowledgements = Acknowledgements()
     for id_ in ("a", "b", "c"):
-        await consumer._acknowledge(id_, SimpleNamespace(ack=fails))  # type: ignore[arg-type]
-    assert list(consumer.done) == ["b", "c"]
+        await acknowledgements.acknowledge(id_, SimpleNamespace(ack=fails))  # type: ignore[arg-type]
+    assert list(acknowledgements.lost) == ["b", "c"]
 
 
 async def test_a_server_that_does_not_answer_is_waited_for_once(engine: World, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -115,10 +123,10 @@ async def test_a_server_that_does_not_answer_is_waited_for_once(engine: World, m
                 await asyncio.Event().wait()
 
     await transport.add_service("billing", ["numbers"])
-    line = transport._line
-    transport._line = rabbitmq._Line(line.connection, line.channel, Silent())  # type: ignore[arg-type]  # all it needs
+    line = transport._connection.current
+    transport._connection.current = OpenConnection(line.connection, line.channel, Silent())  # type: ignore[arg-type]  # all it needs
     events = [Envelope("numbers", str(number).encode()) for number in range(400)]
-    monkeypatch.setattr(rabbitmq, "_TRIP", 0.1)
+    monkeypatch.setattr(rabbitmq, "TRIP", 0.1)
     with pytest.raises(TimeoutError):
         await transport.publish_many(events)
     assert begun == rabbitmq._UNDER_WAY
@@ -141,13 +149,13 @@ async def test_what_no_service_receives_is_kept_for_the_first_that_does(engine: 
     with suppress(asyncio.CancelledError):
         await running
     assert bodies == [("letters", b"early")]
-    assert await transport._count(f"{transport.name}.unrouted") == 1
+    assert await transport._queues.count(f"{transport.name}.unrouted") == 1
 
 
 async def test_a_queue_of_other_settings_is_named(engine: World) -> None:
     """What cannot be changed is an error that says what to do, not a channel that was closed."""
     transport = engine.open()
-    async with transport._channel() as channel:
+    async with transport._connection.channel() as channel:
         await channel.declare_queue(f"{transport.name}.billing/numbers", durable=True)
     with pytest.raises(RuntimeError, match=r"has a queue or exchange of other settings: delete it .*inequivalent arg"):
         await transport.add_service("billing", ["numbers"])

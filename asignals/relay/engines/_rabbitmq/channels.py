@@ -1,4 +1,4 @@
-"""RabbitMQ's channels: closing them, noticing that they were closed, and what the headers of a message say."""
+"""RabbitMQ's channels: closing them, noticing that they were closed, and acknowledging what came on them."""
 
 from __future__ import annotations
 
@@ -12,8 +12,10 @@ from asignals.relay._to_the_end import to_the_end
 if TYPE_CHECKING:
     from aio_pika.abc import AbstractChannel, AbstractConnection, AbstractIncomingMessage
 
+TRIP: Final = 5.0  # seconds that an answer may take
+FAREWELL: Final = 2.0  # seconds that closing may take
 ATTEMPT: Final = "x-asignals-attempt"
-_FAREWELL: Final = 2.0  # seconds that closing may take
+REMEMBERED: Final = 10_000  # events that are done, whose acknowledgement was lost with the channel
 
 
 async def close(what: AbstractChannel | AbstractConnection) -> None:
@@ -23,7 +25,7 @@ async def close(what: AbstractChannel | AbstractConnection) -> None:
 
 async def _close_now(what: AbstractChannel | AbstractConnection) -> None:
     with suppress(Exception):
-        async with asyncio.timeout(_FAREWELL):
+        async with asyncio.timeout(FAREWELL):
             await what.close()
 
 
@@ -46,11 +48,40 @@ class Closing:
                 await self._closed.wait()
         if self._closed.is_set():
             raise ConnectionError(
-                f"RabbitMQ closed the channel that events come by ({said(self._reason or ConnectionError())})"
+                f"RabbitMQ closed the consumer channel ({said(self._reason or ConnectionError())})"
             ) from self._reason
+
+
+class Acknowledgements:
+    """Acknowledges messages, and remembers the events whose acknowledgement was lost with their channel."""
+
+    def __init__(self) -> None:
+        self.lost: dict[str, None] = {}
+
+    async def acknowledge(self, id_: str, message: AbstractIncomingMessage) -> None:
+        """Acknowledge a message; when its channel is lost, RabbitMQ delivers it again."""
+        try:
+            await message.ack()
+        except Exception:  # noqa: BLE001  whatever it is, the event is done
+            self.lost[id_] = None
+            if len(self.lost) > REMEMBERED:  # RabbitMQ gave the oldest to another instance
+                del self.lost[next(iter(self.lost))]
+
+    async def acknowledge_again(self, id_: str, message: AbstractIncomingMessage) -> bool:
+        """Acknowledge a message whose event is done already; tells whether it is."""
+        if id_ not in self.lost:
+            return False
+        del self.lost[id_]
+        await self.acknowledge(id_, message)
+        return True
 
 
 def number(message: AbstractIncomingMessage, header: str, otherwise: int) -> int:
     """Read a header that is a whole number."""
     value: Any = (message.headers or {}).get(header, otherwise)
     return value if isinstance(value, int) else otherwise
+
+
+def attempt_of(message: AbstractIncomingMessage) -> int:
+    """Count the deliveries of an event, those of its retries included."""
+    return number(message, ATTEMPT, 1) + number(message, "x-delivery-count", 0)

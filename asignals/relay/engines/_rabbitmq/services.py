@@ -1,0 +1,139 @@
+"""The services that RabbitMQ keeps events for: a queue for each topic of each, and a register of them.
+
+The register is a queue with one message for each topic of a service: the protocol does not list queues.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
+
+from aio_pika import Message
+from aiormq.exceptions import ChannelLockedResource
+
+from asignals.relay._cancel import limited
+from asignals.relay._envelope import check_name
+from asignals.relay._monitoring.figures import TopicFigures
+from asignals.relay.engines._rabbitmq.channels import TRIP, close
+from asignals.relay.engines._rabbitmq.connection import UNLIMITED
+from asignals.relay.engines._rabbitmq.queues import copy_of, delay_queues, partition_queues, routing_keys, topic_of
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Collection
+
+    from aio_pika.abc import AbstractIncomingMessage
+
+    from asignals.relay.engines._rabbitmq.queues import Queues
+
+
+class Services:
+    """Makes services known, removes them, and gives their figures."""
+
+    def __init__(self, queues: Queues) -> None:
+        self.queues = queues
+        self.connection = queues.connection
+        self._register = f"{self.connection.name}.services"
+        self._reading = asyncio.Lock()
+
+    def reset(self) -> None:
+        """Make ready for another event loop."""
+        self._reading = asyncio.Lock()
+
+    async def add(self, service: str, topics: Collection[str]) -> None:
+        """Declare a queue for each topic of a service: it gets the events from now on, and those kept so far."""
+        check_name("service", service)
+        for topic in topics:
+            await self._add_topic(service, check_name("topic", topic))
+
+    async def _add_topic(self, service: str, topic: str) -> None:
+        name = self.queues.of(service, topic)
+        is_new = await self.queues.count(name) is None
+        if is_new:
+            await self.queues.put(self._register, Message(f"{service} {topic}".encode()))
+        async with self.connection.channel() as channel:
+            queue = await limited(channel.declare_queue(name, durable=True, arguments=dict(UNLIMITED)), TRIP)
+            await limited(queue.bind(self.connection.name, topic), TRIP)
+            arguments = {**UNLIMITED, "x-single-active-consumer": True}
+            for partition, routing in zip(partition_queues(name), routing_keys(topic), strict=True):
+                queue = await limited(channel.declare_queue(partition, durable=True, arguments=arguments), TRIP)
+                await limited(queue.bind(self.connection.name, routing), TRIP)
+        if is_new:
+            await self._publish_kept(topic)
+
+    async def _publish_kept(self, topic: str) -> None:
+        """Publish again what was kept of a topic until there was a service that receives it."""
+        unrouted = self.connection.unrouted
+        async with self.connection.channel() as channel:
+            exchange = await channel.get_exchange(self.connection.name, ensure=False)
+            queue = await channel.get_queue(unrouted, ensure=False)
+            for _ in range(await self.queues.count(unrouted) or 0):
+                message = await limited(queue.get(no_ack=False, fail=False, timeout=TRIP), TRIP)
+                if message is None:
+                    return
+                if topic_of(message.routing_key or "") == topic:
+                    await exchange.publish(copy_of(message, message.headers), message.routing_key or "", timeout=TRIP)
+                    await message.ack()
+
+    async def forget(self, service: str, topics: Collection[str] | None) -> None:
+        """Delete the service's queues and what is in them, of some topics or of all."""
+        async with self._registered(check_name("service", service)) as registered, self.connection.channel() as channel:
+            for topic in sorted({topic for _, topic in registered} if topics is None else topics):
+                await self.queues.delete(channel, self.queues.of(service, topic))
+                for message in registered.get((service, topic), []):
+                    await limited(message.ack(), TRIP)
+
+    async def figures(self, service: str | None, topics: Collection[str] | None) -> list[TopicFigures]:
+        """Give what waits, by service and topic: neither what consumers hold nor how old events are."""
+        if service is not None and topics is not None:
+            places = [(service, topic) for topic in topics]
+        else:
+            async with self._registered(service) as registered:
+                places = [place for place in registered if topics is None or place[1] in topics]
+        return [await self._figures_of(*place) for place in sorted(places)]
+
+    async def _figures_of(self, service: str, topic: str) -> TopicFigures:
+        name = self.queues.of(service, topic)
+        ready, instances = await self.queues.look(name) or (0, 0)
+        ready += sum([await self.queues.count(partition) or 0 for partition in partition_queues(name)])
+        retries = sum([await self.queues.count(queue) or 0 for queue in delay_queues(name)])
+        waiting = ready + retries
+        return TopicFigures(service, topic, waiting, None if waiting or instances else 0.0, None, retries, instances)
+
+    @asynccontextmanager
+    async def _registered(
+        self, service: str | None
+    ) -> AsyncIterator[dict[tuple[str, str], list[AbstractIncomingMessage]]]:
+        """Give what the register says of a service or of all, by service and topic; one reader at a time.
+
+        What is not acknowledged is put back.
+        """
+        found: dict[tuple[str, str], list[AbstractIncomingMessage]] = {}
+        async with self._reading:
+            turn = await self._take_turn()
+            async with self.connection.channel(confirms=False) as channel:
+                count = await self.queues.count(self._register)
+                for message in await self.queues.take_some(channel, self._register, count) if count else []:
+                    name, _, topic = message.body.decode(errors="replace").partition(" ")
+                    if service in (None, name):
+                        found.setdefault((name, topic), []).append(message)
+                yield found
+                await close(channel)
+                if count:
+                    await self.queues.until_ready(self._register, count - sum(map(len, found.values())))
+            async with self.connection.channel() as channel:
+                await limited(channel.queue_delete(turn), TRIP)
+
+    async def _take_turn(self) -> str:
+        """Wait until no other process reads the register: the reader owns a queue, which goes with its connection."""
+        name, end = f"{self._register}.turn", time.monotonic() + TRIP
+        while True:
+            try:
+                async with self.connection.channel() as channel:
+                    await limited(channel.declare_queue(name, exclusive=True), TRIP)
+                    return name
+            except ChannelLockedResource:
+                if time.monotonic() > end:
+                    raise
+            await asyncio.sleep(0.05)
