@@ -53,7 +53,7 @@ async def transport_of(engine: str) -> AsyncIterator[Any]:
     elif engine == "jetstream":
         jetstream = JetStream(NATS, stream=name)
         yield jetstream
-        client = await jetstream._connected()
+        client = await jetstream._connection.open()
         for stream in ("", "-dead", "-instances", "-owners"):
             await client.jetstream().delete_stream(f"{name}{stream}")
         await jetstream.aclose()

@@ -20,6 +20,7 @@ from relay_support import require, unique, until
 from asignals import Signal
 from asignals.relay import Envelope, JetStream, Kafka, RabbitMQ, RedisStreams, Relay, _connection_state
 from asignals.relay.engines import jetstream, rabbitmq, redis
+from asignals.relay.engines._jetstream.connection import NatsConnection
 
 try:
     from asignals.relay.engines import kafka
@@ -51,13 +52,13 @@ def _short_limits(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixt
         redis: {"_TRIP": 0.6, "_BLOCK": 0.2},
         rabbitmq: {"TRIP": 0.6, "WATCH": 0.3, "FAREWELL": 0.2, "_HEARTBEAT": 1},
         **({kafka: {"_TRIP": 1.0, "_DELIVERY": 2.0}} if kafka is not None else {}),
-        jetstream: {"_CONNECT": 0.8, "_PING": 0.3, "_FAREWELL": 0.2},
+        jetstream: {"CONNECT": 0.8, "_PING": 0.3, "FAREWELL": 0.2},
     }.items():
         for part in _parts_of(module):
             for name in names.keys() & vars(part).keys():
                 monkeypatch.setattr(part, name, names[name])
     monkeypatch.setattr(redis.RedisStreams._ask, "__defaults__", (0.6,))
-    monkeypatch.setattr(jetstream.JetStream._ask, "__defaults__", (0.8,))
+    monkeypatch.setattr(NatsConnection.ask, "__defaults__", (0.8,))
     monkeypatch.setattr(_connection_state.Backoff.__init__, "__defaults__", (0.05, 0.3))
 
 

@@ -157,7 +157,7 @@ async def test_figures_of_all_services_or_of_some_topics(engine: World) -> None:
     assert await transport.backlog("second") == 1
 
 
-BEATING = ("database", "jetstream", "redis")  # the engines whose instances send heartbeats
+BEATING = ("database", "_jetstream.streams", "redis")  # of the engines whose instances send heartbeats
 KILLED = """
 import asyncio, importlib, sys
 from asignals import relay
@@ -219,7 +219,7 @@ def remade(transport: Any) -> str:
         url, schema = transport.engine.url.render_as_string(hide_password=False), transport.tables.metadata.schema
         return f"relay.Database({url!r}, schema={schema!r})"
     if name == "JetStream":
-        return f"relay.JetStream({transport._servers!r}, stream={transport.stream!r}, ack_wait=0.6)"
+        return f"relay.JetStream({transport._connection.servers!r}, stream={transport.stream!r}, ack_wait=0.6)"
     if name == "RedisStreams":
         prefix = transport._base.strip("{}")
         return f"relay.RedisStreams({transport._url!r}, prefix={prefix!r})"

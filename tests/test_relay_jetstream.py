@@ -11,7 +11,7 @@ import pytest
 from relay_support import World, until, world
 
 from asignals.relay import Delivery, Envelope, JetStream
-from asignals.relay.engines import jetstream
+from asignals.relay.engines._jetstream.names import durable_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -45,9 +45,9 @@ async def test_a_stream_is_made_as_told_and_changed_where_it_is_told(
         {"max_age": math.inf},
     ]
     for settings in given:
-        one = JetStream(transport._servers, stream=transport.stream, **settings)
+        one = JetStream(transport._connection.servers, stream=transport.stream, **settings)
         await one.init()
-        client = await one._connected()
+        client = await one._connection.open()
         config = (await client.jsm().stream_info(transport.stream)).config
         found.append((config.max_age or 0, config.duplicate_window, config.num_replicas))
         assert (await client.jsm().stream_info(f"{transport.stream}-dead")).config.max_age in (None, 0)
@@ -60,20 +60,20 @@ async def test_a_stream_is_made_as_told_and_changed_where_it_is_told(
 async def test_a_consumer_that_exists_is_changed_to_what_is_asked_for(engine: World) -> None:
     """Keep-alives follow `ack_wait`, so the server must, too: an event that takes its time is called once."""
     transport = engine.open()
-    short = JetStream(transport._servers, stream=transport.stream, ack_wait=0.3)
+    short = JetStream(transport._connection.servers, stream=transport.stream, ack_wait=0.3)
     await short.add_service("billing", ["numbers"])
     await short.aclose()
-    patient, calls = JetStream(transport._servers, stream=transport.stream, ack_wait=6.0), []
+    patient, calls = JetStream(transport._connection.servers, stream=transport.stream, ack_wait=6.0), []
 
     async def slowly(delivery: Delivery) -> None:
         calls.append(delivery.attempt)
         await asyncio.sleep(1.0)
 
     running = asyncio.create_task(patient.consume("billing", "one", ["numbers"], slowly))
-    await until(lambda: patient._changed)
+    await until(lambda: patient._connection.watchers)
     await transport.publish_many([Envelope("numbers", b"1")])
     await until(lambda: calls)
-    info = await (await transport._connected()).jsm().consumer_info(transport.stream, "billing==numbers")
+    info = await (await transport._connection.open()).jsm().consumer_info(transport.stream, "billing==numbers")
     assert info.config.ack_wait == 6.0
     await asyncio.sleep(0.8)
     assert calls == [1]
@@ -85,10 +85,10 @@ async def test_a_consumer_that_exists_is_changed_to_what_is_asked_for(engine: Wo
 
 def test_consumers_have_names_that_nats_takes() -> None:
     """However long service and topic are, and different for different ones."""
-    assert jetstream._durable("a.b", "c") != jetstream._durable("a", "b.c")
-    long = jetstream._durable("s" * 200, "t" * 200)
+    assert durable_of("a.b", "c") != durable_of("a", "b.c")
+    long = durable_of("s" * 200, "t" * 200)
     assert len(long) <= 200
-    assert long != jetstream._durable("s" * 200, "t" * 199 + "u")
+    assert long != durable_of("s" * 200, "t" * 199 + "u")
 
 
 @pytest.mark.parametrize("servers", ["redis://127.0.0.1", ["nats://127.0.0.1", "amqp://user:secret@h"], None, [7]])

@@ -131,7 +131,7 @@ async def rows(transport: Any) -> dict[str, int]:
 
 async def consumers(transport: Any) -> dict[str, list[str]]:
     """Name the streams, with their consumers."""
-    manager = (await transport._connected()).jsm()
+    manager = (await transport._connection.open()).jsm()
     names = [info.config.name for info in await manager.streams_info() if transport.stream in info.config.name]
     return {name: [each.name for each in await manager.consumers_info(name)] for name in names}
 

@@ -258,7 +258,7 @@ async def publish_as_before(transport: Any, envelope: Envelope) -> None:
     """Publish as a version that did not know of keys."""
     data, kind = envelope.encode(), type(transport).__name__
     if kind == "JetStream":
-        client = await transport._connected()
+        client = await transport._connection.open()
         await client.jetstream().publish(f"{transport.stream}.{envelope.topic}", data)
     elif kind == "RedisStreams":
         await transport._client().xadd(f"{transport._events}{envelope.topic}", {"d": data})

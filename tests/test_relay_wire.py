@@ -31,7 +31,7 @@ from asignals.relay import (
 )
 from asignals.relay._codec import codec_for
 from asignals.relay.engines import database
-from asignals.relay.engines._jetstream_answers import place_of, problem_of
+from asignals.relay.engines._jetstream.answers import place_of, problem_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

@@ -1,0 +1,1 @@
+"""The parts of the engine `JetStream`, from the connection up."""

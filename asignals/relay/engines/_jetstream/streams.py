@@ -1,0 +1,119 @@
+"""The streams of the engine, and the durable consumers on them: made when missing, changed to what was asked for."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+from typing import TYPE_CHECKING, Any, Final
+
+from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy, StreamConfig
+from nats.js.errors import NotFoundError
+
+from asignals.relay._keys import PARTITIONS
+from asignals.relay._monitoring.figures import EXPIRY
+from asignals.relay.engines._jetstream.answers import patiently
+from asignals.relay.engines._jetstream.connection import CONNECT
+from asignals.relay.engines._jetstream.names import durable_of, partition_durable, partition_subject
+
+if TYPE_CHECKING:
+    from nats.aio.client import Client
+
+    from asignals.relay.engines._jetstream.connection import NatsConnection
+
+logger: logging.Logger = logging.getLogger("asignals.relay")
+
+_ANSWER: Final = 1.0  # seconds after which a cluster that has no leader is asked again
+_MOST_PENDING: Final = 1_000_000  # events of a topic that a service may hold or have waiting for their retry
+_DEFAULTS: Final = {"max_age": 30 * 86_400.0, "duplicate_window": 120.0, "num_replicas": 1}
+_CONSUMER_SETTINGS: Final = ("ack_wait", "max_deliver", "max_ack_pending", "filter_subject")
+
+
+def stream_settings(max_age: float | None, dedup_window: float | None, replicas: int | None) -> dict[str, Any]:
+    """Give what a stream is to have by JetStream's names, where it was asked for."""
+    age = 0.0 if max_age is not None and math.isinf(max_age) else max_age
+    given = {"max_age": age, "duplicate_window": dedup_window, "num_replicas": replicas}
+    return {name: value for name, value in given.items() if value is not None}
+
+
+class Streams:
+    """The stream of events, and those of dead letters, heartbeats and leases, whose names begin with its own."""
+
+    def __init__(self, connection: NatsConnection, name: str, ack_wait: float, settings: dict[str, Any]) -> None:
+        self.connection = connection
+        self.name = name
+        self.ack_wait = ack_wait
+        self.dead = f"{name}-dead"
+        self.instances = f"{name}-instances"
+        self.owners = f"{name}-owners"
+        self.replicas: int = settings.get("num_replicas", 1)
+        self._settings = settings
+
+    async def make(self, client: Client) -> None:
+        """Create what is missing, and change what is there where it was asked for."""
+        settings = self._settings
+        copies = {setting: value for setting, value in settings.items() if setting == "num_replicas"}
+        others = {"num_replicas": 1, **copies}
+        beats = {"max_age": EXPIRY, "max_msgs_per_subject": 1, "duplicate_window": EXPIRY}
+        leases = {"max_age": self.ack_wait, "duplicate_window": self.ack_wait}
+        await self._make(client, self.name, settings, {**_DEFAULTS, **settings})
+        await self._make(client, self.dead, copies, others)
+        await self._make(client, self.instances, copies, {**others, **beats})
+        await self._make(client, self.owners, {**copies, **leases}, {**others, **leases, "max_msgs_per_subject": 1})
+        if copies:
+            await self._make(client, f"KV_{self.name}-inbox", copies, None)  # the inbox makes it
+
+    async def _make(self, client: Client, name: str, given: dict[str, Any], defaults: dict[str, Any] | None) -> None:
+        jetstream = client.jetstream(timeout=_ANSWER)
+        try:
+            config = (await patiently(lambda: jetstream.stream_info(name), CONNECT - _ANSWER)).config
+        except NotFoundError:
+            if defaults is not None:
+                made = StreamConfig(name=name, subjects=[f"{name}.>"], **defaults)
+                await patiently(lambda: jetstream.add_stream(made), CONNECT - _ANSWER)
+            return
+        changed = {field: value for field, value in given.items() if (getattr(config, field) or 0) != value}
+        if changed:
+            await patiently(lambda: jetstream.update_stream(config.evolve(**changed)), CONNECT - _ANSWER)
+            logger.warning("changed stream %r of %s: %s", name, self.connection.state.name, changed)
+
+    async def make_consumers(self, client: Client, service: str, topic: str) -> None:
+        """Make a service's consumers of a topic: of its partitions, and of the events without a key."""
+        name, subject = durable_of(service, topic), f"{self.name}.{topic}"
+        await self._make_consumer(client, (service, topic), name, subject)
+        for number in range(PARTITIONS):
+            partition = partition_subject(subject, number)
+            await self._make_consumer(client, (service, topic), partition_durable(name, number), partition)
+
+    async def _make_consumer(self, client: Client, whose: tuple[str, str], name: str, subject: str) -> None:
+        jetstream = client.jetstream(timeout=_ANSWER)
+        config = self._consumer_config(whose, name, subject)
+        try:
+            found = (await patiently(lambda: jetstream.consumer_info(self.name, name), CONNECT - _ANSWER)).config
+        except NotFoundError:
+            await patiently(lambda: jetstream.add_consumer(self.name, config), CONNECT - _ANSWER)
+            return
+        wrong = [setting for setting in _CONSUMER_SETTINGS if getattr(found, setting) != getattr(config, setting)]
+        if wrong:
+            changed = found.evolve(**{setting: getattr(config, setting) for setting in wrong})
+            await patiently(lambda: jetstream.add_consumer(self.name, changed), CONNECT - _ANSWER)
+            logger.warning("changed %s of the consumer of %r by %r", ", ".join(wrong), whose[1], whose[0])
+
+    def _consumer_config(self, whose: tuple[str, str], name: str, subject: str) -> ConsumerConfig:
+        return ConsumerConfig(
+            durable_name=name,
+            description=" ".join(whose),
+            filter_subject=subject,
+            deliver_policy=DeliverPolicy.ALL,
+            ack_policy=AckPolicy.EXPLICIT,
+            ack_wait=self.ack_wait,
+            max_deliver=-1,
+            max_ack_pending=_MOST_PENDING,
+        )
+
+    async def subjects(self, client: Client, stream: str, pattern: str) -> dict[str, int]:
+        """Count the messages of each subject of a stream."""
+        asking = json.dumps({"subjects_filter": pattern}).encode()
+        answer = await self.connection.ask(client, client.request(f"$JS.API.STREAM.INFO.{stream}", asking, CONNECT))
+        found: dict[str, int] = json.loads(answer.data).get("state", {}).get("subjects") or {}
+        return found
