@@ -83,6 +83,26 @@ async def test_a_consumer_that_exists_is_changed_to_what_is_asked_for(engine: Wo
     await patient.aclose()
 
 
+async def test_an_instance_that_stops_releases_its_partitions_at_once(engine: World) -> None:
+    """The next one need not wait for the end of a lease to handle events with a key."""
+    transport = JetStream(engine.open()._connection.servers, stream=engine.open().stream, ack_wait=60.0)
+
+    async def handle(delivery: Delivery) -> None:
+        handled.set()
+
+    handled = asyncio.Event()
+    running = asyncio.create_task(transport.consume("billing", "one", ["numbers"], handle))
+    await engine.open().publish_many([Envelope("numbers", b"1", key="a")])
+    async with asyncio.timeout(10):
+        await handled.wait()
+    running.cancel()
+    with suppress(asyncio.CancelledError):
+        await running
+    client, streams = await transport._connection.open(), transport._streams
+    assert await streams.subjects(client, streams.owners, f"{streams.owners}.>") == {}
+    await transport.aclose()
+
+
 def test_consumers_have_names_that_nats_takes() -> None:
     """However long service and topic are, and different for different ones."""
     assert durable_of("a.b", "c") != durable_of("a", "b.c")

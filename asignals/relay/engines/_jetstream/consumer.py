@@ -78,21 +78,25 @@ class Consumer:
 
     async def run(self) -> None:
         """Consume until cancelled."""
-        turns: Sequence[Any] = ()
         with self._connection.watched(self._changed):
-            async with self._answers:
-                try:
-                    async with self._pool:
-                        self._pool.start(self._keep())
-                        self._pool.start(self._partitioned.own_for_ever())
-                        self._pool.start(beat_for_ever(self._connection.state.name, self._beat, self._stop_beating))
-                        await self._pull_for_ever()
-                finally:
-                    for item in self._held.values():
-                        self._answers.add((item.reply, _answer(0.0)))
-                    turns = self._partitioned.stop()
-            await to_the_end(self._flush())
-            await to_the_end(self._partitioned.leave(turns))
+            try:
+                async with self._answers:
+                    await self._consume()
+            finally:  # once the last answers are on their way
+                await to_the_end(self._flush())
+                await to_the_end(self._partitioned.leave())
+
+    async def _consume(self) -> None:
+        try:
+            async with self._pool:
+                self._pool.start(self._keep())
+                self._pool.start(self._partitioned.own_for_ever())
+                self._pool.start(beat_for_ever(self._connection.state.name, self._beat, self._stop_beating))
+                await self._pull_for_ever()
+        finally:
+            for item in self._held.values():
+                self._answers.add((item.reply, _answer(0.0)))
+            self._partitioned.stop()
 
     async def _work(self, item: _Held | InPartition[Any]) -> None:
         if isinstance(item, InPartition):

@@ -99,6 +99,7 @@ class PartitionedConsumer:
         self.are_made = asyncio.Event()  # the server's consumers of the partitions
         self._work: PartitionWork[_Place] = PartitionWork(handle, pool, self._finish, self._forget)
         self._turns: dict[tuple[str, int], _Turn] = {}
+        self._left: list[_Turn] = []  # of which the lease is still to be released
         self._idle: dict[tuple[str, int], float] = {}  # since when nothing is handled there
 
     async def work(self, item: _Item) -> None:
@@ -210,24 +211,23 @@ class PartitionedConsumer:
         for item in sorted(items, key=lambda item: item.place.sequence):
             self._answers.add((item.place.reply, b"-NAK"))
 
-    def stop(self) -> list[_Turn]:
-        """Give back all that is here, as handling has ended; `leave` then gives up these."""
+    def stop(self) -> None:
+        """Give back all that is here, as handling has ended."""
         self._connection.problems.clear()
-        turns = list(self._turns.values())
-        for turn in turns:
+        for turn in list(self._turns.values()):
+            self._left.append(turn)
             held = list(turn.held.values())
             self._end(turn)
             self._give_back(held)
-        return turns
 
-    async def leave(self, turns: Sequence[_Turn]) -> None:
-        """Give up leases, once the server has heard what was done."""
+    async def leave(self) -> None:
+        """Release what `stop` has left, once the server has heard what was done."""
         client = self._connection.client
         if client is None or not client.is_connected:
-            return  # they expire
+            return  # the leases expire
         with suppress(Exception):
             async with asyncio.timeout(ANSWER):
-                await asyncio.gather(*(self._leases.release(client, turn.topic, turn.number) for turn in turns))
+                await asyncio.gather(*(self._leases.release(client, turn.topic, turn.number) for turn in self._left))
                 for topic in self._topics:
                     await self._leases.leave(client, topic)
 
