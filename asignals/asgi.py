@@ -135,6 +135,7 @@ def lifespan_stopped(sender: ASGIApp, *, scope: Scope) -> object:
 
 
 _started, _finished = registry_of(request_started), registry_of(request_finished)
+_Sends: TypeAlias = list[tuple[Signal[..., object], dict[str, Any]]]
 
 
 class SignalMiddleware:
@@ -179,17 +180,10 @@ class SignalMiddleware:
         """Call the application, as a server does, and send the signals of this scope."""
         named = scope.get("app")  # by the framework that runs this middleware, as Starlette and Litestar do
         sender = self.app if named is None else named
-        match scope["type"]:
-            case "http":
-                await self._http(sender, scope, receive, send)
-            case "websocket":
-                await self._websocket(sender, scope, receive, send)
-            case "lifespan":
-                await self._lifespan(sender, scope, receive, send)
-            case _:
-                await self.app(scope, receive, send)
-
-    async def _http(self, sender: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._call_other(sender, scope, receive, send)
+            return
+        # Requests are served here and not in another coroutine, which would cost more than all the rest of this.
         started = time.perf_counter()
         status: int | None = None
 
@@ -199,21 +193,29 @@ class SignalMiddleware:
             if message["type"] == "http.response.start":
                 status = message["status"]
 
-        exception: BaseException | None = None
         try:
-            if not _is_unheard(_started):
+            if not _is_unheard(_started, sender):
                 await request_started.send_robust(sender, scope=scope)
             await self.app(scope, receive, watched_send)
         except BaseException as error:
-            exception = error
+            named = {"status": status, "duration": time.perf_counter() - started}
+            await self._end(sender, scope, error, _last_sends(error, request_finished, **named))
             raise
-        finally:
-            if exception is not None or not _is_unheard(_finished):
-                duration = time.perf_counter() - started
-                named = {"status": status, "duration": duration}
-                ending = self._end(sender, scope, exception, request_finished, named)
-                exception = None  # its traceback refers to this frame
-                await ending
+        if not _is_unheard(_finished, sender):
+            duration = time.perf_counter() - started
+            sending = request_finished.send_robust(
+                sender, scope=scope, status=status, duration=duration, exception=None
+            )
+            await _run(sending, None, self.grace, request_finished)
+
+    async def _call_other(self, sender: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
+        match scope["type"]:
+            case "websocket":
+                await self._websocket(sender, scope, receive, send)
+            case "lifespan":
+                await self._lifespan(sender, scope, receive, send)
+            case _:
+                await self.app(scope, receive, send)
 
     async def _websocket(self, sender: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
         connected: float | None = None
@@ -235,28 +237,29 @@ class SignalMiddleware:
             elif message["type"] == "websocket.close" and code is None:
                 code = message.get("code", 1000)
 
-        exception: BaseException | None = None
+        async def end(exception: BaseException | None) -> None:
+            if connected is None:
+                sends = _last_sends(exception)
+            else:
+                duration = time.perf_counter() - connected
+                sends = _last_sends(exception, websocket_disconnected, code=code, duration=duration)
+            await self._end(sender, scope, exception, sends)
+
         try:
             await self.app(scope, watched_receive, watched_send)
         except BaseException as error:
-            exception = error
+            await end(error)
             raise
-        finally:
-            last, named = None, {}
-            if connected is not None:
-                last, named = websocket_disconnected, {"code": code, "duration": time.perf_counter() - connected}
-            ending = self._end(sender, scope, exception, last, named)
-            exception = None  # its traceback refers to this frame
-            await ending
+        await end(None)
 
     async def _lifespan(self, sender: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
         has_started = False
 
-        async def stop(exception: BaseException | None) -> None:
+        async def end(exception: BaseException | None) -> None:
             nonlocal has_started
             if has_started:
                 has_started = False
-                await self._end(sender, scope, exception, lifespan_stopped, {})
+                await self._end(sender, scope, exception, [(lifespan_stopped, {})])
 
         async def watched_send(message: Message) -> None:
             nonlocal has_started
@@ -264,63 +267,67 @@ class SignalMiddleware:
                 has_started = True
                 await lifespan_started.send_robust(sender, scope=scope)
             elif message["type"] in {"lifespan.shutdown.complete", "lifespan.shutdown.failed"}:
-                await stop(None)  # now, as a server may end the event loop once it has the message
+                await end(None)  # now, as a server may end the event loop once it has the message
             await send(message)
 
-        exception: BaseException | None = None
         try:
             await self.app(scope, receive, watched_send)
         except BaseException as error:
-            exception = error
+            await end(error)
             raise
-        finally:
-            ending = stop(exception)
-            exception = None  # its traceback refers to this frame
-            await ending
+        await end(None)
 
-    async def _end(
-        self,
-        sender: ASGIApp,
-        scope: Scope,
-        exception: BaseException | None,
-        last: Signal[..., object] | None,
-        named: dict[str, Any],
-    ) -> None:
-        """Send the signal of an exception, and the last one of a scope, whatever happens meanwhile."""
-        if isinstance(exception, GeneratorExit):  # a coroutine that is being closed can await nothing any more
-            return
-        error = exception if isinstance(exception, Exception) and last is not lifespan_stopped else None
-        sending: Coroutine[Any, Any, object] | None = None
-        is_heard = False
-        if last is not None:
-            if last is not lifespan_stopped:
-                named = {**named, "exception": exception}
-            sending = last.send_robust(sender, scope=scope, **named)
-            is_heard = last.has_listeners(sender)
-        if error is not None:
-            sending = _send_exception(sender, scope, error, sending)
-            is_heard = is_heard or got_request_exception.has_listeners(sender)
-        if is_heard and sending is not None:
-            protect = _protect_on_asyncio if _is_on_asyncio() else _protect_on_trio
-            await protect(sending, exception, self.grace, last or got_request_exception)
-        elif sending is not None:
-            await sending  # a monitor may watch; there is nothing to protect
+    async def _end(self, sender: ASGIApp, scope: Scope, exception: BaseException | None, sends: _Sends) -> None:
+        """Send the last signals of a scope."""
+        heard = [(signal, named) for signal, named in sends if not _is_unheard(registry_of(signal), sender)]
+        if heard and not isinstance(exception, GeneratorExit):  # a coroutine that is being closed can await nothing
+            await _run(_send_all(sender, scope, heard), exception, self.grace, heard[-1][0])
 
 
-async def _send_exception(
-    sender: ASGIApp, scope: Scope, exception: Exception, then: Coroutine[Any, Any, object] | None
-) -> None:
+def _last_sends(exception: BaseException | None, last: Signal[..., object] | None = None, **named: object) -> _Sends:
+    sends: _Sends = []
+    if isinstance(exception, Exception):
+        sends.append((got_request_exception, {"exception": exception}))
+    if last is not None:
+        sends.append((last, {**named, "exception": exception}))
+    return sends
+
+
+async def _send_all(sender: ASGIApp, scope: Scope, sends: _Sends) -> None:
+    (signal, named), *others = sends
     try:
-        await got_request_exception.send_robust(sender, scope=scope, exception=exception)
+        await signal.send_robust(sender, scope=scope, **named)
     finally:
-        if then is not None:
-            await then
+        if others:
+            await _send_all(sender, scope, others)
 
 
-def _is_unheard(registry: Registry) -> bool:
-    """Whether it is known, without asking for the sender, that no receiver and no monitor would notice a send."""
-    plan = registry.plan
-    return plan is not None and not plan.connections and not is_watched()
+def _is_unheard(registry: Registry, sender: ASGIApp) -> bool:
+    """Whether neither a receiver nor a monitor would notice a send."""
+    plan = registry.plan or registry.plan_for(sender)
+    return not plan.connections and not is_watched()
+
+
+# These run what ends a scope in a task of its own, out of reach of `asyncio.Task.cancel` and of the scopes of anyio.
+# They wait for it without a shield, so that they notice a cancellation at once: it starts the time of grace.
+
+
+async def _run(
+    sending: Coroutine[Any, Any, object], exception: BaseException | None, grace: float, last: Signal[..., object]
+) -> None:
+    """Run `sending` to its end, or until `grace` seconds after a cancellation: `exception`, or one that comes."""
+    if not _is_on_asyncio():
+        await _run_on_trio(sending, exception, grace, last)
+        return
+    task = asyncio.Task(sending, loop=asyncio.get_running_loop(), **_EAGER)
+    try:
+        if not task.done() and not isinstance(exception, asyncio.CancelledError):
+            await _end_of(task)
+    finally:
+        if not task.done():
+            await _bound(task, grace, last)
+        if not task.cancelled():
+            task.result()  # raises what is no Exception
 
 
 def _is_on_asyncio() -> bool:
@@ -331,22 +338,8 @@ def _is_on_asyncio() -> bool:
         return False
 
 
-# Both of these run `sending` in a task, out of reach of `asyncio.Task.cancel` and of the scopes of anyio. They wait for
-# it without a shield, so that they notice a cancellation at once: it starts the time of grace.
-
-
-async def _protect_on_asyncio(
-    sending: Coroutine[Any, Any, object], exception: BaseException | None, grace: float, signal: Signal[..., object]
-) -> None:
-    loop = asyncio.get_running_loop()
-    # Most receivers never suspend: then an eager task has ended here.
-    task = asyncio.Task(sending, loop=loop, **_EAGER)
-    cancellation = None
-    if not task.done() and not isinstance(exception, asyncio.CancelledError):
-        try:
-            await _end_of(task)
-        except asyncio.CancelledError as error:
-            cancellation = error
+async def _bound(task: asyncio.Task[object], grace: float, last: Signal[..., object]) -> None:
+    """Wait for a task, and cancel it when the grace is over."""
     deadline = current_time() + grace
     is_late = False
     while not task.done():
@@ -355,14 +348,10 @@ async def _protect_on_asyncio(
             await _end_of(task)
         if shield.cancelled_caught and not task.done():
             if not is_late:
-                _warn_of_grace(signal, grace)
+                _warn_of_grace(last, grace)
             is_late = True
             task.cancel()
             deadline = current_time() + _REPEAT_S
-    if not task.cancelled():
-        task.result()  # raises what is no Exception
-    if cancellation is not None:
-        raise cancellation
 
 
 async def _end_of(task: asyncio.Task[object]) -> None:
@@ -377,8 +366,8 @@ async def _end_of(task: asyncio.Task[object]) -> None:
     await ended
 
 
-async def _protect_on_trio(
-    sending: Coroutine[Any, Any, object], exception: BaseException | None, grace: float, signal: Signal[..., object]
+async def _run_on_trio(
+    sending: Coroutine[Any, Any, object], exception: BaseException | None, grace: float, last: Signal[..., object]
 ) -> None:
     cancelled = get_cancelled_exc_class()
     shield = CancelScope(shield=True)
@@ -391,7 +380,7 @@ async def _protect_on_trio(
             with shield:
                 await sending
             if shield.cancelled_caught:
-                _warn_of_grace(signal, grace)
+                _warn_of_grace(last, grace)
         except cancelled:
             raise
         except BaseException as error:  # noqa: BLE001  raised below as it is: a task group would wrap it
