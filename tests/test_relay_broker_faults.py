@@ -51,7 +51,7 @@ def _short_limits(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixt
     for module, names in {
         redis: {"_TRIP": 0.6, "_BLOCK": 0.2},
         rabbitmq: {"TRIP": 0.6, "WATCH": 0.3, "FAREWELL": 0.2, "_HEARTBEAT": 1},
-        **({kafka: {"_TRIP": 1.0, "_DELIVERY": 2.0}} if kafka is not None else {}),
+        **({kafka: {"TRIP": 1.0, "DELIVERY": 2.0}} if kafka is not None else {}),
         jetstream: {"CONNECT": 0.8, "_PING": 0.3, "FAREWELL": 0.2},
     }.items():
         for part in _parts_of(module):

@@ -17,8 +17,13 @@ from hypothesis import strategies as st
 from relay_support import until, world
 
 from asignals.relay import DeadLetter, Delivery, Envelope, PublishRefusedError, engine_from_url
+from asignals.relay._connection_state import ConnectionState
 from asignals.relay._envelope import MAX_BODY, MAX_HEADER, MAX_KEPT
-from asignals.relay.engines.kafka import _CONSUMER_ONLY, _DEFAULTS, _PRODUCER_ONLY, Kafka, Offsets, _but, _Consumer
+from asignals.relay.engines._kafka.consumer import Consumer
+from asignals.relay.engines._kafka.member import Member
+from asignals.relay.engines._kafka.offsets import Offsets
+from asignals.relay.engines._kafka.settings import CONSUMER_ONLY, DEFAULTS, PRODUCER_ONLY, without
+from asignals.relay.engines.kafka import Kafka
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -64,9 +69,9 @@ def test_settings_go_to_the_client_that_they_are_for() -> None:
     """Names may be written with `_`; what is the consumer's does not reach the producer, which would warn of it."""
     kafka = Kafka(["one:9092", "two:9092"], session_timeout_ms=6000, linger_ms=5, **{"sasl.mechanism": "PLAIN"})
     given = {"bootstrap.servers": "one:9092,two:9092", "session.timeout.ms": 6000, "linger.ms": 5}
-    assert kafka._settings == {**_DEFAULTS, **given, "sasl.mechanism": "PLAIN"}
-    assert "session.timeout.ms" not in _but(kafka._settings, _CONSUMER_ONLY)
-    assert "linger.ms" not in _but(kafka._settings, _PRODUCER_ONLY)
+    assert kafka._clients.settings == {**DEFAULTS, **given, "sasl.mechanism": "PLAIN"}
+    assert "session.timeout.ms" not in without(kafka._clients.settings, CONSUMER_ONLY)
+    assert "linger.ms" not in without(kafka._clients.settings, PRODUCER_ONLY)
 
 
 def test_what_the_promises_rest_on_is_no_setting() -> None:
@@ -87,7 +92,7 @@ def test_a_url_names_kafkas_servers() -> None:
     """For programs that get theirs from the environment."""
     kafka = engine_from_url("kafka://one:9092,two:9092", name="orders")
     assert isinstance(kafka, Kafka)
-    assert (kafka._settings["bootstrap.servers"], kafka.name) == ("one:9092,two:9092", "orders")
+    assert (kafka._clients.settings["bootstrap.servers"], kafka.name) == ("one:9092,two:9092", "orders")
 
 
 class Message:
@@ -160,24 +165,29 @@ class Client:
         """Leave the group."""
 
 
-def consumer(client: Client, handle: Any, limit: int = 1) -> _Consumer:
+def member(client: Client) -> Member:
+    """Make a member of a group by a client of ours."""
+    return Member(lambda _: client, ConnectionState("Kafka"))  # type: ignore[arg-type, return-value]  # what it needs of one
+
+
+def consumer(client: Client, handle: Any) -> Consumer:
     """Make one running `consume` on a client of ours."""
     topics = {"asignals.numbers": "numbers"}
-    return _Consumer(Kafka("localhost:9092"), client, topics, handle, limit)  # type: ignore[arg-type]  # what it needs of one
+    return Consumer(member(client), ConnectionState("Kafka"), topics, handle, limit=1, away=22.5)
 
 
 def test_a_partition_that_was_taken_away_while_paused_is_resumed_when_it_comes_back() -> None:
     """Whether partitions are paused is not known any more after a rebalance, however often was looked in between."""
     client = Client()
-    one = consumer(client, None)
-    client.subscribe([], on_assign=one._assigned, on_revoke=one._revoked)
+    one = member(client)
+    one.join([])
     client.assign(0, 1)
-    one._poll(is_full=True)
+    one.poll(1, is_full=True)
     assert client.paused == {0, 1}
     client.revoke()
-    one._poll(is_full=False)  # while the group finds out who gets what
+    one.poll(1, is_full=False)  # while the group finds out who gets what
     client.assign(0, 1)
-    one._poll(is_full=False)
+    one.poll(1, is_full=False)
     assert client.paused == set()
 
 
@@ -198,8 +208,9 @@ async def _hand_over() -> tuple[list[Delivery], list[int], bool]:
         handed_over = True
 
     client.on_look = [lambda: client.assign(0), lambda: [Message(7), Message(8)], hand_over]
-    running = asyncio.create_task(consumer(client, handle).run())
-    await until(lambda: not client.on_look and begun)
+    one = consumer(client, handle)
+    running = asyncio.create_task(one.run())
+    await until(lambda: begun and any(offsets.is_over for offsets in list(one._member.partitions.values())))
     was_too_soon = handed_over
     go_on.set()
     await until(lambda: handed_over)
@@ -274,7 +285,7 @@ class Batching:
 
 def _with(producer: Batching) -> Kafka:
     transport = Kafka("localhost:9092")
-    transport._producer = producer  # type: ignore[assignment]  # what it needs of one
+    transport._publisher._producer = producer  # type: ignore[assignment]  # what it needs of one
     return transport
 
 

@@ -69,7 +69,7 @@ def address_of(name: str, transport: Any) -> tuple[str, dict[str, Any]]:
         return require("redis"), {"prefix": transport._base.strip("{}"), "client_name": CLIENT}
     if name == "rabbitmq":
         return require("rabbitmq"), {"name": transport.name}
-    return f"kafka://{transport._servers}", {"name": transport.name, "log_level": 0, "client_id": CLIENT}
+    return f"kafka://{transport._clients.servers}", {"name": transport.name, "log_level": 0, "client_id": CLIENT}
 
 
 async def test_a_killed_listener_leaves_nothing_behind(made: World) -> None:
@@ -168,7 +168,7 @@ async def groups(transport: Any) -> Any:
             for place in consumer.committed([TopicPartition(name, number) for number in metadata[name].partitions])
         )
 
-    return await transport._with_consumer("web", committed)
+    return await transport._clients.with_consumer("web", committed)
 
 
 LOOK: dict[str, Callable[[Any], Awaitable[Any]]] = {
