@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
+import subprocess
+import sys
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -948,3 +951,29 @@ def test_refusals_name_what_was_refused() -> None:
     error = PublishRefusedError({str(number): "too large" for number in range(1000)})
     assert len(error.refused) == 1000
     assert len(str(error)) < 200
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_a_forked_child_is_an_instance_of_its_own() -> None:
+    """A server that forks after loading the application has workers of different names, but for one that was given."""
+    program = """
+import os
+from asignals import Signal
+from asignals.relay import Memory, Relay
+made, named = Relay(Memory(), "shop"), Relay(Memory(), "shop", instance="pod-0")
+made.export(Signal([], name="s"), "t")
+reading, writing = os.pipe()
+if os.fork() == 0:
+    os.write(writing, f"{made.instance} {made.origin} {named.instance}".encode())
+    os._exit(0)
+os.wait()
+print(made.instance, made.origin, named.instance)
+print(os.read(reading, 1000).decode())
+"""
+    done = subprocess.run(  # noqa: S603
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60
+    )
+    parent, child = (line.split() for line in done.stdout.splitlines())
+    assert child[0] != parent[0]
+    assert child[1] == f"shop/{child[0]}"
+    assert (child[2], parent[2]) == ("pod-0", "pod-0")

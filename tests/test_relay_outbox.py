@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from relay_support import mariadb_database, postgres_schema, until
-from sqlalchemy import text
+from sqlalchemy import UpdateBase, text
 from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import Session
 
 from asignals import Signal, signal
 from asignals.relay import (
@@ -476,3 +477,87 @@ async def test_a_database_in_memory_is_refused(url: str) -> None:
     """An in-memory SQLite would be another database for each connection."""
     with pytest.raises(ValueError, match="needs a SQLite file"):
         SQLAlchemyOutbox(url)
+
+
+@pytest.mark.parametrize("level", ["AUTOCOMMIT", "SERIALIZABLE"])
+async def test_rows_wait_for_the_engine_whatever_the_isolation_level_of_the_database(
+    engine: AsyncEngine, level: str
+) -> None:
+    """What cannot be published stays, also where the application's connections commit each statement by themselves."""
+    outbox, sink = SQLAlchemyOutbox(engine.execution_options(isolation_level=level)), Sink()
+    for number in range(3):
+        await outbox.put(event(number, key="k" if number else None))
+
+    async def fail(_envelopes: Sequence[Envelope]) -> None:
+        raise ConnectionError("the broker is down")
+
+    for _ in range(2):
+        with pytest.raises(ConnectionError, match="the broker is down"):
+            await outbox.drain_once(fail)
+    assert await outbox.count() == 3
+    assert await drain(outbox, sink) == 3
+    assert sink.bodies == [0, 1, 2]
+
+
+async def test_a_session_in_autocommit_is_refused(engine: AsyncEngine) -> None:
+    """There is no transaction that an event, or the note of `once`, could be part of, so neither is written."""
+    outbox = SQLAlchemyOutbox(engine)
+    automatic = engine.execution_options(isolation_level="AUTOCOMMIT")
+    for make in (lambda: AsyncSession(automatic), automatic.connect):
+        async with make() as session:
+            with pytest.raises(RuntimeError, match="AUTOCOMMIT"):
+                await outbox.put(event(1), session)
+    assert await outbox.count() == 0
+
+    errors = []
+    signal_ = Signal([], name="autocommit_once")
+
+    @signal_.connect(weak=False)
+    async def receiver() -> None:
+        try:
+            async with AsyncSession(automatic) as session, once(session):
+                raise AssertionError("nothing keeps the note and the changes together")
+        except RuntimeError as error:
+            errors.append(str(error))
+
+    memory = Memory()
+    relay = Relay(memory, "s", inbox=SQLAlchemyInbox(engine))
+    relay.receive(signal_, "autocommit.once")
+    async with relay:
+        await memory.publish_many([Envelope("autocommit.once", b"{}")])
+        await until(lambda: errors)
+    assert "AUTOCOMMIT" in errors[0]
+
+
+async def test_an_event_goes_by_the_engine_that_a_session_writes_with(engine: AsyncEngine, tmp_path: Path) -> None:
+    """A session that reads from a replica and writes elsewhere has the row written where it writes."""
+    replica, _ = as_engine(f"sqlite+aiosqlite:///{tmp_path}/replica.db")
+
+    class Routing(Session):
+        def get_bind(self, mapper: Any = None, *, clause: Any = None, **_options: Any) -> Any:
+            return (engine if self._flushing or isinstance(clause, UpdateBase) else replica).sync_engine
+
+    outbox = SQLAlchemyOutbox(engine)
+    async with AsyncSession(sync_session_class=Routing) as session, session.begin():
+        await session.execute(text("SELECT 1"))
+        await outbox.put(event(1), session)
+    assert await outbox.count() == 1
+    await replica.dispose()
+
+
+async def test_a_session_of_another_database_is_warned_of(
+    engine: AsyncEngine, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """An event that a session writes to an outbox that nobody here reads is said once, with both databases."""
+    other, _ = as_engine(f"sqlite+aiosqlite:///{tmp_path}/other.db")
+    outbox = SQLAlchemyOutbox(engine)
+    async with other.begin() as connection:
+        await connection.run_sync(table_metadata().create_all)
+    if engine.dialect.name == "sqlite":  # the statement is the dialect's
+        for _ in range(2):
+            async with AsyncSession(other) as session, session.begin():
+                await outbox.put(event(1), session)
+        (message,) = [record.getMessage() for record in caplog.records]
+        assert f"a session writes events to the outbox in sqlite ({tmp_path}/other.db)" in message
+        assert f"and this relay publishes those in sqlite ({tmp_path}/app.db)" in message
+    await other.dispose()

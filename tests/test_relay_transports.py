@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import time
 from contextlib import aclosing, asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Any
@@ -581,3 +582,38 @@ async def test_names_that_an_engine_might_misread_are_refused(engine: World, nam
     """Services with names that mean something to a broker are refused before anything is asked of it."""
     with pytest.raises(ValueError, match="service must be"):
         await engine.open().consume(name, "one", ["numbers"], Heard())
+
+
+# A database of the application's own belongs to one loop, as SQLAlchemy says: that of "psycopg" is made by its URL.
+BOUND_TO_LOOPS = ["sqlite", "psycopg", "jetstream", "redis", "rabbitmq", "kafka"]
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("name", BOUND_TO_LOOPS)
+async def test_sync_code_publishes_in_one_event_loop_after_the_other(name: str, tmp_path: Path) -> None:
+    """Connections of a loop that has ended (`asyncio.run`, `async_to_sync`) are let go of, and new ones are made."""
+    async with world(name, tmp_path) as made:
+        transport, heard = made.open(), Heard()
+        for event in events(3):
+            await asyncio.to_thread(asyncio.run, transport.publish_many([event]))
+        gc.collect()  # what the client says of its connections is said here
+        consuming = asyncio.create_task(made.open().consume("s", "i", ["numbers"], heard))
+        await until(lambda: len(heard.numbers) == 3)
+        consuming.cancel()
+        await asyncio.wait([consuming])
+        assert sorted(heard.numbers) == [0, 1, 2]
+
+
+@pytest.mark.parametrize("name", [name for name in BOUND_TO_LOOPS if name != "sqlite"])
+async def test_an_engine_that_another_threads_loop_uses_says_so(name: str, tmp_path: Path) -> None:
+    """A send from the loop of another thread waits for no answer that comes in this one; the next one here goes on."""
+    signal = Signal(["number"], name="threads")
+    async with world(name, tmp_path) as made:
+        relay = Relay(made.open(), "shop", grace=1)
+        relay.export(signal, "numbers")
+        async with relay:
+            await signal.send("here", number=1)
+            with pytest.raises(RuntimeError, match="another thread"):
+                await asyncio.to_thread(asyncio.run, signal.send("there", number=2))
+            await signal.send("here", number=3)
+        assert relay.health().published == 2

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 
 from asignals.relay._cancel import end, heeding
 from asignals.relay._connection_state import Attempts
+from asignals.relay._loops import OwnLoop
 from asignals.relay._to_the_end import to_the_end
 
 if TYPE_CHECKING:
@@ -83,17 +84,22 @@ class Coalescer(Generic[T, R]):
     def __init__(self, function: Callable[[list[T]], Awaitable[list[R]]], most: int = 500) -> None:
         self._function = function
         self._most = most
+        self._loop = OwnLoop()
         self._waiting: list[tuple[T, asyncio.Future[R]]] = []
         self._task: asyncio.Task[None] | None = None
 
     async def __call__(self, item: T) -> R:
         """Give the result for one item; raises what the function raised for its trip."""
+        self._loop.enter("this relay", self._forget)
         loop = asyncio.get_running_loop()
         future: asyncio.Future[R] = loop.create_future()
         self._waiting.append((item, future))
         if self._task is None or self._task.done():
             self._task = loop.create_task(self._run())
         return await future
+
+    def _forget(self) -> None:
+        self._waiting, self._task = [], None
 
     async def aclose(self) -> None:
         """End the trip that is under way; calls that wait are cancelled."""

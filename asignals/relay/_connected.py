@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from contextlib import asynccontextmanager, nullcontext, suppress
+from functools import partial
 from inspect import isawaitable
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 from weakref import WeakKeyDictionary
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
     from sqlalchemy.pool import Pool
 
+    from asignals.relay._loops import OwnLoop
+
 T = TypeVar("T")
 
 LIMIT: Final = 8.0  # seconds that a transaction of a few statements may take; then its connection is thrown away
@@ -32,6 +35,23 @@ _REPEATS: Final = 5  # times that a transaction is begun which the database undo
 # When a connection of a pool last did not answer: what was made before that is not trusted any more.
 _TROUBLES: WeakKeyDictionary[Pool, float] = WeakKeyDictionary()
 _MADE: Final = "asignals_made"
+OWN_LOOP: Final = "asignals_loop"  # the execution option of an engine that is made here
+_LEVEL: Final = "asignals_isolation_level"
+
+
+def at_level(engine: AsyncEngine, level: str) -> AsyncEngine:
+    """Give the engine whose connections `connected` opens with an isolation level.
+
+    The level of an engine that has itself been made by `execution_options` would win over another such call.
+    """
+    return engine.execution_options(**{_LEVEL: level})
+
+
+def enter_loop(engine: AsyncEngine) -> None:
+    """Let go of the connections of an event loop that has ended, of an engine that is made here."""
+    own: OwnLoop | None = engine.get_execution_options().get(OWN_LOOP)
+    if own is not None:
+        own.enter(name_of(engine), partial(engine.sync_engine.dispose, close=False))
 
 
 def note_when_made(_connection: Any, record: Any) -> None:
@@ -106,6 +126,7 @@ async def _open(engine: AsyncEngine, opened: list[AsyncConnection]) -> None:
 
 
 async def _opened(engine: AsyncEngine) -> AsyncConnection:
+    enter_loop(engine)
     while True:
         connection = engine.connect()
         # One cancellation first, after which the pool closes what it has begun; then again and again.
@@ -114,6 +135,8 @@ async def _opened(engine: AsyncEngine) -> AsyncConnection:
                 await connection.start()
         if connection.sync_connection is None:
             raise TimeoutError(f"{name_of(engine)} could not be connected to within {LIMIT:g} s")
+        if (level := connection.sync_connection.get_execution_options().get(_LEVEL)) is not None:
+            await connection.execution_options(isolation_level=level)
         trouble = _TROUBLES.get(engine.sync_engine.pool)
         if trouble is None or connection.sync_connection.info.get(_MADE, 0.0) > trouble:
             return connection

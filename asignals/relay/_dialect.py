@@ -12,11 +12,12 @@ from sqlalchemy.dialects import mysql, postgresql, sqlite
 if TYPE_CHECKING:
     from collections.abc import Collection
 
-    from sqlalchemy import Dialect, Table
+    from sqlalchemy import Connection, Dialect, Engine, Table
     from sqlalchemy.exc import DBAPIError
     from sqlalchemy.ext.asyncio import AsyncEngine
 
 _NO_TABLE = re.compile(r"""(?:no such table: |relation ["']|Table '(?:[^'.]+\.)?)([\w.]+)""")
+_MYSQL: Final = ("mysql", "mariadb")
 _CHANNEL = re.compile(r"[^a-z0-9_]")
 
 PG_NOW: Final = "extract(epoch from clock_timestamp())::double precision"
@@ -30,10 +31,10 @@ IDLE: Final = 12.0  # seconds
 PG_IDLE: Final = f"set_config('idle_in_transaction_session_timeout', '{int(IDLE * 1000)}', true)"
 
 
-def name_of(engine: AsyncEngine) -> str:
+def name_of(engine: AsyncEngine | Engine) -> str:
     """Say which database it is."""
     url = engine.url
-    port = url.port or (3306 if is_mysql(engine) else 5432)
+    port = url.port or (3306 if engine.dialect.name in _MYSQL else 5432)
     where = f"{url.host}:{port}/" if url.host else ""
     return f"{engine.dialect.name} ({where}{url.database})"
 
@@ -78,12 +79,28 @@ def is_sqlite(engine: AsyncEngine) -> bool:
 
 def is_mysql(engine: AsyncEngine) -> bool:
     """Whether it is MariaDB or MySQL."""
-    return engine.dialect.name in ("mysql", "mariadb")
+    return engine.dialect.name in _MYSQL
+
+
+def level_of(made: Engine | Connection) -> str | None:
+    """Give the isolation level that an engine or a connection was made with, where it was given one."""
+    level: str | None = made.get_execution_options().get("isolation_level", made.dialect._on_connect_isolation_level)
+    return level
+
+
+def is_autocommit(connection: Connection) -> bool:
+    """Whether each statement commits by itself, so that there is no transaction to be part of."""
+    if level_of(connection) == "AUTOCOMMIT":
+        return True
+    if connection.dialect.name == "sqlite":  # whose driver may do so: SQLAlchemy's recipe begins transactions by hand
+        return False
+    driver: Any = connection.connection.dbapi_connection
+    return connection.dialect.detect_autocommit_setting(driver)
 
 
 def upsert(dialect: Dialect, table: Table, keys: Collection[str], column: str) -> Any:
     """Write the statement that inserts rows, or sets one column of those whose keys are there."""
-    if dialect.name in ("mysql", "mariadb"):
+    if dialect.name in _MYSQL:
         write = mysql.insert(table)
         return write.on_duplicate_key_update({column: write.inserted[column]})
     insert = (postgresql if dialect.name == "postgresql" else sqlite).insert(table)

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from asignals import Signal
     from asignals.relay._codec import Codec
+    from asignals.relay._identity import Identity
 
     KeyFunction: TypeAlias = "Callable[[Any, dict[str, Any]], str | None]"
 
@@ -160,7 +161,7 @@ class Exporter:
         key: KeyFunction | None,
         version: int,
         exclude_args: Collection[str],
-        origin: str,
+        identity: Identity,
         hop_limit: int,
         needs_session: bool,
         system: str,
@@ -175,7 +176,7 @@ class Exporter:
         self._key = key
         self._version = version
         self._exclude_args = frozenset(exclude_args)
-        self._origin = origin
+        self._identity = identity
         self._hop_limit = hop_limit
         self._needs_session = needs_session
         self._called_here = called_here
@@ -191,7 +192,7 @@ class Exporter:
             self.topic,
             self._encode(signal, crossing),
             version=self._version,
-            origin=self._origin,
+            origin=self._identity.origin,
             hops=self._hops(signal),
             sender=self._dump(sender),
             key=None if self._key is None else self._key(sender, arguments),
@@ -213,7 +214,7 @@ class Exporter:
 
         function: Any = export
         function.__module__ = None  # a label, and no code that anybody looks for
-        function.__qualname__ = f"relay {self._origin.partition('/')[0]} → {self.topic}"
+        function.__qualname__ = f"relay {self._identity.service} → {self.topic}"
         function.exporter = self
         return export
 

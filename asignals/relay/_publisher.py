@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from asignals.relay._envelope import DeadLetter
+    from asignals.relay._identity import Identity
     from asignals.relay._transport import Parts
 
 
@@ -23,10 +24,10 @@ class Publisher:
     Sends that wait for the engine at the same time share its round trips.
     """
 
-    def __init__(self, parts: Parts, origin: str, timeout: float) -> None:
+    def __init__(self, parts: Parts, identity: Identity, timeout: float) -> None:
         self.published = 0
         self._parts = parts
-        self._origin = origin
+        self._identity = identity
         self._timeout = timeout
         self._publish_soon = Coalescer(self._publish_all)
 
@@ -63,7 +64,7 @@ class Publisher:
         if isinstance(transport := self._parts.transport, DeadLetters):
             await transport.put_dead_letter(queue, letter)
         else:
-            await transport.publish_many([Envelope(queue, letter.encode(), origin=self._origin)])
+            await transport.publish_many([Envelope(queue, letter.encode(), origin=self._identity.origin)])
 
     async def aclose(self) -> None:
         """End what is under way; sends that wait are cancelled."""

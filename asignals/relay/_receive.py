@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 
     from asignals import Signal
     from asignals._core import Connection
+    from asignals.relay._identity import Identity
     from asignals.relay._inbox import Inbox
     from asignals.relay._subscription import Subscription, Target
     from asignals.relay._transport import Delivery
@@ -147,8 +148,7 @@ class Inbound:
 
     def __init__(  # noqa: PLR0913  parts of one relay
         self,
-        service: str,
-        origin: str,
+        identity: Identity,
         inbox: Inbox,
         put_dead_letter: Callable[[str, DeadLetter], Awaitable[None]],
         *,
@@ -156,15 +156,15 @@ class Inbound:
         lease: float,
         system: str = "asignals",
     ) -> None:
-        self.service = service
+        self.service = identity.service
         self.system = system
         self.watchdog = Watchdog(lease, self._blocked)
         self.subscriptions: dict[str, Subscription] = {}
         self.counts = Counts()
         self.inbox_state: ConnectionState = ConnectionState("the inbox")
-        self.dead_letter = f"dlq.{service}"
-        self._origin = origin
-        self._own = f"{service}/"
+        self.dead_letter = f"dlq.{self.service}"
+        self._identity = identity
+        self._own = f"{self.service}/"
         self._inbox = inbox
         self._put_dead_letter = put_dead_letter
         self.always_remember = always_remember
@@ -247,7 +247,7 @@ class Inbound:
     def _is_meant(self, envelope: Envelope, subscription: Subscription) -> bool:
         if envelope.target is not None:
             return envelope.target == self.service
-        if envelope.origin == self._origin and envelope.done:
+        if envelope.origin == self._identity.origin and envelope.done:
             return False  # its receivers in this process were called by `send` itself
         return subscription.include_own_service or not envelope.origin.startswith(self._own)
 

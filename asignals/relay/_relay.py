@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import socket
 from contextlib import AsyncExitStack
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Final, Self
@@ -13,8 +11,9 @@ from asignals.overview.relays import running
 from asignals.relay._broadcast import Listener
 from asignals.relay._codec import UpcastingCodec, check_codec, codec_for
 from asignals.relay._dead_letters import REFUSED, KeepsRefused, Letters, OnProgress, Retention, which
-from asignals.relay._envelope import Envelope, check_name, new_id
+from asignals.relay._envelope import Envelope, check_name
 from asignals.relay._export import OWN_TRANSACTION, Bound, Exporter, ExportUid, dump_sender, key_function, load_sender
+from asignals.relay._identity import Identity
 from asignals.relay._inbox import MemoryInbox, Purged
 from asignals.relay._monitoring.health import Health, problems_of
 from asignals.relay._monitoring.status import TIMEOUT, Looker, Snapshot, Status, server_of
@@ -84,7 +83,8 @@ class Relay:
             that failed; one that is given remembers successes too, so that an event delivered twice is handled once.
             RabbitMQ and Kafka have no store of their own: without an inbox nothing is remembered over a restart there,
             and an event that kills its process is not found out.
-        instance: Names this process among those of the service; by default made of host and process id.
+        instance: Names this process among those of the service; by default made of host and process id, in a
+                forked child anew.
         sender_codec: A pair of functions: sender to string, and string to sender (which may be async). By default
             senders are strings or `None`.
         limit: How many events are handled at once.
@@ -133,8 +133,8 @@ class Relay:
             raise ValueError(
                 "strict=True needs an outbox: without one there is no transaction that an event could be part of"
             )
-        self.service: str = check_name("service", service)
-        self.instance: str = check_name("instance", _instance() if instance is None else instance)
+        self._identity = Identity(service, instance)
+        self.service: str = service
         self.final_status: Status | None = None
         self._sender_codec: SenderCodec = sender_codec or (dump_sender, load_sender)
         self._hop_limit = hop_limit
@@ -143,10 +143,9 @@ class Relay:
         self._exported: list[tuple[Signal[..., Any], ExportUid]] = []
         own_inbox = transport.inbox() if inbox is None and isinstance(transport, OwnInbox) else MemoryInbox()
         self._parts = Parts(transport, outbox, inbox or own_inbox)
-        self._publisher = Publisher(self._parts, self.origin, publish_timeout)
+        self._publisher = Publisher(self._parts, self._identity, publish_timeout)
         self._inbound = Inbound(
-            self.service,
-            self.origin,
+            self._identity,
             self._parts.inbox,
             self._publisher.put_dead_letter,
             always_remember=inbox is not None,
@@ -158,7 +157,7 @@ class Relay:
         self._looker = Looker(self.service, self._parts, self._letters, lambda: self._inbound.subscriptions)
         self._snapshot = Snapshot(lambda: self._looker.look(self.dead_letter_queues, self.topics))
         self._runner = Runner(
-            self.instance, self._parts, self._inbound, self._listener, self._publisher, limit=limit, grace=grace
+            self._identity, self._parts, self._inbound, self._listener, self._publisher, limit=limit, grace=grace
         )
         self._retention = Retention(self._letters, keep_dead_letters)
         if keep_dead_letters is not None:
@@ -175,9 +174,14 @@ class Relay:
         return self._parts.outbox
 
     @property
+    def instance(self) -> str:
+        """Names this process among those of the service."""
+        return self._identity.instance
+
+    @property
     def origin(self) -> str:
         """What envelopes from here say of where they come from."""
-        return f"{self.service}/{self.instance}"
+        return self._identity.origin
 
     # -- configuration ---------------------------------------------------------------------------------------------
 
@@ -233,7 +237,7 @@ class Relay:
             key=key_function(signal, key),
             version=version,
             exclude_args=exclude_args,
-            origin=self.origin,
+            identity=self._identity,
             hop_limit=self._hop_limit,
             needs_session=self.outbox is not None and (declares_session if self._strict is None else self._strict),
             system=system_of(self.transport),
@@ -587,8 +591,3 @@ def _lease_of(transport: object) -> float:
     """Seconds that the engine waits for a word about an event; a guess where it goes by the connection."""
     found = getattr(transport, "lease", None) or getattr(transport, "ack_wait", None)
     return float(found) if isinstance(found, (int, float)) else 30.0
-
-
-def _instance() -> str:
-    host = "".join(letter if letter.isascii() and letter.isalnum() else "-" for letter in socket.gethostname())
-    return f"{host[:40].strip('-') or 'host'}-{os.getpid()}-{new_id()[-6:]}"

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine, Sequence
 
     from asignals.relay._broadcast import Listener
+    from asignals.relay._identity import Identity
     from asignals.relay._monitoring.status import Status
     from asignals.relay._publisher import Publisher
     from asignals.relay._receive import Inbound
@@ -58,7 +59,7 @@ class Runner:
 
     def __init__(  # noqa: PLR0913  parts of one relay
         self,
-        instance: str,
+        identity: Identity,
         parts: Parts,
         inbound: Inbound,
         listener: Listener,
@@ -73,7 +74,7 @@ class Runner:
         self.consuming = ConnectionState(f"consuming as {inbound.service!r}")
         self.limit = limit
         self.grace = grace
-        self._instance = instance
+        self._identity = identity
         self._parts = parts
         self._inbound = inbound
         self._listener = listener
@@ -153,7 +154,7 @@ class Runner:
             assumed = asyncio.get_running_loop().call_later(1.0, attempts.succeeded)
             try:
                 async with attempts:
-                    await consume(inbound.service, self._instance, topics, inbound.handle, limit=self.limit)
+                    await consume(inbound.service, self._identity.instance, topics, inbound.handle, limit=self.limit)
                     raise ConnectionError("the transport stopped consuming")
             finally:
                 assumed.cancel()

@@ -8,12 +8,22 @@ from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Final
 
 import anyio
-from sqlalchemy import event, inspect, make_url, text
-from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+from sqlalchemy import event, inspect, make_url, text, update
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 from sqlalchemy.schema import CreateIndex, CreateTable
 
-from asignals.relay._connected import CLOSE, begun, connected, note_when_made
-from asignals.relay._dialect import channel_of, is_mysql, is_postgres, is_sqlite, lock_of, name_of
+from asignals.relay._connected import CLOSE, OWN_LOOP, at_level, begun, connected, enter_loop, note_when_made
+from asignals.relay._dialect import (
+    channel_of,
+    is_autocommit,
+    is_mysql,
+    is_postgres,
+    is_sqlite,
+    level_of,
+    lock_of,
+    name_of,
+)
+from asignals.relay._loops import OwnLoop
 from asignals.relay._mysql import check_version, create_missing, locked
 from asignals.relay._settings import shown
 from asignals.relay._tables import Tables, tables_of
@@ -23,6 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection
 
     from sqlalchemy import Connection, Table
+    from sqlalchemy.ext.asyncio import AsyncSession
 
 _CONNECT: Final = 10  # seconds that connecting may take at most in a driver; `LIMIT` ends the wait for it before that
 _INIT: Final = 60.0  # seconds that creating tables may take, with other processes that do the same
@@ -49,14 +60,16 @@ class Stored:
                 "outbox and the inbox beside another engine, such as RabbitMQ(…)"
             )
             raise ValueError(msg)
+        if not self._owns_engine:
+            self.engine = _with_transactions(self.engine)
         # For single statements, which PostgreSQL takes in one round trip instead of three.
         self._single: AsyncEngine = self.engine
         # For transactions that lock rows: else MariaDB locks the gaps between them, and others cannot insert there.
         self._locking: AsyncEngine = self.engine
         if is_postgres(self.engine):
-            self._single = self.engine.execution_options(isolation_level="AUTOCOMMIT")
+            self._single = at_level(self.engine, "AUTOCOMMIT")
         elif is_mysql(self.engine) and not self._owns_engine:
-            self._locking = self.engine.execution_options(isolation_level="READ COMMITTED")
+            self._locking = at_level(self.engine, "READ COMMITTED")
         self.database_name: str = name_of(self.engine)
         self.tables: Tables = Tables(schema)
         self._used = tables_of(self.tables, parts)
@@ -99,6 +112,19 @@ class Stored:
         if missing:
             raise SchemaError(name_of(self.engine), missing)
 
+    async def connection_of(self, session: AsyncSession | AsyncConnection, table: Table) -> AsyncConnection:
+        """Give the connection by which a session writes a table, for a row that is to be in its transaction.
+
+        Raises `RuntimeError` where it has no transactions.
+        """
+        connection = session if isinstance(session, AsyncConnection) else await _written_by(session, table)
+        if connection.sync_connection is not None and is_autocommit(connection.sync_connection):
+            raise RuntimeError(
+                f"the session's connection to {name_of(connection.engine)} is in AUTOCOMMIT, so nothing that is "
+                f"written there is part of a transaction: give its engine another isolation_level"
+            )
+        return connection
+
     def _missing(self, connection: Connection) -> list[str]:
         look = inspect(connection)
         return [table.name for table in self._used if not look.has_table(table.name, schema=self._schema_of(table))]
@@ -111,8 +137,26 @@ class Stored:
     async def aclose(self) -> None:
         """Close the connections, if the engine was made here."""
         if self._owns_engine:
+            enter_loop(self.engine)
             with anyio.move_on_after(CLOSE * 2):  # a half-open one would never be closed
                 await self.engine.dispose()
+
+
+def _with_transactions(engine: AsyncEngine) -> AsyncEngine:
+    """Give an engine that is not in AUTOCOMMIT, where rows would be gone before they are published.
+
+    PostgreSQL's is in READ COMMITTED: above that it undoes one of two transactions that take rows.
+    """
+    if is_postgres(engine):
+        return at_level(engine, "READ COMMITTED")
+    if level_of(engine.sync_engine) == "AUTOCOMMIT":
+        return at_level(engine, "SERIALIZABLE" if is_sqlite(engine) else "READ COMMITTED")
+    return engine
+
+
+async def _written_by(session: AsyncSession, table: Table) -> AsyncConnection:
+    """Give the connection by which a session writes: one with several engines may read from another of them."""
+    return await session.connection(bind_arguments={"clause": update(table)})
 
 
 def as_engine(database: str | AsyncEngine) -> tuple[AsyncEngine, bool]:
@@ -159,6 +203,8 @@ def _made(database: str) -> AsyncEngine:
     options: dict[str, Any] = {"connect_args": {argument: _CONNECT}} if is_ours else {}
     if url.get_backend_name() in ("mysql", "mariadb"):  # see `Stored`; its server ends connections that are long idle
         options |= {"isolation_level": "READ COMMITTED", "pool_recycle": 3_600}
+    if url.get_backend_name() != "sqlite":  # whose driver works in any loop
+        options["execution_options"] = {OWN_LOOP: OwnLoop()}
     return create_async_engine(url, **options)
 
 

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any, Final
 from sqlalchemy import delete, func, insert, select
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import DBAPIError
-from sqlalchemy.ext.asyncio import AsyncSession
 
 from asignals.relay._batch import Coalescer
 from asignals.relay._connected import answered, begun, connected, repeated
@@ -25,7 +24,7 @@ from asignals.relay._transport import SchemaError
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
-    from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+    from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession
 
     from asignals.relay._current import Call
 
@@ -168,7 +167,8 @@ async def once(session: AsyncSession | AsyncConnection) -> AsyncIterator[None]:
 
     Raises:
         AlreadyHandledError: this receiver has handled this event.
-        RuntimeError: the relay has another inbox, or the receiver no name of its own: connect it with a dispatch_uid.
+        RuntimeError: the relay has another inbox, the receiver no name of its own (connect it with a dispatch_uid), or
+            the session is in AUTOCOMMIT, and the note would be there without the changes.
         SchemaError: the table of the inbox is missing in the session's database.
         TimeoutError: the database did not answer.
     """
@@ -183,7 +183,7 @@ async def _note(session: AsyncSession | AsyncConnection, call: Call) -> None:
         raise RuntimeError(f"once(session) needs Relay(inbox=SQLAlchemyInbox(…)), not {type(call.inbox).__name__}")  # noqa: TRY004  how the relay is made, not what was passed
     if call.receiver is None:
         raise RuntimeError("once(session) needs a receiver with a name of its own: connect it with a dispatch_uid")
-    connection = await session.connection() if isinstance(session, AsyncSession) else session
+    connection = await call.inbox.connection_of(session, call.inbox.tables.inbox)
     event_id = call.envelope.repeats or call.envelope.id
     row = {"event_id": event_id, "service": call.service, "receiver": call.receiver, "time": time.time()}
     # MariaDB's INSERT IGNORE would ignore other errors, too. There a conflict undoes no more than its own statement.

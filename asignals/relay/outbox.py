@@ -9,6 +9,7 @@ from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
+from weakref import WeakSet
 
 from sqlalchemy import bindparam, delete, event, func, insert, select, update
 from sqlalchemy.exc import DBAPIError
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection
     from sqlalchemy.ext.asyncio import AsyncEngine
     from sqlalchemy.orm import Session
+    from sqlalchemy.pool import Pool
 
 
 logger: logging.Logger = logging.getLogger("asignals.relay")
@@ -92,6 +94,7 @@ class SQLAlchemyOutbox(Stored):
         self.connection_state: ConnectionState = ConnectionState(
             f"publishing from the outbox in {name_of(self.engine)}"
         )
+        self._seen: WeakSet[Pool] = WeakSet()  # pools of sessions, other than our own
         self._refused = 0
         self._refused_at = float("-inf")
         self._wake_drain: Callable[[], object] | None = None
@@ -104,6 +107,8 @@ class SQLAlchemyOutbox(Stored):
         Without a session the row has a transaction of its own. After the commit the relay in this process is woken, or,
         where none runs, NOTIFY wakes those elsewhere. A connection that is no session's does not tell when it has
         committed: there NOTIFY is part of the transaction, and such transactions commit one at a time.
+
+        Raises `RuntimeError` where the session is in AUTOCOMMIT, which has no transactions.
         """
         row = {"key": envelope.key, "data": envelope.encode()}
         if session is None:
@@ -112,15 +117,31 @@ class SQLAlchemyOutbox(Stored):
                 await connection.commit()
                 if not self._wake_here() and is_postgres(self.engine):
                     await announce(await connection.get_raw_connection(), self._channel)
-        elif isinstance(session, AsyncSession):
+        elif isinstance(session, AsyncSession | AsyncConnection):
             # The connection, not the session: the row is no business of the unit of work, and nothing is flushed early.
-            connection = await session.connection()
-            await self._put_in(connection, self._rows.insert, row)
-            self._expect_commit(session.sync_session, connection.sync_connection)
-        elif isinstance(session, AsyncConnection):
-            await self._put_in(session, self._rows.insert_and_notify, row)
+            connection = await self.connection_of(session, self.tables.outbox)
+            self._warn_of_another(connection)
+            if isinstance(session, AsyncSession):
+                await self._put_in(connection, self._rows.insert, row)
+                self._expect_commit(session.sync_session, connection.sync_connection)
+            else:
+                await self._put_in(connection, self._rows.insert_and_notify, row)
         else:
             raise TypeError(f"session must be an AsyncSession or an AsyncConnection, not {type(session).__name__!r}")
+
+    def _warn_of_another(self, connection: AsyncConnection) -> None:
+        """Say once that a session writes to a database that this outbox is not read from."""
+        pool = connection.engine.sync_engine.pool
+        if pool is self.engine.sync_engine.pool or pool in self._seen:
+            return
+        self._seen.add(pool)
+        if (other := name_of(connection.engine)) != self.database_name:
+            logger.warning(
+                "a session writes events to the outbox in %s, and this relay publishes those in %s: they stay there"
+                " until another one publishes them",
+                other,
+                self.database_name,
+            )
 
     async def _put_in(self, connection: AsyncConnection, statement: Any, row: dict[str, Any]) -> None:
         """Write a row by the caller's connection; one that is silent is not waited for without a limit, either."""

@@ -35,6 +35,7 @@ from asignals.relay._cancel import limited
 from asignals.relay._connection_state import Attempts, ConnectionState, jittered
 from asignals.relay._envelope import DeadLetter, check_name
 from asignals.relay._inbox import Memo
+from asignals.relay._loops import OwnLoop
 from asignals.relay._monitoring.figures import EXPIRY, TopicFigures, backlog_of, beat_for_ever, held_of
 from asignals.relay._places import Address, Server, servers_of
 from asignals.relay._pool import Pool
@@ -172,7 +173,8 @@ class RedisStreams:
         }
         self._url = url
         self._made: Redis | None = None
-        self._client()  # so that options that Redis does not have are refused here
+        self._loop = OwnLoop()
+        self._make()  # so that options that Redis does not have are refused here
 
     # -- places ----------------------------------------------------------------------------------------------------
 
@@ -187,6 +189,13 @@ class RedisStreams:
     # -- connecting ------------------------------------------------------------------------------------------------
 
     def _client(self) -> Redis:
+        self._loop.enter(self.connection_state.name, self._forget_client)
+        return self._make()
+
+    def _forget_client(self) -> None:
+        self._made = None
+
+    def _make(self) -> Redis:
         if self._made is None:
             options = {"max_connections": _CONNECTIONS, "timeout": _TRIP, **self._options, "decode_responses": False}
             make: Any = pool_by_sentinels if is_of_sentinels(self._url) else BlockingConnectionPool.from_url
@@ -199,6 +208,7 @@ class RedisStreams:
 
     async def aclose(self) -> None:
         """Close the connections."""
+        self._loop.enter(self.connection_state.name, self._forget_client)
         client, self._made = self._made, None  # the next event loop may be another
         if client is not None:
             await to_the_end(_close(client))

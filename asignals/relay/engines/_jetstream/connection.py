@@ -12,6 +12,7 @@ from nats.aio.client import Client
 
 from asignals.relay._cancel import limited
 from asignals.relay._connection_state import ConnectionState
+from asignals.relay._loops import OwnLoop
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
@@ -43,9 +44,11 @@ class NatsConnection:
         self._down_since: float | None = None
         self._closing: set[asyncio.Task[None]] = set()
         self._lock = asyncio.Lock()
+        self._loop = OwnLoop()
 
     async def aclose(self) -> None:
         """Close the connection; it is opened again when it is used again."""
+        self._loop.enter(self.state.name, self._forget)
         client, self.client = self.client, None
         self._lock = asyncio.Lock()  # the next event loop may be another
         if client is not None:
@@ -53,8 +56,14 @@ class NatsConnection:
         if self._closing:
             await asyncio.wait(self._closing)
 
+    def _forget(self) -> None:
+        self.client, self._down_since, self._lock = None, None, asyncio.Lock()
+        self._closing.clear()
+        self.watchers.clear()
+
     async def open(self) -> Client:
         """Give a client that is connected; raises `ConnectionError` while it is connecting again."""
+        self._loop.enter(self.state.name, self._forget)
         if self.client is not None and self.client.is_connected:
             self._down_since = None
             return self.client

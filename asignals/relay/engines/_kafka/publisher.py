@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from confluent_kafka import KafkaError, KafkaException, Producer
 
+from asignals.relay._loops import OwnLoop
 from asignals.relay.engines._kafka.clients import DELIVERY, in_thread
 
 if TYPE_CHECKING:
@@ -35,15 +36,20 @@ class Publisher:
         self._clients = clients
         self._producer: Producer | None = None
         self._publishing = asyncio.Lock()
+        self._loop = OwnLoop()
         self._thread = ThreadPoolExecutor(1, "asignals-kafka")
 
     def close(self) -> None:
         """Let go of the producer."""
         self._producer = None
+        self._forget()
+
+    def _forget(self) -> None:
         self._publishing = asyncio.Lock()  # the next event loop may be another
 
     async def produce(self, records: Sequence[Record]) -> dict[int, str]:
         """Publish; returns the places of records that are too large for Kafka, and what it says of them."""
+        self._loop.enter(self._clients.state.name, self._forget)
         async with self._publishing:
             refused = await in_thread(lambda: self._produce_now(records), self._thread)
         self._clients.state.restored()

@@ -19,6 +19,7 @@ from aio_pika.exceptions import ChannelPreconditionFailed
 from asignals.masking import redacted
 from asignals.relay._cancel import end, limited
 from asignals.relay._connection_state import Attempts, ConnectionState
+from asignals.relay._loops import OwnLoop
 from asignals.relay.engines._rabbitmq.channels import TRIP, close
 
 if TYPE_CHECKING:
@@ -55,6 +56,7 @@ class BrokerConnection:
         self.partitions: set[ConnectionState] = set()  # that are consumed from here
         self._options = options
         self._lock = asyncio.Lock()
+        self._loop = OwnLoop()
         self._reopening: asyncio.Task[None] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -67,6 +69,7 @@ class BrokerConnection:
 
     async def aclose(self) -> None:
         """Close the connection; it is opened again when it is used again."""
+        self._loop.enter(self.state.name, self._forget)
         while self._tasks:
             await end(list(self._tasks))
         current, self.current = self.current, None
@@ -74,8 +77,13 @@ class BrokerConnection:
             await close(current.connection)
         self._lock = asyncio.Lock()  # the next event loop may be another
 
+    def _forget(self) -> None:
+        self.current, self._reopening, self._lock = None, None, asyncio.Lock()
+        self._tasks.clear()
+
     async def open(self) -> OpenConnection:
         """Give the connection, a new one where it was lost."""
+        self._loop.enter(self.state.name, self._forget)
         async with self._lock:
             if self.current is None or self.current.channel.is_closed:
                 self.current = await limited(self._connect(self.current), TRIP, self.state.name)
@@ -126,8 +134,10 @@ class BrokerConnection:
         """Give up a connection that was closed or does not answer, and open a new one."""
         if self.current is None or connection is not self.current.connection:
             return
-        self.state.lost(error or ConnectionError("closed"))
         self.current = None
+        if isinstance(error, asyncio.CancelledError):
+            return  # the event loop ends
+        self.state.lost(error or ConnectionError("closed"))
         self._try_next_first()
         self._start(close(connection))
         if self._reopening is None or self._reopening.done():

@@ -15,6 +15,7 @@ from aiormq.exceptions import ChannelLockedResource
 
 from asignals.relay._cancel import limited
 from asignals.relay._envelope import check_name
+from asignals.relay._loops import OwnLoop
 from asignals.relay._monitoring.figures import TopicFigures
 from asignals.relay.engines._rabbitmq.channels import TRIP, close
 from asignals.relay.engines._rabbitmq.connection import UNLIMITED
@@ -36,6 +37,7 @@ class Services:
         self.connection = queues.connection
         self._register = f"{self.connection.name}.services"
         self._reading = asyncio.Lock()
+        self._loop = OwnLoop()
 
     def reset(self) -> None:
         """Make ready for another event loop."""
@@ -110,6 +112,7 @@ class Services:
         What is not acknowledged is put back.
         """
         found: dict[tuple[str, str], list[AbstractIncomingMessage]] = {}
+        self._loop.enter(self._register, self.reset)
         async with self._reading:
             turn = await self._take_turn()
             async with self.connection.channel(confirms=False) as channel:
