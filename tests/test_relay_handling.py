@@ -6,8 +6,10 @@ import asyncio
 import logging
 import math
 import time
-from datetime import datetime  # noqa: TC003  the stubs' types are read when they are exported
+from dataclasses import dataclass
+from datetime import date, datetime
 from typing import TYPE_CHECKING, Any
+from uuid import UUID
 
 import pytest
 from relay_support import until
@@ -759,6 +761,77 @@ async def test_values_that_would_not_arrive_are_refused_when_sent(
     assert relay.health().published == 0
     await measured.send("A-1", maybe=None, price=0.5)
     assert relay.health().published == 1
+
+
+@dataclass
+class Place:
+    """A value of its own."""
+
+    name: str
+
+
+@dataclass
+class Hall(Place):
+    """One with more than its declared type tells."""
+
+    seats: int = 100
+
+
+@pytest.mark.parametrize("library", ["pydantic", "msgspec"])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"data": {"at": date(2026, 1, 1)}},
+        {"data": {"ids": [UUID(int=1)]}},
+        {"data": {1: "one"}},
+        {"place": Hall("opera")},
+        {"places": [Place("park"), Hall("opera")]},
+        {"either": b"abc"},
+    ],
+)
+async def test_values_that_would_arrive_as_others_are_refused_when_sent(
+    memory: Memory, monkeypatch: pytest.MonkeyPatch, library: str, arguments: dict[str, Any]
+) -> None:
+    """A date that nobody declares would come as text, a subclass without its own fields: that is the sender's error."""
+    if library == "msgspec" and "either" in arguments:
+        pytest.skip("msgspec refuses to tell str from bytes when it is exported")
+    monkeypatch.setattr(_codec, "find_spec", lambda name: name == library or None)
+
+    def stub(
+        sender: str,
+        *,
+        data: dict[Any, Any] = {},  # noqa: B006  nobody changes it
+        place: Place | None = None,
+        places: list[Place] = [],  # noqa: B006
+        either: str | bytes = "",
+    ) -> None:
+        """Something was found."""
+
+    if library == "msgspec":
+        stub.__annotations__["either"] = str
+    found = signal(stub)
+    relay = Relay(memory, "shop")
+    relay.export(found, TOPIC)
+    with pytest.raises(BodyError, match=r"would (be|not be) read"):
+        await found.send("A-1", **arguments)
+    assert relay.health().published == 0
+    await found.send("A-1", data={"a": (1, [2.0])}, place=Place("park"), places=[Place("opera")], either="abc")
+    assert relay.health().published == 1
+
+
+async def test_a_masked_secret_is_refused_when_sent(memory: Memory) -> None:
+    """Pydantic writes asterisks for a `SecretStr`: the receiver would take them for the secret."""
+    secret_str = pytest.importorskip("pydantic").SecretStr
+
+    def stub(sender: str, *, password: Any) -> None:
+        """Somebody has registered."""
+
+    stub.__annotations__["password"] = secret_str
+    registered = signal(stub)
+    Relay(memory, "shop").export(registered, TOPIC)
+    with pytest.raises(BodyError, match="password would be read as another SecretStr") as caught:
+        await registered.send("A-1", password=secret_str("hunter2"))
+    assert "hunter2" not in str(caught.value)
 
 
 async def test_keys_of_plain_json_are_strings(memory: Memory) -> None:

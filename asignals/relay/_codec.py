@@ -9,20 +9,27 @@ from __future__ import annotations
 import json
 import math
 import sys
+from collections.abc import Mapping
+from dataclasses import fields, is_dataclass
+from datetime import date, time, timedelta
+from decimal import Decimal
 from importlib import import_module
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any, NoReturn, NotRequired, Protocol, TypeAlias, TypedDict, get_type_hints
+from typing import TYPE_CHECKING, Any, Final, NoReturn, NotRequired, Protocol, TypeAlias, TypedDict, get_type_hints
 
 from asignals._core import DocumentedError
 from asignals.relay._settings import shown
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Mapping
+    from collections.abc import Callable, Collection
 
     from asignals import Signal
 
 Upcaster: TypeAlias = "Callable[[dict[str, Any]], dict[str, Any]]"
 """Turns the JSON object of one schema version into that of the next."""
+
+
+_OWN_MATTER: Final = (str, int, float, Decimal, date, time, timedelta)
 
 
 class BodyError(DocumentedError, ValueError):
@@ -87,7 +94,7 @@ class PydanticCodec:
         # pydantic writes NaN as null, inside models too; only what holds such a word is looked through.
         if b"null" in written or b"NaN" in written or b"Infinity" in written:
             _check_floats(self._adapter.dump_python(given))
-        self._adapter.validate_json(written)
+        _check_same(given, self._adapter.validate_json(written))
         return written
 
     def decode(self, body: bytes, version: int = 1) -> dict[str, Any]:  # noqa: ARG002  the types are the newest
@@ -112,7 +119,7 @@ class MsgspecCodec:
         written: bytes = self._encoder.encode(arguments)
         if b"null" in written:  # which NaN is written as
             _check_floats(self._plain(arguments))
-        self._decoder.decode(written)
+        _check_same(dict(arguments), self._decoder.decode(written))
         return written
 
     def decode(self, body: bytes, version: int = 1) -> dict[str, Any]:  # noqa: ARG002  the types are the newest
@@ -177,6 +184,42 @@ def _check_floats(value: Any) -> None:
     elif isinstance(value, (list, tuple, set, frozenset)):
         for item in value:
             _check_floats(item)
+
+
+def _check_same(given: Any, read: Any, where: str = "") -> None:
+    """Raise `ValueError` for what the receiving side would read as something else, or without a part of it.
+
+    Tuples may become lists, where a type leaves that open; what a type does to its own text, numbers and times is its
+    own matter.
+    """
+    if given == read:
+        return
+    if isinstance(given, Mapping) and isinstance(read, Mapping):
+        members = given, read
+    elif isinstance(given, (list, tuple)) and isinstance(read, (list, tuple)) and len(given) == len(read):
+        members = dict(enumerate(given)), dict(enumerate(read))
+    elif isinstance(given, type(read)):
+        if isinstance(given, _OWN_MATTER):
+            return
+        members = _fields_of(given), _fields_of(read)
+        comparing: Any = type(given).__eq__
+        if not members[0] and comparing is not object.__eq__:
+            raise ValueError(f"{where or 'it'} would be read as another {type(given).__name__}")
+    else:
+        raise ValueError(f"{where or 'it'} is a {type(given).__name__} and would be read as a {type(read).__name__}")
+    for name, value in members[0].items():
+        place = f"{where}.{name}" if where else str(name)
+        if name not in members[1]:
+            raise ValueError(f"{place} would not be read: {where or 'it'} is declared without it")
+        _check_same(value, members[1][name], place)
+
+
+def _fields_of(value: Any) -> Mapping[str, Any]:
+    """Give what an instance of a class with declared fields holds, by name."""
+    if hasattr(type(value), "__pydantic_fields__") and not is_dataclass(value):
+        return dict(vars(value))
+    names = [field.name for field in fields(value)] if is_dataclass(value) else getattr(value, "__struct_fields__", ())
+    return {name: getattr(value, name) for name in names}  # or of a struct of msgspec's
 
 
 def check_codec(codec: Codec) -> Codec:
