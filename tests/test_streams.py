@@ -14,7 +14,6 @@ import pickle
 import signal as signals
 import sys
 import threading
-import time
 import uuid
 from concurrent.futures import ProcessPoolExecutor
 
@@ -26,8 +25,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from asignals import BufferFull, Event, Signal, stream
-from asignals._core import queue
-from asignals._core.loops import Waker
+from asignals._core import loops
+from asignals._core.loops import Waker, lock
 
 _stream = sys.modules["asignals._core.stream"]  # the name of the module is also that of a function
 
@@ -348,9 +347,8 @@ async def test_what_an_event_has_and_has_not(signal):
         event.y  # noqa: B018
     with pytest.raises(KeyError):
         event["y"]
-    for change in (lambda: setattr(event, "sender", 1), lambda: event.arguments.update(x=2)):
-        with pytest.raises(AttributeError):
-            change()
+    with pytest.raises(AttributeError):
+        event.sender = 1
     assert not hasattr(object.__new__(Event), "__array__")
 
 
@@ -482,7 +480,7 @@ async def test_a_finalizer_that_sends_as_a_reader_begins_to_wait(signal, monkeyp
 
     with anyio.fail_after(5):
         async with signal.stream() as events:
-            monkeypatch.setattr(queue, "Waker", Finalizing)
+            monkeypatch.setattr(loops, "Waker", Finalizing)
             assert (await anext(events)).x == 1
 
 
@@ -562,7 +560,6 @@ def stalls_soon(monkeypatch, caplog):
     """A stalled stream is reported at once."""
     caplog.set_level(logging.WARNING, "asignals")
     monkeypatch.setattr(_stream, "STALLED_AFTER", 0.02)
-    monkeypatch.setattr(_stream, "_collected_at", 0.0)
 
 
 @pytest.mark.usefixtures("stalls_soon")
@@ -600,8 +597,6 @@ async def test_a_slow_reader_is_not_reported(signal, caplog, monkeypatch):
             group.start_soon(sends)
             for _ in range(100):
                 await anext(events)
-            events._check(events._queue.loop)  # as it comes after all senders have gone on
-            assert events._next_check <= time.monotonic() + _stream.STALLED_AFTER / 2
     assert caplog.messages == []
 
 
@@ -683,43 +678,6 @@ async def test_a_sender_waits_no_longer_when_the_stream_s_loop_ends(signal, of):
     assert not signal.has_listeners()
 
 
-@pytest.mark.usefixtures("stalls_soon")
-@pytest.mark.filterwarnings("ignore:.*was garbage collected before it had been exhausted")  # trio says so, rightly
-@pytest.mark.filterwarnings("ignore:Async generator:ResourceWarning")
-@pytest.mark.parametrize("holder", ["generator", "stream"])
-async def test_a_stream_abandoned_in_a_reference_cycle_makes_nobody_wait(signal, holder):
-    """A web framework leaves the generator of a client that is gone in a cycle; no automatic collection is needed."""
-
-    class Response:
-        pass
-
-    async def gives():
-        async with signal.stream(buffer=1) as events:
-            async for event in events:
-                yield event.x
-
-    gc.disable()
-    try:
-        with anyio.fail_after(5):
-            response = Response()
-            response.itself = response
-            if holder == "generator":
-                response.body = gives()
-                async with anyio.create_task_group() as group:
-                    group.start_soon(lambda body=response.body: anext(body))
-                    await anyio.wait_all_tasks_blocked()
-                    await signal.send(None, x=0)
-            else:
-                response.body = await signal.stream(buffer=1).__aenter__()
-            del response
-            await signal.send(None, x=1)
-            await signal.send(None, x=2)
-            while signal.has_listeners():  # noqa: ASYNC110  the stream is what is waited for
-                await anyio.sleep(0.005)
-    finally:
-        gc.enable()
-
-
 # -- events as data ------------------------------------------------------------------------------------------------
 
 declared = Signal(["size"], name=f"{__name__}.declared")
@@ -732,6 +690,18 @@ class Plain:
 class Shown:
     def __repr__(self):
         return "shown"
+
+
+async def test_each_reader_has_arguments_of_its_own():
+    """Who changes those of an event changes neither what other readers get nor what receivers are given."""
+    signal, received = Signal(), []
+    with anyio.fail_after(5):
+        async with signal.stream() as first, signal.stream() as second:
+            signal.connect(lambda **named: received.append(named["x"]), weak=False)
+            await signal.send(None, x=1)
+            (await anext(first)).arguments["x"] = 2
+            assert (await anext(second)).x == 1
+    assert received == [1]
 
 
 def test_an_event_is_data():
@@ -751,8 +721,6 @@ def test_an_event_is_data():
         hash(Event(declared, "shop", {"size": []}))
     deep = copy.deepcopy(Event(declared, None, {"size": [1]}))
     deep.size.append(2)
-    with pytest.raises(TypeError):
-        event.arguments["size"] = 4
     with pytest.raises(dataclasses.FrozenInstanceError):
         event.sender = None
 
@@ -827,7 +795,7 @@ async def test_a_forked_child_has_no_lock_and_no_waiting_sender_of_the_parent(si
             held, release = threading.Event(), threading.Event()
 
             def hold():
-                with events._queue.lock:
+                with lock:
                     held.set()
                     release.wait(5)
 

@@ -5,8 +5,7 @@ The modules, from the bottom up; each imports only those above it in this list:
 - `errors`: exceptions and warnings, and what happens to an exception that a receiver raises;
 - `references`: how users' objects are identified, named and referred to, and when their death is a surprise;
 - `signatures`: what receivers and stubs take;
-- `loops`: event loops as other threads see them, worker threads, cancellation, locks, forks;
-- `queue`: a bounded queue between threads;
+- `loops`: the lock, event loops as other threads see them, a bounded queue between them, worker threads, forks;
 - `connection`: one receiver connected to one signal, and how it is called;
 - `monitor`: watching sends;
 - `dispatch`: one send under way, in a task group or watched;

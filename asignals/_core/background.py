@@ -1,36 +1,33 @@
 """Background: sends that run later, in workers of one task group, with a bounded number of them waiting.
 
-Accepted sends stand in one queue (`queue`), and count until they are done. A worker is a task that takes them one after
+Accepted sends stand in one queue, and count until they are done. A worker is a task that takes them one after
 the other; another one is started when all are busy, up to the limit. So sends begin in order even on trio, which starts
 tasks in random order.
 """
 
 from __future__ import annotations
 
-import contextvars
 from collections import Counter
 from collections.abc import Callable, Coroutine
-from contextlib import suppress
 from contextvars import Context
 from dataclasses import dataclass
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, ParamSpec, Self
+from typing import Any, NamedTuple, ParamSpec, Self, cast
 
 import anyio
 
 from asignals._core.connection import is_awaitable
 from asignals._core.errors import is_receivers_error, logger
-from asignals._core.loops import Call, Loop, Waker, cancellation, in_context, is_inside, open_in_process
-from asignals._core.queue import Queue
+from asignals._core.loops import Call, InContext, Loop, Queue, Waker, cancellation, is_inside, lock
 from asignals._core.references import describe
 from asignals._core.signal import Signal
 from asignals._core.signatures import FORWARDS
-from asignals._core.stream import Event, check_count
-
-if TYPE_CHECKING:
-    from anyio.abc import TaskGroup
+from asignals._core.stream import check_count
 
 P = ParamSpec("P")
+
+
+_CLOSED = "a Background takes sends only while its block is being run"
 
 
 class BackgroundStatistics(NamedTuple):
@@ -53,14 +50,11 @@ class _Job:
     """One send to be done, in a copy of the context of the call that made it."""
 
     signal: Signal[..., Any]
-    args: Any
-    kwargs: Any
     context: Context
     work: Coroutine[Any, Any, list[tuple[Any, Any]]]
 
-    def event(self) -> Event:
-        """What is sent."""
-        return Event(self.signal, *self.signal._bind(*self.args, **self.kwargs))
+    def __del__(self) -> None:
+        self.work.close()  # it may never have begun
 
 
 class Background:
@@ -78,9 +72,8 @@ class Background:
 
     Leaving the block refuses further sends, and drains: what was accepted is done, what waits for capacity is
     accepted, and what its receivers send here meanwhile, also when the block raises. When it is cancelled, before or
-    while draining, the receivers are cancelled, and the sends that were not finished are logged and kept in
-    `undelivered`. A receiver that raises something else than an `Exception`, or cancels its own task, ends the
-    background in the same way.
+    while draining, the receivers are cancelled, and the sends that were not finished are logged. A receiver that raises
+    something else than an `Exception`, or cancels its own task, ends the background in the same way.
 
     A receiver may send to the background that it runs in: that never waits and may exceed `buffer`, so that it
     cannot deadlock, even with `limit=1, buffer=1`. Tasks and threads that outlive the send are outside again.
@@ -104,17 +97,13 @@ class Background:
         check_count("buffer", buffer, 0, "sends")
         if on_error is not None and not callable(on_error):
             raise TypeError(f"on_error must be callable, not {on_error!r:.80}")
-        self._limit = limit
-        self._buffer = buffer
-        self._on_error = on_error
-        self._queue: Queue[_Job] = Queue(limit + buffer)
+        self._limit, self._buffer, self._on_error = limit, buffer, on_error
+        self._queue: Queue[_Job] = Queue(limit + buffer, keep=True)
         self._drains: dict[Waker, set[_Job]] = {}  # what each waits for
-        self._workers = self._done = self._errors = 0
-        self._state: Literal["new", "open", "draining", "closed"] = "new"
-        self._group: TaskGroup
+        self._workers = self._done = self._errors = self._undelivered = 0
+        self._state = "new"
+        self._group: anyio.abc.TaskGroup
         self._loop: Loop
-        self.undelivered: tuple[Event, ...] = ()
-        """The sends that were accepted and not finished when the block ended; empty if it drained."""
 
     async def __aenter__(self) -> Self:
         if self._state != "new":
@@ -123,52 +112,42 @@ class Background:
         self._group = await anyio.create_task_group().__aenter__()
         self._start_worker()
         self._state = "open"
-        open_in_process.add(self)
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        with self._queue.lock:
+        with lock:
             self._state = "draining"
             self._end_if_drained()
         try:
             if isinstance(error, cancellation()):
-                was_cancelled = await self._group.__aexit__(kind, error, traceback)
+                await self._group.__aexit__(kind, error, traceback)
             else:
                 await self._group.__aexit__(None, None, None)
-                was_cancelled = self._group.cancel_scope.cancel_called
         finally:
             del error, traceback  # whose traceback refers to this frame
             self._close()
-        if was_cancelled:
+        if self._group.cancel_scope.cancelled_caught:
             raise RuntimeError("a worker of a Background was cancelled by other code")
 
+    @property
+    def _to_do(self) -> int:
+        return len(self._queue.items) + len(self._queue.taken)
+
     def _end_if_drained(self) -> None:
-        if self._state == "draining" and not self._queue.used:
+        if self._state == "draining" and not self._to_do:
             self._queue.close()
 
     def _close(self) -> None:
-        self._state = "closed"
-        left = [*self._queue.taken.values(), *self._queue.close()]
-        self.undelivered = tuple(job.event() for job in left)
-        self._queue.taken.clear()
-        open_in_process.discard(self)
-        for job in left:
-            job.work.close()
+        left = self._queue.close()
+        self._undelivered = len(left)
         for waker in tuple(self._drains):
             waker.wake()
         if left:
             counts = Counter(job.signal.name for job in left)
             listing = ", ".join(f"{count} of {name!r}" for name, count in counts.items())
             logger.warning("a Background was cancelled; not delivered: %s", listing)
-
-    def close_in_child(self) -> None:
-        """Close in a forked child: the sends, and the tasks that wait, are the parent's."""
-        self._state = "closed"
-        for job in self._queue.close():
-            job.work.close()
-        self._queue.taken.clear()
 
     # -- sending ---------------------------------------------------------------------------------------------------
 
@@ -181,19 +160,15 @@ class Background:
             TypeError: it is no signal, or the arguments are not those that it declares.
             anyio.ClosedResourceError: the block has been left, or not been entered.
         """
-        with self._queue.lock:
-            is_inside = self._check_open()
-            job = self._make_job(signal, args, kwargs)
-            waiting = self._queue.put(job, may_exceed=is_inside)
-        if waiting is None:
+        waker = self._put(signal, args, kwargs, may_wait=True)
+        if waker is None:
             return
         try:
-            await self._queue.wait(waiting)
+            await waker.wait()
         finally:
-            if not waiting.is_added:
-                job.work.close()
-        if not waiting.is_added:
-            raise _closed()
+            is_refused = self._queue.leave(waker)
+        if is_refused:
+            raise anyio.ClosedResourceError(_CLOSED)
 
     def send_nowait(self, signal: Signal[P, Any], /, *args: P.args, **kwargs: P.kwargs) -> None:
         """Accept a send at once. May be called in any thread.
@@ -203,32 +178,25 @@ class Background:
             anyio.WouldBlock: there is no capacity.
             anyio.ClosedResourceError: the block has been left, or not been entered.
         """
-        with self._queue.lock:
-            is_inside = self._check_open()
-            job = self._make_job(signal, args, kwargs)
-            if is_inside or self._queue.used < self._queue.size:
-                self._queue.put(job, may_exceed=is_inside)
-                return
-        job.work.close()
-        raise anyio.WouldBlock(f"a Background runs {self._limit} sends and keeps {self._buffer} more, and has no room")
+        self._put(signal, args, kwargs, may_wait=False)
 
-    def _check_open(self) -> bool:
-        """Whether a receiver that runs here makes this call, and so needs no capacity; raises if it is too late."""
-        inside = is_inside(self)
-        if self._state != "open" and not (self._state == "draining" and inside):
-            raise _closed()
-        if not self._loop.is_current() and self._loop.has_ended():
-            raise _closed()
-        return inside
-
-    def _make_job(self, signal: Signal[..., Any], args: Any, kwargs: Any) -> _Job:
+    def _put(self, signal: Signal[..., Any], args: Any, kwargs: Any, *, may_wait: bool) -> Waker | None:
         if not issubclass(type(signal), Signal):
             raise TypeError(f"a Background sends signals, not {describe(signal)}")
-        work: Any = signal.send_robust(*args, **kwargs)  # who hears it, and what is muted, is settled now
-        context = contextvars.copy_context()
-        if not self._loop.is_current():
-            self._loop.claim(context)
-        return _Job(signal, args, kwargs, context, work)
+        inside, queue = is_inside(self), self._queue
+        with lock:
+            if queue.is_closed or not (inside or self._state == "open") or self._loop.has_ended():
+                raise anyio.ClosedResourceError(_CLOSED)
+            must_wait = queue.is_full and not inside
+            if must_wait and not may_wait:
+                text = f"a Background runs {self._limit} sends and keeps {self._buffer} more, and has no room"
+                raise anyio.WouldBlock(text)
+            # Who hears it, and what is muted, is settled now.
+            job = _Job(signal, self._loop.copy_context(), cast("Any", signal.send_robust(*args, **kwargs)))
+            if must_wait:
+                return queue.line_up(job)
+            queue.add(job)
+            return None
 
     # -- working ---------------------------------------------------------------------------------------------------
 
@@ -238,21 +206,35 @@ class Background:
 
     async def _work(self) -> None:
         """A worker: does one send after the other, until the queue is closed."""
-        try:
-            with suppress(anyio.EndOfStream):
-                while True:
-                    job = await self._queue.take(keep=True)
-                    if self._workers < self._limit and not self._queue.takers:
-                        self._start_worker()
-                    await in_context(job.context, self._run(job))
-                    self._finish(job)
-                    del job  # a worker that waits keeps nothing
-        except cancellation():
-            self._group.cancel_scope.cancel()  # for nobody would replace it
-            raise
+        async for job in self._queue:
+            if self._workers < self._limit and not self._queue.takers:
+                self._start_worker()
+            await InContext(job.context, self._run(job))
+            self._finish(job)
+            del job  # a worker that waits keeps nothing
+
+    async def _run(self, job: _Job) -> None:
+        """Send, in the context of the job, and report each error."""
+        with Call(self):
+            try:
+                # No variable holds the results: the errors in them refer to this frame.
+                errors = [error for _, error in await job.work if isinstance(error, Exception)]
+            except Exception as failure:  # noqa: BLE001  logged
+                logger.exception("a background send of signal %r failed", job.signal.name)
+                errors = [failure]
+            self._errors += len(errors)
+            while errors and self._on_error is not None:
+                try:
+                    outcome: Any = self._on_error(errors.pop(0))
+                    if is_awaitable(outcome):
+                        await outcome
+                except BaseException as raised:
+                    if not is_receivers_error(raised):
+                        raise
+                    logger.exception("on_error of a Background failed")
 
     def _finish(self, job: _Job) -> None:
-        with self._queue.lock:
+        with lock:
             self._done += 1
             self._queue.release(job)
             self._end_if_drained()
@@ -260,33 +242,6 @@ class Background:
                 pending.discard(job)
                 if not pending:
                     waker.wake()
-
-    async def _run(self, job: _Job) -> None:
-        """Send, in the context of the job, and report each error."""
-        call = Call(self)
-        try:
-            # No variable holds the results: the errors in them refer to this frame.
-            errors = [error for _, error in await job.work if isinstance(error, Exception)]
-        except Exception as failure:  # noqa: BLE001  logged
-            logger.exception("a background send of signal %r failed", job.signal.name)
-            errors = [failure]
-        finally:
-            call.is_running = False
-        self._errors += len(errors)
-        while errors:
-            await self._report(errors.pop(0))
-
-    async def _report(self, error: Any) -> None:
-        if self._on_error is None:
-            return
-        try:
-            outcome: Any = self._on_error(error)
-            if is_awaitable(outcome):
-                await outcome
-        except BaseException as raised:
-            if not is_receivers_error(raised):
-                raise
-            logger.exception("on_error of a Background failed")
 
     # -- looking ---------------------------------------------------------------------------------------------------
 
@@ -304,37 +259,31 @@ class Background:
         """
         if is_inside(self):
             raise RuntimeError("a receiver cannot drain the background that it runs in: it would wait for itself")
-        with self._queue.lock:
-            pending = {*self._queue.taken.values(), *self._queue.items}
-            if not pending:
-                return len(self.undelivered)
-            waker = Waker(self._queue.loop)
-            self._drains[waker] = pending
+        waker = Waker()
+        with lock:
+            pending = self._drains[waker] = {*self._queue.taken, *self._queue.items}
         try:
             with anyio.move_on_after(timeout):
-                await waker.wait()
+                if pending:
+                    await waker.wait()
         finally:
-            with self._queue.lock:
+            with lock:
                 del self._drains[waker]
-        return self._queue.used + len(self.undelivered)
+        return self._to_do + self._undelivered
 
     def statistics(self) -> BackgroundStatistics:
         """The counts of this moment. May be called in any thread."""
-        with self._queue.lock:
-            left = self._queue.used
-            running = min(left, self._limit)
-            accepted = self._done + left + len(self.undelivered)
-            counts = running, left - running, len(self._queue.waiting), accepted, self._done, self._errors
+        with lock:
+            running, waiting, blocked = len(self._queue.taken), len(self._queue.items), len(self._queue.waiting)
+            accepted = self._done + running + waiting + self._undelivered
+            counts = running, waiting, blocked, accepted, self._done, self._errors
             return BackgroundStatistics(*counts, self._limit, self._buffer)
 
     def __repr__(self) -> str:
-        return f"<asignals.Background, {self._state}, {self._queue.used} sends to do>"
+        state = "closed" if self._queue.is_closed else self._state
+        return f"<asignals.Background, {state}, {self._to_do} sends to do>"
 
 
 # As receivers, they pass an event on to the signal that a partial gives them.
 Background.send.__dict__[FORWARDS] = True
 Background.send_nowait.__dict__[FORWARDS] = False  # nothing to await
-
-
-def _closed() -> anyio.ClosedResourceError:
-    return anyio.ClosedResourceError("a Background takes sends only while its block is being run")

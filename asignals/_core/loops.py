@@ -1,46 +1,73 @@
-"""Event loops and threads: waking tasks, awaiting in a context, calling in a worker thread, locks, forks."""
+"""Event loops and threads: the lock, waking tasks, a queue between threads, contexts, worker threads, forks."""
 
 from __future__ import annotations
 
 import _thread
+import contextvars
 import os
 import sys
 import threading
+from collections import deque
+from collections.abc import Awaitable, Callable, Coroutine, Generator
 from concurrent.futures import Future
 from contextlib import suppress
-from contextvars import ContextVar
-from inspect import isawaitable, iscoroutine
-from types import coroutine
-from typing import TYPE_CHECKING, Any
+from contextvars import Context, ContextVar
+from inspect import isawaitable
+from typing import Any, Generic, Self, TypeVar
 from weakref import WeakSet
 
 import anyio
 import anyio.lowlevel
 import anyio.to_thread
 
-if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Coroutine, Generator
-    from contextvars import Context
+T = TypeVar("T")
 
-# -- waking ------------------------------------------------------------------------------------------------------------
+# -- the lock and forks ------------------------------------------------------------------------------------------------
+
+
+class InterruptSafeLock(_thread.RLock):  # type: ignore[misc]
+    """A re-entrant lock for CPython 3.14, where a signal handler that raises may leave others locked (gh-148874).
+
+    There, `with` runs signal handlers between locking and entering the block. It does not if `__enter__` is a Python
+    function, and that runs none after unpacking, as it would after a call. `__exit__` stays the built-in one.
+    """
+
+    def __enter__(self) -> bool:  # type: ignore[override]
+        (is_locked,) = map(self.acquire, (True,))
+        return is_locked
+
+
+lock: Any = InterruptSafeLock() if sys.version_info[:2] == (3, 14) else threading.RLock()
+"""Guards all registries and queues. Re-entrant: the collector may run a finalizer that needs it in a thread with it."""
+
+
+def _start_child() -> None:
+    """In a forked child: neither the thread that may hold the lock exists, nor the loops that the queues are for."""
+    lock._at_fork_reinit()
+    for queue in list(_queues):
+        queue.close()
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows
+    os.register_at_fork(after_in_child=_start_child)
+
+# -- loops -------------------------------------------------------------------------------------------------------------
 
 
 class Loop:
     """The event loop of the task that makes this object. All threads may use it."""
 
-    __slots__ = ("_call_soon", "_get_current", "_native", "name", "new_event")
+    __slots__ = ("_call_soon", "_get_current", "_native", "new_event")
 
     def __init__(self) -> None:
         native: Any = anyio.lowlevel.current_token().native_token
         self._native = native
-        self.name: str = "asyncio" if hasattr(native, "call_soon_threadsafe") else "trio"
-        library: Any = sys.modules[self.name]
-        if self.name == "asyncio":
+        library: Any = sys.modules["asyncio" if hasattr(native, "call_soon_threadsafe") else "trio"]
+        self.new_event: Callable[[], Any] = library.Event
+        if library.__name__ == "asyncio":
             self._call_soon, self._get_current = native.call_soon_threadsafe, library.get_running_loop
-            self.new_event: Callable[[], Any] = native.create_future
         else:
             self._call_soon, self._get_current = native.run_sync_soon, library.lowlevel.current_trio_token
-            self.new_event = library.Event
 
     def is_current(self) -> bool:
         """Whether the caller runs in this loop."""
@@ -49,66 +76,149 @@ class Loop:
         except RuntimeError:  # in no loop
             return False
 
-    def has_ended(self) -> bool:
-        """Whether this loop will never run again."""
+    def call_soon(self, function: Callable[[], object]) -> bool:
+        """Call a function in this loop; `False` if the loop has ended and never runs again."""
         try:
-            self._call_soon(bool)
-        except RuntimeError:
-            return True
-        return False
-
-    def call_soon(self, function: Callable[[], object]) -> None:
-        """Call a function in this loop; does nothing if the loop has ended."""
-        with suppress(RuntimeError):
             self._call_soon(function)
+        except RuntimeError:
+            return False
+        return True
 
-    def call_later(self, seconds: float, function: Callable[[], object]) -> None:
-        """Call a function after some seconds: in the loop, or for trio in a thread, because it has only tasks for this.
+    def has_ended(self) -> bool:
+        """Whether this loop never runs again."""
+        return not self.is_current() and not self.call_soon(bool)
 
-        To be used inside the loop. The function must not raise.
-        """
-        if self.name == "asyncio":
-            self._native.call_later(seconds, function)
-        else:
-            timer = threading.Timer(seconds, function)
-            timer.daemon = True
-            timer.start()
-
-    def claim(self, context: Context) -> None:
-        """Have anyio find this kind of loop in a context that was made in another loop."""
+    def copy_context(self) -> Context:
+        """A copy of the current context for a task of this loop, where anyio is to find this kind of loop."""
+        context = contextvars.copy_context()
         sniffio = sys.modules.get("sniffio")
-        if sniffio is not None:
-            context.run(sniffio.current_async_library_cvar.set, self.name)
+        if sniffio is not None and not self.is_current():
+            context.run(sniffio.current_async_library_cvar.set, None)
+        return context
 
 
 class Waker:
     """Lets one task wait until any thread wakes it."""
 
-    __slots__ = ("_event", "loop")
+    __slots__ = ("_event", "_loop")
 
     def __init__(self, loop: Loop | None = None) -> None:
         """`loop` may be the current one or not: if it is, there is no need to look it up, which is slow."""
-        self.loop: Loop = loop if loop is not None and loop.is_current() else Loop()
-        self._event = self.loop.new_event()
+        self._loop = loop if loop is not None and loop.is_current() else Loop()
+        self._event = self._loop.new_event()
 
     def wait(self) -> Awaitable[object]:
-        """Wait until `wake` is called; to be awaited once."""
-        waiting: Awaitable[object] = self._event if self.loop.name == "asyncio" else self._event.wait()
+        """Wait until `wake` is called; may be called again, after a time limit."""
+        waiting: Awaitable[object] = self._event.wait()
         return waiting
 
     def wake(self, *_: object) -> None:
         """Wake the task. Does nothing if it is awake or was cancelled, or if its loop has ended."""
-        if self.loop.is_current():
-            self._wake()
-        else:
-            self.loop.call_soon(self._wake)
-
-    def _wake(self) -> None:
-        if self.loop.name == "trio":
+        if self._loop.is_current():
             self._event.set()
-        elif not self._event.done():
-            self._event.set_result(None)
+        else:
+            self._loop.call_soon(self._event.set)
 
+
+# -- queues ------------------------------------------------------------------------------------------------------------
+
+
+class Queue(Generic[T]):
+    """At most `size` items, which tasks of any event loop put in, and tasks of one loop take out, always in order.
+
+    A taker is only woken, and takes the first item itself; one that is cancelled after it was woken wakes the next. An
+    item that finds no capacity waits in line, and whoever makes capacity adds the first of these. With `keep`, items
+    that were taken count until they are released. In a forked child a queue is closed.
+    """
+
+    def __init__(self, size: int, *, keep: bool = False) -> None:
+        self.size: int = size
+        self.keep: bool = keep
+        self.items: deque[T] = deque()
+        self.taken: dict[T, None] = {}
+        self.waiting: dict[Waker, T] = {}
+        self.takers: deque[Waker] = deque()
+        self.is_closed: bool = False
+        self.loop: Loop | None = None  # that of the takers
+        _queues.add(self)
+
+    @property
+    def is_full(self) -> bool:
+        """Whether another item has to wait in line."""
+        return len(self.items) + len(self.taken) >= self.size
+
+    def add(self, item: T) -> None:
+        """Add an item, with the lock held, whether there is capacity or not."""
+        self.items.append(item)
+        self._wake_taker()
+
+    def line_up(self, item: T) -> Waker:
+        """Put an item in line, with the lock held; its sender waits for the waker, and calls `leave` then."""
+        waker = Waker(self.loop)
+        self.waiting[waker] = item
+        return waker
+
+    def leave(self, waker: Waker) -> bool:
+        """Leave the line; returns whether the item was still waiting."""
+        with lock:
+            return self.waiting.pop(waker, None) is not None
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> T:
+        """Take the first item, waiting until there is one; the iteration ends when the queue is closed."""
+        while True:
+            with lock:
+                if self.is_closed:
+                    raise StopAsyncIteration
+                if self.items:
+                    item = self.items.popleft()
+                    if self.keep:
+                        self.taken[item] = None
+                    self._admit()
+                    return item
+                taker = Waker(self.loop)
+                self.takers.append(taker)
+                self._wake_taker()  # for what a finalizer has put in meanwhile
+            try:
+                await taker.wait()
+            except BaseException:
+                with lock:
+                    if taker in self.takers:
+                        self.takers.remove(taker)
+                    self._wake_taker()  # for the item that this one was woken for
+                raise
+
+    def release(self, item: T) -> None:
+        """Let an item that was taken count no more; with the lock held."""
+        del self.taken[item]
+        self._admit()
+
+    def close(self) -> list[T]:
+        """Let nothing in or out any more, and wake everybody who waits; returns the items that were taken or in."""
+        with lock:
+            self.is_closed = True
+            left = [*self.taken, *self.items]
+            for waker in (*self.waiting, *self.takers):
+                waker.wake()
+            for each in (self.taken, self.items, self.takers):
+                each.clear()
+        return left
+
+    def _admit(self) -> None:
+        """Add what waits for capacity, as far as there is any."""
+        while self.waiting and not self.is_full:
+            waker = next(iter(self.waiting))
+            self.add(self.waiting.pop(waker))
+            waker.wake()
+
+    def _wake_taker(self) -> None:
+        if self.items and self.takers:
+            self.takers.popleft().wake()
+
+
+_queues: WeakSet[Queue[Any]] = WeakSet()
 
 # -- cancellation and contexts -----------------------------------------------------------------------------------------
 
@@ -121,40 +231,43 @@ def cancellation() -> tuple[type[BaseException], ...]:
         return ()
 
 
-@coroutine
-def in_context(context: Context, work: Coroutine[Any, Any, Any]) -> Generator[Any, Any, Any]:
-    """Await a coroutine with `context` as its current context; returns its result.
+class InContext(Generator[Any, Any, Any]):
+    """Awaits a coroutine with `context` as its current context: each step of it runs there, as in a task.
 
-    Each step of it runs in the context, as in a task. A task would cost more than most receivers do.
+    A task would cost more than most receivers do.
     """
-    step: Callable[..., Any] = work.send
-    value: Any = None
-    try:
-        while True:
-            try:
-                awaited = context.run(step, value)
-            except StopIteration as stop:
-                return stop.value
-            try:
-                value = yield awaited
-                step = work.send
-            except BaseException as error:  # noqa: BLE001  passed on to the coroutine
-                step, value = work.throw, error
-    finally:
-        del value  # an error refers to this frame through its traceback
+
+    def __init__(self, context: Context, work: Coroutine[Any, Any, Any]) -> None:
+        self._run, self._work = context.run, work
+
+    def __await__(self) -> Self:
+        return self
+
+    def send(self, value: Any) -> Any:
+        """Go on after what was awaited, with its result."""
+        return self._run(self._work.send, value)
+
+    def throw(self, *error: Any) -> Any:
+        """Go on after what was awaited, with its error."""
+        return self._run(self._work.throw, *error)
 
 
 class Call:
-    """A call that the tasks and threads started by it are inside of, for as long as it runs."""
+    """A `with` block that the tasks and threads started in it are inside of, until it ends.
 
-    __slots__ = ("is_running", "of")
+    It sets a context variable and leaves it set: to be used in a context of its own.
+    """
+
+    __slots__ = ("_of",)
 
     def __init__(self, of: object) -> None:
-        """A call that is made for something, in the current context from now on."""
-        self.of = of
-        self.is_running = True
-        around = _calls.get()
-        _calls.set((*(call for call in around if call.is_running), self) if around else (self,))
+        self._of: object = of
+
+    def __enter__(self) -> None:
+        _calls.set((*[call for call in _calls.get() if call._of is not None], self))
+
+    def __exit__(self, *_: object) -> None:
+        self._of = None
 
 
 _calls: ContextVar[tuple[Call, ...]] = ContextVar("asignals_calls", default=())
@@ -163,7 +276,7 @@ _calls: ContextVar[tuple[Call, ...]] = ContextVar("asignals_calls", default=())
 def is_inside(of: object) -> bool:
     """Whether a call that is made for something runs around this one."""
     calls = _calls.get()
-    return bool(calls) and any(call.of is of and call.is_running for call in calls)
+    return bool(calls) and any(call._of is of for call in calls)
 
 
 # -- worker threads ----------------------------------------------------------------------------------------------------
@@ -181,14 +294,22 @@ async def in_thread(call: Callable[[], Any], limiter: anyio.CapacityLimiter | No
 
     A cancelled caller waits for the thread's end, because nothing can stop a thread.
     """
+    if is_inside(in_thread):
+        limiter = anyio.CapacityLimiter(1)
+    elif limiter is None:
+        limiter = _limiter.get(None) or anyio.CapacityLimiter(THREADS)
+        _limiter.set(limiter)
     outcome: Future[Any] = Future()  # not returned from the thread, because trio refuses coroutines
-    limiter = anyio.CapacityLimiter(1) if is_inside(in_thread) else limiter or _own_limiter()
     try:
         await anyio.to_thread.run_sync(_call, outcome, call, limiter=limiter)
         response = outcome.result()
     except cancellation():
-        if not outcome.cancel():  # anyio has not waited if it was asyncio's `Task.cancel()`
-            await _end_of(outcome)
+        waker = Waker()
+        outcome.add_done_callback(waker.wake)
+        with anyio.CancelScope(shield=True):  # anyio has not waited if it was asyncio's `Task.cancel()`
+            while not (outcome.cancel() or outcome.done()):
+                with suppress(*cancellation()):  # however often it is called
+                    await waker.wait()
         raise
     finally:
         del outcome  # an error in it refers to this frame
@@ -197,76 +318,11 @@ async def in_thread(call: Callable[[], Any], limiter: anyio.CapacityLimiter | No
 
 def _call(outcome: Future[Any], call: Callable[[], Any]) -> None:
     """In a thread: make a call, unless it was cancelled before."""
-    if not outcome.set_running_or_notify_cancel():
-        return
-    running = Call(in_thread)
-    try:
-        response = call()
-    except BaseException as error:  # noqa: BLE001  raised in the caller
-        running.is_running = False
-        outcome.set_exception(error)
-    else:
-        running.is_running = False
-        outcome.set_result(response)
-
-
-async def _end_of(outcome: Future[Any]) -> None:
-    """Wait for a thread's end, however often this is cancelled."""
-    with anyio.CancelScope(shield=True):
-        while not outcome.done():
-            waker = Waker()
-            outcome.add_done_callback(waker.wake)
-            with suppress(*cancellation()):
-                await waker.wait()
-    if outcome.exception() is None and iscoroutine(outcome.result()):
-        outcome.result().close()
-
-
-def _own_limiter() -> anyio.CapacityLimiter:
-    limiter = _limiter.get(None)
-    if limiter is None:
-        limiter = anyio.CapacityLimiter(THREADS)
-        _limiter.set(limiter)
-    return limiter
-
-
-# -- locks and forks ---------------------------------------------------------------------------------------------------
-
-
-class InterruptSafeLock(_thread.RLock):  # type: ignore[misc]
-    """A re-entrant lock for CPython 3.14, where a signal handler that raises may leave others locked (gh-148874).
-
-    There, `with` runs signal handlers between locking and entering the block. It does not if `__enter__` is a Python
-    function, and that runs none after unpacking, as it would after a call. `__exit__` stays the built-in one.
-    """
-
-    def __enter__(self) -> bool:  # type: ignore[override]
-        (is_locked,) = map(self.acquire, (True,))
-        return is_locked
-
-
-_Lock: Callable[[], Any] = InterruptSafeLock if sys.version_info[:2] == (3, 14) else threading.RLock
-_locks: WeakSet[Any] = WeakSet()
-
-open_in_process: WeakSet[Any] = WeakSet()
-"""The open streams and backgrounds; a forked child calls their `close_in_child()`, as their loops do not run there."""
-
-
-def new_lock() -> Any:
-    """A re-entrant lock: the collector may run a finalizer that needs the lock its thread holds. Free after a fork."""
-    lock = _Lock()
-    _locks.add(lock)
-    return lock
-
-
-def _start_child() -> None:
-    """In a forked child: the threads that may hold a lock do not exist there."""
-    for lock in list(_locks):
-        lock._at_fork_reinit()
-    for each in list(open_in_process):
-        each.close_in_child()
-    open_in_process.clear()
-
-
-if hasattr(os, "register_at_fork"):  # not on Windows
-    os.register_at_fork(after_in_child=_start_child)
+    if outcome.set_running_or_notify_cancel():
+        try:
+            with Call(in_thread):
+                response = call()
+        except BaseException as error:  # noqa: BLE001  raised in the caller
+            outcome.set_exception(error)
+        else:
+            outcome.set_result(response)

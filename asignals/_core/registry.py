@@ -26,9 +26,8 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 from weakref import ref
 
-from asignals._core import references
+from asignals._core import loops, references
 from asignals._core.connection import Connection, Connections, Options, key_of
-from asignals._core.loops import new_lock
 from asignals._core.references import Place, Reference, identify, is_a, sender_key
 from asignals._core.signatures import Names, Receiver, Shape
 from asignals._core.written import Loop, is_often_sent, write_choose, write_loop
@@ -87,7 +86,7 @@ _NOWHERE: Place = (key_of.__code__, 0)  # for a sender that nobody has connected
 class Registry:
     """The connections of one signal. Safe to use from any thread and from finalizers."""
 
-    lock: ClassVar[Any] = new_lock()  # one for all signals: changes are short, and rare beside sends
+    lock: ClassVar[Any] = loops.lock
 
     def __init__(self, signal: ref[Signal[..., Any]], names: Names | None) -> None:
         self.plan: Plan | None = None

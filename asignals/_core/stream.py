@@ -1,12 +1,9 @@
-"""Streams: the events of signals as an async iterator, with a bounded buffer (`queue`)."""
+"""Streams: the events of signals as an async iterator, with a bounded buffer."""
 
 from __future__ import annotations
 
-import gc
-import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
 from inspect import iscoroutinefunction
 from typing import TYPE_CHECKING, Any, Generic, Literal, Self, TypeAlias, TypeVar, cast, get_args
 from weakref import ref
@@ -16,14 +13,11 @@ import anyio.lowlevel
 
 from asignals._core.connection import DEFAULTS, Connection
 from asignals._core.errors import BufferFull, logger
-from asignals._core.loops import Loop, open_in_process
-from asignals._core.queue import Queue, Waiting
+from asignals._core.loops import Loop, Queue, Waker, lock
 from asignals._core.references import calling_frame, name_of
 from asignals._core.signatures import Shape
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
     from typing_extensions import ParamSpec  # for the default: `Event` alone is an event of any signal
 
     from asignals._core.signal import Signal
@@ -44,34 +38,7 @@ STALLED_AFTER = 5.0
 # -- events ------------------------------------------------------------------------------------------------------------
 
 
-class Arguments(Mapping[str, Any]):
-    """The arguments of an event by name; read-only, and hashable if the values are."""
-
-    __slots__ = ("_values",)
-
-    def __init__(self, values: Mapping[str, Any]) -> None:
-        self._values = values
-
-    def __getitem__(self, name: str) -> Any:
-        return self._values[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._values)
-
-    def __len__(self) -> int:
-        return len(self._values)
-
-    def __hash__(self) -> int:
-        return hash(frozenset(self._values.items()))
-
-    def __repr__(self) -> str:
-        return repr(self._values)
-
-
-_set = object.__setattr__  # frozen dataclasses have no other
-
-
-@dataclass(frozen=True, slots=True, init=False)
+@dataclass(frozen=True, slots=True)
 class Event(Generic[P]):
     """One send, as a stream gives it: the signal, the sender, and the arguments by name.
 
@@ -84,10 +51,8 @@ class Event(Generic[P]):
     sender: object
     arguments: Mapping[str, Any]
 
-    def __init__(self, signal: Signal[..., Any], sender: object, arguments: Mapping[str, Any]) -> None:
-        _set(self, "signal", signal)
-        _set(self, "sender", sender)
-        _set(self, "arguments", Arguments(arguments))
+    def __hash__(self) -> int:
+        return hash((self.signal, self.sender, frozenset(self.arguments.items())))
 
     def __getitem__(self, name: str) -> Any:
         return self.arguments[name]
@@ -98,8 +63,8 @@ class Event(Generic[P]):
         if name in self.arguments:
             return self.arguments[name]
         given = ", ".join(self.arguments) or "none"
-        msg = f"this event of signal {self.signal.name!r} has no argument {name!r}, but {given}"
-        raise AttributeError(msg, name=name, obj=self)
+        text = f"this event of signal {self.signal.name!r} has no argument {name!r}, but {given}"
+        raise AttributeError(text, name=name, obj=self)
 
     def pass_to(self, function: Callable[P, X]) -> X:
         """Call a function with the sender and all arguments by name, and return what it returns.
@@ -145,8 +110,9 @@ class StreamConnection(Connection):
     is_receiver = False
 
     def target(self) -> Stream | None:
-        """The stream, while it exists."""
-        return ref.__call__(self)
+        """The stream, while it is open."""
+        stream: Stream | None = ref.__call__(self)
+        return None if stream is None or stream._queue.is_closed else stream
 
     def describe(self) -> str:
         """The stream, for messages."""
@@ -155,12 +121,24 @@ class StreamConnection(Connection):
     async def respond(self, signal: Signal[..., Any], sender: object, arguments: Mapping[str, Any], *_: object) -> None:
         """Give the stream an event; waits for capacity if the stream is full and its `overflow` is "wait"."""
         stream = self.target()
-        if stream is None or not self.is_live:
+        waker = None if stream is None else stream.put(Event(signal, sender, dict(arguments)))
+        if stream is None or waker is None:
             return
-        queue, waiting = stream._queue, stream.put(Event(signal, sender, arguments))
+        queue = stream._queue
         del stream  # a sender that waits does not keep the stream alive
-        if waiting is not None:
-            await queue.wait(waiting)
+        try:
+            for _turn in range(3):  # of the loop, in which most readers take an event: a time limit costs more
+                if waker in queue.waiting:
+                    await anyio.lowlevel.checkpoint()
+            while waker in queue.waiting:
+                with anyio.move_on_after(STALLED_AFTER):
+                    await waker.wait()
+                    return
+                if (stream := self.target()) is not None:
+                    stream.report(signal)
+                del stream
+        finally:
+            queue.leave(waker)
 
 
 # -- the stream --------------------------------------------------------------------------------------------------------
@@ -192,19 +170,19 @@ class Stream(Generic[P]):
         overflow: Overflow,
     ) -> None:
         self._queue: Queue[Event[Any]] = Queue(buffer)
-        _check(where, buffer, overflow)
+        if where is not None and (not callable(where) or iscoroutinefunction(where)):
+            raise TypeError(f"where must be a sync function of an Event, not {where!r:.80}")
+        check_count("buffer", buffer, 1, "events")
+        if overflow not in get_args(Overflow):
+            raise ValueError(f"overflow must be one of {', '.join(map(repr, get_args(Overflow)))}, not {overflow!r}")
         self.dropped: int = 0
-        origins = [signal if signal._origin is None else signal._origin for signal in signals]
-        self._signals = tuple({id(signal): signal for signal in origins}.values())
-        self._sender = sender
-        self._where = where
-        self._overflow = overflow
-        self._connections: list[tuple[Signal[..., Any], StreamConnection]] = []
+        self._signals = {signal._registry: signal for signal in signals}
+        self._sender, self._where, self._overflow = sender, where, overflow
+        self._connections: list[tuple[Any, StreamConnection]] = []
         frame = calling_frame(type(self))
         self._place = frame.f_code, frame.f_lineno
-        self._opened_at = f"{frame.f_code.co_filename}:{frame.f_lineno}"
-        self._next_check = 0.0
-        self._has_warned = False
+        self._was_reported = False
+        self._loop: Loop
 
     @property
     def _state(self) -> str:
@@ -213,15 +191,12 @@ class Stream(Generic[P]):
     async def __aenter__(self) -> Self:
         if self._state != "new":
             raise RuntimeError("a stream can be entered once; make another one")
-        self._queue.loop = Loop()
-        open_in_process.add(self)
-        for signal in self._signals:
-            shape = Shape(is_async=True, wanted=None)
-            registry, key = signal._registry, ("stream", id(self))
-            connection = StreamConnection(self, registry.on_death, self._place, key)
-            connection.options, connection.shape = DEFAULTS, shape
+        self._loop = self._queue.loop = Loop()
+        for registry in self._signals:
+            connection = StreamConnection(self, registry.on_death, self._place, ("stream", id(self)))
+            connection.options, connection.shape = DEFAULTS, Shape(is_async=True, wanted=None)
             registry.add(connection, self._sender)
-            self._connections.append((signal, connection))
+            self._connections.append((registry, connection))
         return self
 
     async def __aexit__(self, *error: object) -> None:
@@ -232,20 +207,15 @@ class Stream(Generic[P]):
         self._close()
 
     def _close(self) -> None:
-        for signal, connection in self._connections:
-            signal._registry.remove(connection)
+        for registry, connection in self._connections:
+            registry.remove(connection)
         self._queue.close()
-        open_in_process.discard(self)
-
-    def close_in_child(self) -> None:
-        """Close in a forked child: the tasks that read and wait are the parent's."""
-        self._close()
 
     def __del__(self) -> None:
         self._queue.close()
 
     def __repr__(self) -> str:
-        names = ", ".join(repr(signal.name) for signal in self._signals)
+        names = ", ".join(repr(signal.name) for signal in self._signals.values())
         kept = f"{len(self._queue.items)} of {self._queue.size} events kept"
         return f"<asignals.Stream of {names}, {self._state}, {kept}>"
 
@@ -256,68 +226,39 @@ class Stream(Generic[P]):
         if self._state == "new":
             raise RuntimeError("enter the stream first: async with signal.stream() as events")
         await anyio.lowlevel.checkpoint()
-        try:
-            return await self._queue.take()
-        except anyio.EndOfStream:
-            raise StopAsyncIteration from None
+        return await anext(self._queue)
 
-    def put(self, event: Event[Any]) -> Waiting[Event[Any]] | None:
+    def put(self, event: Event[Any]) -> Waker | None:
         """Take an event; returns what its sender has to wait for, if anything. Raises `BufferFull`."""
         if self._where is not None and not self._where(event):
             return None
         queue = self._queue
-        with queue.lock:
+        with lock:
+            if queue.is_full and self._loop.has_ended():
+                self._close()
             if queue.is_closed:
                 return None
-            if queue.used >= queue.size and self._overflow != "wait":
-                if self._overflow == "error":
-                    raise BufferFull(event.signal, queue.size)
+            if queue.is_full and self._overflow == "wait":
+                return queue.line_up(event)
+            if queue.is_full and self._overflow == "error":
+                raise BufferFull(event.signal, queue.size)
+            if queue.is_full:
                 self.dropped += 1
                 if self._overflow == "drop_newest":
                     return None
                 queue.items.popleft()
-            waiting = queue.put(event)
-        if waiting is not None and waiting.since >= self._next_check:
-            self._check(waiting.waker.loop)
-        return waiting
+            queue.add(event)
+        return None
 
-    # -- senders that wait for long --------------------------------------------------------------------------------
-
-    def _check(self, loop: Loop) -> None:
-        """Free senders that wait for nobody, report a reader that does not read, and do so again soon."""
-        queue = self._queue
-        if not (waiting := queue.waiting.copy()):
-            return
-        if queue.loop is None or queue.loop.has_ended():
+    def report(self, signal: Signal[..., Any]) -> None:
+        """Report a reader that makes a sender wait for long; if its loop has ended, close the stream."""
+        if self._loop.has_ended():
             self._close()
-            return
-        now = time.monotonic()
-        waited = now - waiting[0].since
-        if waited >= STALLED_AFTER and not self._has_warned:
-            self._has_warned = True
-            text = "the reader of the stream opened at %s does not read: %d senders wait, that of signal %r for %.3g s"
-            logger.warning(text, self._opened_at, len(waiting), waiting[0].item.signal.name, waited)
-        self._next_check = now + STALLED_AFTER / 2
-        loop.call_later(STALLED_AFTER / 2 + 0.01, partial(_check_later, ref(self), loop))
-
-
-_collected_at = 0.0  # when a sender that waits for long last ran the garbage collector
-
-
-def _check_later(reference: ref[Stream], loop: Loop) -> None:
-    global _collected_at  # noqa: PLW0603  of all streams
-    stream = reference()
-    if stream is None:
-        return
-    stream._check(loop)
-    now = time.monotonic()
-    is_stalled = any(now - waiting.since >= STALLED_AFTER / 2 for waiting in stream._queue.waiting.copy())
-    del stream
-    # The stream may be garbage in a reference cycle: of an async generator that was left inside the block, say. One
-    # collection serves all streams.
-    if is_stalled and now - _collected_at >= 2 * STALLED_AFTER:
-        _collected_at = now
-        gc.collect()
+        elif not self._was_reported:
+            self._was_reported = True
+            text = "the reader of the stream opened at %s:%d does not read: %d senders wait, that of signal %r for %g s"
+            file, waiting = self._place[0].co_filename, len(self._queue.waiting)
+            logger.warning(text, file, self._place[1], waiting, signal.name, STALLED_AFTER)
 
 
 def check_count(name: str, value: object, least: int, unit: str) -> None:
@@ -326,14 +267,6 @@ def check_count(name: str, value: object, least: int, unit: str) -> None:
         raise TypeError(f"{name} must be a number of {unit}, not {value!r}")
     if value < least:
         raise ValueError(f"{name} must be at least {least}, not {value}")
-
-
-def _check(where: object, buffer: object, overflow: object) -> None:
-    if where is not None and (not callable(where) or iscoroutinefunction(where)):
-        raise TypeError(f"where must be a sync function of an Event, not {where!r:.80}")
-    check_count("buffer", buffer, 1, "events")
-    if overflow not in get_args(Overflow):
-        raise ValueError(f"overflow must be one of {', '.join(map(repr, get_args(Overflow)))}, not {overflow!r}")
 
 
 def stream(

@@ -53,6 +53,7 @@ class ModelEvent(Event):
     """One send of a model signal, and its phase: `"flush"`, `"commit"` or `"rollback"`."""
 
     phase: str
+    __hash__ = Event.__hash__
 
     def __init__(self, signal: AnySignal, sender: object, arguments: Mapping[str, Any], phase: str) -> None:
         """Make an event as the capture does."""
