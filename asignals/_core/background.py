@@ -120,11 +120,10 @@ class Background:
         with lock:
             self._state = "draining"
             self._end_if_drained()
+        if not isinstance(error, cancellation()):
+            kind = error = traceback = None  # the sends go on
         try:
-            if isinstance(error, cancellation()):
-                await self._group.__aexit__(kind, error, traceback)
-            else:
-                await self._group.__aexit__(None, None, None)
+            await self._group.__aexit__(kind, error, traceback)
         finally:
             del error, traceback  # whose traceback refers to this frame
             self._close()
@@ -274,10 +273,9 @@ class Background:
     def statistics(self) -> BackgroundStatistics:
         """The counts of this moment. May be called in any thread."""
         with lock:
-            running, waiting, blocked = len(self._queue.taken), len(self._queue.items), len(self._queue.waiting)
-            accepted = self._done + running + waiting + self._undelivered
-            counts = running, waiting, blocked, accepted, self._done, self._errors
-            return BackgroundStatistics(*counts, self._limit, self._buffer)
+            counts = len(self._queue.taken), len(self._queue.items), len(self._queue.waiting)
+            accepted = self._done + self._to_do + self._undelivered
+            return BackgroundStatistics(*counts, accepted, self._done, self._errors, self._limit, self._buffer)
 
     def __repr__(self) -> str:
         state = "closed" if self._queue.is_closed else self._state

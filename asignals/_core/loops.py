@@ -76,17 +76,20 @@ class Loop:
         except RuntimeError:  # in no loop
             return False
 
-    def call_soon(self, function: Callable[[], object]) -> bool:
-        """Call a function in this loop; `False` if the loop has ended and never runs again."""
+    def call(self, function: Callable[[], object]) -> bool:
+        """Call a function in this loop, at once if it is the current one; `False` if it has ended for ever."""
         try:
-            self._call_soon(function)
+            if self.is_current():
+                function()
+            else:
+                self._call_soon(function)
         except RuntimeError:
             return False
         return True
 
     def has_ended(self) -> bool:
         """Whether this loop never runs again."""
-        return not self.is_current() and not self.call_soon(bool)
+        return not self.call(bool)
 
     def copy_context(self) -> Context:
         """A copy of the current context for a task of this loop, where anyio is to find this kind of loop."""
@@ -114,10 +117,7 @@ class Waker:
 
     def wake(self, *_: object) -> None:
         """Wake the task. Does nothing if it is awake or was cancelled, or if its loop has ended."""
-        if self._loop.is_current():
-            self._event.set()
-        else:
-            self._loop.call_soon(self._event.set)
+        self._loop.call(self._event.set)
 
 
 # -- queues ------------------------------------------------------------------------------------------------------------

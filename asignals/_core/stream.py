@@ -30,6 +30,7 @@ else:
 
 X = TypeVar("X")
 Overflow: TypeAlias = Literal["wait", "drop_oldest", "drop_newest", "error"]
+AnySignal: TypeAlias = "Signal[..., Any]"
 Where: TypeAlias = "Callable[[Event[P]], object]"
 
 STALLED_AFTER = 5.0
@@ -162,12 +163,7 @@ class Stream(Generic[P]):
     """
 
     def __init__(
-        self,
-        signals: tuple[Signal[..., Any], ...],
-        sender: object,
-        where: Where[P] | None,
-        buffer: int,
-        overflow: Overflow,
+        self, signals: tuple[AnySignal, ...], sender: object, where: Where[P] | None, buffer: int, overflow: Overflow
     ) -> None:
         self._queue: Queue[Event[Any]] = Queue(buffer)
         if where is not None and (not callable(where) or iscoroutinefunction(where)):
@@ -216,8 +212,9 @@ class Stream(Generic[P]):
 
     def __repr__(self) -> str:
         names = ", ".join(repr(signal.name) for signal in self._signals.values())
-        kept = f"{len(self._queue.items)} of {self._queue.size} events kept"
-        return f"<asignals.Stream of {names}, {self._state}, {kept}>"
+        return (
+            f"<asignals.Stream of {names}, {self._state}, {len(self._queue.items)} of {self._queue.size} events kept>"
+        )
 
     def __aiter__(self) -> Self:
         return self
@@ -256,9 +253,9 @@ class Stream(Generic[P]):
             self._close()
         elif not self._was_reported:
             self._was_reported = True
-            text = "the reader of the stream opened at %s:%d does not read: %d senders wait, that of signal %r for %g s"
-            file, waiting = self._place[0].co_filename, len(self._queue.waiting)
-            logger.warning(text, file, self._place[1], waiting, signal.name, STALLED_AFTER)
+            text = "the reader of the stream opened at %s does not read: %d senders wait, that of signal %r for %g s"
+            opened_at, waiting = self._connections[0][1].connected_at, len(self._queue.waiting)
+            logger.warning(text, opened_at, waiting, signal.name, STALLED_AFTER)
 
 
 def check_count(name: str, value: object, least: int, unit: str) -> None:
