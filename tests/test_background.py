@@ -507,7 +507,7 @@ async def test_a_send_made_while_muted_reaches_nobody(signal, seen):
                     background.send_nowait(signal, None, x=2)
                 await background.send(signal, None, x=3)
     assert seen == [1, 3, 1, 3]
-    assert signal._registry.mutes == {}
+    assert signal._registry.mutes == frozenset()
 
 
 async def test_threads_may_send(signal, seen):
@@ -878,7 +878,7 @@ async def test_muted_sends_that_are_not_done_leave_nothing_muted(signal):
                     group.cancel_scope.cancel()
             scope.cancel()
     assert await background.drain() == 2
-    assert signal._registry.mutes == {}
+    assert signal._registry.mutes == frozenset()
 
 
 async def test_the_limits_that_nobody_gave():

@@ -258,5 +258,5 @@ def test_test_tools_refuse_what_is_no_signal(thing):
             pass
         with contextlib.suppress(TypeError), testing.capture(tested, where=thing):
             assert thing is None
-    assert tested._registry.mutes == {}
+    assert tested._registry.mutes == frozenset()
     assert [connection.receiver for connection in tested.connections] == [hear_all]

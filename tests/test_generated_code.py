@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from asignals import Signal, signal
 from asignals._core import written
-from asignals._core.signatures import Shape
+from asignals._core.objects import Shape
 from asignals._core.written import write_choose, write_loop
 
 pytestmark = pytest.mark.anyio

@@ -147,7 +147,7 @@ class World:
         assert [mortal() for mortal in self.mortals] == [None] * len(self.mortals)
         registry = self.tested._registry
         assert registry.blocks == {}
-        assert registry.mutes == {}
+        assert registry.mutes == frozenset()
         links = [link.target() for link in registry.all_connections() if link.target() is not self.player]
         assert links == list(self.stay.values())
         assert all(bucket.source() is not None for bucket in registry._senders.values())

@@ -315,7 +315,7 @@ def test_muted_blocks_of_threads_do_not_disturb_each_other():
             assert len(step(made.send(None))) == 1
 
     at_once(mutes, mutes, hears)
-    assert made._registry.mutes == {}
+    assert made._registry.mutes == frozenset()
 
 
 def test_connected_blocks_of_threads_leave_nothing():

@@ -3,8 +3,7 @@
 The modules, from the bottom up; each imports only those above it in this list:
 
 - `errors`: exceptions and warnings, and what happens to an exception that a receiver raises;
-- `references`: how users' objects are identified, named and referred to, and when their death is a surprise;
-- `signatures`: what receivers and stubs take;
+- `objects`: users' objects: how they are identified, named, referred to and called;
 - `loops`: the lock, event loops as other threads see them, a bounded queue between them, worker threads, forks;
 - `connection`: one receiver connected to one signal, and how it is called;
 - `monitor`: watching sends;
@@ -16,7 +15,7 @@ The modules, from the bottom up; each imports only those above it in this list:
 - `background`: not waiting for receivers.
 
 A send: `Signal.send` (a method that `written` has made) takes the plan of its `registry` and returns the coroutine of
-the plan's written loop, which calls the `connection`s. A connect: `Signal.connect` asks `signatures` how the receiver
+the plan's written loop, which calls the `connection`s. A connect: `Signal.connect` asks `objects` how the receiver
 is called and has the `registry` add a `connection`.
 
 **This module is the one interface for the packages around the core** (`asignals.relay`, `asignals.sqlalchemy`,
@@ -43,6 +42,7 @@ from asignals._core.errors import (
     DeclarationError,
     DocumentedError,
     InvalidReceiverError,
+    Receiver,
     ReceiverLostWarning,
     is_receivers_error,
     log_failure,
@@ -50,10 +50,9 @@ from asignals._core.errors import (
 )
 from asignals._core.loops import Waker
 from asignals._core.monitor import Report, SendInfo, is_watched, monitor
-from asignals._core.references import describe, identify, is_a, locate, name_of, sender_key
+from asignals._core.objects import Shape, describe, identify, is_a, is_coroutine_function, locate, name_of, sender_key
 from asignals._core.registry import Plan, Registry
 from asignals._core.signal import Signal, receiver, signal, signals
-from asignals._core.signatures import Receiver, Shape, is_coroutine_function
 from asignals._core.stream import Event, Stream, stream
 
 # The public names of `asignals`; then, for the packages around the core: signals and sends, users' objects.

@@ -19,9 +19,8 @@ import anyio
 from asignals._core.connection import is_awaitable
 from asignals._core.errors import is_receivers_error, logger
 from asignals._core.loops import Call, InContext, Loop, Queue, Waker, cancellation, is_inside, lock
-from asignals._core.references import describe
+from asignals._core.objects import FORWARDS, describe
 from asignals._core.signal import Signal
-from asignals._core.signatures import FORWARDS
 from asignals._core.stream import check_count
 
 P = ParamSpec("P")

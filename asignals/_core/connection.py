@@ -5,17 +5,14 @@ from __future__ import annotations
 import functools
 from collections.abc import Awaitable, Callable, Hashable
 from inspect import CO_ITERABLE_COROUTINE
-from operator import attrgetter
 from types import FunctionType, GeneratorType, MethodType
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypedDict
 from weakref import WeakMethod
 
 import anyio
 
-from asignals._core import references
 from asignals._core.loops import in_thread
-from asignals._core.references import Holder, Place, Reference, describe, identify, is_a, locate
-from asignals._core.signatures import Receiver, Shape
+from asignals._core.objects import Holder, Place, Receiver, Reference, Shape, describe, identify, is_a, locate, name_of
 
 if TYPE_CHECKING:
     from asignals._core.signal import Signal
@@ -67,9 +64,9 @@ class AllOptions(ConnectOptions, total=False):
     dispatch_uid: Hashable | None
 
 
-def _read(path: str, doc: str) -> Any:
-    """An attribute that is a part of another one and cannot be set."""
-    return property(attrgetter(path), doc=doc)
+def _read(get: Callable[[Any], Any], doc: str) -> Any:
+    """An attribute that cannot be set."""
+    return property(get, doc=doc)
 
 
 class Connection(Reference):
@@ -83,51 +80,27 @@ class Connection(Reference):
     is_receiver = True  # a stream's connection has none
     # A send compares `style` with those that its loop is written for, else calls `choose`, else awaits `respond`. Both
     # are None for a receiver with options, and once the connection has ended: `respond` then does nothing.
-    __slots__ = (
-        "choose",
-        "function",
-        "is_easily_lost",
-        "is_live",
-        "method",
-        "name",
-        "options",
-        "order",
-        "shape",
-        "source",
-        "style",
-    )
+    __slots__ = ("choose", "function", "is_live", "method", "name", "options", "order", "shape", "source", "style")
 
     name: str
-    options: Options
     order: int
-    shape: Shape
     source: Reference  # to the sender
 
-    weak: Final[bool] = _read("options.weak", "Whether the signal lets the receiver die.")
-    priority: Final[float] = _read("options.priority", "Receivers with a higher one are called first.")
-    is_async: Final[bool] = _read("shape.is_async", "Whether calling the receiver gives a coroutine.")
+    receiver: Final[Receiver | None] = _read(lambda self: self.target(), "What is connected; `None` once it has died.")
+    sender: Final[object] = _read(lambda self: self.source.target(), "Its sender; `None` for all, and for a dead one.")
+    weak: Final[bool] = _read(lambda self: self.options.weak, "Whether the signal lets the receiver die.")
+    priority: Final[float] = _read(lambda self: self.options.priority, "Receivers with a higher one are called first.")
+    is_async: Final[bool] = _read(lambda self: self.shape.is_async, "Whether calling the receiver gives a coroutine.")
     in_thread: Final[bool | anyio.CapacityLimiter] = _read(
-        "options.in_thread", "Whether the receiver runs in a worker thread, or the limiter of those threads."
+        lambda self: self.options.in_thread, "Whether the receiver runs in a thread, or the limiter of those threads."
     )
 
     def __init__(self, *_: object) -> None:
         self.choose: Callable[..., Any] | None = None
         self.function: Any = None
-        self.is_easily_lost: bool = False
         self.is_live: bool = True
         self.method: WeakMethod[Any] | None = None
         self.style: Shape | None = None
-
-    @property
-    def receiver(self) -> Receiver | None:
-        """The connected callable, or `None` once it has died."""
-        found: Receiver | None = self.target()
-        return found
-
-    @property
-    def sender(self) -> object:
-        """The sender that is listened to; `None` stands for all senders, and for one that has died."""
-        return self.source.target()
 
     @property
     def dispatch_uid(self) -> Hashable | None:
@@ -151,7 +124,8 @@ class Connection(Reference):
     def set_options(self, options: Options, shape: Shape) -> None:
         """Take new options in place, so that a send under way calls the receiver by them."""
         self.choose = self.style = None
-        self.options, self.shape = options, shape
+        self.options: Options = options
+        self.shape: Shape = shape
         if type(self.held) is not Holder:
             self.held: Any = None if options.weak else self.target()
             needs_care = options.in_thread or options.once or options.timeout is not None
@@ -168,9 +142,7 @@ class Connection(Reference):
     def describe(self) -> str:
         """The receiver's name and `file:line`, also after its death."""
         receiver = self.target()
-        if receiver is not None and locate(receiver):
-            return describe(receiver)
-        return f"{self.name} (connected at {self.connected_at})"
+        return describe(receiver) if locate(receiver) else f"{self.name} (connected at {self.connected_at})"
 
     def _call(self, receiver: Receiver, signal: Signal[..., Any], sender: object, arguments: dict[str, Any]) -> Any:
         if self.options.in_thread:
@@ -262,8 +234,7 @@ def connection_to(  # noqa: PLR0913, PLR0917  a connection has this many parts
         except TypeError:  # its object or its function does not support weak references
             thing = Holder(receiver)
     connection = Connection(thing, on_death, place, key_of(receiver, uid))
-    connection.name = receiver.__qualname__ if type(receiver) is FunctionType else references.name_of(receiver)
-    connection.is_easily_lost = references.is_easily_lost(receiver)
+    connection.name = receiver.__qualname__ if type(receiver) is FunctionType else name_of(receiver)
     connection.method = method
     connection.function = receiver.__func__ if shape.is_method else None
     if method is not None and not shape.is_method:  # the function may die before the object

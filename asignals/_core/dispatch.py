@@ -39,10 +39,9 @@ import anyio
 import anyio.lowlevel
 
 from asignals._core.connection import Connection, Connections, finish, is_awaitable
-from asignals._core.errors import annotate
+from asignals._core.errors import Receiver, annotate
 from asignals._core.loops import cancellation
 from asignals._core.monitor import SendInfo, surrounding, watchers
-from asignals._core.signatures import Receiver
 
 if TYPE_CHECKING:
     from asignals._core.signal import Signal

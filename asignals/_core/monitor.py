@@ -9,8 +9,7 @@ from contextvars import ContextVar
 from types import MappingProxyType, TracebackType
 from typing import TYPE_CHECKING, Any, NamedTuple, Self, TypeAlias
 
-from asignals._core.errors import logger
-from asignals._core.signatures import Receiver
+from asignals._core.errors import Receiver, logger
 
 if TYPE_CHECKING:
     from asignals._core.signal import Signal

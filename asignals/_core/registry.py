@@ -7,7 +7,8 @@ one that it began with; a connection that ends meanwhile says so itself.
 Invariants:
 
 - Every change happens under `lock` and is counted in `changes`, after it was made.
-- A sender's plan is fresh while its `made_at` equals `_shared_changes`; a change of its own connections removes it.
+- `_plans` has the plans that are fresh, each by the senders whose connections are in it: so it keeps nothing for a
+  sender that nobody is connected for. A change drops the plans that it concerns.
 - `plan` is the plan of all senders when no sender has connections of its own and nothing is muted; else it is `None`.
 - Weak-reference callbacks run anywhere, in the middle of a locked section and in any thread: they append to `_dead`,
   and set `plan` to `None`, so that the next send comes to `plan_for` and purges.
@@ -23,13 +24,13 @@ from collections.abc import Callable, Generator, Hashable, Iterable
 from contextlib import AbstractContextManager, suppress
 from contextvars import ContextVar
 from functools import partial
+from inspect import GEN_CREATED, getgeneratorstate
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 from weakref import ref
 
-from asignals._core import loops, references
-from asignals._core.connection import Connection, Connections, Options, key_of
-from asignals._core.references import Place, Reference, identify, is_a, sender_key
-from asignals._core.signatures import Names, Receiver, Shape
+from asignals._core import loops, objects
+from asignals._core.connection import DEFAULTS, Connection, Connections, Options, key_of
+from asignals._core.objects import Names, Place, Receiver, Reference, Shape, describe, identify, is_a, sender_key
 from asignals._core.written import Loop, is_often_sent, write_choose, write_loop
 
 if TYPE_CHECKING:
@@ -42,9 +43,8 @@ F = TypeVar("F", bound=Receiver)
 class Plan:
     """The connections of one sender in order, with the loops that are written for them when they are first used."""
 
-    def __init__(self, connections: Connections, names: Names | None, made_at: int) -> None:
+    def __init__(self, connections: Connections, names: Names | None) -> None:
         self.connections: Connections = connections
-        self.made_at: int = made_at  # in shared changes of the registry
         self.loop: Loop | None = None
         self.robust_loop: Loop | None = None
         self._loops: dict[tuple[bool, bool], Loop] = {}  # robust or not, watched or not
@@ -72,15 +72,11 @@ class Plan:
 
 
 class _Sender:
-    """The connections of one sender, and the plan of a send to it."""
+    """The connections of one sender."""
 
     def __init__(self, sender: object, on_death: Callable[[Any], object], place: Place) -> None:
         self.source = Reference(sender, on_death, place, sender_key(sender))
         self.connections: dict[Hashable, Connection] = {}
-        self.plan: Plan | None = None
-
-
-_NOWHERE: Place = (key_of.__code__, 0)  # for a sender that nobody has connected to: no statement is there
 
 
 class Registry:
@@ -91,16 +87,15 @@ class Registry:
     def __init__(self, signal: ref[Signal[..., Any]], names: Names | None) -> None:
         self.plan: Plan | None = None
         self.changes: int = 0  # of any connection, and of what is muted
-        self.mutes: dict[Mute, tuple[Receiver, ...]] = {}  # whose ids they know, so that these stay alive
-        self.blocks: dict[Hashable, dict[int, Callable[[], object]]] = {}  # by the identity that they connect
+        self.mutes: frozenset[Mute] = frozenset()
+        self.blocks: dict[Hashable, dict[Callable[[], object], bool]] = {}  # by the identity that they connect
         self.on_death: Callable[[Any], object] = partial(_on_death, ref(self))
         self._signal = signal
         self._names = names
-        self._everyone = _Sender(None, self.on_death, _NOWHERE)
+        self._everyone = _Sender(None, self.on_death, (key_of.__code__, 0))  # which no statement connects
         self._senders: dict[Hashable, _Sender] = {self._everyone.source.key: self._everyone}
-        self._next_order = 0
-        self._sent_before = 0  # the signal was sent since all connections of a lower order were made
-        self._shared_changes = 0  # those that concern the plans of more than one sender
+        self._plans: dict[tuple[_Sender, ...], Plan] = {}
+        self._latest = self._latest_sent = 0  # the order of the latest connection, and of that before the latest send
         self._hears_subclasses = False
         self._dead: deque[Reference] = deque()
 
@@ -111,10 +106,12 @@ class Registry:
         self.purge()
         with self.lock:
             known, target = self.find(connection.key, sender)
-            if known is not None and identify(target) == identify(connection.target()):
-                self.set_options(known, connection.options, connection.shape)
-            elif known is None or replace:
-                self.add(connection, sender, None if known is None else known.order)
+            if known is None:
+                self.add(connection, sender)
+            elif identify(target) == identify(connection.target()):
+                self.put_back(known, target, sender, connection.options, connection.shape)
+            elif replace:
+                self.add(connection, sender, known.order)
 
     def disconnect(self, receiver: Receiver | None, sender: object, uid: Hashable) -> bool:
         """End a connection; `False` when there was none."""
@@ -126,24 +123,17 @@ class Registry:
     def add(self, connection: Connection, sender: object, order: int | None = None) -> None:
         """Add a connection at the end of the order, or at a place of it, and end the one that had its identity."""
         with self.lock:
-            entry = self._entry_for(sender, (connection.code, connection.line))
+            made = self._existing(sender) or _Sender(sender, self.on_death, (connection.code, connection.line))
+            entry = self._existing(sender) or made  # a finalizer may have added one meanwhile
+            self._latest += 1
+            connection.order = self._latest if order is None else order
+            connection.source, connection.is_live = entry.source, True
             replaced = entry.connections.get(connection.key)
-            if order is None:
-                order = self._next_order
-                self._next_order += 1
-            connection.source, connection.order, connection.is_live = entry.source, order, True
             entry.connections[connection.key] = connection
             self._senders[entry.source.key] = entry  # a finalizer may have dropped it meanwhile
-            self._changed(connection)
+            self._changed(entry, connection.options)
             if replaced is not None and replaced is not connection:
                 replaced.end()
-
-    def set_options(self, connection: Connection, options: Options, shape: Shape) -> None:
-        """Give a connection new options in place."""
-        with self.lock:
-            self._changed(connection)
-            connection.set_options(options, shape)
-            self._changed(connection)
 
     def find(self, key: Hashable, sender: object) -> tuple[Connection | None, Any]:
         """The connection under this identity and its receiver, if that lives: its id may be in use again."""
@@ -155,36 +145,32 @@ class Registry:
     def remove(self, connection: Connection) -> bool:
         """End a connection; `False` when it had ended before."""
         with self.lock:
-            was_live, entry = connection.is_live, self._senders.get(connection.source.key)
+            entry = self._senders.get(connection.source.key)
+            if entry is None or entry.connections.get(connection.key) is not connection:
+                return False
+            del entry.connections[connection.key]
+            if not entry.connections and entry is not self._everyone:
+                del self._senders[connection.source.key]
+            self._changed(entry, connection.options)
             connection.end()
-            if entry is not None and entry.connections.get(connection.key) is connection:
-                del entry.connections[connection.key]
-                if not entry.connections and entry is not self._everyone:
-                    del self._senders[connection.source.key]
-                self._changed(connection)  # frees plans, so finalizers may run: they find everything changed
-            return was_live
+            return True
 
     def _existing(self, sender: object) -> _Sender | None:
-        key = sender_key(sender)
-        entry = self._senders.get(key)
+        entry = self._senders.get(key := sender_key(sender))
         # The id of a dead sender may be in use again.
         if entry is None or type(key) is tuple or entry.source() is sender or entry.source.target() is sender:
             return entry
         return None
 
-    def _entry_for(self, sender: object, place: Place) -> _Sender:
-        made = self._existing(sender) or _Sender(sender, self.on_death, place)
-        return self._existing(sender) or made  # a finalizer may have added one meanwhile
-
-    def _changed(self, connection: Connection) -> None:
+    def _changed(self, entry: _Sender, options: Options = DEFAULTS) -> None:
+        """Count a change that was made, and drop the plans that it concerns; finalizers may run."""
         self.changes += 1
         self.plan = None
-        entry = self._senders.get(connection.source.key)
-        if entry is not None:
-            entry.plan = None
-        if connection.options.subclasses or entry is self._everyone:
-            self._hears_subclasses |= connection.options.subclasses
-            self._shared_changes += 1
+        self._hears_subclasses |= options.subclasses
+        if self._hears_subclasses or entry is self._everyone:
+            self._plans.clear()
+        else:
+            self._plans.pop((entry,), None)
 
     # -- what has died ---------------------------------------------------------------------------------------------
 
@@ -193,39 +179,23 @@ class Registry:
         while self._dead:
             with suppress(IndexError):  # another thread was faster
                 thing = self._dead.popleft()
-                is_lost = isinstance(thing, Connection) and thing.is_easily_lost and self.is_unheard(thing)
                 if isinstance(thing, Connection):
-                    self.remove(thing)
-                else:
-                    self._forget_sender(thing)
-                if is_lost:
-                    self.warn_lost(thing, "died before the signal was sent")
+                    if self.remove(thing) and thing.is_easily_lost:
+                        self._warn_lost(thing, "died before the signal was sent")
+                elif (entry := self._senders.get(thing.key)) is not None and entry.source is thing:
+                    for connection in list(entry.connections.values()):
+                        self.remove(connection)
 
-    def _forget_sender(self, source: Reference) -> None:
-        with self.lock:
-            entry = self._senders.get(source.key)
-            if entry is not None and entry.source is source:
-                del self._senders[source.key]
-                self.changes += 1
-                for connection in list(entry.connections.values()):
-                    connection.end()
-
-    def is_unheard(self, thing: Reference) -> bool:
-        """Whether something that has died was connected, and no send was made since, and its sender lives on."""
-        if not isinstance(thing, Connection):
-            return True
-        return thing.is_live and thing.order >= self._sent_before and thing.source() is not None
-
-    def warn_lost(self, thing: Reference, how: str) -> None:
+    def _warn_lost(self, thing: Reference, how: str) -> None:
         """Warn, at the line that connected it, of a receiver or a sender that died before any send reached it."""
-        name = getattr(self._signal(), "name", None)  # None where the signal has died as well
-        what = "the sender of a receiver"
+        what, signal = "the sender of a receiver", self._signal()
         if isinstance(thing, Connection):
+            if thing.order <= self._latest_sent or thing.source() is None:
+                return
             thing.is_easily_lost = False  # one warning is enough
             what = f"receiver {thing.describe()}"
-        where = thing.code.co_filename, thing.line
-        if name is not None:
-            references.warn_lost(f"{what} of signal {name!r} {how}: nothing else refers to it.", *where)
+        if signal is not None:
+            objects.warn_lost(f"{what} of signal {signal.name!r} {how}", thing.code.co_filename, thing.line)
 
     # -- plans -----------------------------------------------------------------------------------------------------
 
@@ -233,66 +203,48 @@ class Registry:
         """The plan of a send to this sender, with muting applied. A connection may end or die before its turn."""
         if self._dead:
             self.purge()
-        self._sent_before = self._next_order
+        self._latest_sent = self._latest
         plan = self._whole_plan(sender)
         if len(self._senders) == 1:
-            self._offer(plan)
+            with self.lock:  # let the next sends take it without asking, where it still holds for every sender
+                if len(self._senders) == 1 and not self.mutes and plan is self._plans.get((self._everyone,)):
+                    self.plan = plan
+                if self._dead:  # a callback came between, and expects the next send here
+                    self.plan = None
         for mute in self.mutes:
-            if mute.is_in_force():
+            if mute.is_everywhere or mute in _entered.get():
                 with self.lock:  # making a plan prepares its connections, which nobody may end meanwhile
-                    plan = Plan(tuple(each for each in plan.connections if not mute.hides(each)), self._names, 0)
+                    plan = Plan(tuple(each for each in plan.connections if not mute.hides(each)), self._names)
         return plan
 
     def connections_for(self, sender: object) -> Connections:
         """The connections of a sender, in order, muted or not; not counted as a send."""
-        plan = self.plan
-        if plan is None:
+        if self.plan is None:
             self.purge()
-            plan = self._whole_plan(sender)
-        return plan.connections
+        return (self.plan or self._whole_plan(sender)).connections
 
     def all_connections(self) -> Connections:
         """Every connection, those of all senders together in order."""
         self.purge()
         with self.lock:
-            return _in_order(
-                each for entry in list(self._senders.values()) for each in list(entry.connections.values())
-            )
+            found = [each for entry in list(self._senders.values()) for each in list(entry.connections.values())]
+        return _in_order(found)
 
     def _whole_plan(self, sender: object) -> Plan:
-        entry = self._existing(sender) or self._everyone
-        if entry is self._everyone and len(self._senders) > 1 and self._hears_subclasses and is_a(sender, type):
-            with self.lock:  # to keep the plan in, until the class dies
-                entry = self._entry_for(sender, _NOWHERE)
-                self._senders[entry.source.key] = entry
-        plan: Plan | None = entry.plan
-        if plan is not None and plan.made_at == self._shared_changes:
-            return plan
-        with self.lock:
-            changes, shared = self.changes, self._shared_changes
-            plan = Plan(_in_order(self._gather(entry, sender)), self._names, shared)
-            if changes == self.changes:  # no finalizer changed anything meanwhile
-                entry.plan = plan
-            return plan
-
-    def _offer(self, plan: Plan) -> None:
-        """Let the next sends take this plan without asking `plan_for`, where it holds for every sender."""
-        with self.lock:
-            is_fresh = self._everyone.plan is plan and plan.made_at == self._shared_changes
-            if is_fresh and len(self._senders) == 1 and not self.mutes:
-                self.plan = plan
-            if self._dead:  # a callback came between, and expects the next send in plan_for
-                self.plan = None
-
-    def _gather(self, entry: _Sender, sender: object) -> list[Connection]:
-        found = list(self._everyone.connections.values())
-        if entry is not self._everyone:
-            found += entry.connections.values()
+        changes, own = self.changes, self._existing(sender) or self._everyone
+        heard: tuple[_Sender, ...] = (own,)
         if self._hears_subclasses and is_a(sender, type):
-            above = [self._existing(base) for base in sender.__mro__[1:]]
-            inherited = [each for base in above if base is not None for each in list(base.connections.values())]
-            found += [each for each in inherited if each.options.subclasses]
-        return found
+            heard += tuple(filter(None, map(self._existing, sender.__mro__[1:])))
+        plan = self._plans.get(heard)
+        if plan is None:
+            with self.lock:
+                found = {*self._everyone.connections.values(), *own.connections.values()}
+                for base in heard[1:]:
+                    found |= {each for each in list(base.connections.values()) if each.options.subclasses}
+                plan = Plan(_in_order(found), self._names)
+                if changes == self.changes:  # nothing has changed meanwhile, by a finalizer neither
+                    self._plans[heard] = plan
+        return plan
 
     # -- for the length of a block ---------------------------------------------------------------------------------
 
@@ -310,7 +262,7 @@ class Registry:
         `_` is the receiver: whoever keeps the arguments of this call keeps it alive.
         """
         with self.lock:
-            self.set_options(connection, options, shape)
+            connection.set_options(options, shape)
             self.add(connection, sender, connection.order)
 
     def connected(self, receiver: F, sender: object, uid: Hashable, connect: Callable[[], object]) -> Generator[F]:
@@ -319,34 +271,29 @@ class Registry:
         with self.lock:
             restore = self.remember(receiver, sender, uid)
             connect()
-            blocks = self.blocks.setdefault(identity, {})
-            number = max(blocks, default=0) + 1
-            blocks[number] = restore
+            blocks = self.blocks.setdefault(identity, {})  # in the order of entering; whether they are open
+            blocks[restore] = True
         yield receiver
         with self.lock:
-            restore = blocks.pop(number)
-            later = next((each for each in blocks if each > number), None)
-            if later is not None:
-                blocks[later] = restore  # the block that was entered next restores what was before this one
-            else:
-                if not blocks:
-                    del self.blocks[identity]
-                restore()
+            blocks[restore] = False
+            while blocks and not blocks[latest := next(reversed(blocks))]:
+                del blocks[latest]
+                latest()
+            if not blocks:
+                self.blocks.pop(identity, None)
 
     def muted(self, receivers: tuple[Receiver, ...], *, everywhere: bool) -> Generator[None]:
         """Mute receivers, or all, in a block."""
-        mute = Mute(receivers, everywhere=everywhere)
-        _entered.set((*_entered.get(), mute))
+        mute = Mute(receivers, is_everywhere=everywhere)
+        _entered.set(_entered.get() | {mute})
         with self.lock:
-            self.mutes = {**self.mutes, mute: receivers}
-            self.changes += 1
-            self.plan = None
+            self.mutes |= {mute}
+            self._changed(self._everyone)
         yield
-        _entered.set(tuple(each for each in _entered.get() if each is not mute))
+        _entered.set(_entered.get() - {mute})
         with self.lock:
-            self.mutes = {each: kept for each, kept in self.mutes.items() if each is not mute}
-            self.changes += 1
-            self.plan = None
+            self.mutes -= {mute}
+            self._changed(self._everyone)
 
 
 class Block(AbstractContextManager[T_co]):
@@ -357,57 +304,47 @@ class Block(AbstractContextManager[T_co]):
 
     def __init__(self, steps: Generator[T_co]) -> None:
         self._steps = steps
-        self._was_entered = False
 
     def __enter__(self) -> T_co:
-        if self._was_entered:
+        if getgeneratorstate(self._steps) != GEN_CREATED:
             raise RuntimeError("this block can be entered once; make another one")
-        self._was_entered = True
         return next(self._steps)
 
     def __exit__(self, *_: object) -> None:
         next(self._steps, None)
 
     def __call__(self, function: object) -> None:
-        raise TypeError(f"this is no decorator: write the `with` block inside of {references.describe(function)}")
-
-
-# The mutes that the current context is inside of. Contexts are copied, so a task may keep a mute that has ended: the
-# registry does not apply it any more. There are no tokens: a pytest fixture leaves its block in another context.
-_entered: ContextVar[tuple[Mute, ...]] = ContextVar("asignals_muted", default=())
+        raise TypeError(f"this is no decorator: write the `with` block inside of {describe(function)}")
 
 
 class Mute:
     """Hides receivers, or all, from the plans that are made while it is in force."""
 
-    def __init__(self, receivers: Iterable[Receiver], *, everywhere: bool) -> None:
-        self._keys: frozenset[Hashable] = frozenset(map(identify, receivers))
-        self._everywhere = everywhere
-
-    def is_in_force(self) -> bool:
-        """Whether this mute concerns the current context."""
-        return self._everywhere or self in _entered.get()
+    def __init__(self, receivers: tuple[Receiver, ...], *, is_everywhere: bool) -> None:
+        self.is_everywhere = is_everywhere
+        self._receivers = receivers  # alive, so that their ids stay theirs
+        self._keys = frozenset(map(identify, receivers))
 
     def hides(self, connection: Connection) -> bool:
         """Whether a connection is left out of a plan."""
         return not self._keys or identify(connection.target()) in self._keys
 
 
+# The mutes that the current context is inside of. Contexts are copied, so a task may keep a mute that has ended: the
+# registry does not apply it any more. There are no tokens: a pytest fixture leaves its block in another context.
+_entered: ContextVar[frozenset[Mute]] = ContextVar("asignals_muted", default=frozenset())
+
+
 def _in_order(connections: Iterable[Connection]) -> Connections:
-    return tuple(sorted(filter(is_alive, connections), key=lambda each: (-each.options.priority, each.order)))
-
-
-def is_alive(connection: Connection) -> bool:
-    """Whether a connection has neither ended nor lost its receiver."""
-    return connection.is_live and connection.target() is not None
+    alive = [each for each in connections if each.target() is not None]
+    return tuple(sorted(alive, key=lambda each: (-each.options.priority, each.order)))
 
 
 def _on_death(registry: ref[Registry], thing: Reference) -> None:
     """The callback of the weak references: runs in any thread, wherever the last reference is dropped."""
     home = registry()
-    if home is None:
-        return
-    home._dead.append(thing)
-    home.plan = None
-    if references.is_dying_at(thing.code, thing.line) and home.is_unheard(thing):
-        home.warn_lost(thing, "died in the statement that connects it")
+    if home is not None:
+        home._dead.append(thing)
+        home.plan = None
+        if objects.is_dying_at(thing.code, thing.line) and not (isinstance(thing, Connection) and not thing.is_live):
+            home._warn_lost(thing, "died in the statement that connects it")

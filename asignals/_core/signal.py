@@ -20,9 +20,8 @@ from asignals._core.connection import DEFAULTS, AllOptions, Connection, ConnectO
 from asignals._core.dispatch import Pairs, TaskGroupFactory, deliver
 from asignals._core.errors import InvalidReceiverError
 from asignals._core.monitor import watchers
-from asignals._core.references import calling_frame, describe, is_a
-from asignals._core.registry import Block, Plan, Registry, is_alive
-from asignals._core.signatures import Receiver, Shape, check_names, examine, read_stub
+from asignals._core.objects import Receiver, Shape, calling_frame, check_names, describe, examine, is_a, read_stub
+from asignals._core.registry import Block, Plan, Registry
 from asignals._core.stream import Event, Overflow, Stream, Where, check_count
 
 P = ParamSpec("P")
@@ -367,7 +366,7 @@ class Signal(Generic[P, R_co]):
 
     def has_listeners(self, sender: object = None) -> bool:
         """Whether a send from this sender would reach a receiver or a stream, muted or not."""
-        return any(map(is_alive, self._registry.connections_for(sender)))
+        return bool(self._registry.connections_for(sender))
 
     def receivers_for(self, sender: object) -> list[Receiver]:
         """The receivers that a send from this sender would call, in order, muted or not."""

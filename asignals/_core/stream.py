@@ -14,8 +14,7 @@ import anyio.lowlevel
 from asignals._core.connection import DEFAULTS, Connection
 from asignals._core.errors import BufferFull, logger
 from asignals._core.loops import Loop, Queue, Waker, lock
-from asignals._core.references import calling_frame, name_of
-from asignals._core.signatures import Shape
+from asignals._core.objects import Shape, calling_frame, name_of
 
 if TYPE_CHECKING:
     from typing_extensions import ParamSpec  # for the default: `Event` alone is an event of any signal

@@ -31,7 +31,7 @@ from asignals._core.connection import PLAIN_TYPES, is_awaitable
 from asignals._core.dispatch import deliver
 from asignals._core.errors import DeclarationError, annotate, is_receivers_error, log_failure
 from asignals._core.monitor import surrounding, watchers
-from asignals._core.signatures import FORWARDS, Names, Shape, Stub, check_names, shared
+from asignals._core.objects import FORWARDS, Names, Shape, Stub, check_names, shared
 
 if sys.version_info < (3, 12):
     from asyncio import coroutines
