@@ -37,12 +37,15 @@ if sys.version_info >= (3, 12):
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Options for what a newcomer does not wait for; each has an environment variable, for the tests' own processes."""
+    """Options for what a newcomer does not wait for; environment variables hand some on to the tests' own processes."""
     parser.addoption(
         "--full",
         action="store_true",
         default=os.environ.get("ASIGNALS_FULL") == "1",
-        help="every test on every event loop, and the slow tests (as CI does)",
+        help="every test on every event loop and driver, and the slow tests",
+    )
+    parser.addoption(
+        "--everywhere", action="store_true", help="every test on every event loop and driver, without the slow tests"
     )
     parser.addoption(
         "--long",
@@ -55,6 +58,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     """Register the markers of this directory."""
     config.addinivalue_line("markers", "loops(*names): the event loops that the tests run on without `--full`")
+    config.addinivalue_line("markers", "drivers(*names): the databases' drivers, likewise")
     config.addinivalue_line("markers", "slow: the test runs with `--full` only")
     once = "once: of servers, processes, browsers or tools: `.ci/run` leaves it out where the interpreter is one more"
     config.addinivalue_line("markers", once)
@@ -94,23 +98,37 @@ def pytest_xdist_auto_num_workers() -> int:
     return (os.cpu_count() or 1) + 1
 
 
+@pytest.hookimpl(trylast=True)  # others put together what shares a fixture
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Without `--full`, leave out the loops that a marker `loops` does not name, and skip what is slow."""
-    if is_full(config):
-        return
-    left_out = [item for item in items if not _is_on_a_loop_to_try(item)]
-    config.hook.pytest_deselected(items=left_out)
-    items[:] = [item for item in items if _is_on_a_loop_to_try(item)]
-    for item in items:
-        if item.get_closest_marker("slow"):
-            item.add_marker(pytest.mark.skip(reason="slow: runs with --full"))
+    """Without `--full`, leave out the loops and drivers that no marker names, and skip what is slow."""
+    if not is_full(config):
+        left_out = [item for item in items if not config.getoption("--everywhere") and not _is_to_try(item)]
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if config.getoption("--everywhere") or _is_to_try(item)]
+        for item in items:
+            if item.get_closest_marker("slow"):
+                item.add_marker(pytest.mark.skip(reason="slow: runs with --full"))
+    items[:] = _long_ones_first(items, int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")))
 
 
-def _is_on_a_loop_to_try(item: pytest.Item) -> bool:
-    marker = item.get_closest_marker("loops")
+def _long_ones_first(items: list[pytest.Item], workers: int) -> list[pytest.Item]:
+    """Begin each worker's part with tests that take long, so that no worker ends with one while the others wait."""
+    long = [item for item in items if item.get_closest_marker("once")]
+    short = [item for item in items if not item.get_closest_marker("once")]
+    shares = ((kind, number) for number in range(workers) for kind in (long, short))
+    return [each for kind, n in shares for each in kind[len(kind) * n // workers : len(kind) * (n + 1) // workers]]
+
+
+DRIVERS = ("aiosqlite", "asyncpg", "aiomysql")
+"""One of each database: what a driver does differently is tried by the tests that a marker `drivers` gives more."""
+
+
+def _is_to_try(item: pytest.Item) -> bool:
     parameters = item.callspec.params if isinstance(item, pytest.Function) and hasattr(item, "callspec") else {}
+    loops, drivers = item.get_closest_marker("loops"), item.get_closest_marker("drivers")
     loop = next((name for name, found in LOOPS.items() if found == parameters.get("anyio_backend")), None)
-    return marker is None or loop is None or loop in marker.args
+    is_loop_tried = loops is None or loop is None or loop in loops.args
+    return is_loop_tried and parameters.get("place", DRIVERS[0]) in (drivers.args if drivers else DRIVERS)
 
 
 @pytest.fixture(scope="module", autouse=True)

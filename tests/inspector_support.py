@@ -90,7 +90,7 @@ def start() -> str:
 def stop() -> bool:
     """End the server; whether it ended."""
     program().server.should_exit = True
-    program().thread.join(20)
+    program().thread.join(60)
     program().socket.close()
     return not program().thread.is_alive()
 

@@ -37,7 +37,7 @@ _BLOCK = re.compile(
     re.DOTALL | re.MULTILINE,
 )
 _CAPTION = re.compile(r"^:caption: (\S+)$", re.MULTILINE)
-_SHELL_LIMIT = 60  # seconds
+_SHELL_LIMIT = 300  # seconds
 
 
 @dataclass(frozen=True)

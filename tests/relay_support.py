@@ -222,7 +222,12 @@ _WORLDS = {
 ENGINES = [name for name in _WORLDS if name not in ("kafka", "psycopg")]
 
 
-async def until(condition: Callable[[], object], within: float = 30.0) -> None:
+def first(*names: str) -> list[Any]:
+    """Parameters for what is above the engines, and the same on each: the others are for `--full`."""
+    return [name if name in names else pytest.param(name, marks=pytest.mark.slow) for name in [*ENGINES, "kafka"]]
+
+
+async def until(condition: Callable[[], object], within: float = 60.0) -> None:
     """Wait until something that happens elsewhere has become true."""
     async with asyncio.timeout(within):
         while not condition():  # noqa: ASYNC110  what is waited for happens in servers and other processes

@@ -364,10 +364,14 @@ async def drop_place(database: str, place: str) -> None:
 
 
 async def empty(engine: AsyncEngine) -> None:
-    """Delete all rows."""
+    """Delete all rows; to ask first takes less time than to delete from tables that have none."""
+    tables = list(reversed(Base.metadata.sorted_tables))
+    whether_filled = ", ".join(f"exists (select 1 from {table.name})" for table in tables)  # noqa: S608  our own
     async with engine.begin() as connection:
-        for table in reversed(Base.metadata.sorted_tables):
-            await connection.execute(table.delete())
+        filled = (await connection.execute(text(f"select {whether_filled}"))).one()
+        for table, is_filled in zip(tables, filled, strict=True):
+            if is_filled:
+                await connection.execute(table.delete())
 
 
 @pytest.fixture(scope="module", params=DATABASES)
@@ -399,7 +403,7 @@ def anyio_backend() -> tuple[str, dict[str, Any]]:
 @pytest.fixture
 async def engine(place: tuple[str, str], anyio_backend: Any) -> AsyncIterator[AsyncEngine]:
     """An engine whose pool has all its connections back at the end."""
-    async with _disposing(make_engine(*place, pool_size=2, max_overflow=0, pool_timeout=5)) as made:
+    async with _disposing(make_engine(*place, pool_size=2, max_overflow=0, pool_timeout=60)) as made:
         yield made
         assert made.pool.checkedout() == 0, "a connection leaked"
         await empty(made)

@@ -31,7 +31,7 @@ granian = pytest.importorskip("granian.server.embed")
 websockets = pytest.importorskip("websockets")
 ws_client = pytest.importorskip("websockets.sync.client")
 
-PATIENCE = 10  # seconds, after which something that should have happened has failed to happen
+PATIENCE = 60  # seconds, after which something that should have happened has failed to happen
 
 SIGNALS: list[Signal[..., Any]] = [
     asgi.request_started,

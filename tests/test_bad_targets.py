@@ -76,3 +76,23 @@ def test_a_demo_with_a_strange_engine_is_refused(url):
     assert isinstance(result.exception, SystemExit), result.exception
     assert result.exit_code == 2
     assert "the demo cannot use this --relay: " in result.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--relay", "carrier-pigeon://coop"], "carrier-pigeon"),
+        (["--relay", "postgresql+asyncpg://nobody:hush@127.0.0.1:1/none"], "cannot use this --relay"),
+        (["--requests", "5"], "--workers goes with --relay only"),
+        (["--serve"], "--workers goes with --relay only"),
+    ],
+)
+def test_what_the_demos_workers_cannot_do_is_said_in_a_line(arguments, words):
+    """With status 2, without a traceback, and without a password."""
+    pytest.importorskip("uvicorn", reason="needs asignals[demo]")
+    done = CliRunner(env={"COLUMNS": "200"}).invoke(cli.app, ["demo", "--workers", "2", *arguments])
+    assert isinstance(done.exception, SystemExit), done.exception
+    assert done.exit_code == 2
+    assert words in done.output
+    assert "Traceback" not in done.output
+    assert "hush" not in done.output

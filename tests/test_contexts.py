@@ -65,7 +65,7 @@ async def test_context_variables(anyio_backend, mode, where, afterwards):
     factory = {"anyio": anyio.create_task_group, "asyncio": asyncio.TaskGroup}.get(mode)
     signal = Signal(["x"], task_group=factory)
     seen = connect(signal, where)
-    with anyio.fail_after(5):
+    with anyio.fail_after(60):
         variable.set("by the sender")
         if mode == "background":
             async with Background() as background:
@@ -95,7 +95,7 @@ async def test_receivers_see_what_those_before_them_set_for_the_sender(anyio_bac
     signal.connect(reads, in_thread=True)
     signal.connect(reads, dispatch_uid="in the sender's task")
     signal.connect(reads_async, dispatch_uid="last")
-    with anyio.fail_after(5):
+    with anyio.fail_after(60):
         variable.set("by the sender")
         results = await signal.send(None, x=1)
     assert [response for _, response in results] == [None, *["by the first"] * 4]
@@ -130,7 +130,7 @@ async def test_deadlines_cancel_async_receivers(anyio_backend, mode, is_last):
     signal.connect(waits)
     if not is_last:
         signal.connect(nothing)
-    with anyio.fail_after(5), anyio.move_on_after(0.01) as scope:
+    with anyio.fail_after(60), anyio.move_on_after(0.01) as scope:
         await signal.send(None, x=1)
     assert scope.cancelled_caught
     assert ended == [1]
@@ -153,7 +153,7 @@ async def test_deadlines_do_not_stop_sync_receivers(anyio_backend, mode, in_thre
 
     signal.connect(cancels, in_thread=in_thread)
     signal.connect(waits_forever)
-    with anyio.fail_after(5), scope:
+    with anyio.fail_after(60), scope:
         await signal.send(None, x=1)
     assert scope.cancelled_caught
     assert ended == [1]
@@ -182,7 +182,7 @@ async def test_shielded_clean_up_ends_before_the_send(anyio_backend, mode, is_la
     signal.connect(cleans_up)
     if not is_last:
         signal.connect(nothing)
-    with anyio.fail_after(5), anyio.move_on_after(0.01) as scope:
+    with anyio.fail_after(60), anyio.move_on_after(0.01) as scope:
         await signal.send(None, x=1)
     log.append("returned")
     assert scope.cancelled_caught
@@ -210,7 +210,7 @@ async def test_shields_hold_but_in_asyncio_s_group(anyio_backend, mode, is_last)
     signal.connect(is_shielded)
     if not is_last:
         signal.connect(waits_forever)
-    with anyio.fail_after(5), anyio.CancelScope() as scope:
+    with anyio.fail_after(60), anyio.CancelScope() as scope:
         await signal.send(None, x=1)
     assert log == ["cancelled" if mode == "asyncio" and not is_last else "done"]
 
@@ -238,7 +238,7 @@ async def test_a_background_runs_in_the_context_of_each_call():
     """Receivers see the variables as they were at the call of `send` or `send_nowait`, whatever they are by then."""
     signal = Signal()
     seen = connect(signal, "async")
-    with anyio.fail_after(5):
+    with anyio.fail_after(60):
         async with Background(limit=1) as background:
             variable.set(1)
             await background.send(signal, None)

@@ -82,13 +82,15 @@ PROGRAM = {
 
 
 @pytest.mark.parametrize("processes", [(), ("-n2", "-pxdist")], ids=["alone", "xdist"])
-def test_pytest_reports_what_no_test_has_called(tmp_path, pytester, processes):
+def test_pytest_reports_what_no_test_has_called(pytester, monkeypatch, processes):
     """`--signals-report` at the end of the run, in several processes too; `asignals list --counts` reads its file."""
     pytest.importorskip("typer", reason="needs asignals[cli]")
     if processes:
         pytest.importorskip("xdist")
+    monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")  # to load all takes longer than the tests
     write(pytester.path, PROGRAM)
-    result = pytester.runpytest_subprocess("--signals-report=out/counts.json", "-p", "no:cacheprovider", *processes)
+    options = ("-p", "asignals.pytest_plugin", "-p", "no:cacheprovider", "--assert=plain")
+    result = pytester.runpytest_subprocess("--signals-report=out/counts.json", *options, *processes)
     result.assert_outcomes(passed=4)
     result.stdout.fnmatch_lines(
         [

@@ -278,7 +278,7 @@ async def test_a_stub_may_be_given_the_way_of_sending():
 
     for number in range(3):
         sold.connect(receives, dispatch_uid=number)
-    with anyio.fail_after(5):
+    with anyio.fail_after(60):
         await sold.send(None)
     assert max(itertools.accumulate(log)) == 2
 

@@ -25,7 +25,7 @@ from asignals.asgi import request_finished, request_started
 from asignals.demo import run, shop
 from asignals.demo.report import Tally
 
-PATIENCE = 30  # seconds, after which a process that should have ended has not
+PATIENCE = 60  # seconds, after which a process that should have ended has not
 
 posix = pytest.mark.skipif(sys.platform == "win32", reason="Windows has no signals to stop a process in good order")
 
@@ -117,7 +117,7 @@ def test_json_has_every_figure(tmp_path: Path) -> None:
 
 
 @posix
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_serve_stays_open_until_a_signal(tmp_path: Path, number: signal.Signals) -> None:
     """A browser's or curl's requests count too, and closing the shop in good order is status 0."""
     with demo(tmp_path, "--requests", "12", "--serve") as process:
@@ -155,7 +155,7 @@ def test_serve_ends_what_is_under_way(tmp_path: Path) -> None:
 
 
 @posix
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGTERM])
 def test_an_interruption_ends_it_in_good_order(tmp_path: Path, number: signal.Signals) -> None:
     """The customers are sent away, what was under way is ended and shown, and the status is that of the signal."""
     with demo(tmp_path, "--requests", "1000000") as process:

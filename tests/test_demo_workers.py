@@ -97,6 +97,13 @@ def browser() -> Iterator[Any]:
         yield browser
 
 
+@pytest.fixture(scope="module")
+def shop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Demo]:
+    """One demo for the tests that leave it running: to start its processes takes longer than to look at their pages."""
+    with demo(tmp_path_factory.mktemp("demo")) as running:
+        yield running
+
+
 def opened(browser: Any, address: str, **options: Any) -> Any:
     """Open a worker's page, and wait until it listens."""
     page = browser.new_page(**options)
@@ -109,28 +116,33 @@ def orders(page: Any) -> Any:
     return page.get_by_role("list", name="The last orders").get_by_role("listitem")
 
 
-SERVERS = [pytest.param(name, marks=pytest.mark.slow) for name in ("redis", "postgres", "rabbitmq")]
+def test_an_order_placed_through_one_worker_appears_on_the_page_of_the_other(browser: Any, shop: Demo) -> None:
+    """On both pages, once, and with the process that took it; without a server by default."""
+    order_at_both(browser, shop)
 
 
-@pytest.mark.parametrize("engine", ["sqlite", "nats", *SERVERS])
-def test_an_order_placed_through_one_worker_appears_on_the_page_of_the_other(
-    browser: Any, tmp_path: Path, engine: str
-) -> None:
-    """On both pages, once, and with the process that took it; without a server by default, or over any by its URL."""
-    arguments = [] if engine == "sqlite" else ["--relay", require(engine)]
-    with demo(tmp_path, *arguments) as running:
-        one, two = (opened(browser, address) for address in running.addresses)
-        for number, pizza in enumerate(("Margherita", "Marinara"), 1):
-            one.get_by_role("button", name=pizza).click()
-            for page in (one, two):
-                expect(orders(page)).to_have_count(number)
-                expect(orders(page).last).to_contain_text(pizza)
-                expect(orders(page).last).to_contain_text(f"by process {running.workers[running.addresses[0]]}")
-        two.get_by_role("button", name="Capricciosa").press("Enter")
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", ["nats", "redis", "postgres", "rabbitmq"])
+def test_orders_go_over_any_server_by_its_url(browser: Any, tmp_path: Path, engine: str) -> None:
+    """As they do without one."""
+    with demo(tmp_path, "--relay", require(engine)) as running:
+        order_at_both(browser, running)
+
+
+def order_at_both(browser: Any, running: Demo) -> None:
+    """Place two orders through one worker and one through the other, in a shop that had none; both pages show all."""
+    one, two = (opened(browser, address) for address in running.addresses)
+    for number, pizza in enumerate(("Margherita", "Marinara"), 1):
+        one.get_by_role("button", name=pizza).click()
         for page in (one, two):
-            expect(orders(page)).to_have_count(3)
-        for page in (one, two):
-            page.close()
+            expect(orders(page)).to_have_count(number)
+            expect(orders(page).last).to_contain_text(pizza)
+            expect(orders(page).last).to_contain_text(f"by process {running.workers[running.addresses[0]]}")
+    two.get_by_role("button", name="Capricciosa").press("Enter")
+    for page in (one, two):
+        expect(orders(page)).to_have_count(3)
+    for page in (one, two):
+        page.close()
 
 
 @posix
@@ -157,22 +169,23 @@ def test_the_page_of_a_killed_worker_comes_back_with_what_it_missed(browser: Any
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_the_page_is_readable_for_everyone(browser: Any, tmp_path: Path, scheme: str) -> None:
+def test_the_page_is_readable_for_everyone(browser: Any, shop: Demo, scheme: str) -> None:
     """Light or dark as the reader has it; headings, names and live regions for those who do not see it; no overflow."""
-    with demo(tmp_path) as running:
-        page = opened(browser, running.addresses[0], color_scheme=scheme, viewport={"width": 320, "height": 640})
-        color = page.evaluate("getComputedStyle(document.body).color")
-        assert color == ("rgb(0, 0, 0)" if scheme == "light" else "rgb(255, 255, 255)")
-        assert page.evaluate("document.documentElement.scrollWidth") <= 320
-        assert page.evaluate("document.documentElement.lang") == "en"
-        expect(page.get_by_role("group", name="Order a pizza").get_by_role("button")).to_have_count(3)
-        expect(page.get_by_role("heading", name="Orders, live")).to_be_visible()
-        assert page.get_by_role("list", name="The last orders").get_attribute("aria-live") == "polite"
-        page.close()
+    page = opened(browser, shop.addresses[0], color_scheme=scheme, viewport={"width": 320, "height": 640})
+    color = page.evaluate("getComputedStyle(document.body).color")
+    assert color == ("rgb(0, 0, 0)" if scheme == "light" else "rgb(255, 255, 255)")
+    assert page.evaluate("document.documentElement.scrollWidth") <= 320
+    assert page.evaluate("document.documentElement.lang") == "en"
+    expect(page.get_by_role("group", name="Order a pizza").get_by_role("button")).to_have_count(3)
+    expect(page.get_by_role("heading", name="Orders, live")).to_be_visible()
+    assert page.get_by_role("list", name="The last orders").get_attribute("aria-live") == "polite"
+    page.close()
 
 
 @posix
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize(
+    "number", [pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGTERM, signal.SIGKILL]
+)
 def test_however_it_is_stopped_nothing_goes_on(tmp_path: Path, number: signal.Signals) -> None:
     """The workers end and the ports are free, also after kill -9; in good order the status is 0, and no file stays."""
     with demo(tmp_path) as running, urlopen(f"{running.addresses[0]}/live", timeout=PATIENCE) as page:  # noqa: S310  ours
@@ -194,28 +207,3 @@ def is_alive(pid: int) -> bool:
         os.kill(pid, 0)
         return not Path("/proc").is_dir() or ") Z " not in Path(f"/proc/{pid}/stat").read_text()
     return False
-
-
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        (["--relay", "carrier-pigeon://coop"], "carrier-pigeon"),
-        (["--relay", "postgresql+asyncpg://nobody:hush@127.0.0.1:1/none"], "cannot use this --relay"),
-        (["--requests", "5"], "--workers goes with --relay only"),
-        (["--serve"], "--workers goes with --relay only"),
-    ],
-)
-def test_what_cannot_be_is_said_in_a_line(tmp_path: Path, arguments: list[str], words: str) -> None:
-    """With status 2, without a traceback, and without a password."""
-    done = subprocess.run(  # noqa: S603  our own
-        [sys.executable, "-m", "asignals", "demo", "--workers", "2", *arguments],
-        env=os.environ | {"TMPDIR": str(tmp_path), "PYTHONPATH": str(Path(__file__).parent.parent), "COLUMNS": "200"},
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE,
-        check=False,
-    )
-    assert done.returncode == 2
-    assert words in done.stderr
-    assert "Traceback" not in done.stderr
-    assert "hush" not in done.stderr

@@ -26,7 +26,7 @@ from asignals.inspector import _app, _recorder
 from asignals.inspector._recorder import Recorder, editor_link
 from asignals.overview.values import Shower
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.loops("asyncio", "trio")]
 
 LOCAL = ("127.0.0.1", 50000)
 
@@ -76,7 +76,7 @@ async def request(app, path="/", **options):
     scope = scope_for(path, headers=[item for item in headers.items() if item[0] != "host"], **options)
     if "host" in headers:
         scope["headers"][0] = (b"host", headers["host"].encode())
-    with anyio.fail_after(10):
+    with anyio.fail_after(60):
         await app(scope, receive, send)
     head = {name.decode(): value.decode() for name, value in messages[0]["headers"]}
     return messages[0]["status"], head, b"".join(message.get("body", b"") for message in messages[1:])
@@ -119,13 +119,13 @@ class Viewer:
     async def wait_for(self, kind, count=1):
         """Wait until that many events of a kind have come from now on."""
         wanted = count + sum(each[0] == kind for each in self.events)
-        with anyio.fail_after(10):
+        with anyio.fail_after(60):
             while sum(each[0] == kind for each in self.events) < wanted:
                 await self._came.wait()
 
     async def wait_for_sends(self, count):
         """Wait until that many sends have come since the beginning."""
-        with anyio.fail_after(10):
+        with anyio.fail_after(60):
             while len(self.sends) < count:
                 await self._came.wait()
         return self.sends
@@ -279,14 +279,14 @@ async def test_a_stream_that_reaches_its_end_can_be_continued(monkeypatch):
     async with viewing(inspector) as viewer:
         await paid.send(None, number=1)
         await viewer.wait_for_sends(1)
-        with anyio.fail_after(10):
+        with anyio.fail_after(60):
             await viewer.ended.wait()
     assert inspector.is_watching
     await paid.send(None, number=2)
     last = [number for kind, _, number in viewer.events if kind == "sends"][-1]
     async with viewing(inspector, **{"last-event-id": last}) as viewer:
         assert [send["arguments"] for send in await viewer.wait_for_sends(1)] == [[["number", "2"]]]
-        with anyio.fail_after(10):
+        with anyio.fail_after(60):
             await viewer.ended.wait()
     assert inspector.is_watching
     inspector._recorder._until = 0
@@ -694,7 +694,7 @@ async def test_a_viewer_that_takes_no_data_is_given_up(monkeypatch):
     inspector = Inspector()
     async with viewing(inspector) as viewer:
         viewer.stalled = anyio.Event()
-        with anyio.fail_after(10):
+        with anyio.fail_after(60):
             await viewer.ended.wait()
         assert not inspector.is_watching
 

@@ -21,7 +21,7 @@ from test_inspector import request, viewing
 
 from asignals.inspector import Inspector, loopback_only
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.loops("asyncio", "trio")]
 
 PATHS = ("/", "/events", "/signals", "/static/inspector.js", "/nothing")
 
@@ -229,7 +229,7 @@ def app_port():
         thread.start()
         yield listener.getsockname()[1]
         server.should_exit = True
-        thread.join(20)
+        thread.join(60)
 
 
 @pytest.mark.skipif(NGINX is None, reason="needs nginx (Debian: apt-get install nginx-light)")
@@ -320,6 +320,6 @@ def test_a_stalled_viewer_leaves_no_error_in_the_servers_log(tmp_path):
                 anyio.run(flood)
         finally:
             server.should_exit = True
-            thread.join(20)
+            thread.join(60)
             logging.getLogger("uvicorn.error").removeHandler(handler)
     assert [record.getMessage() for record in records if record.levelno >= logging.ERROR] == []

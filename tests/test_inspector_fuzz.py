@@ -43,7 +43,7 @@ async def serve(inspector, scope):
     async def send(message):
         messages.append(message)
 
-    with anyio.fail_after(20):
+    with anyio.fail_after(60):
         await inspector(scope, receive, send)
     return messages
 

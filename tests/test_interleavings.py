@@ -125,7 +125,7 @@ class World:
                 await anyio.lowlevel.checkpoint()
             await operation(self)
 
-        with anyio.fail_after(30):
+        with anyio.fail_after(60):
             async with anyio.create_task_group() as outer:
                 if SHARING & {*operations}:
                     await outer.start(self.keep_background)

@@ -20,7 +20,7 @@ pytestmark = [
 ]
 
 CORE = str(Path(asignals.__file__).parent)
-PATIENCE = 30  # seconds, after which a thread that waits for a lock waits for ever
+PATIENCE = 60  # seconds, after which a thread that waits for a lock waits for ever
 
 
 class Interrupt(BaseException):

@@ -940,7 +940,7 @@ class Machine(RuleBasedStateMachine):
 
 
 async def read(stream, count):
-    with anyio.fail_after(30):
+    with anyio.fail_after(60):
         events = [await anext(stream) for _ in range(count)]
         await stream.__aexit__(None, None, None)
     return [(None if e.sender is None else label_of_sender(e.sender), e.n) for e in events]

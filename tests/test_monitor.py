@@ -396,7 +396,7 @@ async def test_watching_keeps_a_task_group_concurrent(made, method, is_watched):
     made.connect(sets)
     reports = []
     view = made.using(task_group=anyio.create_task_group)
-    with anyio.fail_after(5), ExitStack() as stack:
+    with anyio.fail_after(60), ExitStack() as stack:
         if is_watched:
             stack.enter_context(monitor(reports.append))
         assert await getattr(view, method)(None, a=1) == [(receiver, "told"), (sets, None)]
@@ -416,7 +416,7 @@ async def test_what_surrounds_a_call_is_entered_and_left_in_one_task(made):
 
     made.connect(receiver)
     made.connect(slow)
-    with monitor(around=Around([])), anyio.fail_after(5):
+    with monitor(around=Around([])), anyio.fail_after(60):
         await made.using(task_group=anyio.create_task_group).send(None, a=1)
     assert tasks == [anyio.get_current_task().id] * 2
 
@@ -436,7 +436,7 @@ async def test_the_failures_of_watched_receivers_in_a_task_group(made):
     made.connect(slow)
     view = made.using(task_group=anyio.create_task_group)
     reports = []
-    with monitor(reports.append), anyio.fail_after(5):
+    with monitor(reports.append), anyio.fail_after(60):
         results = await view.send_robust(None, a=1)
         assert [type(response) for _, response in results] == [KeyError, ValueError, str]
         assert {report.receiver: type(report.error) for report in reports} == {
@@ -469,7 +469,7 @@ async def test_a_call_whose_awaitable_is_dropped_is_reported(made):
     made.connect(receiver, weak=False)
     made.connect(slow)
     reports = []
-    with monitor(reports.append), anyio.fail_after(5), pytest.raises(ExceptionGroup):
+    with monitor(reports.append), anyio.fail_after(60), pytest.raises(ExceptionGroup):
         await made.using(task_group=Full).send(None, a=1)
     gc.collect()
     assert [(report.receiver, type(report.error)) for report in reports] == [

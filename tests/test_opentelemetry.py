@@ -19,7 +19,7 @@ from asignals import Background, Signal
 from asignals._core.monitor import watchers
 from asignals.opentelemetry import instrument, uninstrument
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.loops("asyncio", "trio")]
 
 
 class Telemetry:
@@ -196,7 +196,7 @@ async def test_cancellation_is_no_error(telemetry):
 
     paid.connect(wait)
     paid.connect(fail_later)
-    with anyio.fail_after(5), pytest.raises(ExceptionGroup):
+    with anyio.fail_after(60), pytest.raises(ExceptionGroup):
         await paid.send(None)
     spans = {span.attributes.get("code.function.name", "").rpartition(".")[2]: span for span in telemetry.spans}
     assert "error.type" not in spans["wait"].attributes

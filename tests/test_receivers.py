@@ -118,6 +118,7 @@ def made(request):
 # -- kinds --
 
 
+@pytest.mark.loops("asyncio")
 @pytest.mark.parametrize("method", ["send", "send_robust"])
 @pytest.mark.parametrize("kind", KINDS)
 async def test_every_kind_of_callable_is_a_receiver(made, kind, method):

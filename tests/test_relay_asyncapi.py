@@ -7,6 +7,7 @@ import dataclasses
 import datetime as dt
 import decimal
 import enum
+import importlib.util
 import json
 import os
 import shutil
@@ -227,12 +228,12 @@ def parser(request: pytest.FixtureRequest) -> Path:
     return modules
 
 
-@pytest.mark.parametrize("name", ENGINES)
-def test_it_is_valid_by_asyncapis_own_parser(name: str, parser: Path) -> None:
+def test_it_is_valid_by_asyncapis_own_parser(parser: Path) -> None:
     """Schema and rules of AsyncAPI 3.0, on every engine, with every kind of argument."""
+    names = [name for name in ENGINES if name != "kafka" or importlib.util.find_spec("confluent_kafka")]
     done = subprocess.run(  # noqa: S603  our own script
         [str(shutil.which("node")), str(Path(__file__).with_name("asyncapi_validate.js"))],
-        input=json.dumps(document(shop(engine(name)))),
+        input=json.dumps({name: json.dumps(document(shop(engine(name)))) for name in names}),
         env={**os.environ, "NODE_PATH": str(parser)},
         capture_output=True,
         text=True,
@@ -240,7 +241,7 @@ def test_it_is_valid_by_asyncapis_own_parser(name: str, parser: Path) -> None:
         check=False,
     )
     assert (done.returncode, done.stderr) == (0, "")
-    assert json.loads(done.stdout) == []
+    assert json.loads(done.stdout) == {name: [] for name in names}
 
 
 def test_every_reference_leads_somewhere_and_every_schema_is_one() -> None:

@@ -77,7 +77,7 @@ async def consuming(transport: Any, hands: Hands, instance: str) -> AsyncIterato
 
 
 async def figures_when(
-    transport: Any, is_it: Callable[[TopicFigures], object], topic: str = "numbers", within: float = 40.0
+    transport: Any, is_it: Callable[[TopicFigures], object], topic: str = "numbers", within: float = 60.0
 ) -> TopicFigures:
     """Ask until the figures are as they must become: engines count with a delay."""
     found: Any = None

@@ -152,7 +152,7 @@ async def is_unrouted(transport: Any) -> bool:
     unrouted = f"{transport.name}.unrouted"
     before = await transport._queues.count(unrouted)
     await transport.publish_many([event()])
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         return bool(await transport._queues.count(unrouted) != before)
 
 

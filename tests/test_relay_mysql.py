@@ -103,7 +103,7 @@ async def test_the_outbox_blocks_no_sender_and_leaves_its_connections_as_they_we
 
     task = asyncio.create_task(outbox.drain_once(publish))
     await began.wait()
-    async with asyncio.timeout(5), AsyncSession(engine) as session, session.begin():
+    async with asyncio.timeout(60), AsyncSession(engine) as session, session.begin():
         await outbox.put(Envelope("numbers", b"2", key="k"), session)
     assert await SQLAlchemyOutbox(engine).drain_once(publish) == 0  # the key is being published
     may_end.set()

@@ -396,7 +396,7 @@ async def test_tail_ends_after_so_many_events(program: Database) -> None:
 
 
 async def until_backlog(transport: Any, count: int) -> None:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while await transport.backlog("billing") != count:  # noqa: ASYNC110  the engine tells nobody
             await asyncio.sleep(0.02)
 

@@ -204,7 +204,7 @@ async def test_several_relays_share_the_rows(engine: AsyncEngine) -> None:
 
     async def publish(sink: Sink, envelopes: Sequence[Envelope]) -> None:
         if not sink.events:
-            async with asyncio.timeout(30):
+            async with asyncio.timeout(60):
                 await all_have_some.wait()
         await sink(envelopes)
 
@@ -234,7 +234,7 @@ async def test_events_of_a_key_keep_their_order_among_relays(engine: AsyncEngine
             with suppress(ConnectionError):
                 await outbox.drain_once(publish)
 
-    async with asyncio.timeout(30), asyncio.TaskGroup() as tasks:
+    async with asyncio.timeout(60), asyncio.TaskGroup() as tasks:
         for outbox in outboxes:
             tasks.create_task(drain_all(outbox))
     assert sorted(int(one.body) for one in published) == list(range(120))
@@ -398,7 +398,7 @@ async def test_a_receivers_changes_are_made_exactly_once(engine: AsyncEngine) ->
 
 async def until_booked(engine: AsyncEngine) -> None:
     """Wait for the row."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while True:
             async with engine.connect() as connection:
                 if (await connection.execute(text("SELECT count(*) FROM orders"))).scalar():

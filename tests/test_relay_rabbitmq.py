@@ -180,6 +180,6 @@ async def test_a_retry_outlives_the_process_and_its_attempts_are_counted(engine:
 
 
 async def until_backlog(transport: Any, count: int) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while await transport.backlog("billing") != count:  # noqa: ASYNC110  the broker tells nobody
             await asyncio.sleep(0.02)

@@ -296,7 +296,7 @@ async def test_events_that_wait_for_others_of_their_key_take_no_place(engine: Wo
     transport = engine.open()
     async with consuming(engine.open(), "billing", handle, limit=10):
         await transport.publish_many([*events(1_200), Envelope("numbers", b"2000")])
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             await passed.wait()
         await _until_backlog(transport, 0)
 
@@ -372,7 +372,7 @@ async def test_the_backlog_counts_what_is_not_acknowledged(engine: World) -> Non
 
 
 async def _until_backlog(transport: Backlog, count: int, service: str = "billing") -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while await transport.backlog(service) != count:  # noqa: ASYNC110  the engine tells nobody
             await asyncio.sleep(0.02)
 
@@ -451,7 +451,7 @@ async def test_hundreds_of_dead_letters_are_counted_read_and_removed_in_batches(
     assert await transport.count_dead_letters("dlq.billing") == 300
     async with aclosing(transport.scan_dead_letters("dlq.billing", batch=70)) as batches:
         assert len(await anext(batches)) == 70
-    async with asyncio.timeout(10):  # RabbitMQ puts back what was looked at when it has time for it
+    async with asyncio.timeout(60):  # RabbitMQ puts back what was looked at when it has time for it
         while await transport.count_dead_letters("dlq.billing") != 300:  # noqa: ASYNC110  the engine tells nobody
             await asyncio.sleep(0.02)
     kept = 0
@@ -462,7 +462,7 @@ async def test_hundreds_of_dead_letters_are_counted_read_and_removed_in_batches(
             await transport.delete_dead_letters("dlq.billing", even)
             kept += len(some) - len(even)
     assert kept == 150
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while await transport.count_dead_letters("dlq.billing") != 150:  # noqa: ASYNC110  the engine tells nobody
             await asyncio.sleep(0.02)
     rest = await letters_of(transport, "dlq.billing")
@@ -475,7 +475,7 @@ async def listening(transport: Broadcasts, hear: Hear, *topics: str) -> AsyncIte
     begun = asyncio.Event()
     task = asyncio.create_task(transport.listen(topics, hear, begun.set))
     try:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             await begun.wait()
         yield
     finally:
@@ -577,11 +577,11 @@ def engine_name(request: pytest.FixtureRequest) -> str:
     return name
 
 
-@pytest.mark.parametrize("name", ["", "a b", "a/b", "a*", "a>", "x" * 201, ".a", "a..b", "a\n"])
-async def test_names_that_an_engine_might_misread_are_refused(engine: World, name: str) -> None:
+async def test_names_that_an_engine_might_misread_are_refused(engine: World) -> None:
     """Services with names that mean something to a broker are refused before anything is asked of it."""
-    with pytest.raises(ValueError, match="service must be"):
-        await engine.open().consume(name, "one", ["numbers"], Heard())
+    for name in ("", "a b", "a/b", "a*", "a>", "x" * 201, ".a", "a..b", "a\n"):
+        with pytest.raises(ValueError, match="service must be"):
+            await engine.open().consume(name, "one", ["numbers"], Heard())
 
 
 # A database of the application's own belongs to one loop, as SQLAlchemy says: that of "psycopg" is made by its URL.

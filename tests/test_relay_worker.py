@@ -123,7 +123,7 @@ class Worker:
     def stop(self) -> int:
         """Ask it to stop, and give its exit status."""
         self.process.send_signal(signals.SIGTERM)
-        self.process.communicate(timeout=20)
+        self.process.communicate(timeout=60)
         return self.process.returncode
 
 
@@ -134,7 +134,7 @@ def test_a_worker_handles_events_until_it_is_told_to_stop(module: str, tmp_path:
     try:
         url = worker.logged("health at").removeprefix("health at ")
         worker.logged("worker of 'billing' runs")
-        with urllib.request.urlopen(url, timeout=10) as answer:  # noqa: S310  our own
+        with urllib.request.urlopen(url, timeout=60) as answer:  # noqa: S310  our own
             health = json.load(answer)
         assert health["ok"] is True
         assert health["problems"] == {}
@@ -142,7 +142,7 @@ def test_a_worker_handles_events_until_it_is_told_to_stop(module: str, tmp_path:
         worker.heard("slow")
         worker.process.send_signal(signals.SIGTERM)
         worker.heard("heard 99")
-        _, log = worker.process.communicate(timeout=20)
+        _, log = worker.process.communicate(timeout=60)
     finally:
         worker.process.kill()
     assert worker.process.returncode == 0
@@ -161,7 +161,7 @@ def test_a_second_signal_cancels_what_still_runs(module: str) -> None:
         worker.logged("SIGINT: stopping")
         worker.process.send_signal(signals.SIGTERM)
         worker.logged("SIGTERM again")
-        worker.process.communicate(timeout=20)
+        worker.process.communicate(timeout=60)
     finally:
         worker.process.kill()
     assert worker.process.returncode == 130
@@ -184,7 +184,7 @@ def test_a_worker_logs_and_listens_as_it_is_told(module: str) -> None:
         publish(Path.cwd(), 1)
         worker.heard("heard 1")
         worker.process.send_signal(signals.SIGTERM)
-        assert worker.process.communicate(timeout=20)[1] == ""
+        assert worker.process.communicate(timeout=60)[1] == ""
     finally:
         worker.process.kill()
 

@@ -154,6 +154,7 @@ async def test_a_send_may_send_again(method):
     assert await getattr(made, method)(None, depth=1) == [(again, [(again, [(again, 3)])])]
 
 
+@pytest.mark.loops("asyncio")
 @pytest.mark.parametrize("name", ["class", "a b", "", "1", "self", "plan", "named", "receiver", "__debug__", "\ud800"])
 async def test_any_string_is_a_keyword_of_an_undeclared_signal(method, collect, name):
     """A keyword need not be an identifier, nor differ from parameters inside the library."""
@@ -610,6 +611,7 @@ CHANGES = {
 }
 
 
+@pytest.mark.loops("asyncio")
 @pytest.mark.parametrize("change", CHANGES)
 @pytest.mark.parametrize("kind", KINDS)
 async def test_what_a_receiver_of_one_kind_changes_the_send_under_way_minds(kind, change, method):
@@ -639,6 +641,7 @@ async def test_what_a_receiver_of_one_kind_changes_the_send_under_way_minds(kind
     assert results == [(receivers[number], number) for number in afterwards]
 
 
+@pytest.mark.loops("asyncio")
 @pytest.mark.parametrize("kind", KINDS)
 async def test_a_send_inside_a_send_minds_the_change_before_it(kind, method):
     """Both the inner and the outer send leave out a receiver that is disconnected, and call all others once."""
@@ -685,6 +688,7 @@ async def test_one_receiver_under_two_uids_keeps_both_turns(method, log):
     assert log == ["twice", "twice"]
 
 
+@pytest.mark.loops("asyncio")
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("failing", range(3))
 async def test_a_receiver_of_one_kind_that_fails_is_named(kind, failing, log):
@@ -827,7 +831,7 @@ async def test_a_cancellation_that_nobody_caused_is_the_receivers_error(made, lo
     after = logger(log, "after")
     made.connect(after)
     view = made.using(task_group=anyio.create_task_group) if mode == "group" else made
-    with monitor(lambda report: None) if mode == "watched" else contextlib.nullcontext(), anyio.fail_after(5):
+    with monitor(lambda report: None) if mode == "watched" else contextlib.nullcontext(), anyio.fail_after(60):
         (first, error), (second, _) = await send(view, "send_robust")
     assert (first, second, log) == (fails, after, ["after"])
     assert isinstance(error, RuntimeError)
@@ -989,7 +993,7 @@ async def test_a_timeout_cancels_the_receiver_and_is_its_error(made, log):
             log.append("cancelled")
 
     made.connect(slow, timeout=0.001)
-    with anyio.fail_after(30), pytest.raises(TimeoutError):
+    with anyio.fail_after(60), pytest.raises(TimeoutError):
         await send(made)
     assert log == ["cancelled"]
 
@@ -1066,7 +1070,7 @@ async def test_the_loop_goes_on_while_a_thread_works(made, method):
     gate = threading.Event()
 
     def blocks(**named):
-        return gate.wait(30)
+        return gate.wait(60)
 
     async def opens():
         await checkpoint()

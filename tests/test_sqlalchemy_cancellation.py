@@ -4,15 +4,15 @@
 # ruff: noqa: PLR0913, PLR0917  and there are as many as a test needs
 
 import asyncio
-import sys
-from typing import Any
 
 import anyio
 import pytest
 from anyio.lowlevel import checkpoint
+from conftest import LOOPS
 from sqlalchemy import event, func, select
 from sqlalchemy.ext.asyncio import async_sessionmaker
 from sqlalchemy_support import (  # noqa: F401  fixtures
+    DATABASES,
     User,
     empty,
     engine,
@@ -25,24 +25,12 @@ from sqlalchemy_support import (  # noqa: F401  fixtures
 
 from asignals.sqlalchemy import enable_signals, on_commit, post_save, pre_save, transaction_committed
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.loops("asyncio")]
 
-LOOPS: dict[str, tuple[str, dict[str, Any]]] = {"asyncio": ("asyncio", {"use_uvloop": False})}
-if sys.platform != "win32":
-    LOOPS["uvloop"] = ("asyncio", {"use_uvloop": True})
+ASYNCIO = {name: loop for name, loop in LOOPS.items() if name != "trio"}
 
 
-def eager_loop():
-    loop = asyncio.new_event_loop()
-    loop.set_task_factory(asyncio.eager_task_factory)
-    return loop
-
-
-if sys.version_info >= (3, 12):
-    LOOPS["eager"] = ("asyncio", {"loop_factory": eager_loop})
-
-
-@pytest.fixture(params=list(LOOPS.values()), ids=list(LOOPS))
+@pytest.fixture(params=list(ASYNCIO.values()), ids=list(ASYNCIO))
 def anyio_backend(request):
     """The loops of asyncio."""
     return request.param
@@ -153,6 +141,8 @@ async def test_the_same_session_after_a_cancelled_receiver(maker, listen, cancel
     assert len(connections) == 1
 
 
+@pytest.mark.drivers(*DATABASES)
+@pytest.mark.loops(*ASYNCIO)
 @pytest.mark.parametrize("with_begin", [True, False], ids=["begin", "commit"])
 async def test_cancelled_in_the_middle_of_the_commit(maker, engine, listen, cancelled, connections, with_begin):
     """The commit is carried through, its receivers hear of it, and the cancellation is raised after that."""
@@ -254,6 +244,7 @@ async def test_cancelled_in_a_rollback_receiver(maker, listen, cancelled, connec
     assert len(connections) == 1
 
 
+@pytest.mark.drivers(*DATABASES)
 async def test_cancelled_in_the_middle_of_the_rollback(maker, engine, listen, cancelled, connections):
     """The rollback is carried through, and rollback receivers hear of it."""
     heard = []
@@ -281,6 +272,7 @@ async def test_cancelled_in_the_middle_of_the_rollback(maker, engine, listen, ca
     assert len(connections) == 1
 
 
+@pytest.mark.drivers(*DATABASES)
 async def test_cancelled_twice(maker, listen):
     """Whoever loses patience and cancels again changes nothing."""
     heard = []

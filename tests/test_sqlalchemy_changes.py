@@ -29,6 +29,7 @@ from sqlalchemy.orm import (
     with_expression,
 )
 from sqlalchemy_support import (  # noqa: F401  fixtures
+    DATABASES,
     Log,
     Order,
     Page,
@@ -105,6 +106,7 @@ async def test_changes_of_an_insert(maker, changes):
     assert isinstance(told["id"][1], int)
 
 
+@pytest.mark.drivers(*DATABASES)
 async def test_changes_that_the_flush_makes(maker, changes):
     """Version counters and `onupdate` columns; SQL expressions; foreign keys of relationships."""
     async with maker.begin() as session:
@@ -130,6 +132,7 @@ async def test_changes_that_the_flush_makes(maker, changes):
     assert changes[pre_save, "flush", Order] == {"user_id": (1, 2)}
 
 
+@pytest.mark.drivers(*DATABASES)
 async def test_what_the_database_sets_is_loaded_by_one_query(maker, engine, listen):
     """For all rows of a flush, where async receivers may read it; and none where nobody may."""
     seen = []

@@ -14,6 +14,7 @@ from sqlalchemy.exc import IntegrityError, InvalidRequestError
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 from sqlalchemy.orm import selectinload
 from sqlalchemy_support import (  # noqa: F401  fixtures
+    DATABASES,
     Label,
     Log,
     Note,
@@ -62,6 +63,7 @@ def heard(listen):
     return log
 
 
+@pytest.mark.drivers(*DATABASES)
 async def test_commit_receivers_run_when_the_connection_is_back_in_the_pool(maker, engine, listen):
     """Not in the flush, and not while the transaction holds anything."""
     heard = []
@@ -99,6 +101,7 @@ async def test_receivers_run_in_the_sessions_task_until_the_commit_and_in_anothe
     assert number.get() == 1
 
 
+@pytest.mark.drivers(*DATABASES)
 async def test_commit_receivers_hear_each_event_in_order(maker, heard):
     """One for each save, however many flushes the transaction had."""
     async with maker.begin() as session:
@@ -168,6 +171,7 @@ async def test_released_savepoints_deliver_with_the_outermost_commit(maker, hear
     assert heard == [("commit", "ada"), "committed"]
 
 
+@pytest.mark.drivers(*DATABASES)
 async def test_rolled_back_savepoints_lose_their_events_only(maker, heard):
     """What is before and after them stays; rollback receivers are told at the end of the outermost."""
     async with maker.begin() as session:
@@ -253,6 +257,7 @@ async def test_a_commit_that_fails_delivers_nothing_and_its_retry_does(maker, he
     assert heard == [("commit", "ada"), "committed"]
 
 
+@pytest.mark.drivers(*DATABASES)
 async def test_a_commit_that_the_database_refuses(maker, engine, heard):
     """The COMMIT itself fails, after the flush: nothing was committed, and rollback receivers are told."""
 
@@ -517,6 +522,7 @@ async def end_after_a_lost_savepoint(session, page):
     await session.commit()
 
 
+@pytest.mark.drivers("aiosqlite", "asyncpg")
 @pytest.mark.parametrize("expire", [True, False], ids=["expiring", "keeping"])
 @pytest.mark.parametrize("kind", ["insert", "update", "delete"])
 @pytest.mark.parametrize(

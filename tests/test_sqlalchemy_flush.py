@@ -9,6 +9,7 @@ import sqlalchemy
 from sqlalchemy import delete, func, inspect, select
 from sqlalchemy.exc import IntegrityError, InvalidRequestError
 from sqlalchemy_support import (  # noqa: F401  fixtures
+    DATABASES,
     Cook,
     Draft,
     Log,
@@ -132,6 +133,7 @@ if sqlalchemy.__version__ >= "2.1":  # where statements that are not of the ORM 
     TRIGGERS.append(by_a_core_statement)
 
 
+@pytest.mark.drivers(*DATABASES)
 @pytest.mark.parametrize("trigger", TRIGGERS)
 async def test_every_way_to_flush_announces_what_it_writes(maker, listen, trigger):
     """Sync and async receivers are told of a save, however the flush comes about."""

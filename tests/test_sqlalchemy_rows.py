@@ -7,6 +7,7 @@ from sqlalchemy import delete, func, insert, select, update
 from sqlalchemy.ext.asyncio import async_sessionmaker
 from sqlalchemy.orm import LoaderCallableStatus, selectinload
 from sqlalchemy_support import (  # noqa: F401  fixtures
+    DATABASES,
     Cook,
     Log,
     Note,
@@ -56,6 +57,7 @@ def heard(listen):
 ROWS = [{"id": 1, "name": "ada", "visits": 1}, {"id": 2, "name": "bob", "visits": 2}]
 
 
+@pytest.mark.drivers(*DATABASES)
 async def test_inserts(maker, heard):
     """Each row in the statement, and after the commit; the caller gets a result with a count and keys."""
     async with maker() as session:
@@ -71,6 +73,7 @@ async def test_inserts(maker, heard):
         assert heard[-1][:3] == ("rollback", "eve", "created")
 
 
+@pytest.mark.drivers(*DATABASES)
 async def test_updates(maker, heard, engine):
     """Each row that was matched, with the attributes set; old values are not known."""
     async with maker() as session:
@@ -91,6 +94,7 @@ async def test_updates(maker, heard, engine):
         assert told == {("ada", ("visits",)): (NO_VALUE, 8), ("rob", ("name",)): None}
 
 
+@pytest.mark.drivers(*DATABASES)
 async def test_deletes(maker, heard):
     """Each row, with its last values; nothing of it stays in the session."""
     async with maker() as session:
@@ -132,6 +136,7 @@ async def test_deletes_leave_the_session_as_they_do_without_signals(plain_maker,
     assert ("rollback", "ada", "deleted") in [each[:3] for each in heard]
 
 
+@pytest.mark.drivers(*DATABASES)
 async def test_statements_with_a_returning_of_their_own(maker, heard):
     """The caller gets what it asked for, and no more."""
     async with maker() as session:

@@ -17,6 +17,7 @@ from sqlalchemy import create_engine, delete, event, func, insert, select, updat
 from sqlalchemy.ext.asyncio import AsyncSession, async_scoped_session, async_sessionmaker
 from sqlalchemy.orm import Session, scoped_session, sessionmaker
 from sqlalchemy_support import (  # noqa: F401  fixtures
+    DATABASES,
     Base,
     Cook,
     Log,
@@ -237,6 +238,7 @@ async def test_sessions_and_instances_are_not_kept(maker, listen):
 # -- together ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.drivers(*DATABASES)
 @pytest.mark.parametrize("place", ["asyncpg", "psycopg"], indirect=True)  # SQLite lets one transaction write at a time
 async def test_concurrent_sessions_never_mix(maker, listen):
     """Each receiver gets its own session's instances, whatever others do while it waits."""
@@ -265,6 +267,7 @@ async def test_concurrent_sessions_never_mix(maker, listen):
         assert [what for who, what in heard if who == name] == [name, name, "committed"]
 
 
+@pytest.mark.drivers(*DATABASES)
 @pytest.mark.parametrize("place", ["asyncpg", "psycopg"], indirect=True)
 async def test_a_receiver_may_work_in_a_session_of_its_own(maker, listen):
     """Nested flushes of other sessions keep their own books."""
@@ -437,6 +440,7 @@ async def test_sync_receivers_that_return_awaitables_are_awaited(maker, listen):
 # -- statements --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.drivers(*DATABASES)
 async def test_statements_that_bypass_the_unit_of_work(maker, listen):
     """INSERT, UPDATE and DELETE of a model, with how many rows they matched."""
     heard = Log("sender", "kind", "rowcount")

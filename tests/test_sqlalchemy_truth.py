@@ -10,6 +10,7 @@ from sqlalchemy.exc import InvalidRequestError
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 from sqlalchemy.orm import Session
 from sqlalchemy_support import (  # noqa: F401  fixtures
+    DATABASES,
     Base,
     Log,
     Note,
@@ -139,6 +140,7 @@ async def test_listeners_of_connections_that_raise_keep_nobody_from_the_truth(en
     assert told == await names(engine)
 
 
+@pytest.mark.drivers(*DATABASES)
 async def test_transactions_ended_behind_the_sessions_back(maker, engine, heard):
     """By its connection: the rows are there or not, whatever the session says."""
     async with maker() as session:
@@ -158,6 +160,7 @@ async def test_transactions_ended_behind_the_sessions_back(maker, engine, heard)
     assert await names(engine) == {"ada"}
 
 
+@pytest.mark.drivers(*DATABASES)
 async def test_savepoints_of_the_connection(maker, engine, heard):
     """Savepoints that the session does not know of take what was flushed in them with them."""
     async with maker() as session:

@@ -51,7 +51,7 @@ def at_once(*functions):
     barrier = threading.Barrier(len(functions))
 
     def run(function):
-        barrier.wait(30)
+        barrier.wait(60)
         return function()
 
     with ThreadPoolExecutor(len(functions)) as pool:
@@ -120,7 +120,7 @@ def test_no_lock_is_held_while_a_receiver_runs(is_once, task_group):
     def waits(**named):
         thread = threading.Thread(target=lambda: done.append(uses()))
         thread.start()
-        thread.join(10)
+        thread.join(60)
         return list(done)
 
     done = []
@@ -347,14 +347,14 @@ def test_a_forked_child_waits_for_no_thread_that_it_does_not_have():
 
         def __eq__(self, other):  # compared while the signal's lock is held
             inside.set()
-            return leave.wait(10)
+            return leave.wait(60)
 
     made = Signal()
     handler, other = Handler(), Handler()
     made.connect(handler.hear, dispatch_uid=Uid())
     thread = threading.Thread(target=made.disconnect, kwargs={"dispatch_uid": Uid()})
     thread.start()
-    assert inside.wait(10)
+    assert inside.wait(60)
     child = os.fork()
     if child == 0:
         try:
@@ -378,11 +378,11 @@ def test_the_locks_that_a_child_gets_are_free():
     def hold():
         with made._registry.lock, named._registry.lock:
             held.set()
-            release.wait(5)
+            release.wait(60)
 
     thread = threading.Thread(target=hold)
     thread.start()
-    held.wait(5)
+    held.wait(60)
     child = os.fork()
     if child == 0:
         try:

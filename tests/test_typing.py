@@ -74,13 +74,17 @@ def by_pyrefly(files, cache):
     return output, re.findall(r"^ERROR (\S+?\.py):(\d+):", output, flags=re.MULTILINE)
 
 
-@pytest.mark.parametrize("check", [by_mypy, by_pyright, by_ty, by_pyrefly])
+SLOW = [pytest.param(check, marks=pytest.mark.slow) for check in (by_mypy, by_pyright)]
+
+
+@pytest.mark.parametrize("check", [by_ty, by_pyrefly, *SLOW])
 def test_a_checker_finds_exactly_the_expected_errors(check, tmp_path):
     """Mypy (strict), pyright, ty and pyrefly complain of the marked lines and of no other."""
     output, found = check(list(map(str, FILES)), tmp_path)
     assert {(Path(file).name, int(line)) for file, line in found} == expected(check), output
 
 
+@pytest.mark.slow
 def test_every_public_name_has_a_type():
     """Pyright knows the type of all that the package exports, without inferring any."""
     output = run("pyright", "--verifytypes", "asignals", "--ignoreexternal", "--outputjson")
