@@ -237,7 +237,7 @@ def test_it_is_valid_by_asyncapis_own_parser(parser: Path) -> None:
         env={**os.environ, "NODE_PATH": str(parser)},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
         check=False,
     )
     assert (done.returncode, done.stderr) == (0, "")
