@@ -58,7 +58,7 @@ if TYPE_CHECKING:
     from opentelemetry.metrics import Counter, Histogram, MeterProvider
     from opentelemetry.trace import Span, TracerProvider
 
-    from asignals._core import SendInfo
+    from asignals._core import Send
     from asignals.overview.relay_metrics import Metric, Sample
 
 __all__ = ["Instrumentation", "instrument", "uninstrument"]
@@ -131,7 +131,14 @@ class Instrumentation:
                 if sample.metric is metric:
                     yield metrics.Observation(sample.value, _labels(sample))
 
-    def _around(self, send: SendInfo, receiver: Any) -> AbstractContextManager[object] | None:
+    def _around(self, send: Send, receiver: Any) -> Callable[[BaseException | None], object] | None:
+        span = self._span(send, receiver)
+        if span is None:
+            return None
+        span.__enter__()
+        return partial(_leave, span)
+
+    def _span(self, send: Send, receiver: Any) -> AbstractContextManager[object] | None:
         if context.get_value(_SUPPRESS) or self._is_excluded(send.signal):
             return None
         name = send.signal.name
@@ -265,6 +272,10 @@ def uninstrument() -> None:
     with _lock:
         while _running:
             _running.pop()._end()
+
+
+def _leave(span: AbstractContextManager[object], error: BaseException | None) -> None:
+    span.__exit__(None if error is None else type(error), error, None if error is None else error.__traceback__)
 
 
 def _about(system: str, destination: str, operation: str) -> Attributes:

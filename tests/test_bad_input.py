@@ -230,7 +230,7 @@ def test_modes_are_refused_or_taken(options):
 @given(ANYTHING)
 def test_monitor_refuses_what_cannot_be_called(thing):
     """A monitor that could not be called is refused, and nobody watches."""
-    from asignals._core.monitor import watchers
+    from asignals._core.dispatch import watchers
 
     before = list(watchers)
     if callable(thing):

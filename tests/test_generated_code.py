@@ -35,9 +35,8 @@ def is_possible(name):
 written_functions = [
     Signal(["a"]).send.__func__,
     Signal(["a"]).send_robust.__func__,
-    write_loop(("a",), Shape(is_async=False, wanted=None), False, False),  # noqa: FBT003
-    write_loop(("a",), Shape(is_async=False, wanted=None), True, True),  # noqa: FBT003
-    write_choose(("a",), frozenset("a")),
+    write_loop(("a",), None),
+    write_choose(("a",), Shape(is_async=False, wanted=frozenset("a"))),
 ]
 
 # Names that the code might use itself: builtins, everything in the template and in the modules around it, dunders.
@@ -299,16 +298,10 @@ async def test_different_code_never_has_the_same_file_name():
         Signal(["q", "r"]).send_robust.__func__,
         Signal(["q_r"]).send.__func__,
         Signal(["q", "r"])._bind.__func__,
-        write_choose(("q", "r"), frozenset("q")),
-        write_choose(("q", "r"), frozenset("r")),
-        *[
-            write_loop(("q", "r"), Shape(is_async, wanted, is_method), robust, watched)
-            for is_async in (True, False)
-            for is_method in (True, False)
-            for wanted in (None, frozenset("q"))
-            for robust in (False, True)
-            for watched in (False, True)
-        ],
+        *[write_choose(("q", "r"), Shape(is_async=False, wanted=frozenset(wanted))) for wanted in ("", "q", "r")],
+        write_choose(("q", "r"), Shape(is_async=False, wanted=frozenset("q"), by_position="q")),
+        write_choose(("q", "r"), Shape(is_async=False, wanted=None, takes_signal=False)),
+        *[write_loop(("q", "r"), wanted) for wanted in (None, frozenset("q"))],
     ]
     names = {function.__code__.co_filename for function in made}
     assert len(names) == len(made)
@@ -322,7 +315,7 @@ def test_code_is_written_at_the_first_send():
     made[0].send(None, lazy_0=1, other=2).close()
     assert {name for name in linecache.cache if "lazy_" in name} == {
         "<asignals send(lazy_0, other)>",
-        "<asignals loop over coroutine functions(lazy_0, other)>",
+        "<asignals loop(lazy_0, other) calling (signal=_self, sender=sender, lazy_0=lazy_0, other=other)>",
     }
 
 

@@ -20,7 +20,7 @@ from starlette.applications import Starlette
 from starlette.routing import Mount
 
 from asignals import Background, Signal
-from asignals._core.monitor import watchers
+from asignals._core.dispatch import watchers
 from asignals.inspector import Inspector as ProtectedInspector
 from asignals.inspector import _app, _recorder
 from asignals.inspector._recorder import Recorder, editor_link

@@ -295,43 +295,32 @@ async def test_arguments_cannot_be_changed_by_a_monitor(made, collect):
 class Around:
     """Logs what it surrounds, and how that ended; raises where it is told to."""
 
-    def __init__(self, log, fails_in=()):
+    def __init__(self, log, fails_in=""):
         self.log = log
         self.fails_in = fails_in
 
     def __call__(self, send, receiver):
-        if "call" in self.fails_in:
+        if self.fails_in == "call":
             raise RuntimeError
-        return None if receiver is quick else _Surrounding(self, receiver)
+        if receiver is quick:
+            return None
+        self.log.append(("in", receiver))
+
+        def ends(error):
+            self.log.append(("out", receiver, error and type(error)))
+            if self.fails_in == "end":
+                raise RuntimeError
+
+        return ends
 
 
-class _Surrounding:
-    def __init__(self, around, receiver):
-        self.around = around
-        self.receiver = receiver
-
-    def __enter__(self):
-        if "enter" in self.around.fails_in:
-            raise RuntimeError
-        self.around.log.append(("in", self.receiver))
-
-    def __exit__(self, kind, error, traceback):
-        self.around.log.append(("out", self.receiver, kind))
-        if "exit" in self.around.fails_in:
-            raise RuntimeError
-        if "again" in self.around.fails_in and error is not None:
-            raise error
-        return True
-
-
-@pytest.mark.parametrize("fails_in", ["", "again"])
-async def test_what_surrounds_calls_sees_their_errors_and_swallows_none(made, fails_in):
-    """It is entered and left around each call and the send, or not where it gives nothing; it may raise again."""
+async def test_what_surrounds_calls_sees_their_errors_and_swallows_none(made):
+    """It is called before each call and the send, and what it returns, if anything, afterwards with the exception."""
     made.connect(slow)
     made.connect(quick)
     made.connect(fails)
     log, reports = [], []
-    with monitor(reports.append), monitor(around=Around(log, [fails_in])), pytest.raises(ValueError):  # noqa: PT011
+    with monitor(reports.append), monitor(around=Around(log)), pytest.raises(ValueError):  # noqa: PT011
         await made.send(None, a=1)
     assert log == [
         ("in", None),
@@ -344,22 +333,22 @@ async def test_what_surrounds_calls_sees_their_errors_and_swallows_none(made, fa
     assert [report.receiver for report in reports] == [slow, quick, fails, None]
 
 
-@pytest.mark.parametrize("fails_in", ["call", "enter", "exit"])
+@pytest.mark.parametrize("fails_in", ["call", "end"])
 async def test_what_surrounds_calls_and_fails_is_logged_and_removed(made, method, caplog, fails_in):
     """The send does not notice, and it is not asked again; others are left as they were entered."""
     made.connect(slow)
     log, others = [], []
     with (
         monitor(around=Around(others)),
-        monitor(around=Around(log, [fails_in])),
+        monitor(around=Around(log, fails_in)),
         caplog.at_level(logging.ERROR, "asignals"),
     ):
         assert await getattr(made, method)(None, a=1) == [(slow, "slow")]
         assert await getattr(made, method)(None, a=1) == [(slow, "slow")]
-    assert len(caplog.records) == (2 if fails_in == "exit" else 1)  # that of the send was entered before the first
+    assert len(caplog.records) == (2 if fails_in == "end" else 1)  # that of the send was entered before the first
     assert all(isinstance(record.exc_info[1], RuntimeError) for record in caplog.records)
     assert others == [("in", None), ("in", slow), ("out", slow, None), ("out", None, None)] * 2
-    assert log == ([("in", None), ("in", slow), ("out", slow, None), ("out", None, None)] if fails_in == "exit" else [])
+    assert log == ([("in", None), ("in", slow), ("out", slow, None), ("out", None, None)] if fails_in == "end" else [])
 
 
 async def test_a_monitor_that_is_interrupted_leaves_nothing_entered(made):

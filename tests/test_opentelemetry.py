@@ -16,7 +16,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.trace import SpanKind, StatusCode
 
 from asignals import Background, Signal
-from asignals._core.monitor import watchers
+from asignals._core.dispatch import watchers
 from asignals.opentelemetry import instrument, uninstrument
 
 pytestmark = [pytest.mark.anyio, pytest.mark.loops("asyncio", "trio")]

@@ -50,7 +50,7 @@ def test_captures_end_with_their_test_also_when_it_fails(project):
     result = project(
         test_it="""
         import anyio, pytest, shop
-        from asignals._core.monitor import watchers
+        from asignals._core.dispatch import watchers
 
         @pytest.fixture
         def broken():

@@ -245,7 +245,7 @@ async def test_what_makes_no_tasks_is_refused(log):
 
     signal = Signal(["x"], task_group=Useless)
     connect(signal, log, "waits", "sync")
-    with pytest.raises(TypeError, match=r"create_task\(\) or start_soon\(\), not '.*Useless'"):
+    with pytest.raises(AttributeError, match="'Useless' object has no attribute"):
         await signal.send(None, x=1)
     assert log == []
 

@@ -5,16 +5,16 @@ The modules, from the bottom up; each imports only those above it in this list:
 - `errors`: exceptions and warnings, and what happens to an exception that a receiver raises;
 - `objects`: users' objects: how they are identified, named, referred to and called;
 - `loops`: the lock, event loops as other threads see them, a bounded queue between them, worker threads, forks;
-- `connection`: one receiver connected to one signal, and how it is called;
-- `monitor`: watching sends;
-- `dispatch`: one send under way, in a task group or watched;
-- `written`: the loop of all other sends, written for the argument names of a signal;
+- `written`: the loop of a send, written for the argument names of a signal, and what calls other receivers;
+- `connection`: one receiver connected to one signal, and how it is called by its options;
+- `dispatch`: monitors, and the sends that they watch or that are made in a task group;
+- `methods`: `send` and `send_robust`, written for the argument names of a signal;
 - `registry`: who is connected to a signal, and the plan of a send;
 - `stream`: listening instead of being called;
 - `signal`: the class `Signal`;
 - `background`: not waiting for receivers.
 
-A send: `Signal.send` (a method that `written` has made) takes the plan of its `registry` and returns the coroutine of
+A send: `Signal.send` (which `methods` has made) takes the plan of its `registry` and returns the coroutine of
 the plan's written loop, which calls the `connection`s. A connect: `Signal.connect` asks `objects` how the receiver
 is called and has the `registry` add a `connection`.
 
@@ -26,7 +26,7 @@ is called and has the `registry` add a `connection`.
   connections; `changes` grows with every change. `origin_of(signal)`: the signal of a view.
 - `bind(signal, sender, **arguments)`: checks arguments as a send does and fills in defaults.
 - `Send`: one send under way; `await send.to(connection)` calls one connection and gives its `(receiver, response)`
-  pair, or `None`; `with send:` reports the send as a whole. `is_watched()`: whether a monitor watches.
+  pair, or `None`; `with send:` reports the send as a whole, if a monitor watches: `is_watched()`.
 - `log_failure`, `is_receivers_error`: what a send does with a receiver's exception.
 - `describe`, `name_of`, `locate`, `identify`, `key_of`, `sender_key`, `is_a`, `is_coroutine_function`: users' objects.
 - `Waker`: waiting for what another thread may bring.
@@ -36,7 +36,7 @@ from typing import Any
 
 from asignals._core.background import Background, BackgroundStatistics
 from asignals._core.connection import Connection, Connections, Options, key_of
-from asignals._core.dispatch import Send
+from asignals._core.dispatch import Report, Send, monitor, watchers
 from asignals._core.errors import (
     BufferFull,
     DeclarationError,
@@ -49,7 +49,6 @@ from asignals._core.errors import (
     raise_errors,
 )
 from asignals._core.loops import Waker
-from asignals._core.monitor import Report, SendInfo, is_watched, monitor
 from asignals._core.objects import Shape, describe, identify, is_a, is_coroutine_function, locate, name_of, sender_key
 from asignals._core.registry import Plan, Registry
 from asignals._core.signal import Signal, receiver, signal, signals
@@ -59,7 +58,7 @@ from asignals._core.stream import Event, Stream, stream
 __all__ = ["Background", "BackgroundStatistics", "BufferFull", "Connection", "DeclarationError", "Event"]
 __all__ += ["InvalidReceiverError", "ReceiverLostWarning", "Report", "Signal", "Stream", "monitor", "raise_errors"]
 __all__ += ["receiver", "signal", "signals", "stream"]
-__all__ += ["Connections", "DocumentedError", "Options", "Plan", "Receiver", "Registry", "Send", "SendInfo", "Shape"]
+__all__ += ["Connections", "DocumentedError", "Options", "Plan", "Receiver", "Registry", "Send", "Shape"]
 __all__ += ["Waker", "bind", "is_receivers_error", "is_watched", "key_of", "log_failure", "origin_of", "registry_of"]
 __all__ += ["describe", "identify", "is_a", "is_coroutine_function", "locate", "name_of", "sender_key"]
 
@@ -80,3 +79,8 @@ def bind(signal: Signal[..., Any], /, *args: Any, **kwargs: Any) -> tuple[object
     Raises `TypeError` for arguments that the signal does not declare, worded as by `send`.
     """
     return signal._bind(*args, **kwargs)
+
+
+def is_watched() -> bool:
+    """Whether a monitor watches sends now."""
+    return bool(watchers)

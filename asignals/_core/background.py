@@ -16,12 +16,12 @@ from typing import Any, NamedTuple, ParamSpec, Self, cast
 
 import anyio
 
-from asignals._core.connection import is_awaitable
 from asignals._core.errors import is_receivers_error, logger
 from asignals._core.loops import Call, InContext, Loop, Queue, Waker, cancellation, is_inside, lock
 from asignals._core.objects import FORWARDS, describe
 from asignals._core.signal import Signal
 from asignals._core.stream import check_count
+from asignals._core.written import is_awaitable
 
 P = ParamSpec("P")
 

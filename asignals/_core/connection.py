@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Awaitable, Callable, Hashable
-from inspect import CO_ITERABLE_COROUTINE
-from types import FunctionType, GeneratorType, MethodType
+from types import FunctionType, MethodType
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypedDict
 from weakref import WeakMethod
 
@@ -13,6 +12,7 @@ import anyio
 
 from asignals._core.loops import in_thread
 from asignals._core.objects import Holder, Place, Receiver, Reference, Shape, describe, identify, is_a, locate, name_of
+from asignals._core.written import write_choose
 
 if TYPE_CHECKING:
     from asignals._core.signal import Signal
@@ -78,8 +78,8 @@ class Connection(Reference):
     """
 
     is_receiver = True  # a stream's connection has none
-    # A send compares `style` with those that its loop is written for, else calls `choose`, else awaits `respond`. Both
-    # are None for a receiver with options, and once the connection has ended: `respond` then does nothing.
+    # A send compares `style` with the shapes that its loop is written for, else calls `choose`. For a receiver with
+    # options, and once the connection has ended, `style` is None: the send then asks `take`, and uses `call`.
     __slots__ = ("choose", "function", "is_live", "method", "name", "options", "order", "shape", "source", "style")
 
     name: str
@@ -135,7 +135,7 @@ class Connection(Reference):
     def end(self) -> None:
         """End the connection, for sends under way too, and let the receiver go."""
         self.is_live = False
-        self.choose = self.style = None
+        self.style = None
         if type(self.held) is not Holder:  # that one is kept, for `target` and for a block that restores it
             self.held = None
 
@@ -144,37 +144,26 @@ class Connection(Reference):
         receiver = self.target()
         return describe(receiver) if locate(receiver) else f"{self.name} (connected at {self.connected_at})"
 
-    def _call(self, receiver: Receiver, signal: Signal[..., Any], sender: object, arguments: dict[str, Any]) -> Any:
+    def take(self, signal: Signal[..., Any]) -> Any:
+        """The receiver if it is to be called now, else `None`: at most one send gets it if it is connected `once`."""
+        receiver = self.target()
+        return receiver if self.is_live and (not self.options.once or signal._registry.remove(self)) else None
+
+    def call(self, receiver: Receiver, signal: Signal[..., Any], sender: object, arguments: dict[str, Any]) -> Any:
+        """Call the receiver by its options; the response may be awaitable."""
+        choose = self.choose or self.write_choose(signal)
+        if self.style is not None:  # it has no options that matter here
+            return choose(receiver, signal, sender, **arguments)
+        call = functools.partial(choose, receiver, signal, sender, **arguments)
         if self.options.in_thread:
-            work = functools.partial(self.shape.call, receiver, signal, sender, arguments)
-            return in_thread(work, None if self.options.in_thread is True else self.options.in_thread)
-        response = self.shape.call(receiver, signal, sender, arguments)
-        return response if self.options.timeout is None else _within(self.options.timeout, response)
+            return in_thread(call, None if self.options.in_thread is True else self.options.in_thread)
+        return call() if self.options.timeout is None else _within(self.options.timeout, call)
 
-    async def respond(
-        self, signal: Signal[..., Any], sender: object, arguments: dict[str, Any], send: Any = None
-    ) -> tuple[Receiver, Any] | None:
-        """Call the receiver, whatever its options; `None` when it is not to be called any more.
-
-        `send` is the `SendInfo` that monitors see, if there are any.
-        """
-        begun = self.begin(signal, sender, arguments, send)
-        return None if begun is None else await finish(begun, send)
-
-    def begin(
-        self, signal: Signal[..., Any], sender: object, arguments: dict[str, Any], send: Any
-    ) -> tuple[Receiver, Any, Any] | None:
-        """Call the receiver as `respond` does, and leave the response to `finish`."""
-        receiver: Receiver | None = self.target()
-        if receiver is None or not self.is_live or (self.options.once and not signal._registry.remove(self)):
-            return None
-        entered = None if send is None else send.enter(receiver)
-        try:
-            return receiver, self._call(receiver, signal, sender, arguments), entered
-        except BaseException as error:
-            if send is not None:
-                send.leave(entered, error)
-            raise
+    def write_choose(self, signal: Signal[..., Any]) -> Callable[..., Any]:
+        """Makes `choose`, which calls the receiver with the arguments that it takes."""
+        with signal._registry.lock:  # new options may come with another shape
+            self.choose = write_choose(signal.providing_args, self.shape)
+            return self.choose
 
     def __repr__(self) -> str:
         return f"<asignals.Connection of {self.describe()}>"
@@ -183,38 +172,9 @@ class Connection(Reference):
 Connections = tuple[Connection, ...]
 
 
-# Types of which no instance is awaitable: asking the type of a response takes a tenth of asking inspect.isawaitable.
-PLAIN_TYPES = frozenset({type(None), bool, int, float, complex, str, bytes, list, tuple, dict, set, frozenset})
-
-
-def is_awaitable(response: object) -> bool:
-    """Whether a response is to be awaited; as `inspect.isawaitable`, which takes ten times as long."""
-    kind = type(response)
-    if kind in PLAIN_TYPES:
-        return False
-    if kind is GeneratorType:  # of a function that types.coroutine marks
-        return bool(response.gi_code.co_flags & CO_ITERABLE_COROUTINE)  # type: ignore[attr-defined]
-    return hasattr(kind, "__await__")
-
-
-async def finish(begun: tuple[Receiver, Any, Any], send: Any) -> tuple[Receiver, Any]:
-    """Await what `Connection.begin` gave, if it is to be awaited."""
-    receiver, response, entered = begun
-    try:
-        if is_awaitable(response):
-            response = await response
-    except BaseException as error:
-        if send is not None:
-            send.leave(entered, error)
-        raise
-    if send is not None:
-        send.leave(entered, None)
-    return receiver, response
-
-
-async def _within(seconds: float, response: Awaitable[Any]) -> Any:
+async def _within(seconds: float, call: Callable[[], Awaitable[Any]]) -> Any:
     with anyio.move_on_after(seconds):
-        return await response
+        return await call()
     raise TimeoutError(f"the receiver took longer than its timeout of {seconds:g} s")
 
 

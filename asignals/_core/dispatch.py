@@ -28,27 +28,262 @@ entered later, for the clean-up, works there too.
 
 from __future__ import annotations
 
+import time
 from collections import deque
-from collections.abc import Callable, Coroutine
-from contextlib import AbstractAsyncContextManager
+from collections.abc import Callable, Coroutine, Mapping
+from contextlib import AbstractAsyncContextManager, suppress
+from contextvars import ContextVar
 from functools import partial
 from inspect import CORO_CREATED, getcoroutinestate, iscoroutine
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, cast
+from types import MappingProxyType, TracebackType
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, Self, TypeAlias
 
 import anyio
 import anyio.lowlevel
 
-from asignals._core.connection import Connection, Connections, finish, is_awaitable
-from asignals._core.errors import Receiver, annotate
+from asignals._core.connection import Connection, Connections
+from asignals._core.errors import Receiver, annotate, is_receivers_error, log_failure, logger
 from asignals._core.loops import cancellation
-from asignals._core.monitor import SendInfo, surrounding, watchers
+from asignals._core.written import is_awaitable
 
 if TYPE_CHECKING:
     from asignals._core.signal import Signal
 
 Pair: TypeAlias = tuple[Receiver, Any]
 Pairs: TypeAlias = list[Pair]
-Call: TypeAlias = Callable[[Any], Coroutine[Any, Any, Pairs]]
+
+# -- watching ----------------------------------------------------------------------------------------------------------
+
+Around: TypeAlias = "Callable[[Send, Receiver | None], Callable[[BaseException | None], object] | None]"
+
+
+class Report(NamedTuple):
+    """What a monitor is given: one receiver's call or, with `None` for the receiver, a whole send.
+
+    `start` and `duration` are seconds of `time.perf_counter()`. `error` is what the call or the send raised, a
+    cancellation included; a robust send itself raises nothing of its receivers. `arguments` are read-only. `send` is
+    one object for all reports of one send and differs between sends under way, so it groups them; it has `signal`,
+    `sender`, `arguments` and `parent` too. `parent` is the `send` of the send whose receiver made this one, in its own
+    task, in tasks that it started and in a `Background`; `None` for a send that no receiver made.
+    """
+
+    signal: Signal[..., Any]
+    sender: object
+    arguments: Mapping[str, Any]
+    receiver: Receiver | None
+    start: float
+    duration: float
+    error: BaseException | None
+    send: Send
+    parent: Send | None
+
+
+_new_report: Callable[[type[Report], tuple[Any, ...]], Report] = tuple.__new__  # faster than its own
+
+
+class Watcher:
+    """One monitor; call it to stop watching, or leave its `with` block."""
+
+    __slots__ = ("around", "callback")
+
+    def __init__(self, callback: Callable[[Report], object] | None, around: Around | None) -> None:
+        self.callback = callback
+        self.around = around
+
+    def __call__(self) -> None:
+        """Stop watching; doing it again does nothing."""
+        with suppress(ValueError):
+            watchers.remove(self)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self()
+
+    def ask(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """Call a function of this monitor; one that fails is logged and removed, instead of disturbing the send."""
+        try:
+            return function(*arguments)
+        except Exception as error:  # noqa: BLE001  logged
+            self()
+            traceback = type(error), error, error.__traceback__  # logging takes a falsy exception for none
+            logger.error("asignals: a monitor failed and was removed", exc_info=traceback)
+
+
+# Written code looks at this very list, so it is changed in place and never replaced.
+watchers: list[Watcher] = []
+
+# The send whose receiver runs in this context, while somebody watches.
+current_send: ContextVar[Send | None] = ContextVar("asignals_send", default=None)
+
+
+def monitor(callback: Callable[[Report], object] | None = None, *, around: Around | None = None) -> Watcher:
+    """Have `callback` called for every receiver's call and every send, of all signals, in this process.
+
+    It gets one `Report`: those of the receivers as each ends, then that of the send, whose `receiver` is `None`. A
+    send that nobody hears, or that is muted, is reported too; streams are no receivers and are not. Reports come in
+    the sender's task (in a receiver's own, with a task group) and in any thread that sends, so a monitor should be
+    quick and must not block. One that raises is logged to the logger `asignals` and removed; the send goes on. Sends
+    that began before are not reported.
+
+    Watching changes nothing for the receivers, with one exception: in a task group the awaitable that a sync receiver
+    returns is awaited in the sender's task, instead of one of its own, while a monitor with `around` watches.
+
+    Args:
+        callback: Called with a `Report`.
+        around: Called before each call, in its task, with the send (which has `signal`, `sender`, `arguments` and
+            `parent`) and the receiver, or `None` for the send as a whole; may return a function that is called after
+            it, in the same task, with the exception that ended it or `None`.
+
+    Returns:
+        What undoes it: call that, or use it in a `with` statement.
+
+    Raises:
+        TypeError: neither was given, or what was given cannot be called.
+    """
+    given = [each for each in (callback, around) if each is not None]
+    if not given or not all(map(callable, given)):
+        raise TypeError(
+            f"monitor() takes a callable, as callback, around or both; not {callback!r:.80}, {around!r:.80}"
+        )
+    watcher = Watcher(callback, around)
+    watchers.append(watcher)
+    return watcher
+
+
+# -- one send ----------------------------------------------------------------------------------------------------------
+
+Watch: TypeAlias = tuple[Receiver | None, float, list[tuple[Watcher, Callable[[BaseException | None], object]]]]
+Begun: TypeAlias = tuple[Any, Any, Watch | None]
+
+
+class Send:
+    """One send under way whose receivers are called one by one, and as monitors see it: one object for all its reports.
+
+    `arguments` is a read-only mapping. `parent` is the send whose receiver made this one, if that one was watched too.
+    In its `with` block the send is under way, and is reported as a whole at the end.
+    """
+
+    __slots__ = (
+        "__weakref__",
+        "_given",
+        "_is_robust",
+        "_is_watched",
+        "_watch",
+        "arguments",
+        "parent",
+        "sender",
+        "signal",
+    )
+
+    def __init__(
+        self, signal: Signal[..., Any], sender: object, arguments: dict[str, Any], *, is_robust: bool = False
+    ) -> None:
+        self.signal: Signal[..., Any] = signal
+        self.sender: object = sender
+        self.arguments: Mapping[str, Any] = MappingProxyType(arguments)
+        self.parent: Send | None = current_send.get()
+        self._given = arguments
+        self._is_robust = is_robust
+        self._is_watched = bool(watchers)  # a monitor that begins later sees nothing of this send
+
+    def __enter__(self) -> None:
+        if self._is_watched:
+            current_send.set(self)
+            self._watch = self._begin(None)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._is_watched:
+            if current_send.get() is self:  # the collector closes a send in another context
+                current_send.set(self.parent)
+            self._end(self._watch, error)
+
+    def _begin(self, receiver: Receiver | None) -> Watch:
+        """Begin to watch a receiver's call or, with `None`, the whole send; `_end` takes what this returns."""
+        asked = [(each, each.ask(each.around, self, receiver)) for each in tuple(watchers) if each.around is not None]
+        return receiver, time.perf_counter(), asked
+
+    def _end(self, watch: Watch, error: BaseException | None) -> None:
+        """Report what has been watched."""
+        receiver, start, asked = watch
+        duration = time.perf_counter() - start
+        for watcher, end in reversed(asked):
+            if end is not None:
+                watcher.ask(end, error)
+        facts = self.signal, self.sender, self.arguments, receiver, start, duration, error, self, self.parent
+        report = _new_report(Report, facts)
+        for watcher in tuple(watchers):
+            if watcher.callback is not None:
+                watcher.ask(watcher.callback, report)
+
+    async def to(
+        self, connection: Connection, begun: Begun | None = None, later: list[Begun] | None = None
+    ) -> Pair | None:
+        """Call one connection; returns its pair for the results, or `None` when it has none.
+
+        With a list for `later`, a response that is to be awaited is put there, to be given as `begun` afterwards.
+        """
+        watch = None
+        try:
+            if begun is not None:
+                receiver, response, watch = begun
+            else:
+                if (receiver := connection.take(self.signal)) is None:
+                    return None
+                if self._is_watched and connection.is_receiver:
+                    watch = self._begin(receiver)
+                response = connection.call(receiver, self.signal, self.sender, self._given)
+            if is_awaitable(response):
+                if later is not None:
+                    later.append((receiver, response, watch))
+                    return None
+                response = await response
+        except BaseException as error:
+            if watch is not None:
+                self._end(watch, error)
+            if self._is_robust and is_receivers_error(error):
+                return log_failure(error, connection, self.signal, self.sender)
+            annotate(error, connection, self.signal)
+            raise
+        if watch is not None:
+            self._end(watch, None)
+        return (receiver, response) if connection.is_receiver else None
+
+    def drop(self, begun: Begun) -> None:
+        """Close what nobody came to await."""
+        _, response, watch = begun
+        if iscoroutine(response):
+            response.close()
+        if watch is not None:
+            self._end(watch, GeneratorExit())
+
+
+def deliver(
+    signal: Signal[..., Any],
+    sender: object,
+    arguments: dict[str, Any],
+    is_robust: bool,  # noqa: FBT001  as in loops
+) -> Coroutine[Any, Any, Pairs]:
+    """Send to a plan that has no loop yet or is of one sender, or in a task group, or watched."""
+    origin = signal if signal._origin is None else signal._origin
+    plan = origin._registry.plan or origin._registry.plan_for(sender)
+    if signal._task_group is None and not watchers:
+        return plan.loop_for(arguments)(plan.connections, origin, sender, is_robust, **arguments)
+    send = Send(origin, sender, arguments, is_robust=is_robust)
+    if signal._task_group is None:
+        return _in_order(send, plan.connections)
+    return _in_task_group(send, plan.connections, signal._task_group, signal._limit)
+
+
+async def _in_order(send: Send, plan: Connections) -> Pairs:
+    with send:
+        return [pair for connection in plan if (pair := await send.to(connection)) is not None]
+
+
+# -- in a task group ---------------------------------------------------------------------------------------------------
 
 
 class TaskGroup(Protocol):
@@ -61,222 +296,115 @@ class TaskGroup(Protocol):
 TaskGroupFactory: TypeAlias = Callable[[], AbstractAsyncContextManager[TaskGroup]]
 
 
-class Send(SendInfo):
-    """One send under way whose receivers are called one by one, for those who do that themselves."""
-
-    __slots__ = ("is_watched",)
-
-    def __init__(self, signal: Signal[..., Any], sender: object, arguments: dict[str, Any]) -> None:
-        super().__init__(signal, sender, arguments)
-        self.is_watched: bool = bool(watchers)  # a monitor that begins later sees nothing of this send
-
-    async def to(self, connection: Connection) -> Pair | None:
-        """Call one connection of the plan; returns its pair for the results, or `None` when it has none."""
-        try:
-            watch = self if self.is_watched else None
-            return await connection.respond(self.signal, self.sender, self.given, watch)
-        except BaseException as error:
-            annotate(error, connection, self.signal)
-            raise
-
-
-def deliver(
-    signal: Signal[..., Any], sender: object, arguments: dict[str, Any], *, robust: bool
-) -> Coroutine[Any, Any, Pairs]:
-    """Send in a task group, or watched."""
-    origin = signal if signal._origin is None else signal._origin
-    plan = origin._registry.plan or origin._registry.plan_for(sender)
-    send = SendInfo(origin, sender, arguments) if watchers else None
-    loop = plan.write_loop(arguments, robust=robust, watched=send is not None)
-    watch = () if send is None else (send,)
-    if signal._task_group is None:
-        work = loop(plan.connections, origin, sender, *watch, **arguments)
-    else:
-
-        def call(connection: Any) -> Coroutine[Any, Any, Pairs]:
-            return loop((connection,), origin, sender, *watch, **arguments)
-
-        work = _in_task_group(origin, call, plan.connections, signal._task_group, signal._limit)
-    return work if send is None else _watch(send, work)
-
-
-async def _watch(send: SendInfo, work: Coroutine[Any, Any, Pairs]) -> Pairs:
+async def _in_task_group(send: Send, plan: Connections, factory: TaskGroupFactory, limit: int | None) -> Pairs:
+    tasks = _Tasks(send, len(plan), limit or len(plan))
     with send:
-        return await work
-
-
-async def _in_task_group(
-    signal: Signal[..., Any], call: Call, plan: Connections, factory: TaskGroupFactory, limit: int | None
-) -> Pairs:
-    group_send = _GroupSend(call, len(plan), limit or len(plan))
-    try:
-        if len(plan) > 1:
-            async with factory() as group:
-                group_send.enter(group)
-                await group_send.call_all(plan)
-        elif plan:
-            group_send.pairs[0] = await call(plan[0])
-        if group_send.failure is not None:  # a group lets a cancellation pass that a receiver raised by itself
-            raise group_send.failure  # noqa: TRY301  it becomes a group below
-        return [pair for pairs in group_send.pairs for pair in pairs]
-    except (GeneratorExit, *cancellation()):  # type: ignore[misc]
-        raise
-    except BaseException as error:
-        if len(plan) > 1 and not group_send.is_entered:
+        try:
+            if len(plan) > 1:
+                async with factory() as group:
+                    await tasks.run(group, plan)
+            elif plan:
+                tasks.add(0, plan[0])
+                await tasks.work()
+            if tasks.failure is not None:  # a group lets a cancellation pass that a receiver raised by itself
+                raise tasks.failure  # noqa: TRY301  it becomes a group below
+            return [pair for pair in tasks.pairs if pair is not None]
+        except (GeneratorExit, *cancellation()):  # type: ignore[misc]
             raise
-        if len(plan) > 1 and isinstance(error, BaseExceptionGroup):
-            error.with_traceback(None)  # the frame of asyncio's group that raises it refers to it, too
-            raise
-        msg = f"a receiver of signal {signal.name!r} failed"
-        raise BaseExceptionGroup(msg, [error]) from None
-    finally:
-        group_send.close()
+        except BaseException as error:
+            if tasks.failure is None:  # it is the factory's
+                raise
+            if len(plan) > 1 and isinstance(error, BaseExceptionGroup):
+                error.with_traceback(None)  # the frame of asyncio's group that raises it refers to it, too
+                raise
+            raise BaseExceptionGroup(f"a receiver of signal {send.signal.name!r} failed", [error]) from None
+        finally:
+            tasks.close()
 
 
-class _SyncReceiver:
-    """A sync receiver in a task group, for a loop: the first `respond` calls it, the second awaits what it returned."""
+class _Tasks:
+    """The receivers of one send in a task group."""
 
-    style = choose = None
-
-    def __init__(self, connection: Connection) -> None:
-        self._connection = connection
-        self.describe = connection.describe
-        self.target = connection.target
-        self.begun: tuple[Receiver, Any, Any] | None = None
-
-    async def respond(
-        self, signal: Signal[..., Any], sender: object, arguments: dict[str, Any], send: SendInfo | None = None
-    ) -> Pair | None:
-        """Call the receiver or, if that has returned an awaitable, await it."""
-        begun, self.begun, self._send = self.begun, None, send
-        if begun is None:
-            begun = self._connection.begin(signal, sender, arguments, send)
-            if begun is not None and is_awaitable(begun[1]):
-                self.begun = begun
-                return None
-        return None if begun is None else await finish(begun, send)
-
-    def drop(self) -> None:
-        """Close what nobody came to await."""
-        _, response, entered = cast("tuple[Receiver, Any, Any]", self.begun)
-        if self._send is not None:
-            self._send.leave(entered, GeneratorExit())
-        if iscoroutine(response):
-            response.close()
-
-
-class _GroupSend:
-    """The state of one send in a task group."""
-
-    def __init__(self, call: Call, size: int, limit: int) -> None:
-        self.is_entered = False
-        self.pairs: list[Pairs] = [[] for _ in range(size)]
+    def __init__(self, send: Send, size: int, limit: int) -> None:
+        self.pairs: list[Pair | None] = [None] * size
         self.failure: BaseException | None = None  # noted at once: the group may learn of it later
-        self._call: Any = call
+        self._send = send
         self._limit = limit
-        self._queue: deque[tuple[int, Connection | _SyncReceiver]] = deque()
-        self._tasks: list[Coroutine[Any, Any, None]] = []  # that may not have begun
+        self._queue: deque[tuple[int, Connection, Begun | None, list[Begun] | None]] = deque()  # to be called
+        self._tasks: list[Coroutine[Any, Any, None]] = []
         self._running = 0
         self._task_ended: anyio.Event | None = None
-        self._create_task: Any = None
 
-    def enter(self, group: Any) -> None:
-        """Find out how the group makes a task."""
-        if hasattr(group, "create_task"):
-            self._create_task = group.create_task
-        elif hasattr(group, "start_soon"):  # a nursery
-            self._create_task = partial(group.start_soon, _await)
-        else:
-            raise TypeError(
-                f"task_group must make groups with create_task() or start_soon(), not {type(group).__qualname__!r}"
-            )
-        self.is_entered = True
+    def add(
+        self, index: int, connection: Connection, begun: Begun | None = None, later: list[Begun] | None = None
+    ) -> None:
+        """Have the next `work` that begins call a receiver, or await what its call has given."""
+        self._queue.append((index, connection, begun, later))
+        self._running += 1
 
-    async def call_all(self, plan: Connections) -> None:
-        """Start every connection in order."""
+    async def run(self, group: Any, plan: Connections) -> None:
+        """Call every connection in order."""
+        create_task = group.create_task if hasattr(group, "create_task") else partial(group.start_soon, _await)
+        last = len(plan) - 1
         try:
-            for index, connection in enumerate(plan[:-1]):
-                is_task = connection.shape.is_async or connection.options.in_thread
-                if self._running >= self._limit:
-                    await self._until_below_limit()
-                if not is_task:
-                    await self._until_all_began()
+            for index, connection in enumerate(plan):
+                is_task = index < last and (connection.shape.is_async or connection.options.in_thread)
+                if not is_task or self._running >= self._limit:
+                    await self._until_ready()
                 if self.failure is not None:
                     return
+                # What a monitor enters, it leaves in the same task.
+                is_whole = is_task or index == last or any(each.around for each in watchers)
+                later: list[Begun] = []
+                self.add(index, connection, None, None if is_whole else later)
+                if not is_task:
+                    await self.work()
+                if later:
+                    self.add(index, connection, later.pop())
+                    is_task = True
                 if is_task:
-                    self._start(index, connection)
-                else:
-                    await self._call_here(index, connection)
-            await self._until_below_limit()
-            if self.failure is None:
-                self.pairs[-1] = await self._call(plan[-1])
+                    self._tasks.append(self.work())
+                    create_task(self._tasks[-1])
         except BaseException as error:
-            self._fail(error)
+            self.failure = error if self.failure is None else self.failure
             raise
 
-    async def _call_here(self, index: int, connection: Connection) -> None:
-        """Call a sync receiver; an awaitable that it returns gets a task."""
-        if surrounding:  # what a monitor enters, it leaves in the same task
-            self.pairs[index] = await self._call(connection)
-            return
-        receiver = _SyncReceiver(connection)
-        self.pairs[index] = await self._call(receiver)
-        if receiver.begun is not None:
-            self._start(index, receiver)
-
-    def _start(self, index: int, connection: Connection | _SyncReceiver) -> None:
-        self._queue.append((index, connection))
-        task = self._work()
-        self._tasks.append(task)
-        self._running += 1
-        try:
-            self._create_task(task)
-        except BaseException:
-            task.close()
-            raise
-
-    async def _work(self) -> None:
-        """The task: call the first connection of the queue."""
+    async def work(self) -> None:
+        """Call the next receiver; the tasks of the group do so, and the sender's."""
         if self.failure is not None:
             return
-        index, connection = self._queue.popleft()
+        index, connection, begun, later = self._queue.popleft()
         try:
-            self.pairs[index] = await self._call(connection)
+            self.pairs[index] = await self._send.to(connection, begun, later)
         except BaseException as error:
             if self.failure is not None and isinstance(error, cancellation()):
                 error.with_traceback(None)  # nobody sees it, and anyio's group ties it into a cycle
-            self._fail(error)
+            self.failure = error if self.failure is None else self.failure
             raise
         finally:
             self._running -= 1
             if self._task_ended is not None:
                 self._task_ended.set()
 
-    def _fail(self, error: BaseException) -> None:
-        if self.failure is None:
-            self.failure = error
-
-    async def _until_below_limit(self) -> None:
-        await self._until_all_began()  # only what has begun ends for certain
-        while self._running >= self._limit and self.failure is None:
-            self._task_ended = anyio.Event()
-            await self._task_ended.wait()
-
-    async def _until_all_began(self) -> None:
-        """Wait until every task has run to its first await."""
+    async def _until_ready(self) -> None:
+        """Wait until every task has run to its first await, and until fewer than the limit run."""
         while self._queue and self.failure is None:
             await anyio.lowlevel.checkpoint()
             if self._queue and all(getcoroutinestate(task) != CORO_CREATED for task in self._tasks):
                 raise anyio.get_cancelled_exc_class()  # somebody has cancelled one before it began
+        while self._running >= self._limit and self.failure is None:
+            self._task_ended = anyio.Event()
+            await self._task_ended.wait()
 
     def close(self) -> None:
         """Close what nobody came to await, and refer to no error any more, whose traceback would refer back."""
-        for _, connection in self._queue:
-            if isinstance(connection, _SyncReceiver):
-                connection.drop()
-        self._queue.clear()
+        for task in self._tasks:
+            task.close()
+        for _, _, begun, _ in self._queue:
+            if begun is not None:
+                self._send.drop(begun)
         self.pairs.clear()
-        self.failure = self._create_task = self._call = None
+        self.failure = None
 
 
 async def _await(task: Coroutine[Any, Any, None]) -> None:

@@ -255,16 +255,6 @@ class Shape(NamedTuple):
     """The argument that is given by position: a `singledispatch` function chooses by it."""
     takes_signal: bool = True
 
-    def call(self, receiver: Receiver, signal: object, sender: object, arguments: dict[str, Any]) -> Any:
-        """Call a receiver with the arguments that it takes."""
-        given = {"sender": sender, **arguments}
-        if self.takes_signal:
-            given["signal"] = signal
-        if self.wanted is not None:
-            given = {name: given[name] for name in self.wanted}
-        first = () if self.by_position is None else (given.pop(self.by_position),)
-        return receiver(*first, **given)
-
 
 @functools.lru_cache(maxsize=4096)
 def shared(shape: Shape) -> Shape:

@@ -31,7 +31,7 @@ from weakref import ref
 from asignals._core import loops, objects
 from asignals._core.connection import DEFAULTS, Connection, Connections, Options, key_of
 from asignals._core.objects import Names, Place, Receiver, Reference, Shape, describe, identify, is_a, sender_key
-from asignals._core.written import Loop, is_often_sent, write_choose, write_loop
+from asignals._core.written import Loop, is_often_sent, write_loop
 
 if TYPE_CHECKING:
     from asignals._core.signal import Signal
@@ -41,33 +41,24 @@ F = TypeVar("F", bound=Receiver)
 
 
 class Plan:
-    """The connections of one sender in order, with the loops that are written for them when they are first used."""
+    """The connections of one sender in order, with the loop that is written for them when it is first used."""
 
     def __init__(self, connections: Connections, names: Names | None) -> None:
         self.connections: Connections = connections
         self.loop: Loop | None = None
-        self.robust_loop: Loop | None = None
-        self._loops: dict[tuple[bool, bool], Loop] = {}  # robust or not, watched or not
         self._names = names
-        styles = Counter(each.style for each in connections if each.style is not None)
-        self._style = max(styles, key=styles.__getitem__, default=Shape(is_async=True, wanted=None))
-        for each in connections:
-            if each.style is not None and each.style.wanted != self._style.wanted:
-                each.choose = write_choose(names or (), each.style.wanted)
 
-    def write_loop(self, sent: Iterable[str] = (), *, robust: bool, watched: bool = False) -> Loop:
-        """The loop of `send` or of `send_robust`, for the keywords that an undeclared signal sends."""
-        known = self._loops.get((robust, watched))
-        if known is not None:
-            return known
+    def loop_for(self, arguments: Iterable[str]) -> Loop:
+        """The loop of a send; `arguments` are the keywords that an undeclared signal sends."""
+        if self.loop is not None and self._names is not None:
+            return self.loop
         names = self._names
-        if names is None and is_often_sent(plain := tuple(map(str.__str__, sent))):  # others write what they like
+        if names is None and is_often_sent(plain := tuple(map(str.__str__, arguments))):  # others write what they like
             names = plain
-        loop = write_loop(names, self._style, robust, watched)
-        if self._names is not None:
-            self._loops[robust, watched] = loop
-        if names is not None and not watched:
-            setattr(self, "robust_loop" if robust else "loop", loop)
+        wanted = Counter(style.wanted for each in self.connections if (style := each.style) is not None)
+        loop = write_loop(names, max(wanted, key=wanted.__getitem__, default=None))
+        if names is not None:
+            self.loop = loop
         return loop
 
 
@@ -213,8 +204,7 @@ class Registry:
                     self.plan = None
         for mute in self.mutes:
             if mute.is_everywhere or mute in _entered.get():
-                with self.lock:  # making a plan prepares its connections, which nobody may end meanwhile
-                    plan = Plan(tuple(each for each in plan.connections if not mute.hides(each)), self._names)
+                plan = Plan(tuple(each for each in plan.connections if not mute.hides(each)), self._names)
         return plan
 
     def connections_for(self, sender: object) -> Connections:

@@ -15,13 +15,12 @@ from weakref import WeakValueDictionary, ref
 
 from anyio import CapacityLimiter
 
-from asignals._core import written
 from asignals._core.connection import DEFAULTS, AllOptions, Connection, ConnectOptions, Options, connection_to
-from asignals._core.dispatch import Pairs, TaskGroupFactory, deliver
+from asignals._core.dispatch import TaskGroupFactory, deliver, watchers
 from asignals._core.errors import InvalidReceiverError
-from asignals._core.monitor import watchers
+from asignals._core.methods import class_for, class_for_names, mark_as_send
 from asignals._core.objects import Receiver, Shape, calling_frame, check_names, describe, examine, is_a, read_stub
-from asignals._core.registry import Block, Plan, Registry
+from asignals._core.registry import Block, Registry
 from asignals._core.stream import Event, Overflow, Stream, Where, check_count
 
 P = ParamSpec("P")
@@ -30,7 +29,7 @@ X = TypeVar("X")
 F = TypeVar("F", bound=Receiver)
 
 
-_NO_PLAN: Any = SimpleNamespace(plan=None)  # for a signal whose sends never take the written loop
+_NO_PLAN: Any = SimpleNamespace(plan=SimpleNamespace(loop=None))  # for views and task groups, whose sends `deliver`
 _MISSING: Any = ...  # `None` may be given
 
 
@@ -87,7 +86,7 @@ class Signal(Generic[P, R_co]):
         with Registry.lock:
             _signals[id(self)] = self
         if self.providing_args is not None:
-            self.__class__ = written.class_for_names(cast("Any", type(self)), Signal, self.providing_args)
+            self.__class__ = class_for_names(cast("Any", type(self)), Signal, self.providing_args)
 
     def _set_mode(self, task_group: TaskGroupFactory | None, limit: int | None) -> None:
         if task_group is not None and not callable(task_group):
@@ -148,13 +147,13 @@ class Signal(Generic[P, R_co]):
             Raises:
                 TypeError: the arguments are not those that the signal declares; no receiver was called.
             """
-            plan = self._direct.plan
-            if plan is not None and plan.loop is not None and not watchers:
+            plan = self._direct.plan or self._direct.plan_for(sender)
+            if plan.loop is not None and not watchers:
                 try:
-                    return plan.loop(plan.connections, self, sender, **named)
+                    return plan.loop(plan.connections, self, sender, False, **named)  # noqa: FBT003  fastest by position
                 except TypeError:  # it is written for other keywords
                     pass
-            return self._send_keywords(sender, named, robust=False)
+            return deliver(self, *self._bind(sender, **named), False)  # noqa: FBT003
 
         def send_robust(self, /, sender: object, **named: Any) -> Coroutine[Any, Any, list[tuple[Receiver, Any]]]:
             """Call every receiver, and return exceptions in place of the responses of those that failed.
@@ -166,27 +165,16 @@ class Signal(Generic[P, R_co]):
             Raises:
                 TypeError: the arguments are not those that the signal declares; no receiver was called.
             """
-            plan = self._direct.plan
-            if plan is not None and plan.robust_loop is not None and not watchers:
+            plan = self._direct.plan or self._direct.plan_for(sender)
+            if plan.loop is not None and not watchers:
                 try:
-                    return plan.robust_loop(plan.connections, self, sender, **named)
+                    return plan.loop(plan.connections, self, sender, True, **named)  # noqa: FBT003  fastest by position
                 except TypeError:  # it is written for other keywords
                     pass
-            return self._send_keywords(sender, named, robust=True)
+            return deliver(self, *self._bind(sender, **named), True)  # noqa: FBT003
 
-        written.mark_as_send(send)
-        written.mark_as_send(send_robust)
-
-    def _send_keywords(self, sender: object, named: dict[str, Any], *, robust: bool) -> Coroutine[Any, Any, Pairs]:
-        self._bind(sender, **named)
-        plan = self._direct_plan_for(sender)
-        if plan is None:
-            return deliver(self, sender, named, robust=robust)
-        return plan.write_loop(named, robust=robust)(plan.connections, self, sender, **named)
-
-    def _direct_plan_for(self, sender: object) -> Plan | None:
-        """The plan for the written loop; `None` when `deliver` has to send."""
-        return None if watchers or self._direct is _NO_PLAN else self._registry.plan_for(sender)
+        mark_as_send(send)
+        mark_as_send(send_robust)
 
     def _bind(self, /, sender: object, **named: Any) -> tuple[object, dict[str, Any]]:
         """Check arguments as a send does; returns the sender and the complete arguments."""
@@ -498,7 +486,7 @@ def signal(
     made._stub = stub
     made.__wrapped__ = stub  # type: ignore[attr-defined]  # so that doctest finds the examples in its docstring
     made.__module__ = stub.__module__
-    made.__class__ = written.class_for_stub(Signal, declared)
+    made.__class__ = class_for(Signal, declared.names, declared)
     return made
 
 

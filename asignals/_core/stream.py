@@ -101,7 +101,7 @@ def _plain(value: Any) -> Any:
 
 
 class StreamConnection(Connection):
-    """Connects a stream to one signal: a send awaits `respond` instead of calling a receiver.
+    """Connects a stream to one signal: a send awaits `call`, and has no response of it.
 
     It is the weak reference to the stream, so a stream that nobody reads any more can be collected.
     """
@@ -118,7 +118,11 @@ class StreamConnection(Connection):
         """The stream, for messages."""
         return "a stream"
 
-    async def respond(self, signal: Signal[..., Any], sender: object, arguments: Mapping[str, Any], *_: object) -> None:
+    def take(self, _: object) -> Any:
+        """Returns the connection and not the stream, which a sender that waits does not keep alive."""
+        return self
+
+    async def call(self, _: object, signal: Signal[..., Any], sender: object, arguments: Mapping[str, Any]) -> None:
         """Give the stream an event; waits for capacity if the stream is full and its `overflow` is "wait"."""
         stream = self.target()
         waker = None if stream is None else stream.put(Event(signal, sender, dict(arguments)))

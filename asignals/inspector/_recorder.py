@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from types import CodeType
 
     from asignals import Report, Signal
-    from asignals._core import SendInfo
+    from asignals._core import Send
 
     AnySignal = Signal[..., Any]
 
@@ -115,7 +115,7 @@ class Recorder:
         self._signals: dict[int, Statistics] = {}
         self._signal_numbers = 0
         # What stands for a send on the page, before and after it has ended: for those that follow from it.
-        self._ids: weakref.WeakKeyDictionary[SendInfo, int] = weakref.WeakKeyDictionary()
+        self._ids: weakref.WeakKeyDictionary[Send, int] = weakref.WeakKeyDictionary()
         self._last_id = 0
         self._exported: dict[str, int] = {}  # the send that an event of a relay was exported by
         self._known: dict[CodeType, dict[str, str | None]] = {}
@@ -233,7 +233,7 @@ class Recorder:
         handled = handled_event()
         return (None, None) if handled is None else (self._exported.get(handled[0]), handled[1])
 
-    def _id(self, send: SendInfo) -> int:
+    def _id(self, send: Send) -> int:
         found = self._ids.get(send)
         if found is None:
             self._last_id += 1

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import anyio
 
-from asignals._core import SendInfo, bind, is_watched, log_failure
+from asignals._core import Send, bind, log_failure
 from asignals.masking import said, without_passwords
 from asignals.relay._cancel import heeding, limited, times_cancelled
 from asignals.relay._connection_state import ConnectionState, jittered
@@ -456,16 +456,13 @@ class Inbound:
                 sender = subscription.load(envelope.sender)
                 if type(sender) is not str and isawaitable(sender):  # asking takes longer than all the rest
                     sender = await heeding(sender)
-                targets, muted, plan = subscription.targets(sender)
+                targets, muted, _ = subscription.targets(sender)
                 signal = subscription.signal
                 if muted:
                     reason = f"{muted} receivers of signal {signal.name!r} are muted"
                     outcome.error = NotHandledError(subscription.topic, reason)
-                send = SendInfo(signal, sender, arguments) if is_watched() else None
-                watch = () if send is None else (send,)
-                loop = plan.write_loop(arguments, robust=False, watched=send is not None)
-                delivered = envelope, self.service, attempt, self.system
-                with _PLAIN if send is None else _watched(send, Delivered(*delivered), outcome):
+                send = Send(signal, sender, arguments)
+                with _watched(send, Delivered(envelope, self.service, attempt, self.system), outcome):
                     for target in targets:
                         if target.name in skipped or target.connection in done_here:
                             outcome.is_left_out = True
@@ -473,8 +470,7 @@ class Inbound:
                         running[task] = target.connection
                         name = target.name if target.is_unique else None
                         calling.set(Call(envelope, self.service, attempt, self._inbox, name))
-                        work = loop((target.connection,), signal, sender, *watch, **arguments)
-                        await _respond(work, target, outcome, signal, sender)
+                        await _respond(send.to(target.connection), target, outcome, signal, sender)
         except Exception as error:  # noqa: BLE001  the sender could not be loaded: as if a receiver had failed
             outcome.error = error
         finally:
@@ -537,7 +533,7 @@ class _InboxLostError(Exception):
 
 
 @contextmanager
-def _watched(send: SendInfo, delivered: Delivered, outcome: _Outcome) -> Iterator[None]:
+def _watched(send: Send, delivered: Delivered, outcome: _Outcome) -> Iterator[None]:
     """Report a send to monitors, who find there which event it is and what came of it."""
     token = delivering.set(delivered)
     with send:

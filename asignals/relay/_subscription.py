@@ -36,7 +36,7 @@ class Target(NamedTuple):
 
 
 class Targets(NamedTuple):
-    """Whom to call for one sender, in order, by the loops of the plan; `muted` counts those who are muted."""
+    """Whom of a plan to call for one sender, in order; `muted` counts those who are muted."""
 
     targets: list[Target]
     muted: int

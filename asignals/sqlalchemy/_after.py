@@ -18,7 +18,7 @@ from sqlalchemy.util.concurrency import in_greenlet
 
 from asignals._core import describe, is_receivers_error, log_failure
 from asignals.sqlalchemy._changes import traits_of
-from asignals.sqlalchemy._deliver import Event, PhaseSend, is_awaited, run_here, watching
+from asignals.sqlalchemy._deliver import Event, PhaseSend, is_awaited, run_here
 from asignals.sqlalchemy._errors import AsyncReceiverError
 from asignals.sqlalchemy._shield import shielded
 from asignals.sqlalchemy._signal import SessionSignal
@@ -268,7 +268,7 @@ class _Telling:
             self._event.report(self._phase)
             return
         send = PhaseSend(self._event, self._phase)
-        with watching(send):
+        with send:
             for link in links:
                 self._call(send, link)
 

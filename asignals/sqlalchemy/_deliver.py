@@ -8,7 +8,7 @@ way one receiver ends before the next begins, in the session's own task and cont
 from __future__ import annotations
 
 import types
-from contextlib import nullcontext, suppress
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
 from sqlalchemy.exc import InvalidRequestError
@@ -21,7 +21,6 @@ from asignals.sqlalchemy._state import state_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Generator, Iterable
-    from contextlib import AbstractContextManager
 
     from sqlalchemy.orm import Session
 
@@ -78,7 +77,7 @@ class Event:
     def report(self, phase: Phase) -> None:
         """Report it to monitors as a send that nobody hears."""
         if self.is_captured:
-            with watching(PhaseSend(self, phase)):
+            with PhaseSend(self, phase):
                 pass
 
 
@@ -125,7 +124,7 @@ class PlannedCall(Call):
 
     def __init__(self, event: Event, plan: Plan) -> None:
         super().__init__(event, plan.connections, None)
-        self._loop = plan.loop or plan.write_loop(robust=False)
+        self._loop = plan.loop_for(event.arguments)
         self._names = event.signal.names
 
     def start(self) -> Coroutine[Any, Any, object]:
@@ -134,7 +133,8 @@ class PlannedCall(Call):
             return super().start()
         event = self.event
         arguments = event.arguments
-        return self._loop(self.links, event.signal, event.sender, *[arguments[name] for name in self._names])
+        values = [arguments[name] for name in self._names]
+        return self._loop(self.links, event.signal, event.sender, False, *values)  # noqa: FBT003  it is not robust
 
 
 def is_awaited(link: Connection) -> bool:
@@ -206,7 +206,7 @@ class Delivery:
                 yield call
                 continue
             send = PhaseSend(event, "flush")
-            with watching(send):
+            with send:
                 for link in way.links:
                     self._latest = Call(event, (link,), send)
                     yield self._latest
@@ -238,14 +238,6 @@ class Delivery:
         if self._state.torn and call is not None:
             culprit = f"{call.describe()}, a receiver of signal {call.event.signal.name!r},"
             raise FlushInProgressError(operation="close", culprit=culprit) from cause
-
-
-_UNWATCHED = nullcontext()
-
-
-def watching(send: Send) -> AbstractContextManager[object]:
-    """Report a send as a whole to monitors, if there are any."""
-    return send if is_watched() else _UNWATCHED
 
 
 def _end_with(error: BaseException, calls: Generator[Call]) -> None:

@@ -10,7 +10,7 @@ from sqlalchemy.orm.base import LoaderCallableStatus
 
 from asignals import InvalidReceiverError
 from asignals._core import describe
-from asignals.sqlalchemy._deliver import Event, PhaseSend, run_here, watching
+from asignals.sqlalchemy._deliver import Event, PhaseSend, run_here
 from asignals.sqlalchemy._errors import AsyncReceiverError
 from asignals.sqlalchemy._senders import mappers
 from asignals.sqlalchemy._signal import ModelSignal
@@ -45,7 +45,7 @@ class InitSignal(ModelSignal):
             event.report("flush")
             return
         send = PhaseSend(event, "flush")
-        with watching(send):
+        with send:
             for link in links:
                 run_here(send.to(link), lambda link=link: AsyncReceiverError(self, link.describe()))  # type: ignore[misc]
 
