@@ -60,8 +60,8 @@ async def transport_of(engine: str) -> AsyncIterator[Any]:
     elif engine == "redis":
         redis = RedisStreams(REDIS, prefix=name)
         yield redis
-        keys = [key async for key in redis._client().scan_iter(f"{{{name}}}*", count=1000)]
-        await redis._client().delete(*keys)
+        keys = [key async for key in redis._connection.client().scan_iter(f"{{{name}}}*", count=1000)]
+        await redis._connection.client().delete(*keys)
         await redis.aclose()
     elif engine == "rabbitmq":
         rabbitmq = RabbitMQ(RABBITMQ, name=name)

@@ -21,6 +21,7 @@ from asignals import Signal
 from asignals.relay import Envelope, JetStream, Kafka, RabbitMQ, RedisStreams, Relay, _connection_state
 from asignals.relay.engines import jetstream, rabbitmq, redis
 from asignals.relay.engines._jetstream.connection import NatsConnection
+from asignals.relay.engines._redis.connection import RedisConnection
 
 try:
     from asignals.relay.engines import kafka
@@ -49,7 +50,7 @@ def _short_limits(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixt
     if LONG:
         return
     for module, names in {
-        redis: {"_TRIP": 0.6, "_BLOCK": 0.2},
+        redis: {"TRIP": 0.6, "BLOCK": 0.2},
         rabbitmq: {"TRIP": 0.6, "WATCH": 0.3, "FAREWELL": 0.2, "_HEARTBEAT": 1},
         **({kafka: {"TRIP": 1.0, "DELIVERY": 2.0}} if kafka is not None else {}),
         jetstream: {"CONNECT": 0.8, "_PING": 0.3, "FAREWELL": 0.2},
@@ -57,7 +58,7 @@ def _short_limits(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixt
         for part in _parts_of(module):
             for name in names.keys() & vars(part).keys():
                 monkeypatch.setattr(part, name, names[name])
-    monkeypatch.setattr(redis.RedisStreams._ask, "__defaults__", (0.6,))
+    monkeypatch.setattr(RedisConnection.ask, "__defaults__", (0.6,))
     monkeypatch.setattr(NatsConnection.ask, "__defaults__", (0.8,))
     monkeypatch.setattr(_connection_state.Backoff.__init__, "__defaults__", (0.05, 0.3))
 

@@ -138,7 +138,7 @@ async def test_redis_loses_what_no_replica_has_unless_it_is_asked_to_wait(
         async with asyncio.timeout(60):
             while await servers.leader() == leader:  # noqa: ASYNC110
                 await asyncio.sleep(0.1)
-        entries: Any = await engine._client().xrange(engine._stream("order.paid"))
+        entries: Any = await engine._connection.client().xrange(engine._connection.keys.stream("order.paid"))
         kept = {Envelope.decode(fields[b"d"]).id for _, fields in entries}
         await engine.aclose()
     lost = set(acknowledged) - kept
@@ -156,7 +156,7 @@ def test_urls_of_clusters_make_engines() -> None:
     redis = engine_from_url("redis+sentinel://me:secret@one:1,two/main/3?health_check_interval=5", replicas=1)
     assert isinstance(redis, RedisStreams)
     assert "secret" not in redis.connection_state.name
-    options = redis._client().connection_pool.connection_kwargs
+    options = redis._connection.client().connection_pool.connection_kwargs
     assert (options["username"], options["password"], options["db"]) == ("me", "secret", 3)
     assert options["health_check_interval"] == 5
     sentinels = options["connection_pool"]._sentinel.sentinels

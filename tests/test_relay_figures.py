@@ -157,7 +157,7 @@ async def test_figures_of_all_services_or_of_some_topics(engine: World) -> None:
     assert await transport.backlog("second") == 1
 
 
-BEATING = ("database", "_jetstream.streams", "redis")  # of the engines whose instances send heartbeats
+BEATING = ("database", "_jetstream.streams", "_redis.services")  # of the engines whose instances send heartbeats
 KILLED = """
 import asyncio, importlib, sys
 from asignals import relay
@@ -221,8 +221,8 @@ def remade(transport: Any) -> str:
     if name == "JetStream":
         return f"relay.JetStream({transport._connection.servers!r}, stream={transport.stream!r}, ack_wait=0.6)"
     if name == "RedisStreams":
-        prefix = transport._base.strip("{}")
-        return f"relay.RedisStreams({transport._url!r}, prefix={prefix!r})"
+        prefix = transport._connection.keys.base.strip("{}")
+        return f"relay.RedisStreams({transport._connection.url!r}, prefix={prefix!r})"
     return f"relay.RabbitMQ({transport._connection.urls[0]!r}, name={transport.name!r})"
 
 

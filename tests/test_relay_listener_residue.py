@@ -66,7 +66,7 @@ def address_of(name: str, transport: Any) -> tuple[str, dict[str, Any]]:
     if name == "jetstream":
         return require("nats"), {"stream": transport.stream}
     if name == "redis":
-        return require("redis"), {"prefix": transport._base.strip("{}"), "client_name": CLIENT}
+        return require("redis"), {"prefix": transport._connection.keys.base.strip("{}"), "client_name": CLIENT}
     if name == "rabbitmq":
         return require("rabbitmq"), {"name": transport.name}
     return f"kafka://{transport._clients.servers}", {"name": transport.name, "log_level": 0, "client_id": CLIENT}
@@ -138,9 +138,9 @@ async def consumers(transport: Any) -> dict[str, list[str]]:
 
 async def keys(transport: Any) -> dict[str, Any]:
     """Name the keys, but for those by which repeated events are known, with the groups of streams; and the clients."""
-    client = transport._client()
+    client = transport._connection.client()
     found: dict[str, Any] = {"clients": sum(each["name"] == CLIENT for each in await client.client_list())}
-    async for key in client.scan_iter(f"{transport._base}:*", count=1000):
+    async for key in client.scan_iter(f"{transport._connection.keys.base}:*", count=1000):
         kind = (await client.type(key)).decode()
         if await client.ttl(key) < 0 or kind != "string":
             found[key.decode()] = await client.xinfo_groups(key) if kind == "stream" else kind

@@ -261,7 +261,7 @@ async def publish_as_before(transport: Any, envelope: Envelope) -> None:
         client = await transport._connection.open()
         await client.jetstream().publish(f"{transport.stream}.{envelope.topic}", data)
     elif kind == "RedisStreams":
-        await transport._client().xadd(f"{transport._events}{envelope.topic}", {"d": data})
+        await transport._connection.client().xadd(transport._connection.keys.stream(envelope.topic), {"d": data})
     else:
         line = await transport._connection.open()
         await line.exchange.publish(Message(data, message_id=envelope.id), envelope.topic)

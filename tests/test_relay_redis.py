@@ -37,14 +37,16 @@ def events(count: int) -> list[Envelope]:
 
 async def read(transport: RedisStreams, service: str, instance: str) -> list[bytes]:
     """Take what is new as a consumer would that says nothing any more."""
-    ((_, entries),) = await transport._client().xreadgroup(service, instance, {transport._stream("numbers"): ">"})
+    ((_, entries),) = await transport._connection.client().xreadgroup(
+        service, instance, {transport._connection.keys.stream("numbers"): ">"}
+    )
     return [id_ for id_, _ in entries]
 
 
 async def test_a_stream_is_trimmed_up_to_what_every_service_has_acknowledged(engine: World) -> None:
     """An event that one service holds stays, with all after it, whatever the others have done."""
     transport = engine.open()
-    stream, client = transport._stream("numbers"), transport._client()
+    stream, client = transport._connection.keys.stream("numbers"), transport._connection.client()
     await transport.publish_many(events(6))
     assert await transport.trim() == 0
     held: dict[str, list[bytes]] = {}
@@ -64,16 +66,16 @@ async def test_events_that_no_service_receives_are_kept_for_a_time(engine: World
     """Of a topic without groups, what is older than `max_age` is removed; `None` keeps all."""
     transport = engine.open()
     await transport.publish_many(events(5))
-    transport._max_age = None
+    transport._trimmer.max_age = None
     assert await transport.trim() == 0
-    transport._max_age = -1.0
+    transport._trimmer.max_age = -1.0
     assert await transport.trim() == 5
 
 
 async def test_consumers_that_hold_nothing_are_forgotten(engine: World) -> None:
     """After so many seconds without a word; those that hold events stay."""
     transport = engine.open()
-    stream, client = transport._stream("numbers"), transport._client()
+    stream, client = transport._connection.keys.stream("numbers"), transport._connection.client()
     await transport.add_service("billing", ["numbers"])
     await transport.publish_many(events(1))
     await read(transport, "billing", "one")
@@ -114,9 +116,9 @@ async def test_what_a_dead_consumer_held_is_found_behind_what_the_living_hold(en
 
 async def until_read(transport: RedisStreams) -> None:
     """Take the newest event, as a consumer that then dies."""
-    taking: Any = "billing", "dead", {transport._stream("numbers"): ">"}
+    taking: Any = "billing", "dead", {transport._connection.keys.stream("numbers"): ">"}
     async with asyncio.timeout(60):
-        while not await transport._client().xreadgroup(*taking):  # noqa: ASYNC110  Redis tells nobody
+        while not await transport._connection.client().xreadgroup(*taking):  # noqa: ASYNC110  Redis tells nobody
             await asyncio.sleep(0.01)
 
 
@@ -126,7 +128,7 @@ async def test_many_at_once_wait_for_a_connection(engine: World) -> None:
     inbox = transport.inbox()
     memos = await asyncio.gather(*(inbox.recall(f"e{number}", "billing") for number in range(500)))
     assert len(memos) == 500
-    assert len(transport._client().connection_pool._available_connections) <= 64
+    assert len(transport._connection.client().connection_pool._available_connections) <= 64
 
 
 async def test_events_that_were_removed_before_they_were_acknowledged_are_told_of(
@@ -137,7 +139,9 @@ async def test_events_that_were_removed_before_they_were_acknowledged_are_told_o
     await transport.add_service("billing", ["numbers"])
     await transport.publish_many(events(3))
     await read(transport, "billing", "dead")
-    await transport._client().xtrim(transport._stream("numbers"), maxlen=0, approximate=False)
+    await transport._connection.client().xtrim(
+        transport._connection.keys.stream("numbers"), maxlen=0, approximate=False
+    )
 
     async def handle(_: Delivery) -> None:
         """Take it."""
