@@ -141,7 +141,7 @@ async def test_events_wait_for_the_instance_that_has_the_receivers(engine: World
 async def test_many_letters_are_counted_replayed_and_removed_by_the_engine(engine: World) -> None:
     """In batches, by what they are; a replay calls no receiver that had succeeded, though nothing else remembers it."""
     billing = Instance(engine, "order.paid")
-    billing.relay._inbound._inbox = MemoryInbox()
+    billing.relay._inbound.inbox.inbox = MemoryInbox()
     await billing.relay.init()
     keeper = engine.open()
     names = ("KeyError", "OSError")

@@ -34,8 +34,8 @@ from asignals.relay import (
     _listening,
     _mysql,
     _outbox_rows,
-    _receive,
     _sql,
+    _watched_inbox,
     table_metadata,
 )
 
@@ -70,8 +70,8 @@ def _quiet(caplog: pytest.LogCaptureFixture) -> None:
 def _short_limits(monkeypatch: pytest.MonkeyPatch) -> None:
     if LONG:
         return
-    monkeypatch.setattr(_receive, "_LOOK", 0.2)
-    monkeypatch.setattr(_receive, "_LOOK_TRIP", 0.5)
+    monkeypatch.setattr(_watched_inbox, "_LOOK", 0.2)
+    monkeypatch.setattr(_watched_inbox, "_LOOK_TRIP", 0.5)
     for module in (_connected, _listening, _outbox_rows):
         monkeypatch.setattr(module, "LIMIT", 0.5)
     for name in ("connected", "begun", "answered"):

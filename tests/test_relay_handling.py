@@ -395,7 +395,7 @@ async def test_only_what_began_and_never_ended_counts_as_a_crash(memory: Memory)
         for _ in range(100):
             assert await relay._inbound.handle(delivery(event(id="a"), is_repeat=True)) is not None
         assert "the inbox" in str(relay.health().problems)
-        relay._inbound._inbox = MemoryInbox()
+        relay._inbound.inbox.inbox = MemoryInbox()
         assert await relay._inbound.handle(delivery(event(id="a"), is_repeat=True)) is None
     assert calls == [1]
     assert relay.health().dead == 0
@@ -436,7 +436,7 @@ class Process:
             _, open_tasks = await asyncio.wait([*open_tasks, death], return_when=asyncio.FIRST_COMPLETED)
             open_tasks.discard(death)
         left = [one for task, one in tasks.items() if not task.done()]
-        self.relay._inbound._inbox = MemoryInbox()  # a process that is killed writes nothing on its way out
+        self.relay._inbound.inbox.inbox = MemoryInbox()  # a process that is killed writes nothing on its way out
         for task in (*tasks, death):
             task.cancel()
         await asyncio.wait([*tasks, death])

@@ -29,6 +29,7 @@ error, health or `repr`. Dead letters and the outbox hold arguments as they were
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from asignals.relay._caller import NotHandledError as NotHandledError
 from asignals.relay._codec import BodyError as BodyError
 from asignals.relay._codec import Codec as Codec
 from asignals.relay._codec import JSONCodec as JSONCodec
@@ -44,6 +45,7 @@ from asignals.relay._envelope import EnvelopeError as EnvelopeError
 from asignals.relay._export import HopLimitError as HopLimitError
 from asignals.relay._export import NoSessionError as NoSessionError
 from asignals.relay._extras import needs as _needs
+from asignals.relay._handler import CrashedError as CrashedError
 from asignals.relay._inbox import Inbox as Inbox
 from asignals.relay._inbox import Memo as Memo
 from asignals.relay._inbox import MemoryInbox as MemoryInbox
@@ -51,8 +53,6 @@ from asignals.relay._monitoring.figures import Figures as Figures
 from asignals.relay._monitoring.figures import TopicFigures as TopicFigures
 from asignals.relay._monitoring.health import Health as Health
 from asignals.relay._monitoring.status import Status as Status
-from asignals.relay._receive import CrashedError as CrashedError
-from asignals.relay._receive import NotHandledError as NotHandledError
 from asignals.relay._relay import Relay as Relay
 from asignals.relay._runner import NoReceiversError as NoReceiversError
 from asignals.relay._transport import Backlog as Backlog

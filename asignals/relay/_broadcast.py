@@ -9,12 +9,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from asignals.masking import redacted, said
+from asignals.relay._caller import Received
 from asignals.relay._envelope import Envelope, EnvelopeError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from asignals.relay._receive import Inbound
+    from asignals.relay._caller import Caller
     from asignals.relay._subscription import Subscription
     from asignals.relay._transport import Broadcasts, Delivery
 
@@ -39,10 +40,10 @@ class Listener:
     dropped, counted and logged. One that fails is logged, and is not called again.
     """
 
-    def __init__(self, inbound: Inbound, is_sent_here: Callable[[Envelope, Subscription], bool]) -> None:
+    def __init__(self, caller: Caller, is_sent_here: Callable[[Envelope, Subscription], bool]) -> None:
         self.subscriptions: dict[str, Subscription] = {}
         self.counts = Heard()
-        self._inbound = inbound
+        self._caller = caller
         self._is_sent_here = is_sent_here
         self._waiting: deque[Delivery] = deque()
         self._arrived = asyncio.Event()
@@ -95,7 +96,7 @@ class Listener:
             self.counts.missed += 1
             logger.warning("a broadcast of %r cannot be read: %s", delivery.topic, said(error.__cause__ or error))
             return
-        outcome = await self._inbound._call(envelope, subscription, arguments, (), 1)
+        outcome = await self._caller.call(Received(delivery, envelope, subscription, arguments), (), 1)
         self.counts.heard += 1
         if outcome.error is not None and not outcome.is_called:
             logger.warning("a broadcast of %r was not handled: %s", delivery.topic, said(outcome.error))
@@ -107,4 +108,4 @@ class Listener:
         if envelope.version > subscription.version:
             reason = f"its version {envelope.version} is newer than {subscription.version}"
             raise EnvelopeError(reason)
-        return self._inbound._read(envelope, subscription)
+        return subscription.read(envelope)

@@ -152,7 +152,7 @@ class Relay:
             lease=_lease_of(transport),
             system=system_of(transport),
         )
-        self._listener = Listener(self._inbound, self._is_sent_here)
+        self._listener = Listener(self._inbound.caller, self._is_sent_here)
         self._letters = Letters(transport, outbox, self._publisher.publish)
         self._looker = Looker(self.service, self._parts, self._letters, lambda: self._inbound.subscriptions)
         self._snapshot = Snapshot(lambda: self._looker.look(self.dead_letter_queues, self.topics))

@@ -96,7 +96,7 @@ class Runner:
             self._start(self._consume_for_ever())
             self._start(self._inbound.watchdog.run())
             if isinstance(inbox, Checked):
-                self._start(self._inbound.watch_inbox(inbox.check))
+                self._start(self._inbound.inbox.watch(inbox.check))
         if self._listener.subscriptions and isinstance(transport, Broadcasts):
             self._start(self._listener.run(transport))
         for work in self.also:

@@ -8,7 +8,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from asignals._core import registry_of
+from asignals._core import bind, registry_of
 from asignals.relay._connection_state import jittered
 from asignals.relay._export import ExportUid
 
@@ -18,10 +18,15 @@ if TYPE_CHECKING:
     from asignals import Signal
     from asignals._core import Connection, Plan
     from asignals.relay._codec import Codec
+    from asignals.relay._envelope import Envelope
 
 logger = logging.getLogger("asignals.relay")
 
 _MAX_NAME: Final = 255  # what the inbox's table takes
+
+
+class GivenUp(Exception):  # noqa: N818  not raised to anyone: why an event becomes a dead letter
+    """No repetition can help."""
 
 
 class Target(NamedTuple):
@@ -75,6 +80,14 @@ class Subscription:
         self._warn_of_namesakes(counts)
         self._targets = Targets(here, muted, plan)
         return self._targets
+
+    def read(self, envelope: Envelope) -> dict[str, Any]:
+        """Read the arguments of an event; raises `GivenUp` when no repetition will make them readable."""
+        try:
+            arguments = self.codec.decode(envelope.body, envelope.version)
+            return bind(self.signal, None, **arguments)[1]
+        except Exception as error:
+            raise GivenUp from error
 
     def pause(self, failures: int) -> float:
         """Seconds to wait after that many failures."""

@@ -373,14 +373,14 @@ def _stop_exporting(relay: Relay) -> None:
 @contextmanager
 def _on_engine(relay: Relay, engine: ManualEngine) -> Iterator[None]:
     """Exchange what a relay has of its engine."""
-    inbound = relay._inbound
+    watched = relay._inbound.inbox
     parts = relay._parts
-    before = parts.transport, parts.inbox, relay._letters, inbound._inbox
+    before = parts.transport, parts.inbox, relay._letters, watched.inbox
     parts.transport = engine
-    if not inbound.always_remember:  # one that was given stays
-        parts.inbox = inbound._inbox = MemoryInbox()
+    if not relay._inbound.always_remember:  # one that was given stays
+        parts.inbox = watched.inbox = MemoryInbox()
     relay._letters = Letters(engine, relay.outbox, relay._publisher.publish)
     try:
         yield
     finally:
-        parts.transport, parts.inbox, relay._letters, inbound._inbox = before
+        parts.transport, parts.inbox, relay._letters, watched.inbox = before
