@@ -132,6 +132,10 @@ def _skip_member(app: Any, _what: str, name: str, _thing: Any, skip: Any, _optio
     return True if not skip and name in _INTERNAL.get(f"asignals.{document}", ()) else None
 
 
+# Bases that are not public themselves: what they define is described with each class that has it from them.
+_SHARED = {"BrokerEngine", "Operations"}
+
+
 class PublicNames(Directive):
     """`.. public-names:: module`: each name of its `__all__`, those of `:first:` before the others, errors last."""
 
@@ -173,7 +177,8 @@ def _describe(module: str, name: str, thing: Any) -> list[str]:
     if _is_error(thing):
         return ["", f".. autoexception:: {full}"]
     if isinstance(thing, type):
-        return ["", f".. autoclass:: {full}", "   :members:"]
+        has_shared = any(base.__name__ in _SHARED for base in thing.__bases__)
+        return ["", f".. autoclass:: {full}", "   :members:", *(["   :inherited-members:"] if has_shared else [])]
     if inspect.isroutine(thing):
         return ["", f".. autofunction:: {full}"]
     if hasattr(thing, "send_robust"):  # a signal

@@ -19,11 +19,11 @@ from typing import Any, Final
 
 from asignals._core import DocumentedError
 from asignals.masking import redacted
-from asignals.relay._trace import MAX_BAGGAGE
 
 MAX_HEADER: Final = 16_384
 MAX_BODY: Final = 1_000_000  # with MAX_HEADER this stays under the 1 MiB that NATS accepts by default
 MAX_KEPT: Final = MAX_BODY + MAX_HEADER  # bytes of an event that its dead letter keeps
+MAX_BAGGAGE: Final = 4_096  # characters, which the header has to hold
 _MAX_TEXT: Final = 1_000
 _LATEST: Final = 1e11  # seconds since the epoch: the year 5138
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from asignals.relay._envelope import DeadLetter
     from asignals.relay._identity import Identity
-    from asignals.relay._transport import Parts
+    from asignals.relay._parts import Parts
 
 
 class Publisher:

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import AsyncExitStack
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Final, Self
 
 from asignals.overview.relays import running
 from asignals.relay._broadcast import Listener
 from asignals.relay._codec import UpcastingCodec, check_codec, codec_for
-from asignals.relay._dead_letters import REFUSED, KeepsRefused, Letters, OnProgress, Retention, which
+from asignals.relay._dead_letters import Retention
 from asignals.relay._envelope import Envelope, check_name
 from asignals.relay._export import OWN_TRANSACTION, Bound, Exporter, ExportUid, dump_sender, key_function, load_sender
 from asignals.relay._identity import Identity
-from asignals.relay._inbox import MemoryInbox, Purged
+from asignals.relay._inbox import MemoryInbox
 from asignals.relay._monitoring.health import Health, problems_of
-from asignals.relay._monitoring.status import TIMEOUT, Looker, Snapshot, Status, server_of
+from asignals.relay._monitoring.status import Snapshot, Status
+from asignals.relay._operations import Operations
+from asignals.relay._parts import Parts
 from asignals.relay._publisher import Publisher
 from asignals.relay._receive import Inbound
 from asignals.relay._runner import LAST_LOOK, Runner, last_look, unheard
@@ -34,25 +35,15 @@ from asignals.relay._settings import (
 )
 from asignals.relay._subscription import Subscription, names_for
 from asignals.relay._to_the_end import to_the_end
-from asignals.relay._transport import (
-    Broadcasts,
-    Closing,
-    DeadLetters,
-    KnowsServices,
-    OwnInbox,
-    Parts,
-    Prepared,
-    system_of,
-)
+from asignals.relay._transport import Broadcasts, OwnInbox, system_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Mapping
+    from collections.abc import Collection, Mapping
     from contextlib import AbstractContextManager
     from types import TracebackType
 
     from asignals import Signal
     from asignals.relay._codec import Codec, Upcaster
-    from asignals.relay._envelope import DeadLetter
     from asignals.relay._export import KeyFunction
     from asignals.relay._inbox import Inbox
     from asignals.relay._settings import SenderCodec
@@ -62,7 +53,7 @@ if TYPE_CHECKING:
 FIRST: Final = float("inf")  # the priority of exporting receivers: events are published before anybody reacts here
 
 
-class Relay:
+class Relay(Operations):
     """Carries signals to and from other processes, at least once.
 
     Use it as an async context manager, in the ASGI lifespan. Inside, what the outbox holds is published and what the
@@ -134,7 +125,6 @@ class Relay:
                 "strict=True needs an outbox: without one there is no transaction that an event could be part of"
             )
         self._identity = Identity(service, instance)
-        self.service: str = service
         self.final_status: Status | None = None
         self._sender_codec: SenderCodec = sender_codec or (dump_sender, load_sender)
         self._hop_limit = hop_limit
@@ -142,36 +132,27 @@ class Relay:
         self._session: ContextVar[Any] = ContextVar("asignals.relay.session", default=None)
         self._exported: list[tuple[Signal[..., Any], ExportUid]] = []
         own_inbox = transport.inbox() if inbox is None and isinstance(transport, OwnInbox) else MemoryInbox()
-        self._parts = Parts(transport, outbox, inbox or own_inbox)
-        self._publisher = Publisher(self._parts, self._identity, publish_timeout)
+        parts = Parts(transport, outbox, inbox or own_inbox)
+        self._publisher = Publisher(parts, self._identity, publish_timeout)
         self._inbound = Inbound(
             self._identity,
-            self._parts.inbox,
+            parts.inbox,
             self._publisher.put_dead_letter,
             always_remember=inbox is not None,
             lease=_lease_of(transport),
             system=system_of(transport),
         )
+        super().__init__(
+            service, parts, self._publisher.publish, self._inbound.subscriptions, self._inbound.dead_letter
+        )
         self._listener = Listener(self._inbound.caller, self._is_sent_here)
-        self._letters = Letters(transport, outbox, self._publisher.publish)
-        self._looker = Looker(self.service, self._parts, self._letters, lambda: self._inbound.subscriptions)
         self._snapshot = Snapshot(lambda: self._looker.look(self.dead_letter_queues, self.topics))
         self._runner = Runner(
-            self._identity, self._parts, self._inbound, self._listener, self._publisher, limit=limit, grace=grace
+            self._identity, parts, self._inbound, self._listener, self._publisher, limit=limit, grace=grace
         )
         self._retention = Retention(self._letters, keep_dead_letters)
         if keep_dead_letters is not None:
             self._runner.also.append(lambda: self._retention.run(self.dead_letter_queues))
-
-    @property
-    def transport(self) -> Transport:
-        """The engine."""
-        return self._parts.transport
-
-    @property
-    def outbox(self) -> Outbox | None:
-        """Where events wait until the engine has acknowledged them."""
-        return self._parts.outbox
 
     @property
     def instance(self) -> str:
@@ -369,11 +350,6 @@ class Relay:
         return [*unheard(self._inbound.subscriptions), *unheard(self._listener.subscriptions)]
 
     @property
-    def topics(self) -> list[str]:
-        """The topics that are received, but for broadcasts."""
-        return sorted(self._inbound.subscriptions)
-
-    @property
     def broadcast_topics(self) -> list[str]:
         """The topics of which every instance hears every event."""
         return sorted(self._listener.subscriptions)
@@ -415,18 +391,6 @@ class Relay:
         self.final_status = await last_look(self.service, self.status(timeout=LAST_LOOK))
         await self.aclose()
 
-    async def aclose(self) -> None:
-        """Close the connections that `status`, `replay` and the like have opened outside of the relay's block.
-
-        Each part is closed though another one fails; what is used again opens its connections again.
-        """
-        async with AsyncExitStack() as stack:
-            for part in reversed(tuple(self._parts)):
-                if isinstance(part, Closing):
-                    stack.push_async_callback(part.aclose)
-
-    # -- looking ---------------------------------------------------------------------------------------------------
-
     def health(self) -> Health:
         """Say how the relay is, from what it noticed by itself; asks nobody and never waits."""
         problems = {**self._inbound.problems, **problems_of(self._parts, [self._runner.consuming], self._runner.tasks)}
@@ -446,140 +410,6 @@ class Relay:
             self._retention.expired + sum(getattr(part, "expired", 0) for part in self._parts),
             self._inbound.held_keys.count,
         )
-
-    async def status(
-        self,
-        *,
-        all_services: bool = False,
-        by_error: bool = False,
-        timeout: float = TIMEOUT,  # noqa: ASYNC109  of each answer
-    ) -> Status:
-        """Ask outbox, engine and inbox what waits, all at once.
-
-        Who does not answer is named in `problems`, and nothing is raised.
-
-        Args:
-            all_services: Whether to give the figures of all services that the engine knows, and not of this one alone.
-            by_error: Whether to group dead letters by their errors, which reads up to a thousand of each queue.
-            timeout: Seconds that each answer may take.
-        """
-        return await self._looker.look(
-            self.dead_letter_queues, None, all_services=all_services, by_error=by_error, timeout=timeout
-        )
-
-    @property
-    def dead_letter_queues(self) -> list[str]:
-        """The queues that this relay's dead letters go to; `outbox.refused` has what the engine refused."""
-        queues = {self._inbound.dead_letter, *(s.dead_letter for s in self._inbound.subscriptions.values())}
-        return [*sorted(queues), *([REFUSED] if isinstance(self.outbox, KeepsRefused) else [])]
-
-    async def dead_letters(  # noqa: PLR0913  which letters, by name
-        self,
-        queue: str | None = None,
-        limit: int = 100,
-        *,
-        ids: Collection[str] | None = None,
-        topic: str | None = None,
-        since: float | None = None,
-        until: float | None = None,
-        error: str | None = None,
-    ) -> list[DeadLetter]:
-        """Show dead letters, the oldest first, at most `limit`; of all the relay's queues by default.
-
-        Args:
-            queue: One queue only.
-            limit: How many at most.
-            ids: Ids of events; those of replays go by the id of the first event, too.
-            topic: Events of this topic only.
-            since: Given up at this time or later, in seconds since the epoch.
-            until: Given up at this time or earlier.
-            error: A part of the error's text.
-
-        Raises `TypeError` when the transport keeps none, and what the engine raises.
-        """
-        return await self._letters.find(self._chosen(queue), which(ids, topic, since, until, error), limit)
-
-    async def replay(  # noqa: PLR0913  which letters, by name
-        self,
-        queue: str | None = None,
-        limit: int | None = None,
-        *,
-        ids: Collection[str] | None = None,
-        topic: str | None = None,
-        since: float | None = None,
-        until: float | None = None,
-        error: str | None = None,
-        on_progress: OnProgress | None = None,
-    ) -> int:
-        """Send dead letters again, to the service that gave them up, and remove them; returns how many.
-
-        At most `limit`, chosen as by `dead_letters`. Receivers that had succeeded are not called again. Letters that
-        cannot be sent stay, and are logged. `on_progress` is called after each batch with how many letters were looked
-        at, and how many there are. Raises `TypeError` when the transport keeps none, and what the engine
-        raises; what was sent until then stays sent.
-        """
-        wanted = which(ids, topic, since, until, error)
-        return await self._letters.replay(self._chosen(queue), wanted, limit, on_progress)
-
-    async def purge(  # noqa: PLR0913  which letters, by name
-        self,
-        queue: str | None = None,
-        limit: int | None = None,
-        *,
-        ids: Collection[str] | None = None,
-        topic: str | None = None,
-        since: float | None = None,
-        until: float | None = None,
-        error: str | None = None,
-        on_progress: OnProgress | None = None,
-    ) -> int:
-        """Remove dead letters for good; returns how many. Chosen, and raises, as `replay`."""
-        wanted = which(ids, topic, since, until, error)
-        return await self._letters.purge(self._chosen(queue), wanted, limit, on_progress)
-
-    async def purge_inbox(self, until: float, *, on_progress: OnProgress | None = None) -> int:
-        """Remove what the inbox has remembered until a time, in seconds since the epoch; returns how many rows.
-
-        In batches, so that nobody waits long; `on_progress` is called after each with how many are gone, and 0. An
-        event whose rows are gone is handled again, should it ever come again. Raises `TypeError` when the inbox has no
-        rows that could be removed, and what the database raises.
-        """
-        inbox = self._parts.inbox
-        if not isinstance(inbox, Purged):
-            raise TypeError(f"{type(inbox).__name__} has no rows that could be removed: they expire by themselves")
-        return await inbox.purge(until, on_progress)
-
-    def _chosen(self, queue: str | None) -> list[str]:
-        if queue is not None:
-            return [queue]
-        if isinstance(self.transport, DeadLetters):
-            return self.dead_letter_queues
-        raise TypeError(f"{type(self.transport).__name__} keeps no dead letters that could be shown")
-
-    async def init(self, on_step: Callable[[str], object] | None = None) -> None:
-        """Create the tables, streams and queues that the parts need; harmless when they are there.
-
-        `on_step` is called with what is about to be done.
-        """
-        tell = on_step or str
-        for part in self._parts:
-            if isinstance(part, Prepared):
-                tell(server_of(part))
-                await part.init()
-        if self._inbound.subscriptions and isinstance(self.transport, KnowsServices):
-            tell(f"service {self.service} on {server_of(self.transport)}")
-            await self.transport.add_service(self.service, self.topics)
-
-    async def forget(self, service: str, topics: Collection[str] | None = None) -> None:
-        """Remove what the engine keeps for a service that is gone, or for topics that it receives no more.
-
-        What waited there is lost. A service that comes back begins anew. Raises `TypeError` when the transport keeps
-        nothing for services, and what the engine raises.
-        """
-        check_name("service", service)
-        if not isinstance(self.transport, KnowsServices):
-            raise TypeError(f"{type(self.transport).__name__} keeps nothing for a service that could be forgotten")
-        await self.transport.forget_service(service, topics)
 
     def __repr__(self) -> str:
         exported = ", ".join(uid.topic for _, uid in self._exported) or "nothing"

@@ -20,10 +20,10 @@ if TYPE_CHECKING:
     from asignals.relay._broadcast import Listener
     from asignals.relay._identity import Identity
     from asignals.relay._monitoring.status import Status
+    from asignals.relay._parts import Parts
     from asignals.relay._publisher import Publisher
     from asignals.relay._receive import Inbound
     from asignals.relay._subscription import Subscription
-    from asignals.relay._transport import Parts
 
 logger = logging.getLogger("asignals.relay")
 

@@ -5,13 +5,10 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Collection, Mapping
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any, TypeAlias
 
 from asignals import Signal
 from asignals.masking import redacted
-
-if TYPE_CHECKING:
-    from asignals.relay._codec import Codec
 
 SenderCodec: TypeAlias = "tuple[Callable[[Any], str | None], Callable[[str | None], Any]]"
 """A sender's way to a string and back."""
@@ -151,7 +148,7 @@ def check_receivable(signal: Signal[..., Any], names: Collection[str]) -> None:
             raise ValueError(msg)
 
 
-def check_upcasters(upcasters: object, version: int, codec: Codec | None) -> None:
+def check_upcasters(upcasters: object, version: int, codec: object) -> None:
     """Raise for upcasters that do not lead, version by version, to the newest one."""
     if codec is not None:
         raise ValueError("upcasters and codec exclude each other: the codec is told the version, decode(body, version)")

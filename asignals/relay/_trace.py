@@ -7,6 +7,8 @@ import sys
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final
 
+from asignals.relay._envelope import MAX_BAGGAGE
+
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
@@ -14,7 +16,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("asignals.relay")
 
-MAX_BAGGAGE: Final = 4_096  # characters; the header of an envelope has to hold it
 _MAX_STATE: Final = 512  # characters, as W3C has it
 
 

@@ -9,12 +9,11 @@ from typing import TYPE_CHECKING, Protocol, TypeAlias, runtime_checkable
 from asignals._core import DocumentedError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Iterator, Mapping, Sequence
+    from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Mapping, Sequence
     from contextlib import AbstractContextManager
 
     from asignals.relay._envelope import DeadLetter, Envelope
     from asignals.relay._inbox import Inbox
-    from asignals.relay.outbox import Outbox
 
 
 @dataclass(slots=True)  # not frozen: that takes a microsecond for each event
@@ -216,15 +215,3 @@ class Checked(Protocol):
     async def check(self) -> None:
         """Raise `SchemaError` when they are not, and what the driver raises when the database is out of reach."""
         ...
-
-
-@dataclass(slots=True)
-class Parts:
-    """What a relay works with; tests exchange the engine of a whole relay here."""
-
-    transport: Transport
-    outbox: Outbox | None
-    inbox: Inbox
-
-    def __iter__(self) -> Iterator[Transport | Outbox | Inbox | None]:
-        return iter((self.transport, self.outbox, self.inbox))

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Collection
 
     from asignals.relay._dead_letters import Letters
-    from asignals.relay._transport import Parts
+    from asignals.relay._parts import Parts
 
 T = TypeVar("T")
 

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any, Final
 from asignals._core import is_a, name_of
 from asignals.masking import said
 from asignals.relay._codec import UpcastingCodec
+from asignals.relay._envelope import MAX_BAGGAGE
 from asignals.relay._export import Exporter, dump_sender, load_sender
 from asignals.relay._places import Address, Located
-from asignals.relay._trace import MAX_BAGGAGE
 from asignals.relay.asyncapi._components import ROOT, Components
 from asignals.relay.asyncapi._schemas import schema_of
 
