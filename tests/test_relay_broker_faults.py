@@ -50,10 +50,10 @@ def _short_limits(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixt
     if LONG:
         return
     for module, names in {
-        redis: {"TRIP": 0.6, "BLOCK": 0.2},
-        rabbitmq: {"TRIP": 0.6, "WATCH": 0.3, "FAREWELL": 0.2, "_HEARTBEAT": 1},
-        **({kafka: {"TRIP": 1.0, "DELIVERY": 2.0}} if kafka is not None else {}),
-        jetstream: {"CONNECT": 0.8, "_PING": 0.3, "FAREWELL": 0.2},
+        redis: {"ANSWER_TIMEOUT": 0.6, "BLOCK": 0.2},
+        rabbitmq: {"ANSWER_TIMEOUT": 0.6, "WATCH": 0.3, "CLOSE_TIMEOUT": 0.2, "_HEARTBEAT": 1},
+        **({kafka: {"ANSWER_TIMEOUT": 1.0, "DELIVERY": 2.0}} if kafka is not None else {}),
+        jetstream: {"CONNECT": 0.8, "_PING": 0.3, "CLOSE_TIMEOUT": 0.2},
     }.items():
         for part in _parts_of(module):
             for name in names.keys() & vars(part).keys():

@@ -256,7 +256,7 @@ async def test_a_claim_that_is_not_answered_is_made_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """After a time, which is told of as a loss, so that no consumer waits for ever."""
-    monkeypatch.setattr(database_module, "_TRIP", 0.1)
+    monkeypatch.setattr(database_module, "_ANSWER_TIMEOUT", 0.1)
     transport = Database(f"sqlite+aiosqlite:///{tmp_path}/relay.db")
     await transport.init()
     claim, asked, heard = transport._sql.claim, [], asyncio.Event()

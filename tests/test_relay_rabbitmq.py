@@ -126,7 +126,7 @@ async def test_a_server_that_does_not_answer_is_waited_for_once(engine: World, m
     line = transport._connection.current
     transport._connection.current = OpenConnection(line.connection, line.channel, Silent())  # type: ignore[arg-type]  # all it needs
     events = [Envelope("numbers", str(number).encode()) for number in range(400)]
-    monkeypatch.setattr(rabbitmq, "TRIP", 0.1)
+    monkeypatch.setattr(rabbitmq, "ANSWER_TIMEOUT", 0.1)
     with pytest.raises(TimeoutError):
         await transport.publish_many(events)
     assert begun == rabbitmq._UNDER_WAY

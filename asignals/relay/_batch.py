@@ -1,4 +1,4 @@
-"""Doing many small things in few round trips: whatever came together while the last trip was under way goes next."""
+"""Collecting many small requests into few: what comes while one request is under way goes together with the next."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 R = TypeVar("R")
 
-_LAST_TRIP = 3.0  # seconds that leaving may take to bring the last items home
+_LAST_FLUSH = 3.0  # seconds that the flush on leaving may take
 
 
 class Batch(Generic[T]):
-    """Collects items (acknowledgements) and gives them to `flush` together; a trip that fails is repeated.
+    """Collects items (acknowledgements) and gives them to `flush` together; a flush that fails is repeated.
 
-    Use it as an async context manager: leaving makes a last trip. What that cannot bring home is delivered again.
+    Use it as an async context manager: leaving flushes once more; what is still not acknowledged is redelivered.
     """
 
     def __init__(self, flush: Callable[[list[T]], Awaitable[None]], state: ConnectionState, most: int = 1_000) -> None:
@@ -38,7 +38,7 @@ class Batch(Generic[T]):
         self._task: asyncio.Task[None] | None = None
 
     def add(self, item: T) -> None:
-        """Take one item along on the next trip; never waits."""
+        """Add one item to the next flush; never waits."""
         self._items.append(item)
         self._added.set()
 
@@ -54,10 +54,10 @@ class Batch(Generic[T]):
     async def _leave(self) -> None:
         if self._task is not None:
             await end([self._task])
-        with suppress(Exception):  # a trip that fails now is one more delivery later, as the engine promises
-            async with asyncio.timeout(_LAST_TRIP):
+        with suppress(Exception):  # what cannot be flushed now is redelivered
+            async with asyncio.timeout(_LAST_FLUSH):
                 while self._items:
-                    await self._trip()
+                    await self._flush_once()
 
     async def _run(self) -> None:
         attempts = Attempts(self._state, is_proof=False)
@@ -66,9 +66,9 @@ class Batch(Generic[T]):
             self._added.clear()
             while self._items:
                 async with attempts:
-                    await self._trip()
+                    await self._flush_once()
 
-    async def _trip(self) -> None:
+    async def _flush_once(self) -> None:
         going, rest = self._items[: self._most], self._items[self._most :]
         self._items = rest
         try:
@@ -79,7 +79,7 @@ class Batch(Generic[T]):
 
 
 class Coalescer(Generic[T, R]):
-    """A function of one item that is computed for many at once: calls made while a trip is under way share the next."""
+    """A function of one item that is computed for many at once: calls made meanwhile share the next computation."""
 
     def __init__(self, function: Callable[[list[T]], Awaitable[list[R]]], most: int = 500) -> None:
         self._function = function
@@ -89,7 +89,7 @@ class Coalescer(Generic[T, R]):
         self._task: asyncio.Task[None] | None = None
 
     async def __call__(self, item: T) -> R:
-        """Give the result for one item; raises what the function raised for its trip."""
+        """Give the result for one item; raises what the function raised for it."""
         self._loop.enter("this relay", self._forget)
         loop = asyncio.get_running_loop()
         future: asyncio.Future[R] = loop.create_future()
@@ -102,7 +102,7 @@ class Coalescer(Generic[T, R]):
         self._waiting, self._task = [], None
 
     async def aclose(self) -> None:
-        """End the trip that is under way; calls that wait are cancelled."""
+        """Cancel the computation that is under way, and the calls that wait."""
         if self._task is not None and not self._task.done():
             await end([self._task])
         for _, future in self._waiting:
@@ -114,7 +114,7 @@ class Coalescer(Generic[T, R]):
             going, self._waiting = self._waiting[: self._most], self._waiting[self._most :]
             try:
                 results = await heeding(self._function([item for item, _ in going]))
-            except Exception as error:  # noqa: BLE001  handed to everybody who waits for this trip
+            except Exception as error:  # noqa: BLE001  handed to every call that shares this computation
                 for _, future in going:
                     if not future.done():
                         future.set_exception(error)

@@ -22,10 +22,10 @@ T = TypeVar("T")
 
 
 class SelfCancelledError(RuntimeError):
-    """Something ended by a `CancelledError` though nobody had cancelled it."""
+    """A call raised `CancelledError` though nothing had cancelled its task."""
 
     def __init__(self) -> None:
-        super().__init__("it was cancelled by nobody")
+        super().__init__("it raised CancelledError, though nothing cancelled its task")
 
 
 def times_cancelled() -> int:
@@ -35,7 +35,7 @@ def times_cancelled() -> int:
 
 
 async def heeding(call: Awaitable[T]) -> T:
-    """Await a call, and believe of cancellations what the task says, whatever the call makes of them.
+    """Await a call; whether the task was cancelled is asked of the task, not of the call.
 
     Raises the cancellation that came meanwhile and that the call has swallowed, or turned into an error of its own; and
     `SelfCancelledError` for a `CancelledError` that nobody asked for.

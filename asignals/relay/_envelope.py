@@ -2,7 +2,7 @@
 
 On the wire an envelope is one line of JSON (the header) and then the body, byte for byte. A reader needs nothing but
 a JSON parser; nothing that arrives is ever imported, evaluated or unpickled. Every field is checked and bounded before
-it is believed.
+it is used.
 """
 
 from __future__ import annotations

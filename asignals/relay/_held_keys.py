@@ -17,7 +17,7 @@ _SHOWN: Final = 10.0  # seconds for which it is shown after the retry was due, a
 
 
 class _Held(NamedTuple):
-    """By which event a key is held up, since when, and until when that is believed."""
+    """The event that holds a key up, since when, and until when that is assumed."""
 
     event_id: str
     since: float

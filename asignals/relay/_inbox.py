@@ -54,7 +54,7 @@ class Memo:
 
     @property
     def is_plain(self) -> bool:
-        """Whether it says nothing but what is done."""
+        """Whether it only names receivers that are done."""
         return not (self.failed or self.failures or self.begun or self.begun_at)
 
     def copy(self) -> Memo:
@@ -84,7 +84,7 @@ class Purged(Protocol):
 
 
 class MemoryInbox:
-    """Remembers the last `size` events, in this process: other instances know nothing of what was done here."""
+    """Remembers the last `size` events, in this process: other instances do not see it."""
 
     def __init__(self, size: int = 100_000) -> None:
         self._memos: OrderedDict[tuple[str, str], Memo] = OrderedDict()

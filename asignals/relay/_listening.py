@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 _KEEPALIVE: Final = 5.0  # seconds after which a silent listening connection is asked whether it still lives
 
 
-async def announce(connection: PoolProxiedConnection, channel: str) -> None:
+async def notify(connection: PoolProxiedConnection, channel: str) -> None:
     """Have those who listen look, by a connection that has just committed. A hint: it is lost rather than raising.
 
     It is no part of the transaction, although that would be one round trip less: PostgreSQL lets transactions that

@@ -63,7 +63,7 @@ class Operations:
     ) -> Status:
         """Ask outbox, engine and inbox what waits, all at once.
 
-        Who does not answer is named in `problems`, and nothing is raised.
+        A part that does not answer is named in `problems`; nothing is raised.
 
         Args:
             all_services: Whether to give the figures of all services that the engine knows, and not of this one alone.

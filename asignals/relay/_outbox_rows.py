@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Table
     from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-TRIP: Final = 10.0  # seconds that one publishing of a batch may take; less than `IDLE`
+ANSWER_TIMEOUT: Final = 10.0  # seconds that one publishing of a batch may take; less than `IDLE`
 _LOOKED_AT: Final = 10  # batches of rows that a relay looks at in SQLite for those that are free
 _SHARED: Final = 8  # relays that find rows at the same time in MariaDB, if each takes as many as it may
 
@@ -81,7 +81,7 @@ class _Postgres:
 
     @asynccontextmanager
     async def take(self, count: int) -> AsyncIterator[tuple[AsyncConnection, list[Any]]]:
-        async with connected(self._engine, TRIP + 2 * LIMIT) as connection:
+        async with connected(self._engine, ANSWER_TIMEOUT + 2 * LIMIT) as connection:
             found = await answered(self._engine, connection.execute(self._take, {"count": count}))
             yield connection, sorted(found.all())
             await answered(self._engine, connection.commit())
@@ -121,7 +121,7 @@ class _MySQL:
             if found is None:  # an idle relay takes no lock
                 yield connection, []
                 return
-        async with connected(self._locking, TRIP + 2 * LIMIT) as connection, locked(connection, self._lock):
+        async with connected(self._locking, ANSWER_TIMEOUT + 2 * LIMIT) as connection, locked(connection, self._lock):
             rows = await answered(self._engine, self._found(connection, count))
             yield connection, rows
             if rows:
@@ -170,7 +170,7 @@ class _SQLite:
     @asynccontextmanager
     async def take(self, count: int) -> AsyncIterator[tuple[AsyncConnection, list[Any]]]:
         outbox = self._outbox
-        claim = {"count": count, "now": now(), "until": now() + TRIP * 1.5}
+        claim = {"count": count, "now": now(), "until": now() + ANSWER_TIMEOUT * 1.5}
         free = select(outbox.c.id).where(outbox.c.refused_at.is_(None), outbox.c.claimed_until < now()).limit(1)
         async with begun(self._single) as connection:
             # Reading takes no write lock, so an idle relay blocks nobody.

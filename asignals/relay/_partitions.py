@@ -52,7 +52,7 @@ class InPartition(Generic[T]):
 
 
 class PartitionWork(Generic[T]):
-    """Handles the events of partitions. `finish` acknowledges one; `forget` is told of those that are not ours."""
+    """Handles the events of partitions. `finish` acknowledges one; `forget` is called for each that is over."""
 
     def __init__(
         self,

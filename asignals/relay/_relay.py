@@ -392,7 +392,7 @@ class Relay(Operations):
         await self.aclose()
 
     def health(self) -> Health:
-        """Say how the relay is, from what it noticed by itself; asks nobody and never waits."""
+        """Give the state of the relay as it was last noticed; asks no server and never waits."""
         problems = {**self._inbound.problems, **problems_of(self._parts, [self._runner.consuming], self._runner.tasks)}
         counts, heard = self._inbound.counts, self._listener.counts
         return Health(

@@ -52,7 +52,7 @@ def delay_of(outcome: float | Release) -> float:
 
 
 def system_of(transport: object) -> str:
-    """Name an engine as OpenTelemetry does (`messaging.system`); `asignals` for one that says nothing."""
+    """Name an engine as OpenTelemetry does (`messaging.system`); `asignals` for one without that attribute."""
     return str(getattr(transport, "system", "asignals"))
 
 

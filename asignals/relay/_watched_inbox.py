@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("asignals.relay")
 
-_TRIP: Final = 15.0  # seconds that one call of the inbox may take; the inboxes here have shorter limits
-_FAREWELL: Final = 2.0  # seconds that a call may take while the instance is being cancelled
+_ANSWER_TIMEOUT: Final = 15.0  # seconds that one call of the inbox may take; the inboxes here have shorter limits
+_CLOSE_TIMEOUT: Final = 2.0  # seconds that a call may take while the instance is being cancelled
 # An idle inbox is asked whether it is there, so that health shows within 10 seconds that it is not.
 _LOOK: Final = 3.0  # seconds between two of these questions
 _LOOK_TRIP: Final = 5.0  # seconds after which one without an answer shows
@@ -52,7 +52,7 @@ class WatchedInbox:
         """Note that an event has not begun after all, though the instance is being cancelled."""
         with anyio.CancelScope(shield=True):
             try:
-                await limited(self.inbox.remember(event_id, self._service, before), _FAREWELL, "the inbox")
+                await limited(self.inbox.remember(event_id, self._service, before), _CLOSE_TIMEOUT, "the inbox")
             except Exception as error:  # noqa: BLE001  logged
                 logger.warning(
                     "event %s was cancelled, and may count as a crash of this process: %s", event_id, said(error)
@@ -60,7 +60,7 @@ class WatchedInbox:
 
     async def _ask(self, call: Awaitable[Any]) -> Any:
         try:
-            answer = await limited(call, _TRIP)
+            answer = await limited(call, _ANSWER_TIMEOUT)
         except Exception as error:
             self.state.lost(error)
             raise InboxLostError from error

@@ -28,8 +28,8 @@ from asignals.relay._dialect import (
     quoted,
 )
 from asignals.relay._envelope import DeadLetter, Envelope
-from asignals.relay._listening import announce, listening
-from asignals.relay._outbox_rows import TRIP, rows_of
+from asignals.relay._listening import listening, notify
+from asignals.relay._outbox_rows import ANSWER_TIMEOUT, rows_of
 from asignals.relay._settings import check_numbers, given
 from asignals.relay._sql import Stored
 from asignals.relay._transport import PublishRefusedError, SchemaError
@@ -116,7 +116,7 @@ class SQLAlchemyOutbox(Stored):
                 await connection.execute(self._rows.insert, row)
                 await connection.commit()
                 if not self._wake_here() and is_postgres(self.engine):
-                    await announce(await connection.get_raw_connection(), self._channel)
+                    await notify(await connection.get_raw_connection(), self._channel)
         elif isinstance(session, AsyncSession | AsyncConnection):
             # The connection, not the session: the row is no business of the unit of work, and nothing is flushed early.
             connection = await self.connection_of(session, self.tables.outbox)
@@ -162,7 +162,7 @@ class SQLAlchemyOutbox(Stored):
             return
         connection = session.info.pop(self, None)
         if connection is not None and not self._wake_here() and is_postgres(self.engine) and not connection.closed:
-            await_only(announce(connection.connection, self._channel))
+            await_only(notify(connection.connection, self._channel))
 
     def _wake_here(self) -> bool:
         """Wake the relay that drains in this process; tells whether there is one."""
@@ -330,10 +330,10 @@ async def _publish(publish: Callable[[Sequence[Envelope]], Awaitable[None]], row
             envelopes[envelope.id] = row.id
             batch.append(envelope)
     try:
-        await limited(publish(batch), TRIP)
+        await limited(publish(batch), ANSWER_TIMEOUT)
     except TimeoutError as error:
         raise TimeoutError(
-            f"the engine did not acknowledge {len(batch)} events within {TRIP:g} s ({said(error)})"
+            f"the engine did not acknowledge {len(batch)} events within {ANSWER_TIMEOUT:g} s ({said(error)})"
         ) from error
     except PublishRefusedError as error:
         refused.update((envelopes[id_], reason) for id_, reason in error.refused.items() if id_ in envelopes)

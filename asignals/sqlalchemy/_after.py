@@ -22,7 +22,7 @@ from asignals.sqlalchemy._deliver import Event, PhaseSend, is_awaited, run_here
 from asignals.sqlalchemy._errors import AsyncReceiverError
 from asignals.sqlalchemy._shield import shielded
 from asignals.sqlalchemy._signal import SessionSignal
-from asignals.sqlalchemy._state import announced, state_of
+from asignals.sqlalchemy._state import public_session, state_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -53,7 +53,7 @@ transaction_rolled_back: SessionSignal = SessionSignal(
     name="transaction_rolled_back",
     doc="""The outermost transaction of a session has been rolled back: by request, or with flushed changes in it.
 
-    The sender is the session as well. A session that only read, and is closed, is not announced. With several
+    The sender is the session as well. A session that only read, and is closed, is not reported. With several
     databases, one of them at least was not committed. Receivers' errors are logged and change nothing.
     """,
 )
@@ -212,7 +212,7 @@ class Callback:
 # -- telling -----------------------------------------------------------------------------------------------------------
 
 
-def announce(session: Session, transaction: SignalTransaction) -> None:
+def report(session: Session, transaction: SignalTransaction) -> None:
     """Call whoever waited for the end of an outermost transaction, or listens to it."""
     state_of(session).heard = False
     committed = transaction.is_committed
@@ -221,7 +221,7 @@ def announce(session: Session, transaction: SignalTransaction) -> None:
         bool(transaction._connections)
         and not transaction.is_leftover
         and (committed or transaction.rolled_back or transaction.wrote)
-        and ending.is_wanted(announced(session))
+        and ending.is_wanted(public_session(session))
     )
     if not (transaction.waiting or transaction.lost or is_told):
         return
@@ -236,7 +236,7 @@ def announce(session: Session, transaction: SignalTransaction) -> None:
         _tell(session, lost, "rollback")
         _tell(session, kept, "commit")
         if is_told:
-            public = announced(session)
+            public = public_session(session)
             _Telling(session, Event(ending, public, {"session": public}), "flush").run()
 
     shielded(call_all)

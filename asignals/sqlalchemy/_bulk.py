@@ -13,7 +13,7 @@ from asignals.sqlalchemy._deliver import Delivery, Event, refuse_async
 from asignals.sqlalchemy._places import Places
 from asignals.sqlalchemy._rows import execute_with_rows, invoke, rows_heard
 from asignals.sqlalchemy._signal import ModelSignal
-from asignals.sqlalchemy._state import announced, marked_below
+from asignals.sqlalchemy._state import marked_below, public_session
 from asignals.sqlalchemy._transactions import keep, outermost_of
 
 if TYPE_CHECKING:
@@ -64,13 +64,13 @@ def is_listened_to() -> bool:
 
 
 def listen(session_class: type[Session]) -> None:
-    """Have the statements of a session class announced."""
+    """Have the statements of a session class reported."""
     if any(_MARK in vars(base) for base in session_class.__mro__):  # event.contains() goes by ids that may be reused
         return
     for below in _all_below(session_class):  # they inherit the hook from now on
         unlisten(below)
     setattr(session_class, _MARK, True)
-    event.listen(session_class, "do_orm_execute", _announce)
+    event.listen(session_class, "do_orm_execute", _report)
 
 
 def _all_below(session_class: type[Session]) -> Iterator[type[Session]]:
@@ -83,10 +83,10 @@ def unlisten(session_class: type[Session]) -> None:
     """Take back `listen`."""
     if _MARK in vars(session_class):
         delattr(session_class, _MARK)
-        event.remove(session_class, "do_orm_execute", _announce)
+        event.remove(session_class, "do_orm_execute", _report)
 
 
-def _announce(execution: ORMExecuteState) -> Result[Any] | None:
+def _report(execution: ORMExecuteState) -> Result[Any] | None:
     kind = _kind(execution)
     mapper = execution.bind_mapper
     if kind is None or mapper is None:
@@ -113,7 +113,7 @@ def _run(execution: ORMExecuteState, mapper: Mapper[Any], kind: str, *, is_told_
     session = execution.session
     model = mapper.class_
     arguments = {
-        "session": announced(session),
+        "session": public_session(session),
         "statement": execution.statement,
         "parameters": execution.parameters,
         "kind": kind,

@@ -35,7 +35,7 @@ _INSTEAD = {
 
 
 class FlushInProgressError(DocumentedError, RuntimeError):
-    """A receiver did to a session what cannot be done inside of the flush, or the statement, that it is told of.
+    """A receiver did to a session what cannot be done inside the flush, or the statement, that called it.
 
     Receivers may query, add, change and delete objects. Commit, rollback and close belong to whoever owns the session,
     and savepoints of the session (`begin_nested`) are possible only while nothing waits to be flushed. `operation`
@@ -43,7 +43,7 @@ class FlushInProgressError(DocumentedError, RuntimeError):
     """
 
     def __init__(self, *, operation: str, culprit: str = "a receiver") -> None:
-        super().__init__(f"{culprit} cannot {operation} the session whose flush it is told of: {_INSTEAD[operation]}")
+        super().__init__(f"{culprit} cannot {operation} the session whose flush called it: {_INSTEAD[operation]}")
         self.operation = operation
 
 

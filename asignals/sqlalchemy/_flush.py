@@ -1,4 +1,4 @@
-"""What sessions announce around a flush: before it begins, and when it has written everything."""
+"""What sessions report around a flush: before it begins, and when it has written everything."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from asignals.sqlalchemy._saves import (
     save_event,
     written_rows,
 )
-from asignals.sqlalchemy._state import announced, state_of
+from asignals.sqlalchemy._state import public_session, state_of
 from asignals.sqlalchemy._transactions import adopted, keep, outermost_of
 
 if TYPE_CHECKING:
@@ -44,21 +44,21 @@ _Seen: TypeAlias = "set[Hashable]"
 
 
 def before_flush(session: Session, unit: UOWTransaction, instances: Sequence[Any] | None) -> None:
-    """Announce what the flush is going to do until nothing is left that has not been announced."""
+    """Report what the flush is going to do until nothing is left that has not been reported."""
     del unit
     state = state_of(session)
     if not in_greenlet():
         _refuse_async_receivers(session, instances)
     if pre_save.is_connected or pre_delete.is_connected or m2m_changed.is_connected:
-        _announce(session, instances)
+        _report(session, instances)
     state.before = note_values(session)
 
 
-def _announce(session: Session, instances: Sequence[Any] | None) -> None:
+def _report(session: Session, instances: Sequence[Any] | None) -> None:
     with _noting_autoflush():
         seen: _Seen = set()
         for _ in range(_ROUNDS):
-            events, is_simple = _announcements(session, instances, seen)
+            events, is_simple = _new_events(session, instances, seen)
             if events is None:
                 return
             before = extent(session)
@@ -69,10 +69,8 @@ def _announce(session: Session, instances: Sequence[Any] | None) -> None:
         raise EndlessFlushError(_ROUNDS)
 
 
-def _announcements(
-    session: Session, instances: Sequence[Any] | None, seen: _Seen
-) -> tuple[Iterable[Event] | None, bool]:
-    """What is new to be announced, and whether it depends on nothing but columns; `None` if there is nothing.
+def _new_events(session: Session, instances: Sequence[Any] | None, seen: _Seen) -> tuple[Iterable[Event] | None, bool]:
+    """What is new to be reported, and whether it depends on nothing but columns; `None` if there is nothing.
 
     What depends on nothing but columns is found out one row after the other, when it is its turn.
     """
@@ -81,7 +79,7 @@ def _announcements(
     if pre_save.is_connected or pre_delete.is_connected:
         fates, as_they_look = forecast(session, instances, pre_save.hearing(), pre_delete.hearing(), seen)
         is_simple = is_simple and as_they_look
-        foretold = _foretold(announced(session), fates, seen)
+        foretold = _foretold(public_session(session), fates, seen)
     if is_simple:
         return foretold, True
     events = list(foretold)
@@ -124,7 +122,7 @@ def after_flush(session: Session, unit: UOWTransaction) -> None:
 
 
 def after_flush_postexec(session: Session, unit: UOWTransaction) -> None:
-    """Announce what the flush has written. Only now does a change to an instance count as one for the next flush."""
+    """Report what the flush has written. Only now does a change to an instance count as one for the next flush."""
     del unit
     state = state_of(session)
     written, links = state.written, state.links

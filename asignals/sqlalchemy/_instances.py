@@ -14,7 +14,7 @@ from asignals.sqlalchemy._deliver import Event, PhaseSend, run_here
 from asignals.sqlalchemy._errors import AsyncReceiverError
 from asignals.sqlalchemy._senders import mappers
 from asignals.sqlalchemy._signal import ModelSignal
-from asignals.sqlalchemy._state import announced
+from asignals.sqlalchemy._state import public_session
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable
@@ -106,7 +106,7 @@ def _on_load(instance: object, context: object) -> None:
     del context  # None in a merge
     session = inspect(instance).session
     post_init.send_here(
-        type(instance), {"instance": instance, "session": None if session is None else announced(session)}
+        type(instance), {"instance": instance, "session": None if session is None else public_session(session)}
     )
 
 

@@ -23,7 +23,7 @@ from asignals.sqlalchemy._changes import NO_VALUE
 from asignals.sqlalchemy._deliver import Event
 from asignals.sqlalchemy._senders import find_model, goes_by, relationship_name
 from asignals.sqlalchemy._signal import ModelSignal
-from asignals.sqlalchemy._state import announced
+from asignals.sqlalchemy._state import public_session
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -186,7 +186,7 @@ def _event(session: Session, side: Side, owner: Row, others: list[Row], action: 
         "pk_set": _keys(others),
         "objects": tuple(other.obj() for other in others),
         "changes": {side.prop.key: _before_and_after(owner, side.prop.key)},
-        "session": announced(session),
+        "session": public_session(session),
     }
     return Event(m2m_changed, side.sender, arguments, owner, named_only=side.is_reverse)
 

@@ -19,7 +19,7 @@ from asignals.sqlalchemy._changes import (
     traits_of,
 )
 from asignals.sqlalchemy._saves import delete_event, post_delete, post_save, save_event
-from asignals.sqlalchemy._state import announced
+from asignals.sqlalchemy._state import public_session
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -35,19 +35,19 @@ _logger = logging.getLogger("asignals")
 _MARK = "_asignals_rows"
 
 
-def announces_rows(session_class: type[Session]) -> bool:
-    """Whether the rows of statements in sessions of this class are announced."""
+def reports_rows(session_class: type[Session]) -> bool:
+    """Whether the rows of statements in sessions of this class are reported."""
     return bool(getattr(session_class, _MARK, False))
 
 
-def announce_rows(session_class: type[Session]) -> None:
-    """Have the rows of statements in sessions of this class announced."""
+def report_rows(session_class: type[Session]) -> None:
+    """Have the rows of statements in sessions of this class reported."""
     setattr(session_class, _MARK, True)
 
 
 def rows_heard(session: Session, mapper: Mapper[Any], kind: str) -> ModelSignal | None:
     """The signal of a statement's rows, if it is to be sent and somebody listens."""
-    if not announces_rows(type(session)):
+    if not reports_rows(type(session)):
         return None
     signal = post_delete if kind == "delete" else post_save
     is_heard = signal.hearing()
@@ -85,7 +85,7 @@ def execute_with_rows(execution: ORMExecuteState, mapper: Mapper[Any], kind: str
     """Execute a statement; returns its result and the events of its rows."""
     session = execution.session
     if session.connection_callable is not None:
-        _logger.warning("the rows of %s %s are not announced: the session has several shards", kind, mapper.class_)
+        _logger.warning("the rows of %s %s are not reported: the session has several shards", kind, mapper.class_)
         return invoke(execution), []
     if kind == "update" and isinstance(execution.parameters, list):
         return _update_by_key(execution, mapper, execution.parameters)
@@ -94,7 +94,7 @@ def execute_with_rows(execution: ORMExecuteState, mapper: Mapper[Any], kind: str
     many = "_executemany" if kind == "insert" and isinstance(execution.parameters, list) else ""
     if not getattr(dialect, f"{kind}{many}_returning"):
         _logger.warning(
-            "the rows of %s %s are not announced: %s has no RETURNING for it", kind, mapper.class_, dialect.name
+            "the rows of %s %s are not reported: %s has no RETURNING for it", kind, mapper.class_, dialect.name
         )
         return invoke(execution), []
     statement: Any = execution.statement
@@ -120,19 +120,19 @@ def execute_with_rows(execution: ORMExecuteState, mapper: Mapper[Any], kind: str
 
 def _inserted(session: Session, instance: object) -> Event:
     row = inspect(instance)
-    return save_event(post_save, row, None, first_values(row, traits_of(row.mapper)), announced(session))
+    return save_event(post_save, row, None, first_values(row, traits_of(row.mapper)), public_session(session))
 
 
 def _updated(session: Session, instance: object, fields: Iterable[str]) -> Event:
     row = inspect(instance)
     written = traits_of(row.mapper).written(fields)
     changes = changes_to(row, dict.fromkeys(written, NO_VALUE))
-    return save_event(post_save, row, written, changes, announced(session))
+    return save_event(post_save, row, written, changes, public_session(session))
 
 
 def _deleted(session: Session, instance: object) -> Event:
     row = inspect(instance)
-    return delete_event(row, last_values(row, traits_of(row.mapper)), announced(session))
+    return delete_event(row, last_values(row, traits_of(row.mapper)), public_session(session))
 
 
 def _fields(execution: ORMExecuteState, mapper: Mapper[Any]) -> frozenset[str]:

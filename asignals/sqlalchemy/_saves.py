@@ -26,7 +26,7 @@ from asignals.sqlalchemy._changes import (
 )
 from asignals.sqlalchemy._deliver import Event
 from asignals.sqlalchemy._signal import ModelSignal
-from asignals.sqlalchemy._state import announced
+from asignals.sqlalchemy._state import public_session
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -48,7 +48,7 @@ pre_save: ModelSignal = ModelSignal(
 
     `created` tells which; `update_fields` is `None` for an insert, else the attributes that the UPDATE will set, as far
     as is known by then; `changes` has their `(old, new)` values, with `NO_VALUE` for what is not known yet, or not
-    loaded. What receivers change and add is written by the same flush, and added objects are announced too. An
+    loaded. What receivers change and add is written by the same flush, and added objects are reported too. An
     exception keeps the flush from beginning: nothing has been written, and the session is as it was.
     """,
 )
@@ -61,7 +61,7 @@ post_save: ModelSignal = ModelSignal(
     `changes` maps attributes to `(old, new)` values, also after the end of the transaction. Old values are those that
     SQLAlchemy knew: `NO_VALUE` for an insert, and where an attribute was set while it was not loaded (`active_history`
     of `column_property` loads it). Relationships are not among them, their foreign keys are. An instance without a net
-    change is not announced. What receivers change and add is left for the next flush, which a commit makes by itself.
+    change is not reported. What receivers change and add is left for the next flush, which a commit makes by itself.
     An exception makes the flush fail, and with it the transaction or savepoint.
     """,
 )
@@ -137,7 +137,7 @@ def written_rows(session: Session, unit: UOWTransaction, before: dict[Row, dict[
     is_deleted = _heard(states, post_delete.hearing())
     if not is_saved and not is_deleted:
         return []
-    public = announced(session)
+    public = public_session(session)
     saved = [row for row, (gone, listed) in states.items() if not gone and not listed and row.class_ in is_saved]
     deleted = [row for row, (gone, listed) in states.items() if gone and not listed and row.class_ in is_deleted]
     replaces = any(gone for gone, _ in states.values())

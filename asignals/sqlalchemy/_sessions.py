@@ -1,4 +1,4 @@
-"""`enable_signals`: which sessions announce what they do."""
+"""`enable_signals`: which sessions report what they do."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from sqlalchemy.ext.asyncio import AsyncSession, async_scoped_session, async_ses
 from sqlalchemy.orm import Session, scoped_session, sessionmaker
 
 from asignals.sqlalchemy import _bulk, _flush, _transactions
-from asignals.sqlalchemy._rows import announce_rows, announces_rows
+from asignals.sqlalchemy._rows import report_rows, reports_rows
 from asignals.sqlalchemy._state import is_enabled, mark, marked_below
 
 T = TypeVar("T")
@@ -26,7 +26,7 @@ _HOOKS: dict[str, Any] = {
 
 
 def enable_signals(target: T, *, bulk: Literal["rows"] | None = None) -> T:
-    """Have sessions announce what they do; returns what was given, changed in place.
+    """Have sessions report what they do; returns what was given, changed in place.
 
     Doing it again changes nothing. Sessions that exist already are not affected, unless a sync session class is given.
 
@@ -74,10 +74,10 @@ def _enabled(used: Any, *, rows: bool) -> Any:
     if not isinstance(used, type):
         return enable_signals(used, bulk="rows" if rows else None)
     session_class = cast("type[Session]", used)
-    if is_enabled(session_class) and (announces_rows(session_class) or not rows):
+    if is_enabled(session_class) and (reports_rows(session_class) or not rows):
         return session_class
     for known in session_class.__subclasses__():
-        if _OWN in vars(known) and announces_rows(known) is rows:
+        if _OWN in vars(known) and reports_rows(known) is rows:
             return known
     members = {_OWN: True, "__doc__": session_class.__doc__}
     own: type[Session] = types.new_class(
@@ -98,6 +98,6 @@ def _enable(session_class: type[Session], *, rows: bool) -> None:
         for name, hook in _HOOKS.items():
             event.listen(session_class, name, hook)
     if rows:
-        announce_rows(session_class)
+        report_rows(session_class)
     if rows or _bulk.is_listened_to():
         _bulk.listen(session_class)

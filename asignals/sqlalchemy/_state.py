@@ -84,7 +84,7 @@ def state_of(session: Session) -> SessionState:
     return found
 
 
-def announced(session: Session) -> AsyncSession | Session:
+def public_session(session: Session) -> AsyncSession | Session:
     """The session as receivers see it: the `AsyncSession`, or the sync one where there is no other."""
     return async_session(session) or session
 
@@ -101,7 +101,7 @@ def sync_session_of(session: object) -> Session:
 
 
 def is_enabled(session_class: type[Session]) -> bool:
-    """Whether sessions of this class announce what they do."""
+    """Whether sessions of this class report what they do."""
     return bool(getattr(session_class, _MARK, False))
 
 

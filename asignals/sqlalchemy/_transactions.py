@@ -22,11 +22,11 @@ from sqlalchemy.orm.session import SessionTransactionState
 from sqlalchemy.util.concurrency import in_greenlet
 
 from asignals._core import describe, is_coroutine_function
-from asignals.sqlalchemy._after import Callback, Kept, announce, transaction_committed
+from asignals.sqlalchemy._after import Callback, Kept, report, transaction_committed
 from asignals.sqlalchemy._errors import FlushInProgressError
 from asignals.sqlalchemy._places import outermost, own_places
 from asignals.sqlalchemy._shield import shielded
-from asignals.sqlalchemy._state import announced, state_of, sync_session_of
+from asignals.sqlalchemy._state import public_session, state_of, sync_session_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -170,7 +170,7 @@ def _last_of(session: Session) -> Iterator[SessionState]:
     finally:
         state.depth -= 1
         while state.depth == 0 and state.ended and not _is_in_ended_block(session):
-            announce(session, state.ended.pop(0))
+            report(session, state.ended.pop(0))
 
 
 def _is_in_ended_block(session: Session) -> bool:
@@ -194,7 +194,7 @@ def _is_awaited(transaction: SignalTransaction) -> bool:
     """Whether anybody is to hear of the commit of an outermost transaction."""
     if transaction.waiting or transaction.lost:
         return True
-    return not transaction.is_leftover and transaction_committed.is_wanted(announced(transaction.session))
+    return not transaction.is_leftover and transaction_committed.is_wanted(public_session(transaction.session))
 
 
 # -- what waits --------------------------------------------------------------------------------------------------------

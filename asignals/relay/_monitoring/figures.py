@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 BEAT: Final = 5.0  # seconds between two heartbeats of an instance, where the engine needs them
 EXPIRY: Final = 20.0  # seconds after its last heartbeat for which an instance counts as alive
-_FAREWELL: Final = 2.0  # seconds that an instance that stops may take to say so
+_CLOSE_TIMEOUT: Final = 2.0  # seconds that an instance that stops may take to say so
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,4 +76,4 @@ async def beat_for_ever(
             await asyncio.sleep(BEAT)
     finally:
         with suppress(Exception):  # then its last heartbeat expires
-            await to_the_end(limited(remove(), _FAREWELL))
+            await to_the_end(limited(remove(), _CLOSE_TIMEOUT))

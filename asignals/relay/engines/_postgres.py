@@ -8,7 +8,7 @@ from sqlalchemy import ColumnElement, Double, TextClause, bindparam, literal_col
 from sqlalchemy.dialects import postgresql
 
 from asignals.relay._dialect import PG_IDLE, PG_NO_WAIT, PG_NOW, channel_of, lock_of, quoted
-from asignals.relay._listening import announce
+from asignals.relay._listening import notify
 from asignals.relay.engines._deliveries import KEPT, SWEEP, Claimed, Place, Row
 
 if TYPE_CHECKING:
@@ -120,7 +120,7 @@ class Postgres:
         names = "ids", "topics", "datas", "lanes"
         await connection.execute(statement, {name: [row[place] for row in rows] for place, name in enumerate(names)})
         await connection.commit()
-        await announce((await connection.get_raw_connection()), self.channel)
+        await notify((await connection.get_raw_connection()), self.channel)
 
     async def register(self, connection: AsyncConnection, service: str, topic: str) -> None:
         await connection.execute(text(f"SELECT {PG_IDLE}, pg_advisory_xact_lock({self._lock})"))

@@ -53,7 +53,7 @@ if TYPE_CHECKING:
 _AT_ONCE: Final = 500  # dead letters that one statement removes
 _LOOK_BACK: Final = 2_000  # numbers of events that a listener looks back, for those that were committed late
 _POLL: Final = 1.0  # seconds after which a consumer looks by itself, should a notification have been lost
-_TRIP: Final = 20.0  # seconds that claiming may take
+_ANSWER_TIMEOUT: Final = 20.0  # seconds that claiming may take
 
 
 class Database(Stored):
@@ -376,7 +376,7 @@ class _Consumer:
             async with attempts:
                 self.wake.clear()
                 # To its end: a claim that is committed while we are cancelled is known, and given back at once.
-                rows, pause = await to_the_end(limited(self._claim(most - len(pool)), _TRIP))
+                rows, pause = await to_the_end(limited(self._claim(most - len(pool)), _ANSWER_TIMEOUT))
                 attempts.succeeded()
                 for row in rows:
                     pool.put(row)

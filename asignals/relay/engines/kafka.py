@@ -17,7 +17,7 @@ from asignals.relay._envelope import check_name
 from asignals.relay._places import Address, Server
 from asignals.relay._transport import PublishRefusedError
 from asignals.relay.engines._broker import BrokerEngine
-from asignals.relay.engines._kafka.clients import TRIP, Clients
+from asignals.relay.engines._kafka.clients import ANSWER_TIMEOUT, Clients
 from asignals.relay.engines._kafka.consumer import Consumer
 from asignals.relay.engines._kafka.dead_letters import DeadLetterTopics
 from asignals.relay.engines._kafka.listener import Listener
@@ -79,7 +79,7 @@ class Kafka(BrokerEngine):
 
     async def init(self) -> None:
         """See whether Kafka answers: topics are made when they are first asked for."""
-        await self._clients.with_consumer("init", lambda consumer: consumer.list_topics(timeout=TRIP))
+        await self._clients.with_consumer("init", lambda consumer: consumer.list_topics(timeout=ANSWER_TIMEOUT))
 
     async def aclose(self) -> None:
         """Let go of the producer."""

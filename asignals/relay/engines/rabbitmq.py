@@ -19,7 +19,7 @@ from asignals.relay._keys import partition_of
 from asignals.relay._places import Address, Server, servers_of
 from asignals.relay._transport import Delivery
 from asignals.relay.engines._broker import BrokerEngine
-from asignals.relay.engines._rabbitmq.channels import TRIP, Closing
+from asignals.relay.engines._rabbitmq.channels import ANSWER_TIMEOUT, Closing
 from asignals.relay.engines._rabbitmq.connection import BrokerConnection, OpenConnection
 from asignals.relay.engines._rabbitmq.consumer import MOST_HELD, WATCH, Consumer
 from asignals.relay.engines._rabbitmq.dead_letters import DeadLetterQueues
@@ -126,7 +126,7 @@ class RabbitMQ(BrokerEngine):
             if self._connection.current is not opened:
                 raise ConnectionError("the connection to RabbitMQ was lost before the event could be published")
             with self._connection.giving_up(opened):
-                await opened.exchange.publish(message, routing, mandatory=True, timeout=TRIP)
+                await opened.exchange.publish(message, routing, mandatory=True, timeout=ANSWER_TIMEOUT)
 
     async def consume(
         self, service: str, instance: str, topics: Collection[str], handle: Handle, *, limit: int = 100
@@ -146,14 +146,14 @@ class RabbitMQ(BrokerEngine):
         while True:
             async with attempts, self._connection.channel(confirms=False) as channel:
                 closing = Closing(channel)
-                async with asyncio.timeout(TRIP):
+                async with asyncio.timeout(ANSWER_TIMEOUT):
                     queue = await self._declare_listener(channel, names)
                     await queue.consume(_hearer(hear), no_ack=True)
                 attempts.succeeded()
                 begun()
                 while True:
                     await closing.wait(WATCH)
-                    await limited(channel.declare_queue(queue.name, passive=True), TRIP)
+                    await limited(channel.declare_queue(queue.name, passive=True), ANSWER_TIMEOUT)
 
     async def _declare_listener(self, channel: AbstractChannel, topics: Collection[str]) -> AbstractQueue:
         bounded: Any = {"x-max-length": MOST_HELD, "x-overflow": "drop-head"}

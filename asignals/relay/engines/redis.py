@@ -25,7 +25,7 @@ from asignals.relay._places import Address, Server, servers_of
 from asignals.relay._settings import check_numbers, given
 from asignals.relay._transport import Delivery
 from asignals.relay.engines._broker import BrokerEngine
-from asignals.relay.engines._redis.connection import AT_ONCE, BLOCK, TRIP, RedisConnection
+from asignals.relay.engines._redis.connection import ANSWER_TIMEOUT, AT_ONCE, BLOCK, RedisConnection
 from asignals.relay.engines._redis.consumer import Consumer
 from asignals.relay.engines._redis.dead_letters import DeadLetterStreams
 from asignals.relay.engines._redis.inbox import RedisInbox
@@ -144,7 +144,7 @@ class RedisStreams(BrokerEngine):
                 is_heard = False  # until it is read
                 since: Any = dict(positions)
                 reading = self._connection.client().xread(since, AT_ONCE, int(BLOCK * 1000))
-                for stream, entries in await self._connection.ask(reading, BLOCK + TRIP) or []:
+                for stream, entries in await self._connection.ask(reading, BLOCK + ANSWER_TIMEOUT) or []:
                     for id_, fields in entries:
                         positions[stream] = id_
                         hear(Delivery(streams[stream], fields.get(b"d", b"")))

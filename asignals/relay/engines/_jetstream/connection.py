@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 CONNECT: Final = 5.0  # seconds for connecting and for each request
-FAREWELL: Final = 2.0  # seconds that closing may take
+CLOSE_TIMEOUT: Final = 2.0  # seconds that closing may take
 _PING: Final = 3  # seconds between two looks at whether the server still answers
 _PONG: Final = 1.0  # seconds that a server may take to say that it is there
 _LOOK: Final = 1.0  # seconds between two looks at whether a connection is still there
@@ -178,7 +178,7 @@ class NatsConnection:
 async def _close(client: Client) -> None:
     """Close a connection, which may be half open, or was never made: then the client itself does not close it."""
     with suppress(Exception):
-        await limited(client.close(), FAREWELL)
+        await limited(client.close(), CLOSE_TIMEOUT)
     transport: Any = client._transport
     if transport is not None:
         with suppress(Exception):

@@ -10,7 +10,7 @@ from nats.js.api import AckPolicy, ConsumerConfig
 from nats.js.errors import NotFoundError
 
 from asignals.relay._envelope import DeadLetter, check_name
-from asignals.relay.engines._jetstream.connection import CONNECT, FAREWELL
+from asignals.relay.engines._jetstream.connection import CLOSE_TIMEOUT, CONNECT
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Sequence
@@ -63,7 +63,7 @@ class DeadLetterStream:
                 yield [DeadLetter.read(one.data, str(one.metadata.sequence.stream)) for one in messages]
         finally:
             with suppress(Exception):
-                async with asyncio.timeout(FAREWELL):
+                async with asyncio.timeout(CLOSE_TIMEOUT):
                     await reading.unsubscribe()
                     await jetstream.delete_consumer(dead, info.name)
 

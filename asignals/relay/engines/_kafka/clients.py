@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-TRIP: Final = 10.0  # seconds that asking a broker may take
+ANSWER_TIMEOUT: Final = 10.0  # seconds that asking a broker may take
 POLL: Final = 0.1  # seconds that one look for events may take, and so the most that leaving waits for it
 # A broker that has said nothing for so long is asked, so that health shows within 10 seconds that it does not answer.
 QUIET: Final = 3.0  # seconds
@@ -87,7 +87,9 @@ class Clients:
         except KafkaException as error:
             if error.args[0].code() not in _NO_ANSWER:
                 raise
-            raise TimeoutError(f"{self.state.name} gave no answer within {TRIP:g} s ({said(error)})") from error
+            raise TimeoutError(
+                f"{self.state.name} gave no answer within {ANSWER_TIMEOUT:g} s ({said(error)})"
+            ) from error
 
     async def with_consumer(self, group: str, work: Callable[[Consumer], T]) -> T:
         """Do something with a consumer that is made for it, in a thread."""
@@ -118,7 +120,7 @@ async def _future(future: asyncio.Future[T]) -> T:
 
 def partitions_of(consumer: Consumer, topic: str) -> list[TopicPartition]:
     """Give the partitions of a topic."""
-    found = consumer.list_topics(topic, timeout=TRIP).topics[topic]
+    found = consumer.list_topics(topic, timeout=ANSWER_TIMEOUT).topics[topic]
     return [TopicPartition(topic, number) for number in found.partitions]
 
 

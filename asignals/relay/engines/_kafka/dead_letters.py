@@ -10,7 +10,7 @@ from confluent_kafka import Consumer, KafkaException, TopicPartition
 
 from asignals.relay._envelope import DeadLetter, check_name
 from asignals.relay._transport import PublishRefusedError
-from asignals.relay.engines._kafka.clients import TRIP, in_thread, key_of, partitions_of, place_of
+from asignals.relay.engines._kafka.clients import ANSWER_TIMEOUT, in_thread, key_of, partitions_of, place_of
 from asignals.relay.engines._kafka.publisher import Record
 
 if TYPE_CHECKING:
@@ -87,7 +87,10 @@ class DeadLetterTopics:
 
 def _extent(consumer: Consumer, topic: str) -> dict[int, tuple[int, int]]:
     """Give where the partitions of a topic begin and end that are not empty."""
-    found = {one.partition: consumer.get_watermark_offsets(one, timeout=TRIP) for one in partitions_of(consumer, topic)}
+    found = {
+        one.partition: consumer.get_watermark_offsets(one, timeout=ANSWER_TIMEOUT)
+        for one in partitions_of(consumer, topic)
+    }
     return {number: (low, high) for number, (low, high) in found.items() if low < high}
 
 

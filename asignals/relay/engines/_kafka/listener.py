@@ -11,7 +11,7 @@ from confluent_kafka import Consumer, KafkaException, TopicPartition
 
 from asignals.relay._connection_state import Attempts
 from asignals.relay._transport import Delivery
-from asignals.relay.engines._kafka.clients import POLL, PROBE, QUIET, TRIP, in_thread, partitions_of
+from asignals.relay.engines._kafka.clients import ANSWER_TIMEOUT, POLL, PROBE, QUIET, in_thread, partitions_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
@@ -72,7 +72,7 @@ def _ends(consumer: Consumer, topics: Collection[str]) -> list[TopicPartition]:
     """Give where the partitions of topics end now."""
     found = [place for topic in topics for place in partitions_of(consumer, topic)]
     for place in found:
-        place.offset = consumer.get_watermark_offsets(place, timeout=TRIP)[1]
+        place.offset = consumer.get_watermark_offsets(place, timeout=ANSWER_TIMEOUT)[1]
     return found
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final, TypeAlias
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
-from asignals.relay.engines._kafka.clients import POLL, PROBE, QUIET, TRIP
+from asignals.relay.engines._kafka.clients import ANSWER_TIMEOUT, POLL, PROBE, QUIET
 from asignals.relay.engines._kafka.offsets import Offsets
 
 if TYPE_CHECKING:
@@ -151,7 +151,7 @@ class Member:
         self._is_paused = None  # a partition that was paused when it was taken away comes back paused
         for partition in partitions:
             try:
-                end: float = client.get_watermark_offsets(partition, timeout=TRIP)[1]
+                end: float = client.get_watermark_offsets(partition, timeout=ANSWER_TIMEOUT)[1]
             except KafkaException:
                 end = float("inf")
             self.partitions[partition.topic, partition.partition] = Offsets(end)

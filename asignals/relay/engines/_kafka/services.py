@@ -10,7 +10,7 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
 from asignals.relay._envelope import check_name
 from asignals.relay._monitoring.figures import TopicFigures
-from asignals.relay.engines._kafka.clients import POLL, TRIP, in_thread, partitions_of
+from asignals.relay.engines._kafka.clients import ANSWER_TIMEOUT, POLL, in_thread, partitions_of
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -34,7 +34,7 @@ class Services:
 
         def commit(consumer: Consumer) -> None:
             places = [place for name in names for place in partitions_of(consumer, name)]
-            starts = _starts(consumer, consumer.committed(places, timeout=TRIP))
+            starts = _starts(consumer, consumer.committed(places, timeout=ANSWER_TIMEOUT))
             if starts:
                 consumer.commit(offsets=starts, asynchronous=False)
 
@@ -50,9 +50,9 @@ class Services:
 
         def skip(consumer: Consumer) -> None:
             places = [place for name in names for place in partitions_of(consumer, name)]
-            known = [place for place in consumer.committed(places, timeout=TRIP) if place.offset >= 0]
+            known = [place for place in consumer.committed(places, timeout=ANSWER_TIMEOUT) if place.offset >= 0]
             for place in known:
-                place.offset = consumer.get_watermark_offsets(place, timeout=TRIP)[1]
+                place.offset = consumer.get_watermark_offsets(place, timeout=ANSWER_TIMEOUT)[1]
             if known:
                 consumer.commit(offsets=known, asynchronous=False)
 
@@ -75,7 +75,7 @@ class Services:
 
     def _services(self, admin: AdminClient) -> list[str]:
         """Give the services whose groups Kafka knows."""
-        groups = admin.list_consumer_groups(request_timeout=TRIP).result(TRIP).valid
+        groups = admin.list_consumer_groups(request_timeout=ANSWER_TIMEOUT).result(ANSWER_TIMEOUT).valid
         names = (
             group.group_id.removeprefix(f"{self._clients.name}.")
             for group in groups
@@ -89,7 +89,7 @@ def _starts(consumer: Consumer, committed: list[TopicPartition]) -> list[TopicPa
     starts = []
     for place in committed:
         if place.offset < 0:
-            low, _ = consumer.get_watermark_offsets(place, timeout=TRIP)
+            low, _ = consumer.get_watermark_offsets(place, timeout=ANSWER_TIMEOUT)
             starts.append(TopicPartition(place.topic, place.partition, low))
     return starts
 
@@ -97,7 +97,7 @@ def _starts(consumer: Consumer, committed: list[TopicPartition]) -> list[TopicPa
 def _members(admin: AdminClient, group: str) -> int | None:
     """Count the members of a group; `None` where the broker does not say."""
     try:
-        found = admin.describe_consumer_groups([group], request_timeout=TRIP)[group].result(TRIP)
+        found = admin.describe_consumer_groups([group], request_timeout=ANSWER_TIMEOUT)[group].result(ANSWER_TIMEOUT)
     except KafkaException:
         return None
     return len(found.members)
@@ -107,11 +107,11 @@ def _waiting(consumer: Consumer, prefix: str, names: Collection[str] | None) -> 
     """Give, of each topic of which a group has committed anything, how many events wait and the age of the oldest."""
     counts: dict[str, int] = {}
     firsts: list[TopicPartition] = []
-    for name in consumer.list_topics(timeout=TRIP).topics:
+    for name in consumer.list_topics(timeout=ANSWER_TIMEOUT).topics:
         if name.startswith(prefix) and (names is None or name in names):
-            for place in consumer.committed(partitions_of(consumer, name), timeout=TRIP):
+            for place in consumer.committed(partitions_of(consumer, name), timeout=ANSWER_TIMEOUT):
                 if place.offset >= 0:
-                    low, high = consumer.get_watermark_offsets(place, timeout=TRIP)
+                    low, high = consumer.get_watermark_offsets(place, timeout=ANSWER_TIMEOUT)
                     place.offset = max(low, place.offset)
                     counts[name] = counts.get(name, 0) + high - place.offset
                     if high > place.offset:
@@ -148,7 +148,7 @@ def _times(consumer: Consumer, places: list[TopicPartition]) -> dict[str, float]
 
 def _delete_group(admin: AdminClient, group: str) -> None:
     try:
-        admin.delete_consumer_groups([group], request_timeout=TRIP)[group].result(TRIP)
+        admin.delete_consumer_groups([group], request_timeout=ANSWER_TIMEOUT)[group].result(ANSWER_TIMEOUT)
     except KafkaException as error:
         if error.args[0].code() != KafkaError.GROUP_ID_NOT_FOUND:
             raise

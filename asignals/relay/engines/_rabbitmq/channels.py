@@ -12,8 +12,8 @@ from asignals.relay._to_the_end import to_the_end
 if TYPE_CHECKING:
     from aio_pika.abc import AbstractChannel, AbstractConnection, AbstractIncomingMessage
 
-TRIP: Final = 5.0  # seconds that an answer may take
-FAREWELL: Final = 2.0  # seconds that closing may take
+ANSWER_TIMEOUT: Final = 5.0  # seconds that an answer may take
+CLOSE_TIMEOUT: Final = 2.0  # seconds that closing may take
 ATTEMPT: Final = "x-asignals-attempt"
 REMEMBERED: Final = 10_000  # events that are done, whose acknowledgement was lost with the channel
 
@@ -25,7 +25,7 @@ async def close(what: AbstractChannel | AbstractConnection) -> None:
 
 async def _close_now(what: AbstractChannel | AbstractConnection) -> None:
     with suppress(Exception):
-        async with asyncio.timeout(FAREWELL):
+        async with asyncio.timeout(CLOSE_TIMEOUT):
             await what.close()
 
 

@@ -20,7 +20,7 @@ from asignals.masking import redacted
 from asignals.relay._cancel import end, limited
 from asignals.relay._connection_state import Attempts, ConnectionState
 from asignals.relay._loops import OwnLoop
-from asignals.relay.engines._rabbitmq.channels import TRIP, close
+from asignals.relay.engines._rabbitmq.channels import ANSWER_TIMEOUT, close
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Coroutine, Iterator, Sequence
@@ -86,7 +86,7 @@ class BrokerConnection:
         self._loop.enter(self.state.name, self._forget)
         async with self._lock:
             if self.current is None or self.current.channel.is_closed:
-                self.current = await limited(self._connect(self.current), TRIP, self.state.name)
+                self.current = await limited(self._connect(self.current), ANSWER_TIMEOUT, self.state.name)
                 self.state.restored()
             return self.current
 
@@ -164,7 +164,7 @@ class BrokerConnection:
         try:
             yield
         except TimeoutError as error:
-            silent = TimeoutError(f"{self.state.name} gave no answer within {TRIP:g} s")
+            silent = TimeoutError(f"{self.state.name} gave no answer within {ANSWER_TIMEOUT:g} s")
             self._lose(opened.connection, silent)
             raise silent from error
         except ChannelPreconditionFailed as error:
@@ -178,7 +178,7 @@ class BrokerConnection:
         """Open a channel for one purpose: an error closes its channel."""
         opened = await self.open()
         with self.giving_up(opened):
-            channel = await limited(opened.connection.channel(publisher_confirms=confirms), TRIP)
+            channel = await limited(opened.connection.channel(publisher_confirms=confirms), ANSWER_TIMEOUT)
             try:
                 yield channel
             finally:

@@ -17,7 +17,14 @@ from asignals.relay._envelope import new_id
 from asignals.relay._partitions import InPartition
 from asignals.relay._pool import Pool
 from asignals.relay._transport import Delivery, Release, delay_of
-from asignals.relay.engines._rabbitmq.channels import TRIP, Acknowledgements, Closing, attempt_of, close, number
+from asignals.relay.engines._rabbitmq.channels import (
+    ANSWER_TIMEOUT,
+    Acknowledgements,
+    Closing,
+    attempt_of,
+    close,
+    number,
+)
 from asignals.relay.engines._rabbitmq.partitions import PartitionedConsumer
 from asignals.relay.engines._rabbitmq.queues import DUE
 
@@ -79,11 +86,11 @@ class Consumer:
         self._partitioned.start()
         opened = await self._connection.open()
         with self._connection.giving_up(opened):
-            channel = await limited(opened.connection.channel(publisher_confirms=False), TRIP)
+            channel = await limited(opened.connection.channel(publisher_confirms=False), ANSWER_TIMEOUT)
             channels.push_async_callback(close, channel)
             closing = Closing(channel)
             holds = max(self._limit * 4, _LEAST)
-            tags = await limited(self._subscribe(channel, holds), TRIP)
+            tags = await limited(self._subscribe(channel, holds), ANSWER_TIMEOUT)
             attempts.succeeded()
             looked = time.monotonic()
             while True:
@@ -94,7 +101,7 @@ class Consumer:
                 if time.monotonic() - looked > WATCH:  # a queue that goes ends its consumers without an error
                     looked = time.monotonic()
                     for queue, _ in tags:
-                        await limited(channel.declare_queue(queue.name, passive=True), TRIP)
+                        await limited(channel.declare_queue(queue.name, passive=True), ANSWER_TIMEOUT)
 
     def _must_hold_more(self, holds: int) -> bool:
         """Whether the events that wait for others of their key leave too little room."""
@@ -112,9 +119,9 @@ class Consumer:
     async def _subscribe_again(
         self, channel: AbstractChannel, holds: int, before: list[tuple[AbstractQueue, str]]
     ) -> list[tuple[AbstractQueue, str]]:
-        tags = await limited(self._subscribe(channel, holds), TRIP)
+        tags = await limited(self._subscribe(channel, holds), ANSWER_TIMEOUT)
         for queue, tag in before:
-            await limited(queue.cancel(tag), TRIP)
+            await limited(queue.cancel(tag), ANSWER_TIMEOUT)
         return tags
 
     async def _take(self, topic: str, channel: AbstractChannel, message: AbstractIncomingMessage) -> None:

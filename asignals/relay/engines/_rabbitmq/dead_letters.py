@@ -10,7 +10,7 @@ from aio_pika import Message
 
 from asignals.relay._cancel import limited
 from asignals.relay._envelope import DeadLetter, check_name, new_id
-from asignals.relay.engines._rabbitmq.channels import TRIP
+from asignals.relay.engines._rabbitmq.channels import ANSWER_TIMEOUT
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Sequence
@@ -87,6 +87,6 @@ class DeadLetterQueues:
         for position in list(positions):
             message = self._being_read.pop((dead, position), None)
             if message is not None:
-                await limited(message.ack(), TRIP)
+                await limited(message.ack(), ANSWER_TIMEOUT)
                 positions = positions - {position}
         return positions

@@ -25,7 +25,7 @@ from asignals.relay._connection_state import Attempts, ConnectionState, jittered
 from asignals.relay._envelope import new_id
 from asignals.relay._keys import PARTITIONS
 from asignals.relay._partitions import InPartition, PartitionWork, Turn
-from asignals.relay.engines._rabbitmq.channels import TRIP, Acknowledgements, attempt_of, close
+from asignals.relay.engines._rabbitmq.channels import ANSWER_TIMEOUT, Acknowledgements, attempt_of, close
 from asignals.relay.engines._rabbitmq.queues import partition_queues
 
 if TYPE_CHECKING:
@@ -108,12 +108,12 @@ class PartitionedConsumer:
         """Consume from one partition until it is better handed on; raises when its channel is lost."""
         opened = await self._connection.open()
         with self._connection.giving_up(opened):
-            channel = await limited(opened.connection.channel(publisher_confirms=False), TRIP)
+            channel = await limited(opened.connection.channel(publisher_confirms=False), ANSWER_TIMEOUT)
             turn = _Turn(topic, queue=queue, channel=channel)
             channel.close_callbacks.add(lambda *_: self._end(turn))
             self._turns.add(turn)
             try:
-                await limited(self._subscribe(turn), TRIP)
+                await limited(self._subscribe(turn), ANSWER_TIMEOUT)
                 attempts.succeeded()
                 while not await self._is_to_be_handed_on(turn):
                     await _until_next_look(turn)
@@ -139,11 +139,11 @@ class PartitionedConsumer:
         if turn.is_over:
             raise ConnectionError(f"RabbitMQ closed the channel of {turn.queue!r}")
         asked = time.monotonic()
-        await limited(turn.channel.declare_queue(turn.queue, passive=True), TRIP)
+        await limited(turn.channel.declare_queue(turn.queue, passive=True), ANSWER_TIMEOUT)
         turn.until = asked + _KNOWN
         # Of a queue with a single active consumer RabbitMQ counts that one only.
         beside = self._queues.of(self._service, turn.topic)
-        found = await limited(turn.channel.declare_queue(beside, passive=True), TRIP)
+        found = await limited(turn.channel.declare_queue(beside, passive=True), ANSWER_TIMEOUT)
         instances = found.declaration_result.consumer_count or 1
         mine = sum(one.is_active and one.topic == turn.topic for one in self._turns)
         is_too_much = turn.is_active and mine > ceil(PARTITIONS / instances)

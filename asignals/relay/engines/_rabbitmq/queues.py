@@ -18,7 +18,7 @@ from aio_pika.exceptions import ChannelNotFoundEntity, DeliveryError
 from asignals.relay._cancel import limited
 from asignals.relay._envelope import check_name
 from asignals.relay._keys import PARTITIONS
-from asignals.relay.engines._rabbitmq.channels import ATTEMPT, FAREWELL, TRIP
+from asignals.relay.engines._rabbitmq.channels import ANSWER_TIMEOUT, ATTEMPT, CLOSE_TIMEOUT
 from asignals.relay.engines._rabbitmq.connection import QUORUM, UNLIMITED
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ class Queues:
         """Count what is ready in a queue, and its consumers; `None` where there is no such queue."""
         async with self.connection.channel() as channel:
             try:
-                found = (await limited(channel.declare_queue(queue, passive=True), TRIP)).declaration_result
+                found = (await limited(channel.declare_queue(queue, passive=True), ANSWER_TIMEOUT)).declaration_result
             except ChannelNotFoundEntity:
                 return None
             return found.message_count or 0, found.consumer_count or 0
@@ -96,8 +96,8 @@ class Queues:
         opened = await self.connection.open()
         message.delivery_mode = DeliveryMode.PERSISTENT
         with self.connection.giving_up(opened):
-            await limited(opened.channel.declare_queue(queue, durable=True, arguments=dict(UNLIMITED)), TRIP)
-            await opened.channel.default_exchange.publish(message, queue, mandatory=True, timeout=TRIP)
+            await limited(opened.channel.declare_queue(queue, durable=True, arguments=dict(UNLIMITED)), ANSWER_TIMEOUT)
+            await opened.channel.default_exchange.publish(message, queue, mandatory=True, timeout=ANSWER_TIMEOUT)
 
     async def take_some(self, channel: AbstractChannel, queue: str, count: int) -> list[AbstractIncomingMessage]:
         """Take so many messages of a queue, or those that there are."""
@@ -108,21 +108,21 @@ class Queues:
             found.append(message)
             arrived.set()
 
-        await limited(channel.set_qos(prefetch_count=count), TRIP)
-        taking = await limited(channel.get_queue(queue, ensure=False), TRIP)
-        tag = await limited(taking.consume(take, no_ack=False), TRIP)
+        await limited(channel.set_qos(prefetch_count=count), ANSWER_TIMEOUT)
+        taking = await limited(channel.get_queue(queue, ensure=False), ANSWER_TIMEOUT)
+        tag = await limited(taking.consume(take, no_ack=False), ANSWER_TIMEOUT)
         with suppress(TimeoutError):
             while len(found) < count:
                 arrived.clear()
                 async with asyncio.timeout(_SETTLE):
                     await arrived.wait()
-        await limited(taking.cancel(tag), TRIP)
+        await limited(taking.cancel(tag), ANSWER_TIMEOUT)
         return found
 
     async def until_ready(self, queue: str, count: int) -> None:
         """Wait, shortly, until so many messages can be taken from a queue: those of a closed channel come back late."""
         with suppress(Exception):
-            async with asyncio.timeout(FAREWELL):
+            async with asyncio.timeout(CLOSE_TIMEOUT):
                 while (await self.count(queue) or 0) < count:  # noqa: ASYNC110  the broker tells nobody
                     await asyncio.sleep(0.01)
 
@@ -130,7 +130,7 @@ class Queues:
         """Delete the queue of a topic in a service, with its partitions and retries."""
         for name in (queue, *partition_queues(queue), *delay_queues(queue)):
             self._delays.discard(name)
-            await limited(channel.queue_delete(name), TRIP)
+            await limited(channel.queue_delete(name), ANSWER_TIMEOUT)
 
     async def postpone(self, queue: str, message: AbstractIncomingMessage, attempt: int, due: float) -> None:
         """Publish an event again, to the queue in which it waits longest without being late."""
@@ -144,7 +144,7 @@ class Queues:
                 self._delays.add(name)
             copy = copy_of(message, {ATTEMPT: attempt, DUE: int(due * 1000)})
             try:
-                await opened.channel.default_exchange.publish(copy, name, mandatory=True, timeout=TRIP)
+                await opened.channel.default_exchange.publish(copy, name, mandatory=True, timeout=ANSWER_TIMEOUT)
             except DeliveryError:
                 self._delays.discard(name)  # somebody has deleted it
                 raise
@@ -159,4 +159,4 @@ async def _declare_delays(channel: AbstractChannel, name: str, queue: str, delay
         "x-dead-letter-strategy": "at-least-once",
         "x-overflow": "reject-publish",
     }
-    await limited(channel.declare_queue(name, durable=True, arguments=arguments), TRIP)
+    await limited(channel.declare_queue(name, durable=True, arguments=arguments), ANSWER_TIMEOUT)

@@ -17,7 +17,7 @@ from asignals.relay._cancel import limited
 from asignals.relay._envelope import check_name
 from asignals.relay._loops import OwnLoop
 from asignals.relay._monitoring.figures import TopicFigures
-from asignals.relay.engines._rabbitmq.channels import TRIP, close
+from asignals.relay.engines._rabbitmq.channels import ANSWER_TIMEOUT, close
 from asignals.relay.engines._rabbitmq.connection import UNLIMITED
 from asignals.relay.engines._rabbitmq.queues import copy_of, delay_queues, partition_queues, routing_keys, topic_of
 
@@ -55,12 +55,14 @@ class Services:
         if is_new:
             await self.queues.put(self._register, Message(f"{service} {topic}".encode()))
         async with self.connection.channel() as channel:
-            queue = await limited(channel.declare_queue(name, durable=True, arguments=dict(UNLIMITED)), TRIP)
-            await limited(queue.bind(self.connection.name, topic), TRIP)
+            queue = await limited(channel.declare_queue(name, durable=True, arguments=dict(UNLIMITED)), ANSWER_TIMEOUT)
+            await limited(queue.bind(self.connection.name, topic), ANSWER_TIMEOUT)
             arguments = {**UNLIMITED, "x-single-active-consumer": True}
             for partition, routing in zip(partition_queues(name), routing_keys(topic), strict=True):
-                queue = await limited(channel.declare_queue(partition, durable=True, arguments=arguments), TRIP)
-                await limited(queue.bind(self.connection.name, routing), TRIP)
+                queue = await limited(
+                    channel.declare_queue(partition, durable=True, arguments=arguments), ANSWER_TIMEOUT
+                )
+                await limited(queue.bind(self.connection.name, routing), ANSWER_TIMEOUT)
         if is_new:
             await self._publish_kept(topic)
 
@@ -71,11 +73,13 @@ class Services:
             exchange = await channel.get_exchange(self.connection.name, ensure=False)
             queue = await channel.get_queue(unrouted, ensure=False)
             for _ in range(await self.queues.count(unrouted) or 0):
-                message = await limited(queue.get(no_ack=False, fail=False, timeout=TRIP), TRIP)
+                message = await limited(queue.get(no_ack=False, fail=False, timeout=ANSWER_TIMEOUT), ANSWER_TIMEOUT)
                 if message is None:
                     return
                 if topic_of(message.routing_key or "") == topic:
-                    await exchange.publish(copy_of(message, message.headers), message.routing_key or "", timeout=TRIP)
+                    await exchange.publish(
+                        copy_of(message, message.headers), message.routing_key or "", timeout=ANSWER_TIMEOUT
+                    )
                     await message.ack()
 
     async def forget(self, service: str, topics: Collection[str] | None) -> None:
@@ -84,7 +88,7 @@ class Services:
             for topic in sorted({topic for _, topic in registered} if topics is None else topics):
                 await self.queues.delete(channel, self.queues.of(service, topic))
                 for message in registered.get((service, topic), []):
-                    await limited(message.ack(), TRIP)
+                    await limited(message.ack(), ANSWER_TIMEOUT)
 
     async def figures(self, service: str | None, topics: Collection[str] | None) -> list[TopicFigures]:
         """Give what waits, by service and topic: neither what consumers hold nor how old events are."""
@@ -126,15 +130,15 @@ class Services:
                 if count:
                     await self.queues.until_ready(self._register, count - sum(map(len, found.values())))
             async with self.connection.channel() as channel:
-                await limited(channel.queue_delete(turn), TRIP)
+                await limited(channel.queue_delete(turn), ANSWER_TIMEOUT)
 
     async def _take_turn(self) -> str:
         """Wait until no other process reads the register: the reader owns a queue, which goes with its connection."""
-        name, end = f"{self._register}.turn", time.monotonic() + TRIP
+        name, end = f"{self._register}.turn", time.monotonic() + ANSWER_TIMEOUT
         while True:
             try:
                 async with self.connection.channel() as channel:
-                    await limited(channel.declare_queue(name, exclusive=True), TRIP)
+                    await limited(channel.declare_queue(name, exclusive=True), ANSWER_TIMEOUT)
                     return name
             except ChannelLockedResource:
                 if time.monotonic() > end:

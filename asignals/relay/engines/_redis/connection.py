@@ -20,11 +20,11 @@ from asignals.relay._to_the_end import to_the_end
 from asignals.relay.engines._redis.keys import Keys
 from asignals.relay.engines._redis.sentinel import is_of_sentinels, pool_by_sentinels
 
-TRIP: Final = 5.0  # seconds that a command may take, waiting for a free connection included
+ANSWER_TIMEOUT: Final = 5.0  # seconds that a command may take, waiting for a free connection included
 BLOCK: Final = 1.0  # seconds that a read waits for new events
 AT_ONCE: Final = 500  # events in one command
 _WAIT: Final = 4.0  # seconds in which the replicas must have what was written
-_FAREWELL: Final = 2.0  # seconds that closing may take
+_CLOSE_TIMEOUT: Final = 2.0  # seconds that closing may take
 _CONNECTIONS: Final = 64  # most at once; a command that finds none free waits for one
 
 
@@ -60,7 +60,12 @@ class RedisConnection:
 
     def _make(self) -> Redis:
         if self._made is None:
-            options = {"max_connections": _CONNECTIONS, "timeout": TRIP, **self._options, "decode_responses": False}
+            options = {
+                "max_connections": _CONNECTIONS,
+                "timeout": ANSWER_TIMEOUT,
+                **self._options,
+                "decode_responses": False,
+            }
             make: Any = pool_by_sentinels if is_of_sentinels(self.url) else BlockingConnectionPool.from_url
             self._made = Redis.from_pool(make(self.url, **options))
         return self._made
@@ -72,7 +77,7 @@ class RedisConnection:
         if client is not None:
             await to_the_end(_close(client))
 
-    async def ask(self, command: Any, seconds: float = TRIP) -> Any:
+    async def ask(self, command: Any, seconds: float = ANSWER_TIMEOUT) -> Any:
         """Await a command; when none is answered in time, all connections are given up for new ones.
 
         They may be half open as well, and each would cost the same time again.
@@ -111,7 +116,7 @@ class RedisConnection:
 
 async def _close(client: Redis) -> None:
     with suppress(Exception):
-        async with asyncio.timeout(_FAREWELL):
+        async with asyncio.timeout(_CLOSE_TIMEOUT):
             await client.aclose()
             await asyncio.sleep(0)  # the sockets are closed in the loop's next turn
 

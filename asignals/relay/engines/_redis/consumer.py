@@ -15,7 +15,7 @@ from asignals.relay._connection_state import Attempts, ConnectionState, jittered
 from asignals.relay._monitoring.figures import beat_for_ever
 from asignals.relay._pool import Pool
 from asignals.relay._transport import Delivery, Release
-from asignals.relay.engines._redis.connection import AT_ONCE, BLOCK, TRIP
+from asignals.relay.engines._redis.connection import ANSWER_TIMEOUT, AT_ONCE, BLOCK
 from asignals.relay.engines._redis.ordered import HeldInOrder, OrderedConsumer
 from asignals.relay.engines._redis.trimmer import GONE
 
@@ -160,7 +160,7 @@ class Consumer:
             self._service, self._instance, positions, count=each, block=int(BLOCK * 1000)
         )
         try:
-            return await self._connection.ask(reading, BLOCK + TRIP) or []
+            return await self._connection.ask(reading, BLOCK + ANSWER_TIMEOUT) or []
         except ResponseError as error:
             if "NOGROUP" not in str(error):
                 raise

@@ -20,7 +20,7 @@ from redis.exceptions import ResponseError
 from asignals.relay._cancel import end
 from asignals.relay._connection_state import Attempts, ConnectionState
 from asignals.relay._transport import Delivery, delay_of
-from asignals.relay.engines._redis.connection import BLOCK, TRIP
+from asignals.relay.engines._redis.connection import ANSWER_TIMEOUT, BLOCK
 from asignals.relay.engines._redis.order_scripts import DONE, POSTPONE, RENEW, TAKE
 
 if TYPE_CHECKING:
@@ -124,7 +124,7 @@ class OrderedConsumer:
         try:
             since: Any = dict(ends)
             reading = self.connection.client().xread(since, 1, int(BLOCK * 1000))
-            await self.connection.ask(reading, BLOCK + TRIP)
+            await self.connection.ask(reading, BLOCK + ANSWER_TIMEOUT)
         finally:
             self.wake.set()
 
