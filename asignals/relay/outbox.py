@@ -14,6 +14,7 @@ from weakref import WeakSet
 from sqlalchemy import bindparam, delete, event, func, insert, select, update
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
+from sqlalchemy.orm import Session
 from sqlalchemy.util import await_only
 
 from asignals.masking import redacted, said
@@ -39,7 +40,6 @@ if TYPE_CHECKING:
 
     from sqlalchemy import Connection
     from sqlalchemy.ext.asyncio import AsyncEngine
-    from sqlalchemy.orm import Session
     from sqlalchemy.pool import Pool
 
 
@@ -49,6 +49,7 @@ T = TypeVar("T")
 
 _LOOK: Final = 10.0  # seconds after which refused events are counted again: another process may replay them
 _AT_ONCE: Final = 1_000  # refused events that are removed together
+_WRITTEN: Final = "asignals_outboxes"  # in a session's `info`: the outboxes written to, each with its connection
 
 
 class Outbox(Protocol):
@@ -153,14 +154,9 @@ class SQLAlchemyOutbox(Stored):
             raise
 
     def _expect_commit(self, session: Session, connection: Connection | None) -> None:
-        session.info[self] = connection
-        if not event.contains(session, "after_commit", self._after_commit):
-            event.listen(session, "after_commit", self._after_commit)
+        session.info.setdefault(_WRITTEN, {})[self] = connection
 
-    def _after_commit(self, session: Session) -> None:
-        if session.in_nested_transaction():
-            return
-        connection = session.info.pop(self, None)
+    def _committed(self, connection: Connection | None) -> None:
         if connection is not None and not self._wake_here() and is_postgres(self.engine) and not connection.closed:
             await_only(notify(connection.connection, self._channel))
 
@@ -308,6 +304,13 @@ class SQLAlchemyOutbox(Stored):
                 back = {"key": row.key, "data": row.data, "error": reason, "refused_at": time.time()}
                 await connection.execute(insert(self.tables.outbox).values(back))
                 self._refused += 1
+
+
+@event.listens_for(Session, "after_commit")  # of all sessions: to listen to one costs more than to write a row
+def _after_commit(session: Session) -> None:
+    if _WRITTEN in session.info and not session.in_nested_transaction():
+        for outbox, connection in session.info.pop(_WRITTEN).items():
+            outbox._committed(connection)
 
 
 def _letter(position: int, data: bytes, error: str, refused_at: float | None) -> DeadLetter:
