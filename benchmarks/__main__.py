@@ -5,21 +5,19 @@ import json
 import runpy
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import AsyncExitStack
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-import anyio
 from rich.console import Console
 
 from . import cases as core
-from . import concurrency
+from . import concurrency, scale
 from .cases import Case
 from .chart import draw
 from .contenders import CONTENDERS
 from .report import environment, result, show
-from .timing import Costs, compare
+from .timing import run
 
 # Benchmarks of what is not the core are programs of their own, which `python -m` runs as well.
 PROGRAMS = {
@@ -31,13 +29,7 @@ PROGRAMS = {
     "sqlalchemy": "benchmarks.sqlalchemy_cost",
 }
 
-CASES = [*core.CASES, *concurrency.CASES]
-
-LOOPS: dict[str, dict[str, Any]] = {
-    "asyncio": {"backend": "asyncio"},
-    "uvloop": {"backend": "asyncio", "backend_options": {"use_uvloop": True}},
-    "trio": {"backend": "trio"},
-}
+CASES = [*core.CASES, *concurrency.CASES, *scale.CASES]
 
 
 def chosen_cases(patterns: Sequence[str], *, quick: bool) -> list[Case]:
@@ -55,16 +47,6 @@ def chosen_cases(patterns: Sequence[str], *, quick: bool) -> list[Case]:
 
 def _matches(case: Case, pattern: str) -> bool:
     return fnmatch(case.name, pattern) or case.group == pattern
-
-
-def run(case: Case, seconds: float) -> Costs:
-    """Compare the contenders of one case, on its event loop."""
-
-    async def prepared() -> Costs:
-        async with AsyncExitStack() as stack:
-            return await compare(await case.prepare(stack), seconds)
-
-    return anyio.run(prepared, **LOOPS[case.loop])
 
 
 def run_all(cases: list[Case], seconds: float, console: Console) -> Iterator[dict[str, Any]]:
@@ -85,6 +67,9 @@ def main(arguments: list[str]) -> None:
     if options.list:
         print(*(case.name for case in cases), sep="\n")
         return
+    if options.table:
+        show_markdown(cases if options.cases else None, options.seconds or 3)
+        return
     console = Console()
     results = list(run_all(cases, options.seconds or (0.2 if options.quick else 3), console))
     show(results, {name: one.note for name, one in CONTENDERS.items()}, console)
@@ -93,6 +78,18 @@ def main(arguments: list[str]) -> None:
         options.json.write_text(json.dumps(data, indent=2) + "\n")
     if options.chart:
         draw(results, options.chart)
+
+
+def show_markdown(cases: list[Case] | None, seconds: float) -> None:
+    """Print a table of cases, or that of the project's goals."""
+    try:
+        from .table import show_cases, show_table  # noqa: PLC0415  it needs a web framework and a database's driver
+    except ModuleNotFoundError as missing:
+        sys.exit(f"the table is not available: {missing}")
+    if cases is None:
+        show_table(seconds)
+    else:
+        show_cases(cases, seconds)
 
 
 def run_program(name: str, *arguments: str) -> None:
@@ -115,6 +112,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--list", action="store_true", help="list the cases and end")
     parser.add_argument("--quick", action="store_true", help="the smaller cases, roughly, within a minute")
     parser.add_argument("--seconds", type=float, help="time for each case (3, or 0.2 with --quick)")
+    parser.add_argument(
+        "--table", action="store_true", help="print Markdown: of the given cases, or of the project's goals"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the results")
     parser.add_argument("--chart", type=Path, metavar="FILE", help="draw the results as an SVG")
     return parser

@@ -1,33 +1,42 @@
-"""What `SignalMiddleware` costs a small Starlette application: `python -m benchmarks.asgi_cost`.
+"""What `SignalMiddleware` costs a small Starlette application: `python -m benchmarks.asgi_cost [--sockets]`.
 
 The application is called in this process with a scope and two callables, as a server calls it. Contenders: the
-application alone, the same behind a middleware written by hand that notes the status and the duration, and behind
+application alone; a middleware written by hand that notes the status and the duration; one that also keeps what
+`SignalMiddleware` promises (its receiver runs to its end whoever cancels the request, and errors stay there); and
 `SignalMiddleware` with no receiver, with one that returns at once, and with one that waits for the event loop once.
-Every contender has to answer with the same messages, and each receiver has to be called.
+
+With `--sockets` servers on loopback, each in a process of its own, are asked in turns: the application alone, the same
+once more (how far that is from 1 is the noise), and behind the middleware without and with a receiver.
+
+Every contender has to answer alike, and each receiver has to be called once for a request.
 """
 
 import argparse
 import asyncio
+import collections
+import contextlib
+import statistics
+import sys
 import time
 from collections.abc import Awaitable, Callable
-from contextlib import ExitStack
+from contextlib import AsyncExitStack, ExitStack
 from typing import Any
 
-import uvloop
-from rich.console import Console
-from rich.table import Table
+import anyio
+import anyio.lowlevel
 from starlette.applications import Starlette
 from starlette.requests import Request
-from starlette.responses import PlainTextResponse
+from starlette.responses import JSONResponse, PlainTextResponse
 from starlette.routing import Route
 
-from asignals import Report, monitor
 from asignals.asgi import ASGIApp, SignalMiddleware, request_finished
 
-from .timing import Round, compare, ratio, time_repeated
+from .cases import Case, Goal
+from .over_http import get, head, load, server
+from .timing import AGAIN, Round, time_repeated
 
-GOALS = {"nobody hears": 1.15, "one receiver": 1.35}
-"""The most that these may cost beside the application alone."""
+ALONE, BY_HAND, PROMISING = "the application", "by hand", "by hand, the same promises"
+GOALS = (Goal("nobody hears", ALONE, 1.15), Goal("one receiver", ALONE, 1.35))
 
 SCOPE: dict[str, Any] = {
     "type": "http",
@@ -48,13 +57,31 @@ async def hello(_: Request) -> PlainTextResponse:
     return PlainTextResponse("hello")
 
 
-def make_app() -> ASGIApp:
+def make_app(*more: Route) -> ASGIApp:
     """A new application with one route, and the middleware that every Starlette application has."""
-    return Starlette(routes=[Route("/", hello)])
+    return Starlette(routes=[Route("/", hello), *more])
 
 
-def by_hand(app: ASGIApp, note: Callable[..., None]) -> ASGIApp:
-    """A middleware that notes status and duration, and promises nothing else."""
+heard: collections.deque[int] = collections.deque(maxlen=100)
+"""The statuses that receivers were last called with."""
+
+
+def note(status: int, duration: float) -> None:
+    assert duration > 0
+    heard.append(status)
+
+
+async def hears_at_once(status: int, duration: float) -> None:
+    note(status, duration)
+
+
+async def waits(status: int, duration: float) -> None:
+    note(status, duration)
+    await anyio.lowlevel.checkpoint()
+
+
+def by_hand(app: ASGIApp, end: Callable[[int | None, float], Awaitable[object] | None]) -> ASGIApp:
+    """A middleware that hands on status and duration when the application is done."""
 
     async def middleware(scope: Any, receive: Any, send: Any) -> None:
         started = time.perf_counter()
@@ -69,9 +96,36 @@ def by_hand(app: ASGIApp, note: Callable[..., None]) -> ASGIApp:
         try:
             await app(scope, receive, watched_send)
         finally:
-            note(status, time.perf_counter() - started)
+            if (ending := end(status, time.perf_counter() - started)) is not None:
+                await ending
 
     return middleware
+
+
+async def end_in_a_task(status: int | None, duration: float) -> None:
+    """Call a receiver where no cancellation of the request reaches it; for asyncio."""
+
+    async def call() -> None:
+        with contextlib.suppress(Exception):
+            await hears_at_once(status or 0, duration)
+
+    options: Any = {"eager_start": True} if sys.version_info >= (3, 12) else {}
+    task = asyncio.Task(call(), loop=asyncio.get_running_loop(), **options)
+    if not task.done():
+        await asyncio.shield(task)
+
+
+# The contenders, with the receivers that are connected while they run.
+CONTENDERS: dict[str, tuple[ASGIApp, list[Callable[..., Awaitable[None]]]]] = {
+    ALONE: (make_app(), []),
+    BY_HAND: (by_hand(make_app(), note), []),
+    PROMISING: (by_hand(make_app(), end_in_a_task), []),
+    "nobody hears": (SignalMiddleware(make_app()), []),
+    "one receiver": (SignalMiddleware(make_app()), [hears_at_once]),
+    "one that waits": (SignalMiddleware(make_app()), [waits]),
+}
+CALLS = {ALONE: 0, "nobody hears": 0}
+"""How often somebody hears of a request, where that is not once."""
 
 
 async def receive() -> dict[str, Any]:
@@ -91,78 +145,133 @@ async def serve(app: ASGIApp, times: int) -> list[Any]:
     return messages
 
 
-async def hears_at_once(status: int, duration: float) -> None:
-    assert (status, duration > 0) == (200, True)
+async def prepare(_: AsyncExitStack) -> dict[str, Round]:
+    """Check the contenders, and prepare their rounds, in which their receivers are connected."""
+    chosen = {name: each for name, each in CONTENDERS.items() if _is_on_asyncio() or name != PROMISING}
+    expected = await serve(make_app(), 1)
+    return {name: await prepare_one(name, *each, expected) for name, each in chosen.items()}
 
 
-async def waits(status: int, duration: float) -> None:
-    assert (status, duration > 0) == (200, True)
-    await asyncio.sleep(0)
+def _is_on_asyncio() -> bool:
+    try:
+        return asyncio.get_running_loop() is not None
+    except RuntimeError:
+        return False
 
 
-def note(status: int, duration: float) -> None:
-    assert (status, duration > 0) == (200, True)
-
-
-# The contenders, with the receivers that are connected while they run.
-CONTENDERS: dict[str, tuple[ASGIApp, list[Callable[..., Awaitable[None]]]]] = {
-    "the application": (make_app(), []),
-    "the application again": (make_app(), []),  # the noise of the machine
-    "by hand": (by_hand(make_app(), note), []),
-    "nobody hears": (SignalMiddleware(make_app()), []),
-    "one receiver": (SignalMiddleware(make_app()), [hears_at_once]),
-    "one that waits": (SignalMiddleware(make_app()), [waits]),
-}
-
-
-async def prepare(name: str) -> Round:
-    """A round of a contender, which connects its receivers before and disconnects them afterwards."""
-    app, receivers = CONTENDERS[name]
+async def prepare_one(
+    name: str, app: ASGIApp, receivers: list[Callable[..., Awaitable[None]]], expected: list[Any]
+) -> Round:
     timed = await time_repeated(lambda times: serve(app, times))
 
     async def one_round() -> float:
-        for receiver in receivers:
-            request_finished.connect(receiver)
-        try:
-            return await timed()
-        finally:
+        with ExitStack() as stack:
             for receiver in receivers:
-                request_finished.disconnect(receiver)
+                stack.enter_context(request_finished.connected(receiver))
+            heard.clear()
+            assert await serve(app, 1) == expected, name  # the first send after a connect makes the plan
+            assert list(heard) == [200] * CALLS.get(name, 1), name
+            return await timed()
 
     return one_round
 
 
-async def check() -> None:
-    """Every contender answers alike, and each receiver is called once for a request."""
-    expected = await serve(make_app(), 1)
-    for name, (app, receivers) in CONTENDERS.items():
-        called: list[Report] = []
-        with ExitStack() as stack:
-            for receiver in receivers:
-                stack.enter_context(request_finished.connected(receiver))
-            stack.enter_context(monitor(called.append))
-            assert await serve(app, 1) == expected, name
-        assert [report.receiver for report in called if report.receiver is not None] == receivers, name
+CASES = [Case(f"asgi/{loop}", prepare, GOALS, loop) for loop in ("asyncio", "uvloop", "trio")]
 
 
-async def measure(seconds: float) -> dict[str, float]:
-    """The ratio of each contender over the application alone."""
-    await check()
-    rounds = {name: await prepare(name) for name in CONTENDERS}
-    costs = await compare(rounds, seconds)
-    return {name: ratio(costs, name, "the application") for name in rounds}
+# -- over real sockets -------------------------------------------------------------------------------------------------
+
+SOCKETS = (ALONE, AGAIN, "nobody hears", "one receiver")
+SERVERS = ("uvicorn", "hypercorn")
+
+
+def serve_sockets(name: str, contender: str, port: int) -> None:
+    """Serve a contender until the process is ended."""
+
+    async def used(_: Request) -> JSONResponse:
+        return JSONResponse(time.process_time())
+
+    count = 0
+
+    async def hear(status: int) -> None:
+        nonlocal count
+        count += status == 200
+
+    async def tell(_: Request) -> JSONResponse:
+        return JSONResponse(count)
+
+    app = make_app(Route("/used", used), Route("/heard", tell))
+    if contender not in (ALONE, AGAIN):
+        app = SignalMiddleware(app)
+    if contender == "one receiver":
+        request_finished.connect(hear)
+    if name == "uvicorn":
+        import uvicorn  # noqa: PLC0415  only one of the two is needed
+
+        uvicorn.run(app, port=port, log_level="error", access_log=False)
+    else:
+        from hypercorn.asyncio import serve as serve_hypercorn  # noqa: PLC0415
+        from hypercorn.config import Config  # noqa: PLC0415
+
+        config = Config()
+        config.bind, config.errorlog = [f"127.0.0.1:{port}"], None
+        asyncio.run(serve_hypercorn(app, config))  # type: ignore[arg-type]  its own types of scopes
+
+
+async def measure_sockets(name: str, rounds: int, requests: int) -> dict[str, list[tuple[float, float]]]:
+    """Seconds, and processor seconds of the server, per request: each contender in turn, round after round."""
+    found: dict[str, list[tuple[float, float]]] = {contender: [] for contender in SOCKETS}
+    with ExitStack() as stack:
+        serving = ("benchmarks.asgi_cost", "--server", name, "--contender")
+        ports = {each: stack.enter_context(server(*serving, each)) for each in SOCKETS}
+        turns = list(SOCKETS)
+        for number in range(rounds + 1):
+            for contender in turns:
+                port = ports[contender]
+                before = int(await get(port, "/heard"))
+                costs = await load(port, head("GET", "/"), requests, b"hello")
+                # `/used` is asked before and after, and `/heard` before.
+                calls = requests + 3 if contender == "one receiver" else 0
+                assert int(await get(port, "/heard")) - before == calls, contender
+                if number:  # the first round warms up
+                    found[contender].append(costs)
+            turns.append(turns.pop(0))
+    return found
+
+
+def show_sockets(name: str, found: dict[str, list[tuple[float, float]]]) -> None:
+    """A row for each contender: medians over the rounds, and the middle 80 % of the ratios."""
+    for contender, costs in found.items():
+        cells = []
+        for kind in (0, 1):
+            ratios = sorted(mine[kind] / other[kind] for mine, other in zip(costs, found[ALONE], strict=True))
+            tenth = len(ratios) // 10
+            cells.append(f"{statistics.median(cost[kind] for cost in costs) * 1e6:.0f} µs")
+            cells.append(f"{statistics.median(ratios):.2f} ({ratios[tenth]:.2f} to {ratios[-1 - tenth]:.2f})")
+        print(f"| {name} | {contender} | {' | '.join(cells)} |", flush=True)
 
 
 def main() -> None:
-    """Measure on asyncio and on uvloop."""
+    """Measure in this process, or over sockets."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks asgi", description=__doc__)
     parser.add_argument("--seconds", type=float, default=10, help="for each event loop (default: %(default)s)")
+    parser.add_argument("--sockets", action="store_true", help="ask servers over sockets instead")
+    parser.add_argument("--rounds", type=int, default=150, help="with --sockets (default: %(default)s)")
+    parser.add_argument("--requests", type=int, default=80, help="in a round (default: %(default)s)")
+    parser.add_argument("--server", choices=SERVERS, help="only this one")
+    parser.add_argument("--contender", choices=SOCKETS, help=argparse.SUPPRESS)
+    parser.add_argument("--port", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args()
-    table = Table("Over the application alone", "asyncio", "uvloop", "goal")
-    found = [asyncio.run(measure(options.seconds)), uvloop.run(measure(options.seconds))]
-    for name in found[0]:
-        table.add_row(name, *(f"{each[name]:.2f}" for each in found), f"{GOALS[name]:.2f}" if name in GOALS else "")
-    Console().print(table)
+    if options.port:
+        serve_sockets(options.server, options.contender, options.port)
+    elif options.sockets:
+        print("| server | | per request | ratio | its processor | ratio |\n|---|---|---|---|---|---|")
+        for name in [options.server] if options.server else SERVERS:
+            show_sockets(name, asyncio.run(measure_sockets(name, options.rounds, options.requests)))
+    else:
+        from .table import show_cases  # noqa: PLC0415  it imports this module
+
+        show_cases(CASES, options.seconds)
 
 
 if __name__ == "__main__":

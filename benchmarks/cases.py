@@ -200,8 +200,9 @@ def disconnecting(library: str, count: int) -> Work:
     return work
 
 
-def weighing(library: str, count: int) -> Work:
-    receivers = make("coroutines", count)
+def weighing(library: str, count: int, senders: list[Any] | None = None) -> Work:
+    """Bytes for a connection: of different receivers, or of one to each sender."""
+    receivers = make("coroutines", 1 if senders else count)
 
     def work() -> float:
         gc.collect()
@@ -209,7 +210,10 @@ def weighing(library: str, count: int) -> Work:
         try:
             signal = SIGNALS[library]()
             before, _ = tracemalloc.get_traced_memory()
-            contenders.connect_all(signal, receivers)
+            if senders is None:
+                contenders.connect_all(signal, receivers)
+            for sender in senders or ():
+                signal.connect(receivers[0], sender=sender)
             after, _ = tracemalloc.get_traced_memory()
         finally:
             tracemalloc.stop()
@@ -254,7 +258,7 @@ CONNECTING = [
             prepare_work,
             works={library: partial(weighing, library, 1_000) for library in ("asignals", "blinker", "Django")},
         ),
-        goals=(Goal("asignals", "", 400),),
+        goals=(Goal("asignals", "", 300),),
         unit="bytes",
     ),
 ]

@@ -17,7 +17,7 @@ from asignals._core import written
 
 from .cases import Case, Goal, check
 from .contenders import LOOPS, SIGNAL, Contender, Send, connect_all, django_asend, send_repeatedly
-from .receivers import Receiver, coroutine_function, make
+from .receivers import Receiver, make
 from .timing import Round, time_repeated
 
 logger = logging.getLogger(__name__)
@@ -277,26 +277,41 @@ BACKGROUND = [
 
 async def prepare_monitor(stack: AsyncExitStack, *, count: int) -> dict[str, Round]:
     """A send that nobody watches, over the same generated code without the question whether somebody does."""
-    receivers = [coroutine_function(None) for _ in range(count)]
+    for name, make_send in ("without monitors", _unwatchable), ("watched", _watched):
+        await check(Contender(name, make_send), "coroutines", count)
+    receivers = make("coroutines", count)
     signal = connect_all(asignals.Signal(["a", "b"]), receivers)
     stack.callback(receivers.clear)
-    template = written._SEND.replace(" or @watchers", "")
-    assert template != written._SEND, "the template has changed"
-    unwatchable = written._write(template, "unwatchable send", ("a", "b")).__get__(signal)
-    rounds = {
-        name: await time_repeated(partial(send_repeatedly, send, object()))
-        for name, send in {"asignals without monitors": unwatchable, "asignals": signal.send}.items()
-    }
+    sends = {"asignals without monitors": _unwatchable(receivers), "asignals": signal.send}
+    sender = object()
+    rounds = {name: await time_repeated(partial(send_repeatedly, send, sender)) for name, send in sends.items()}
     reports: list[Any] = []
 
     async def watched(times: int) -> None:
         with asignals.monitor(reports.append):
-            await send_repeatedly(signal.send, None, times)
+            await send_repeatedly(signal.send, sender, times)
         assert len(reports) == times * (count + 1)
         reports.clear()
 
     rounds["asignals watched"] = await time_repeated(watched)
     return rounds
+
+
+def _unwatchable(receivers: list[Receiver]) -> Send:
+    template = written._SEND.replace(" or @watchers", "")
+    assert template != written._SEND, "the template has changed"
+    signal = connect_all(asignals.Signal(["a", "b"]), receivers)
+    return written._write(template, "unwatchable send", ("a", "b")).__get__(signal)
+
+
+def _watched(receivers: list[Receiver]) -> Send:
+    signal = connect_all(asignals.Signal(["a", "b"]), receivers)
+
+    async def send(sender, **named):
+        with asignals.monitor(lambda _: None):
+            return await signal.send(sender, **named)
+
+    return send
 
 
 MONITOR = [

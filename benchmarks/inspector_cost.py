@@ -17,12 +17,10 @@ import asyncio
 import contextlib
 import json
 import re
-import socket
 import statistics
-import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 
 import anyio.lowlevel
 import uvicorn
@@ -36,13 +34,14 @@ from asignals import Signal, signal
 from asignals.asgi import SignalMiddleware, request_finished
 from asignals.inspector import Inspector
 
+from .over_http import head, load, server
+
 CASES = {"not mounted": 1.0, "mounted, nobody looking": 1.02, "one viewer": 1.3}
 """The cases, and the most that each may cost beside the first."""
 
 SHARE = 0.05
 """The most of a core that one viewer may cost beside 1,000 sends a second."""
 
-CONNECTIONS = 4
 BODY = json.dumps({"order": 4711, "toppings": ["basil", "tomato"], "password": "hunter2"}).encode()
 
 
@@ -103,68 +102,6 @@ def serve(shop: str, port: int, *, is_mounted: bool) -> None:
     uvicorn.run(SHOPS[shop](is_mounted=is_mounted), port=port, log_level="error", access_log=False)
 
 
-@contextlib.contextmanager
-def server(shop: str, *, is_mounted: bool) -> Iterator[int]:
-    """Serve in a process of its own, for a block; gives the port."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    command = [
-        sys.executable,
-        "-m",
-        "benchmarks.inspector_cost",
-        "--shop",
-        shop,
-        "--port",
-        str(port),
-        *["--mount"] * is_mounted,
-    ]
-    process = subprocess.Popen(command)  # noqa: S603  this module
-    try:
-        while True:
-            with contextlib.suppress(ConnectionRefusedError), socket.create_connection(("127.0.0.1", port)):
-                break
-            time.sleep(0.05)
-        yield port
-    finally:
-        process.terminate()
-        process.wait()
-
-
-def head(method: str, path: str, length: int = 0, more: str = "X-Nothing: more") -> bytes:
-    return f"{method} {path} HTTP/1.1\r\nHost: localhost\r\n{more}\r\nContent-Length: {length}\r\n\r\n".encode()
-
-
-async def exchange(reader, writer, request: bytes) -> bytes:
-    """Send a request on an open connection, and return the body of the answer."""
-    writer.write(request)
-    answer = await reader.readuntil(b"\r\n\r\n")
-    assert answer.startswith(b"HTTP/1.1 20"), answer
-    length = next(line for line in answer.lower().split(b"\r\n") if line.startswith(b"content-length"))
-    return await reader.readexactly(int(length.partition(b":")[2]))
-
-
-async def load(port: int, requests: int) -> float:
-    """Pay so many orders; returns the server's processor seconds per order."""
-
-    async def customer(count: int) -> None:
-        reader, writer = await asyncio.open_connection("127.0.0.1", port)
-        for _ in range(count):
-            await exchange(reader, writer, head("POST", "/pizzas", len(BODY)) + BODY)
-        writer.close()
-
-    before = await used(port)
-    await asyncio.gather(*(customer(requests // CONNECTIONS) for _ in range(CONNECTIONS)))
-    return (await used(port) - before) / requests
-
-
-async def used(port: int) -> float:
-    """The processor time that a server has used."""
-    reader, writer = await asyncio.open_connection("127.0.0.1", port)
-    seconds = float(await exchange(reader, writer, head("GET", "/used")))
-    writer.close()
-    return seconds
-
-
 @contextlib.asynccontextmanager
 async def viewer(port: int) -> AsyncIterator[list[int]]:
     """Look at the events of a server for a block, as a page does, and count their bytes."""
@@ -195,16 +132,13 @@ async def viewer(port: int) -> AsyncIterator[list[int]]:
 async def measure(shop: str, rounds: int, requests: int) -> dict[str, list[float]]:
     """Measure each case in turn, round after round: processor seconds per request."""
     found: dict[str, list[float]] = {case: [] for case in CASES}
-    with (
-        server(shop, is_mounted=False) as bare,
-        server(shop, is_mounted=True) as unwatched,
-        server(shop, is_mounted=True) as watched,
-    ):
+    serve = "benchmarks.inspector_cost", "--shop", shop
+    with server(*serve) as bare, server(*serve, "--mount") as unwatched, server(*serve, "--mount") as watched:
         ports = dict(zip(CASES, (bare, unwatched, watched), strict=True))
         async with viewer(watched) as seen:
             for number in range(rounds + 1):
                 for case, port in ports.items():
-                    cost = await load(port, requests)
+                    _, cost = await load(port, head("POST", "/pizzas", len(BODY)) + BODY, requests)
                     if number:  # the first round warms up
                         found[case].append(cost)
             assert seen[0] > 10_000, "the viewer saw nothing"

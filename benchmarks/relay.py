@@ -27,25 +27,17 @@ import nats
 from nats.js.api import AckPolicy, ConsumerConfig
 from redis.asyncio import Redis
 from sqlalchemy import text
-from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 
 from asignals import signal
-from asignals.relay import Envelope, JetStream, Memory, RedisStreams, Relay, SQLAlchemyOutbox, table_metadata
+from asignals.relay import Envelope, JetStream, Memory, RedisStreams, Relay, SQLAlchemyOutbox
+
+from .outbox_cost import BODY, NOTE, POSTGRES, order_paid, with_schema
 
 NATS = os.environ.get("ASIGNALS_NATS_URL", "nats://127.0.0.1:4222")
 REDIS = os.environ.get("ASIGNALS_REDIS_URL", "redis://127.0.0.1:6379/0")
-POSTGRES = os.environ.get("ASIGNALS_POSTGRES_URL", "postgresql+asyncpg://postgres@127.0.0.1:5432/test").replace(
-    "postgresql://", "postgresql+asyncpg://", 1
-)
-NOTE = "x" * 89  # with its name and quotes a body of 100 bytes
-BODY = b'{"note":"%b"}' % NOTE.encode()
 BATCH = 500
 Contender = Callable[[int], Awaitable[float]]
-
-
-@signal
-def order_paid(sender: str, *, note: str) -> None:
-    """What is sent."""
 
 
 @signal
@@ -189,70 +181,17 @@ async def redis(run: Any) -> None:
     await client.aclose()
 
 
-async def with_schema(work: Callable[[AsyncEngine], Awaitable[None]]) -> None:
-    """Run on tables of its own."""
-    schema = f"bench{secrets.token_hex(4)}"
-    engine = create_async_engine(POSTGRES, connect_args={"server_settings": {"search_path": schema}})
-    async with engine.begin() as connection:
-        await connection.execute(text(f"CREATE SCHEMA {schema}"))
-    try:
-        async with engine.begin() as connection:
-            await connection.run_sync(table_metadata().create_all)
-            await connection.execute(text("CREATE TABLE orders (id SERIAL PRIMARY KEY, note TEXT)"))
-        await work(engine)
-    finally:
-        async with engine.begin() as connection:
-            await connection.execute(text(f"DROP SCHEMA {schema} CASCADE"))
-        await engine.dispose()
-
-
 async def outbox(run: Any) -> None:
-    """The outbox on PostgreSQL: what a send costs in a transaction, how fast it drains, how soon a receiver hears."""
-    await with_schema(lambda engine: _outbox(run, engine))
+    """The outbox on PostgreSQL: how fast it drains, and how soon a receiver hears."""
+    async with with_schema() as engine:
+        await _outbox(run, engine)
 
 
-async def _outbox(run: Any, engine: AsyncEngine) -> None:  # noqa: C901  all contenders, side by side
+async def _outbox(run: Any, engine: AsyncEngine) -> None:
     box = SQLAlchemyOutbox(engine)
-    relay = Relay(Memory(), "shop", outbox=box)
-    relay.export(order_paid, "bench")
-    order = text("INSERT INTO orders (note) VALUES (:note)")
 
     async def nowhere(_envelopes: Any) -> None:
         return
-
-    by_hand = box.tables.outbox.insert()
-
-    async def nothing(session: AsyncSession) -> None: ...
-
-    async def insert(session: AsyncSession) -> None:
-        await session.execute(by_hand, {"key": None, "data": Envelope("bench", BODY).encode()})
-
-    async def send(session: AsyncSession) -> None:
-        with relay.bind(session):
-            await order_paid.send("shop", note=NOTE)
-
-    async def transactions(count: int, at_once: int, more: Callable[[AsyncSession], Awaitable[None]]) -> float:
-        async def some() -> None:
-            for _ in range(count // 10 // at_once):
-                async with AsyncSession(engine) as session, session.begin():
-                    await session.execute(order, {"note": NOTE})
-                    await more(session)
-
-        began = time.perf_counter()
-        await asyncio.gather(*(some() for _ in range(at_once)))
-        return (time.perf_counter() - began) * 10
-
-    for at_once in (1, 10):
-        contenders = {
-            "INSERT, COMMIT": partial(transactions, at_once=at_once, more=nothing),
-            "two INSERTs, COMMIT": partial(transactions, at_once=at_once, more=insert),
-            "INSERT, a send, COMMIT": partial(transactions, at_once=at_once, more=send),
-        }
-        await run(f"a transaction with a send, {at_once} at once; NOTIFY tells others", contenders, 0.75)
-        async with asyncio.TaskGroup() as tasks:
-            draining = tasks.create_task(box.drain_for_ever(nowhere))
-            await run(f"a transaction with a send, {at_once} at once; a relay here drains", contenders, 0.75)
-            draining.cancel()
 
     async def drain(count: int) -> float:
         rows = [{"key": None, "data": Envelope("bench", BODY).encode()} for _ in range(count)]
@@ -265,7 +204,6 @@ async def _outbox(run: Any, engine: AsyncEngine) -> None:  # noqa: C901  all con
         return time.perf_counter() - began
 
     await run("outbox drain", {"asignals": drain}, None)
-    relay.stop_exporting(order_paid)
     await _latency(engine)
 
 

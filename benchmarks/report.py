@@ -98,10 +98,11 @@ def _cell(case: dict[str, Any], name: str) -> str:
         return ""
     if name == AGAIN:
         return f"{found['ratio']:.2f} ± {found['spread']:.2f}"
-    return _amount(found["cost"], case["unit"]) if name == case["over"] else f"{found['ratio']:.2f}"
+    return amount(found["cost"], case["unit"]) if name == case["over"] else f"{found['ratio']:.2f}"
 
 
-def _amount(value: float, unit: str) -> str:
+def amount(value: float, unit: str) -> str:
+    """A cost, in the unit that suits it."""
     if unit != "s":
         return f"{value:,.0f} {unit}"
     for factor, name in (1e9, "ns"), (1e6, "µs"), (1e3, "ms"):

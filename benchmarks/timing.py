@@ -5,11 +5,19 @@ of this process), and where it slows the processor down it slows neighbouring ro
 The garbage collector runs between rounds, not in them.
 """
 
+from __future__ import annotations
+
 import gc
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import AsyncExitStack
 from statistics import median
 from time import perf_counter, process_time
-from typing import TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import anyio
+
+if TYPE_CHECKING:
+    from .cases import Case
 
 # Runs one round, and returns the cost of one operation, in seconds or whatever the case's unit is.
 Round: TypeAlias = Callable[[], Awaitable[float]]
@@ -65,6 +73,23 @@ async def compare(rounds: Mapping[str, Round], seconds: float) -> Costs:
         if was_enabled:
             gc.enable()
     return costs
+
+
+LOOPS: dict[str, dict[str, Any]] = {
+    "asyncio": {"backend": "asyncio"},
+    "uvloop": {"backend": "asyncio", "backend_options": {"use_uvloop": True}},
+    "trio": {"backend": "trio"},
+}
+
+
+def run(case: Case, seconds: float) -> Costs:
+    """Compare the contenders of one case, on its event loop."""
+
+    async def prepared() -> Costs:
+        async with AsyncExitStack() as stack:
+            return await compare(await case.prepare(stack), seconds)
+
+    return anyio.run(prepared, **LOOPS[case.loop])
 
 
 def ratio(costs: Costs, of: str, over: str) -> float:

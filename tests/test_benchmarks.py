@@ -65,6 +65,20 @@ def test_what_else_is_measured_runs() -> None:
     assert "goals" in ran.stdout
 
 
+def test_a_table_of_cases_is_markdown_with_the_noise() -> None:
+    """A row for each contender, and one for the first of them once more."""
+    ran = run("groups/anyio 2", "scale/memory*", "--table", "--seconds", 0.01)
+
+    assert ran.returncode == 0, ran.stderr
+    lines = ran.stdout.splitlines()
+    assert lines[1] == "|---|---|---|---|---|---|"
+    assert {line.split(" | ")[1] for line in lines if "groups/" in line} == {
+        "task group by hand",
+        "asignals",
+        "the same again",
+    }
+
+
 def test_a_contender_that_calls_otherwise_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
     """The check is no formality."""
     monkeypatch.syspath_prepend(str(ROOT))
