@@ -48,7 +48,7 @@ async def serve(inspector, scope):
     return messages
 
 
-@settings(max_examples=300, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=100, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
 @given(
     path=PATHS,
     query=st.binary(max_size=20),
