@@ -332,11 +332,12 @@ class _Parameters(NamedTuple):
 def _parameters_of(receiver: Receiver, function: FunctionType | None) -> _Parameters:
     """The parameters that matter: a wrapper that passes everything on takes what the wrapped function takes."""
     skipped = 0 if function is receiver else 1
-    is_plain = function is receiver or (type(receiver) is MethodType and receiver.__func__ is function)
-    if function is None or not is_plain or function.__dict__ or function.__code__.co_argcount < skipped:
+    kinds = () if function is receiver else type(receiver).__mro__
+    is_odd = functools.partial in kinds or any({"__signature__", "__wrapped__"} & vars(each).keys() for each in kinds)
+    if function is None or is_odd or function.__dict__ or function.__code__.co_argcount < skipped:
         outer = _read_signature(receiver, follow_wrapped=False)
         return _read_signature(receiver, follow_wrapped=True) if outer.takes_all else outer
-    # As inspect reads it, in a tenth of the time.
+    # As inspect reads it, in a tenth of the time. And inspect compares objects with their own `__eq__`.
     code, defaults = function.__code__, function.__defaults__ or ()
     names = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
     optional = {*names[code.co_argcount - len(defaults) : code.co_argcount], *(function.__kwdefaults__ or ())}

@@ -312,8 +312,7 @@ class Mute:
 
     def __init__(self, receivers: tuple[Receiver, ...], *, is_everywhere: bool) -> None:
         self.is_everywhere = is_everywhere
-        self._receivers = receivers  # alive, so that their ids stay theirs
-        self._keys = frozenset(map(identify, receivers))
+        self._keys = frozenset(map(identify, receivers))  # the block keeps them alive, so that their ids stay theirs
 
     def hides(self, connection: Connection) -> bool:
         """Whether a connection is left out of a plan."""
