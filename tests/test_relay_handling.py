@@ -35,7 +35,7 @@ from asignals.relay import (
 from asignals.relay.worker import check_receivers
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable
 
 pytestmark = pytest.mark.anyio
 QUICK = (0.01, 0.02)
@@ -892,3 +892,49 @@ async def test_a_relay_that_cannot_find_out_crashes_says_so_when_it_starts(
         pass
     assert caplog.text.count("_NoNotes keeps no notes") == is_warned
     assert caplog.text.count("inbox=SQLAlchemyInbox") == is_warned
+
+
+class Odd(BaseException):
+    """An error that is no `Exception`, as those of test frameworks and of gevent are."""
+
+
+async def _cancels_itself() -> None:
+    task = asyncio.current_task()
+    assert task is not None
+    task.cancel()
+    await asyncio.sleep(0)
+
+
+async def _is_odd() -> None:
+    raise Odd
+
+
+async def _groups_odd_errors() -> None:
+    raise BaseExceptionGroup("odd", [Odd()])
+
+
+@pytest.mark.parametrize("misbehave", [_cancels_itself, _is_odd, _groups_odd_errors])
+async def test_a_receiver_that_ends_oddly_has_failed_and_stops_nothing_else(
+    memory: Memory, misbehave: Callable[[], Awaitable[None]]
+) -> None:
+    """It is tried again, then its event is a dead letter; other receivers and events are not concerned."""
+    sent = Signal(["number"])
+    calls, heard = [], []
+
+    @sent.connect(dispatch_uid="odd")
+    async def odd(number: int) -> None:
+        calls.append(number)
+        if number == 1:
+            await misbehave()
+
+    @sent.connect(dispatch_uid="well")
+    async def well(number: int) -> None:
+        heard.append(number)
+
+    relay = receiving(memory, sent, retries=1, backoff=(0.01, 0.01))
+    async with relay:
+        await memory.publish_many([Envelope(TOPIC, b'{"number":%d}' % number) for number in range(4)])
+        await until(lambda: relay.health().dead == 1 and len(heard) == 4)
+        assert relay.health().problems == {}
+    assert calls.count(1) == 2
+    assert sorted(heard) == [0, 1, 2, 3]

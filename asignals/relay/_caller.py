@@ -13,6 +13,7 @@ from asignals._core import Send, log_failure
 from asignals.relay._cancel import heeding, times_cancelled
 from asignals.relay._current import AlreadyHandledError, Call, Delivered, calling, delivering
 from asignals.relay._export import handling
+from asignals.relay._pool import take_back_cancellation
 from asignals.relay._trace import following
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 _KNOWN: Final = 100_000  # events of which is known here what no inbox has
 _NO_CONNECTIONS: Final[frozenset[Connection]] = frozenset()
 _PLAIN: Final = nullcontext()
+_ENDS: Final = (KeyboardInterrupt, SystemExit, GeneratorExit)  # of the process, or of the coroutine
 
 
 class NotHandledError(RuntimeError):
@@ -176,8 +178,9 @@ async def _respond(
             return  # it has left meanwhile
     except AlreadyHandledError:
         pass  # and its effects are committed
-    except (Exception, asyncio.CancelledError) as error:
-        if isinstance(error, asyncio.CancelledError) and times_cancelled():
+    except BaseException as error:
+        is_cancelled = isinstance(error, asyncio.CancelledError) and times_cancelled() and not take_back_cancellation()
+        if is_cancelled or isinstance(error, _ENDS):
             raise
         failure = log_failure(error, target.connection, signal, sender)[1]
         outcome.error = outcome.error or failure

@@ -10,8 +10,9 @@ import asyncio
 from collections import deque
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from weakref import WeakKeyDictionary
 
-from asignals.relay._cancel import end, heed, times_cancelled
+from asignals.relay._cancel import SelfCancelledError, end, heed, times_cancelled
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine, Iterator
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+_POOLS: WeakKeyDictionary[asyncio.Task[Any], Pool[Any]] = WeakKeyDictionary()  # by worker
 _FAIR_SHARE = 32  # items that one worker may handle before other tasks of the loop get a turn
 
 
@@ -40,6 +42,7 @@ class Pool(Generic[T]):
         self._group = asyncio.TaskGroup()
         self._workers: set[asyncio.Task[None]] = set()
         self._others: set[asyncio.Task[None]] = set()
+        self._owner: asyncio.Task[Any] | None = None
         self._busy = 0
         self.parked: int = 0
         self._on_park = on_park
@@ -66,6 +69,7 @@ class Pool(Generic[T]):
         if len(self._workers) < self._limit + self.parked and not self.is_leaving:
             worker = self._group.create_task(self._run())
             self._workers.add(worker)
+            _POOLS[worker] = self
             worker.add_done_callback(self._ended)
 
     @contextmanager
@@ -97,7 +101,13 @@ class Pool(Generic[T]):
             self._changed.clear()
             await self._changed.wait()
 
+    @property
+    def is_ending(self) -> bool:
+        """Whether workers are cancelled because the block ends."""
+        return self.is_leaving or (self._owner is not None and self._owner.cancelling() > 0)
+
     async def __aenter__(self) -> Pool[T]:
+        self._owner = asyncio.current_task()
         await self._group.__aenter__()
         return self
 
@@ -128,6 +138,8 @@ class Pool(Generic[T]):
                     await work(item)
                 except (Exception, asyncio.CancelledError) as error:
                     await heed(before, error)
+                    if isinstance(error, asyncio.CancelledError) and not self.is_ending:
+                        raise SelfCancelledError from error  # else its item would be held by nobody, in silence
                     raise
                 finally:
                     self._busy -= 1
@@ -141,3 +153,17 @@ class Pool(Generic[T]):
             waiting = asyncio.get_running_loop().create_future()
             self._idle.append(waiting)
             await waiting
+
+
+def take_back_cancellation() -> bool:
+    """Take back the cancellation of a worker's task by something else than the end of its pool; tells whether it was.
+
+    A receiver that cancels the task it runs in, or what it calls, has failed, and no more than that.
+    """
+    task = asyncio.current_task()
+    pool = None if task is None else _POOLS.get(task)
+    if task is None or pool is None or pool.is_ending:
+        return False
+    while task.uncancel():
+        pass
+    return True

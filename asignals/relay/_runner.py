@@ -143,7 +143,13 @@ class Runner:
                 logger.warning("whether all tables are there is not known yet (%s)", said(outcome))
 
     def _start(self, work: Coroutine[Any, Any, None]) -> None:
-        self.tasks.append(asyncio.get_running_loop().create_task(work))
+        task = asyncio.get_running_loop().create_task(work)
+        task.add_done_callback(self._look_at_end)
+        self.tasks.append(task)
+
+    def _look_at_end(self, task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and (error := task.exception()) is not None:
+            logger.error("a part of the relay of %r has ended (%s): start it again", self._inbound.service, said(error))
 
     async def _consume_for_ever(self) -> None:
         attempts = Attempts(self.consuming)
