@@ -7,8 +7,9 @@ import math
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
+import nats
 import pytest
-from relay_support import World, until, world
+from relay_support import URLS, World, until, world
 
 from asignals.relay import Delivery, Envelope, JetStream
 from asignals.relay.engines._jetstream.names import durable_of
@@ -117,3 +118,27 @@ def test_what_is_no_server_of_nats_is_refused(servers: Any) -> None:
     with pytest.raises((ValueError, TypeError)) as caught:
         JetStream(servers)
     assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("settings", "word"),
+    [
+        ({"max_msgs": 2}, "max_msgs=2"),
+        ({"max_bytes": 100_000}, "max_bytes=100000"),
+        ({"retention": "interest"}, "retention=interest"),
+        ({"max_msgs": 2, "discard": "new"}, None),
+        ({}, None),
+    ],
+)
+async def test_a_stream_that_drops_events_by_itself_is_a_problem(
+    engine: World, caplog: pytest.LogCaptureFixture, settings: dict[str, Any], word: str | None
+) -> None:
+    """Somebody made it with a limit at which the server drops what nobody has handled: health and the log say so."""
+    transport = engine.open()
+    client = await nats.connect(URLS["nats"])
+    await client.jetstream().add_stream(name=transport.stream, subjects=[f"{transport.stream}.>"], **settings)
+    await client.close()
+    await transport.init()
+    found = " ".join(transport.problems.values())
+    assert (word is None and not found) or (word is not None and word in found)
+    assert (found in caplog.text) if found else "drops" not in caplog.text

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from relay_support import mariadb_database, postgres_schema, until
 from sqlalchemy import UpdateBase, text
-from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.event import listens_for
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 from sqlalchemy.orm import Session
 
 from asignals import Signal, signal
@@ -561,3 +563,28 @@ async def test_a_session_of_another_database_is_warned_of(
         assert f"a session writes events to the outbox in sqlite ({tmp_path}/other.db)" in message
         assert f"and this relay publishes those in sqlite ({tmp_path}/app.db)" in message
     await other.dispose()
+
+
+@pytest.mark.parametrize("driver", ["asyncpg", "psycopg"])
+async def test_connections_to_a_server_that_has_become_read_only_are_given_up(driver: str) -> None:
+    """After a failover the pool still has connections to the server that led before: the next try goes by a new one."""
+    async with postgres_schema() as (engine, schema):
+        made = create_async_engine(engine.url.set(drivername=f"postgresql+{driver}"))
+        behind, outbox, sink = [True], SQLAlchemyOutbox(made, schema=schema), Sink()
+
+        @listens_for(made.sync_engine, "connect")
+        def set_up(connection: Any, _record: object) -> None:
+            if behind:
+                cursor = connection.cursor()
+                cursor.execute("SET default_transaction_read_only = on")
+                cursor.close()
+                connection.commit()
+
+        writing = SQLAlchemyOutbox(engine, schema=schema)
+        await writing.init()
+        await writing.put(event(1))
+        with pytest.raises(DBAPIError, match="read-only"):
+            await outbox.drain_once(sink)
+        behind.clear()
+        assert await drain(outbox, sink) == 1
+        await made.dispose()

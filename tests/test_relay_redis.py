@@ -7,6 +7,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from redis.exceptions import ReadOnlyError
 from relay_support import World, until, world
 
 from asignals.relay import Delivery, Envelope, RedisStreams
@@ -158,3 +159,46 @@ def test_what_is_no_url_of_redis_is_refused(url: Any) -> None:
     """At once, with what to write instead, and without its password."""
     with pytest.raises(ValueError, match="RedisStreams takes a URL such as"):
         RedisStreams(url)
+
+
+@pytest.mark.parametrize("setting", ["protocol=3", "decode_responses=True", "socket_timeout=0.2"])
+@pytest.mark.parametrize("is_in_url", [True, False])
+async def test_settings_of_the_client_that_the_engine_rests_on_stay_its_own(
+    engine: World,
+    setting: str,
+    is_in_url: bool,  # noqa: FBT001
+) -> None:
+    """Answers of another shape, and a limit shorter than a read waits, come neither by the URL nor by options."""
+    made, (name, value) = engine.open(), setting.split("=")
+    url, options = (f"{made._url}?{setting}&health_check_interval=9", {}) if is_in_url else (made._url, {name: value})
+    transport = RedisStreams(url, prefix=made._base.strip("{}"), **options)
+    heard: list[bytes] = []
+
+    async def handle(delivery: Delivery) -> None:
+        heard.append(Envelope.decode(delivery.data).body)
+
+    consuming = asyncio.create_task(transport.consume("s", "i", ["numbers"], handle))
+    await transport.publish_many(events(2))
+    await until(lambda: len(heard) == 2)
+    await asyncio.sleep(0.3)  # longer than the limit: a read waits meanwhile
+    assert transport.connection_state.is_up
+    consuming.cancel()
+    with suppress(asyncio.CancelledError):
+        await consuming
+    await transport.aclose()
+
+
+async def test_connections_to_a_redis_that_has_become_a_replica_are_given_up(engine: World) -> None:
+    """After a failover behind one address the pool still has connections to the Redis that led before."""
+    transport = engine.open()
+    await transport.publish_many(events(1))
+    before = transport._client()
+
+    async def refuse(*_: object) -> None:
+        raise ReadOnlyError("You can't write against a read only replica.")
+
+    before.evalsha = refuse  # type: ignore[method-assign, assignment]
+    with pytest.raises(ReadOnlyError):
+        await transport.publish_many(events(1))
+    assert transport._client() is not before
+    await transport.publish_many(events(1))

@@ -9,7 +9,17 @@ import pytest
 from sqlalchemy import create_engine
 
 from asignals import Signal
-from asignals.relay import Database, JetStream, Kafka, Memory, RedisStreams, Relay, SQLAlchemyInbox, SQLAlchemyOutbox
+from asignals.relay import (
+    Database,
+    JetStream,
+    Kafka,
+    Memory,
+    RabbitMQ,
+    RedisStreams,
+    Relay,
+    SQLAlchemyInbox,
+    SQLAlchemyOutbox,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -142,3 +152,19 @@ def test_a_sync_engine_is_refused() -> None:
     """With the name of what makes the right one."""
     with pytest.raises(TypeError, match="create_async_engine"):
         SQLAlchemyOutbox(create_engine("sqlite://"))  # type: ignore[arg-type]  # what is tested
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "word"),
+    [
+        (lambda: RedisStreams("redis://127.0.0.1:6379/first"), ValueError, "number"),
+        (lambda: RedisStreams("redis://127.0.0.1", single_connection_client=True), TypeError, "single_connection"),
+        (lambda: JetStream("nats://127.0.0.1", allow_reconnect=False), ValueError, "allow_reconnect"),
+        (lambda: JetStream("nats://127.0.0.1", max_retries=3), TypeError, "max_retries"),
+        (lambda: RabbitMQ("amqp://127.0.0.1", login="app", password="p"), ValueError, "login, password"),  # noqa: S106
+    ],
+)
+def test_options_of_a_client_are_refused_where_they_are_written(make: Any, error: type[Exception], word: str) -> None:
+    """Those that it does not have, and those that the engine or its URL decides."""
+    with pytest.raises(error, match=word):
+        make()

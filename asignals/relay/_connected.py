@@ -14,7 +14,7 @@ import anyio
 from sqlalchemy.exc import DBAPIError
 
 from asignals.relay._cancel import limited
-from asignals.relay._dialect import is_missing_table, is_sqlite, is_undone, missing_table, name_of
+from asignals.relay._dialect import is_missing_table, is_read_only, is_sqlite, is_undone, missing_table, name_of
 from asignals.relay._to_the_end import to_the_end
 from asignals.relay._transport import SchemaError
 
@@ -64,12 +64,13 @@ async def connected(engine: AsyncEngine, seconds: float | None = LIMIT) -> Async
     """`engine.connect()`, with a limit for the block: a database that is connected and silent stops nothing for ever.
 
     After `seconds` the block is cancelled, its connection thrown away, and with it all that were made before; raises
-    `TimeoutError`. Opening and closing are cut short by no cancellation: drivers leave half-open ones behind. Raises
-    `SchemaError` where a table is missing. On SQLite, whose file answers, the limit is that for its lock.
+    `TimeoutError`. They are thrown away, too, where the server has become read-only, as after a failover. Opening and
+    closing are cut short by no cancellation: drivers leave half-open ones behind. Raises `SchemaError` where a table is
+    missing. On SQLite, whose file answers, the limit is that for its lock.
     """
     seconds = None if is_sqlite(engine) else seconds
     opened: list[AsyncConnection] = []
-    is_silent = False
+    is_silent = False  # or of no use any more
     try:
         await to_the_end(_open(engine, opened))
         connection = opened[0]
@@ -83,6 +84,9 @@ async def connected(engine: AsyncEngine, seconds: float | None = LIMIT) -> Async
     except DBAPIError as error:
         if is_missing_table(error):
             raise SchemaError(name_of(engine), [missing_table(error)]) from error
+        if is_read_only(error) and not is_sqlite(engine):
+            is_silent = True
+            _distrust(engine)
         raise
     finally:
         if opened:  # also when we were cancelled meanwhile
@@ -99,8 +103,12 @@ async def answered(engine: AsyncEngine, call: Awaitable[T], seconds: float = LIM
 
 def _silent(engine: AsyncEngine, seconds: float | None) -> TimeoutError:
     """Trust no connection any more that was made until now, and say who did not answer."""
-    _TROUBLES[engine.sync_engine.pool] = time.monotonic()
+    _distrust(engine)
     return TimeoutError(f"{name_of(engine)} did not answer within {seconds:g} s; its connections are thrown away")
+
+
+def _distrust(engine: AsyncEngine) -> None:
+    _TROUBLES[engine.sync_engine.pool] = time.monotonic()
 
 
 @asynccontextmanager

@@ -55,6 +55,13 @@ def is_undone(error: DBAPIError) -> bool:
     return not _codes(error).isdisjoint((1213, 1205, 1020, "40P01", "40001"))
 
 
+def is_read_only(error: DBAPIError) -> bool:
+    """Whether the server takes no writes: another one leads now, and this connection is still to the one that did."""
+    # read_only_sql_transaction; ER_OPTION_PREVENTS_STATEMENT, ER_CANT_EXECUTE_IN_READ_ONLY_TRANSACTION and
+    # ER_READ_ONLY_MODE
+    return not _codes(error).isdisjoint(("25006", 1290, 1792, 1836))
+
+
 def _codes(error: DBAPIError) -> set[object]:
     """Give what a driver says that it is: the SQLSTATE of PostgreSQL, the number of MariaDB."""
     number = next(iter(getattr(error.orig, "args", ())), None)

@@ -99,6 +99,14 @@ def check_signal(method: str, signal: object) -> None:
         raise TypeError(f"{method} takes a signal, made by Signal(…) or @signal, not {shown(signal)}")
 
 
+def check_options(engine: str, options: Mapping[str, Any], ours: Collection[str], known: Collection[str] = ()) -> None:
+    """Refuse options of a client that the engine decides, and those that the client does not have."""
+    if decided := sorted(options.keys() & set(ours)):
+        raise ValueError(f"{engine} decides over {', '.join(decided)} by itself, or by its URL")
+    if known and (unknown := sorted(options.keys() - set(known))):
+        raise TypeError(f"the client of {engine} has no option {', '.join(unknown)}")
+
+
 def check_servers(engine: str, example: str, servers: object) -> list[str]:
     """Give the servers' names as a list; raises `ValueError` where one could not be a server's."""
     names: list[Any] = list(servers) if isinstance(servers, list | tuple) else [servers]

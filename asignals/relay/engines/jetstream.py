@@ -8,19 +8,22 @@ is unlimited, as the relay counts failures by itself, and a retry is a NAK with 
 from __future__ import annotations
 
 import asyncio
+import inspect
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
+
+from nats.aio.client import Client
 
 from asignals.masking import redacted
 from asignals.relay._cancel import heeding
 from asignals.relay._connection_state import Attempts, ConnectionState
 from asignals.relay._envelope import check_name
 from asignals.relay._places import Address, Server, servers_of
-from asignals.relay._settings import check_numbers, check_servers, given
+from asignals.relay._settings import check_numbers, check_options, check_servers, given
 from asignals.relay._to_the_end import to_the_end
 from asignals.relay._transport import Delivery
 from asignals.relay.engines._broker import BrokerEngine
-from asignals.relay.engines._jetstream.connection import CONNECT, NatsConnection
+from asignals.relay.engines._jetstream.connection import CONNECT, OURS, NatsConnection
 from asignals.relay.engines._jetstream.consumer import Consumer
 from asignals.relay.engines._jetstream.dead_letters import DeadLetterStream
 from asignals.relay.engines._jetstream.inbox import JetStreamInbox
@@ -58,10 +61,11 @@ class JetStream(BrokerEngine):
         replicas: Copies in a cluster, of dead letters and the inbox, too. This and the two before change a stream that
             exists; `None` leaves it as it is, and makes a new one with 30 days, 120 seconds and one copy.
         ack_timeout: Seconds to wait for the server's acknowledgements.
-        options: What else `nats.connect` takes.
+        options: What else `nats.connect` takes, but for how it connects again, and its callbacks.
 
     Raises:
-        ValueError: the servers are not those of NATS, or a name or number cannot be used.
+        ValueError: the servers are not those of NATS, a name or number cannot be used, or an option is the engine's.
+        TypeError: `nats.connect` has no such option.
     """
 
     system: Final = "nats"  # as OpenTelemetry calls it
@@ -88,6 +92,7 @@ class JetStream(BrokerEngine):
         check_numbers(**given(max_age=max_age, dedup_window=dedup_window, replicas=replicas))
         self.stream: str = stream
         self.ack_wait: float = ack_wait
+        check_options("JetStream", options, OURS, inspect.signature(Client.connect).parameters)
         self._connection = NatsConnection(servers, f"NATS ({', '.join(urls)})", options)
         self.connection_state: ConnectionState = self._connection.state
         self._streams = Streams(self._connection, stream, ack_wait, stream_settings(max_age, dedup_window, replicas))
@@ -112,7 +117,7 @@ class JetStream(BrokerEngine):
     @property
     def problems(self) -> dict[str, str]:
         """What is wrong beside the connection."""
-        return self._connection.problems
+        return self._connection.problems | self._streams.problems
 
     async def init(self) -> None:
         """Create the streams that are missing."""

@@ -17,6 +17,7 @@ from asignals.relay._connection_state import Attempts, ConnectionState
 from asignals.relay._envelope import check_name
 from asignals.relay._keys import partition_of
 from asignals.relay._places import Address, Server, servers_of
+from asignals.relay._settings import check_options
 from asignals.relay._transport import Delivery
 from asignals.relay.engines._broker import BrokerEngine
 from asignals.relay.engines._rabbitmq.channels import ANSWER_TIMEOUT, Closing
@@ -38,6 +39,8 @@ if TYPE_CHECKING:
 _AT_ONCE: Final = 500
 _UNDER_WAY: Final = 64  # more that begin at once would stall the event loop for what they take together
 
+_OURS: Final = ("url", "host", "port", "login", "password", "virtualhost", "ssl")  # which aio-pika takes from the URL
+
 
 class RabbitMQ(BrokerEngine):
     """Carries events through RabbitMQ.
@@ -58,7 +61,7 @@ class RabbitMQ(BrokerEngine):
         options: What else `aio_pika.connect` takes, `ssl_context` for one.
 
     Raises:
-        ValueError: the URL is not RabbitMQ's, or `name` cannot be used.
+        ValueError: the URL is not RabbitMQ's, `name` cannot be used, or an option is one that the URL has.
     """
 
     system: Final = "rabbitmq"  # as OpenTelemetry calls it
@@ -71,6 +74,7 @@ class RabbitMQ(BrokerEngine):
             raise ValueError(
                 f"RabbitMQ takes a URL such as 'amqp://user:password@host/', or a list of them, not {found!r}"
             )
+        check_options("RabbitMQ", options, _OURS)
         self.name: str = check_name("name", name)
         self._connection = BrokerConnection(nodes, name, options)
         self.connection_state: ConnectionState = self._connection.state

@@ -15,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import math
 from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import urlsplit
 
 from redis.exceptions import ResponseError
 
@@ -62,10 +63,12 @@ class RedisStreams(BrokerEngine):
         replicas: Replicas that must have an event before it counts as published (`WAIT`). Redis copies what it has
             acknowledged afterwards: when it is lost, what a replica did not have yet is lost with it, unless this is
             at least 1. While fewer replicas answer, publishing fails, and is repeated by the outbox.
-        options: What else `redis.asyncio.Redis.from_url` takes; with Sentinel also `sentinel_kwargs`.
+        options: What else a connection of redis-py takes; with Sentinel also `sentinel_kwargs`. `protocol`,
+            `decode_responses` and `socket_timeout` are the engine's own, whatever these or the URL say.
 
     Raises:
         ValueError: the URL is not Redis's, or a name or number cannot be used.
+        TypeError: redis-py has no such option.
     """
 
     system: Final = "redis"  # as OpenTelemetry calls it
@@ -84,6 +87,9 @@ class RedisStreams(BrokerEngine):
         is_of_redis = isinstance(url, str) and (url.startswith(_SCHEMES) or is_of_sentinels(url))
         if not is_of_redis:
             raise ValueError(f"RedisStreams takes a URL such as 'redis://127.0.0.1:6379/0', not {redacted(url)!r}")
+        database = urlsplit(url).path.rpartition("/")[2]
+        if not (url.startswith("unix://") or is_of_sentinels(url) or database.isdecimal() or not database):
+            raise ValueError(f"the database of Redis is a number, and not {database!r}: {redacted(url)!r}")
         check_numbers(lease=lease, dedup_window=dedup_window, replicas=replicas, **given(max_age=max_age))
         self.lease: float = lease
         self._connection = RedisConnection(url, prefix, lease, options)

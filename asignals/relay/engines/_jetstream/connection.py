@@ -21,6 +21,7 @@ T = TypeVar("T")
 
 CONNECT: Final = 5.0  # seconds for connecting and for each request
 CLOSE_TIMEOUT: Final = 2.0  # seconds that closing may take
+OURS: Final = ("servers", "allow_reconnect", "max_reconnect_attempts", "error_cb", "disconnected_cb", "reconnected_cb")
 _PING: Final = 3  # seconds between two looks at whether the server still answers
 _PONG: Final = 1.0  # seconds that a server may take to say that it is there
 _LOOK: Final = 1.0  # seconds between two looks at whether a connection is still there

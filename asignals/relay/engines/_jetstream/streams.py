@@ -7,7 +7,7 @@ import logging
 import math
 from typing import TYPE_CHECKING, Any, Final
 
-from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy, StreamConfig
+from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy, DiscardPolicy, RetentionPolicy, StreamConfig
 from nats.js.errors import NotFoundError
 
 from asignals.relay._keys import PARTITIONS
@@ -26,6 +26,7 @@ logger: logging.Logger = logging.getLogger("asignals.relay")
 _ANSWER: Final = 1.0  # seconds after which a cluster that has no leader is asked again
 _MOST_PENDING: Final = 1_000_000  # events of a topic that a service may hold or have waiting for their retry
 _DEFAULTS: Final = {"max_age": 30 * 86_400.0, "duplicate_window": 120.0, "num_replicas": 1}
+_LIMITS: Final = ("max_msgs", "max_bytes", "max_msgs_per_subject")
 _CONSUMER_SETTINGS: Final = ("ack_wait", "max_deliver", "max_ack_pending", "filter_subject")
 
 
@@ -47,6 +48,7 @@ class Streams:
         self.instances = f"{name}-instances"
         self.owners = f"{name}-owners"
         self.replicas: int = settings.get("num_replicas", 1)
+        self.problems: dict[str, str] = {}
         self._settings = settings
 
     async def make(self, client: Client) -> None:
@@ -72,10 +74,27 @@ class Streams:
                 made = StreamConfig(name=name, subjects=[f"{name}.>"], **defaults)
                 await patiently(lambda: jetstream.add_stream(made), CONNECT - _ANSWER)
             return
+        if name in (self.name, self.dead):
+            self._look_for_limits(name, config)
         changed = {field: value for field, value in given.items() if (getattr(config, field) or 0) != value}
         if changed:
             await patiently(lambda: jetstream.update_stream(config.evolve(**changed)), CONNECT - _ANSWER)
             logger.warning("changed stream %r of %s: %s", name, self.connection.state.name, changed)
+
+    def _look_for_limits(self, name: str, config: StreamConfig) -> None:
+        """Say when a stream that somebody else has made drops events that nobody has handled."""
+        limits = [f"{limit}={getattr(config, limit)}" for limit in _LIMITS if (getattr(config, limit) or -1) > 0]
+        if config.discard == DiscardPolicy.NEW:
+            limits = []  # then publishing fails instead
+        if config.retention == RetentionPolicy.INTEREST:
+            limits.append("retention=interest")
+        what = f"stream {name!r}"
+        problem = f"{', '.join(limits)}: the server drops events of it that no service has handled"
+        if limits and self.problems.get(what) != problem:
+            logger.warning("%s of %s has %s", what, self.connection.state.name, problem)
+        self.problems.pop(what, None)
+        if limits:
+            self.problems[what] = problem
 
     async def make_consumers(self, client: Client, service: str, topic: str) -> None:
         """Make a service's consumers of a topic: of its partitions, and of the events without a key."""

@@ -7,11 +7,12 @@ import hashlib
 from contextlib import suppress
 from functools import lru_cache
 from typing import Any, Final
+from urllib.parse import urlsplit, urlunsplit
 
 from redis.asyncio import BlockingConnectionPool, Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
-from redis.exceptions import NoScriptError
+from redis.exceptions import NoScriptError, ReadOnlyError
 
 from asignals.relay._cancel import limited
 from asignals.relay._connection_state import ConnectionState
@@ -25,7 +26,17 @@ BLOCK: Final = 1.0  # seconds that a read waits for new events
 AT_ONCE: Final = 500  # events in one command
 _WAIT: Final = 4.0  # seconds in which the replicas must have what was written
 _CLOSE_TIMEOUT: Final = 2.0  # seconds that closing may take
+# One shape of answers, whatever the version of client and server. No time limit of the client's: each command has ours,
+# reading waits for longer, and before Python 3.12 the client's loses cancellations (`asyncio.wait_for`).
+_OURS: Final = {"protocol": 2, "decode_responses": False, "socket_timeout": None}
 _CONNECTIONS: Final = 64  # most at once; a command that finds none free waits for one
+
+
+def _without_ours(url: str) -> str:
+    """Leave out of a URL what the engine decides: the settings of a URL win over options."""
+    parts = urlsplit(url)
+    kept = [setting for setting in parts.query.split("&") if setting.partition("=")[0] not in _OURS]
+    return urlunsplit(parts._replace(query="&".join(kept)))
 
 
 class RedisConnection:
@@ -36,19 +47,16 @@ class RedisConnection:
         self.keys = Keys(prefix)
         self.lease = lease  # seconds after which a consumer's events are redelivered unless it renews its lease
         self.state = ConnectionState(f"Redis ({url}, {prefix})")
-        # Protocol 2: one shape of answers, whatever the version of client and server. No time limit of the client's:
-        # each command has ours, and before Python 3.12 the client's loses cancellations (`asyncio.wait_for`). No
-        # repetition of the client's either: it would go on with connections that are given up.
+        # No repetition of the client's: it would go on with connections that are given up.
         self._options: dict[str, Any] = {
             "socket_connect_timeout": 2.0,
-            "socket_timeout": None,
-            "protocol": 2,
             "retry": Retry(NoBackoff(), 0),
             **options,
         }
         self._made: Redis | None = None
         self._loop = OwnLoop()
-        self._make()  # so that options that Redis does not have are refused here
+        pool = self._make().connection_pool
+        pool.connection_class(**pool.connection_kwargs)  # so that options that Redis does not have are refused here
 
     def client(self) -> Redis:
         """Give the client; it connects when it is used."""
@@ -60,14 +68,9 @@ class RedisConnection:
 
     def _make(self) -> Redis:
         if self._made is None:
-            options = {
-                "max_connections": _CONNECTIONS,
-                "timeout": ANSWER_TIMEOUT,
-                **self._options,
-                "decode_responses": False,
-            }
+            options = {"max_connections": _CONNECTIONS, "timeout": ANSWER_TIMEOUT, **self._options, **_OURS}
             make: Any = pool_by_sentinels if is_of_sentinels(self.url) else BlockingConnectionPool.from_url
-            self._made = Redis.from_pool(make(self.url, **options))
+            self._made = Redis.from_pool(make(_without_ours(self.url), **options))
         return self._made
 
     async def aclose(self) -> None:
@@ -85,7 +88,7 @@ class RedisConnection:
         client = self._made
         try:
             return await limited(command, seconds, self.state.name)
-        except TimeoutError:
+        except (TimeoutError, ReadOnlyError):  # or another Redis leads now, and these are to the one that did
             if client is not None and client is self._made:
                 self._made = None
                 await to_the_end(_close(client))
