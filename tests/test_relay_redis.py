@@ -170,8 +170,12 @@ async def test_settings_of_the_client_that_the_engine_rests_on_stay_its_own(
 ) -> None:
     """Answers of another shape, and a limit shorter than a read waits, come neither by the URL nor by options."""
     made, (name, value) = engine.open(), setting.split("=")
-    url, options = (f"{made._url}?{setting}&health_check_interval=9", {}) if is_in_url else (made._url, {name: value})
-    transport = RedisStreams(url, prefix=made._base.strip("{}"), **options)
+    url, options = (
+        (f"{made._connection.url}?{setting}&health_check_interval=9", {})
+        if is_in_url
+        else (made._connection.url, {name: value})
+    )
+    transport = RedisStreams(url, prefix=made._connection.keys.base.strip("{}"), **options)
     heard: list[bytes] = []
 
     async def handle(delivery: Delivery) -> None:
@@ -192,7 +196,7 @@ async def test_connections_to_a_redis_that_has_become_a_replica_are_given_up(eng
     """After a failover behind one address the pool still has connections to the Redis that led before."""
     transport = engine.open()
     await transport.publish_many(events(1))
-    before = transport._client()
+    before = transport._connection.client()
 
     async def refuse(*_: object) -> None:
         raise ReadOnlyError("You can't write against a read only replica.")
@@ -200,5 +204,5 @@ async def test_connections_to_a_redis_that_has_become_a_replica_are_given_up(eng
     before.evalsha = refuse  # type: ignore[method-assign, assignment]
     with pytest.raises(ReadOnlyError):
         await transport.publish_many(events(1))
-    assert transport._client() is not before
+    assert transport._connection.client() is not before
     await transport.publish_many(events(1))
