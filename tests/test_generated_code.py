@@ -35,7 +35,7 @@ def is_possible(name):
 written_functions = [
     Signal(["a"]).send.__func__,
     Signal(["a"]).send_robust.__func__,
-    write_loop(("a",), None),
+    write_loop(("a",), (Shape(is_async=True, wanted=None),)),
     write_choose(("a",), Shape(is_async=False, wanted=frozenset("a"))),
 ]
 
@@ -301,7 +301,8 @@ async def test_different_code_never_has_the_same_file_name():
         *[write_choose(("q", "r"), Shape(is_async=False, wanted=frozenset(wanted))) for wanted in ("", "q", "r")],
         write_choose(("q", "r"), Shape(is_async=False, wanted=frozenset("q"), by_position="q")),
         write_choose(("q", "r"), Shape(is_async=False, wanted=None, takes_signal=False)),
-        *[write_loop(("q", "r"), wanted) for wanted in (None, frozenset("q"))],
+        *[write_loop(("q", "r"), (Shape(is_async=True, wanted=wanted),)) for wanted in (None, frozenset("q"))],
+        *[write_loop(("q", "r"), (Shape(is_async=False, wanted=None, is_method=is_method),)) for is_method in (0, 1)],
     ]
     names = {function.__code__.co_filename for function in made}
     assert len(names) == len(made)
@@ -315,7 +316,7 @@ def test_code_is_written_at_the_first_send():
     made[0].send(None, lazy_0=1, other=2).close()
     assert {name for name in linecache.cache if "lazy_" in name} == {
         "<asignals send(lazy_0, other)>",
-        "<asignals loop(lazy_0, other) calling (signal=_self, sender=sender, lazy_0=lazy_0, other=other)>",
+        "<asignals loop(lazy_0, other) of await _receiver(signal=_self, sender=sender, lazy_0=lazy_0, other=other)>",
     }
 
 

@@ -129,8 +129,7 @@ class Connection(Reference):
         if type(self.held) is not Holder:
             self.held: Any = None if options.weak else self.target()
             needs_care = options.in_thread or options.once or options.timeout is not None
-            is_simple = shape.takes_signal and shape.by_position is None and shape.is_method == bool(self.method)
-            self.style = shape if is_simple and not needs_care else None
+            self.style = shape if shape.is_method == bool(self.method) and not needs_care else None
 
     def end(self) -> None:
         """End the connection, for sends under way too, and let the receiver go."""
@@ -147,7 +146,11 @@ class Connection(Reference):
     def take(self, signal: Signal[..., Any]) -> Any:
         """The receiver if it is to be called now, else `None`: at most one send gets it if it is connected `once`."""
         receiver = self.target()
-        return receiver if self.is_live and (not self.options.once or signal._registry.remove(self)) else None
+        if not self.is_live or (
+            self.options.once and not any(each.remove(self) for each in signal._registries().values())
+        ):
+            return None
+        return receiver
 
     def call(self, receiver: Receiver, signal: Signal[..., Any], sender: object, arguments: dict[str, Any]) -> Any:
         """Call the receiver by its options; the response may be awaitable."""

@@ -36,7 +36,7 @@ _METHODS = {
 
 @functools.lru_cache(maxsize=4096)
 def _write_method(name: str, names: Names) -> FunctionType:
-    return write(_METHODS[name], name, names, deliver=deliver, watchers=watchers)
+    return write(_METHODS[name], f"{name}(@positions)", names, deliver=deliver, watchers=watchers)
 
 
 # A class, and not an attribute of the instance, carries the written methods: a function that is stored on the instance

@@ -40,6 +40,9 @@ T_co = TypeVar("T_co", covariant=True)
 F = TypeVar("F", bound=Receiver)
 
 
+_BRANCHES = 4  # for the commonest shapes of a plan's receivers
+
+
 class Plan:
     """The connections of one sender in order, with the loop that is written for them when it is first used."""
 
@@ -55,8 +58,9 @@ class Plan:
         names = self._names
         if names is None and is_often_sent(plain := tuple(map(str.__str__, arguments))):  # others write what they like
             names = plain
-        wanted = Counter(style.wanted for each in self.connections if (style := each.style) is not None)
-        loop = write_loop(names, max(wanted, key=wanted.__getitem__, default=None))
+        styles = Counter(style for each in self.connections if (style := each.style) is not None)
+        shapes = tuple(style for style, _ in styles.most_common(_BRANCHES)) or (Shape(is_async=True, wanted=None),)
+        loop = write_loop(names, shapes)
         if names is not None:
             self.loop = loop
         return loop

@@ -3,8 +3,8 @@
 Arguments then travel as arguments: no dictionary is built and unpacked for each receiver. What is written is shared by
 all signals with the same names:
 
-- the *loop*, which calls the receivers of a plan. It is written for the arguments that most of the plan's receivers
-  take, with a branch for each kind of receiver: async or not, a method or not;
+- the *loop*, which calls the receivers of a plan. It has a branch for each of the commonest ways in which these are
+  called: async or not, a method or not, with these arguments or those;
 - the *choose function* of any other receiver, which calls it with the arguments that it takes.
 
 Tracebacks show the written lines. Their file names are in angle brackets, which coverage and Sentry take for
@@ -15,14 +15,15 @@ from __future__ import annotations
 
 import functools
 import linecache
-from collections.abc import Callable, Coroutine, Iterable
+import textwrap
+from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from inspect import CO_ITERABLE_COROUTINE
 from types import FunctionType, GeneratorType, MethodType
 from typing import Any, TypeAlias
 
 from asignals._core.errors import DeclarationError, annotate, is_receivers_error, log_failure
-from asignals._core.objects import Names, Shape, check_names, shared
+from asignals._core.objects import Names, Shape, check_names
 
 Loop: TypeAlias = Callable[..., Coroutine[Any, Any, list[tuple[Any, Any]]]]
 
@@ -38,43 +39,26 @@ def is_awaitable(response: object) -> bool:
     return kind not in PLAIN_TYPES and hasattr(kind, "__await__")
 
 
-# `@` marks what belongs to the template; it becomes a prefix that no declared name begins with. A method is called as
-# the function of its class, with its object.
+# `@` marks what belongs to the template; it becomes a prefix that no declared name begins with.
 _LOOP = """\
 async def @loop(@connections, @self, sender, @is_robust, /, @positions):
     @results = []
     @response = None
     for @connection in @connections:
         try:
-            if (@style := @connection.style) is @coroutine_function:
-                if (@receiver := @connection()) is None:
-                    continue
-                @response = await @receiver(@keywords)
-            elif @style is @coroutine_method:
-                if (@receiver := @connection()) is None:
-                    continue
-                @response = await @connection.function(@receiver, @keywords)
-                @receiver = @MethodType(@connection.function, @receiver)
+            @style = @connection.style
+            @branches
             else:
-                if @style is @function:
-                    if (@receiver := @connection()) is None:
-                        continue
-                    @response = @receiver(@keywords)
-                elif @style is @method:
-                    if (@receiver := @connection()) is None:
-                        continue
-                    @response = @connection.function(@receiver, @keywords)
-                    @receiver = @MethodType(@connection.function, @receiver)
-                elif @style is not None:
-                    if (@receiver := @connection() if @connection.method is None else @connection.target()) is None:
-                        continue
-                    @choose = @connection.choose or @connection.write_choose(@self)
-                    @response = @choose(@receiver, @self, sender, @positions)
-                else:
+                if @style is None:
                     if (@receiver := @connection.take(@self)) is None:
                         continue
                     @response = @connection.call(@receiver, @self, sender, @arguments)
-                if @type(@response) not in @PLAIN_TYPES and @is_awaitable(@response):
+                else:
+                    if (@receiver := @connection() if @connection.method is None else @connection.target()) is None:
+                        continue
+                    @choose = @connection.choose or @connection.write_choose(@self)
+                    @response = @choose(@receiver, @self, sender, @by_name)
+                if @is_awaitable(@response):
                     @response = await @response
                     if not @connection.is_receiver:
                         continue
@@ -89,9 +73,22 @@ async def @loop(@connections, @self, sender, @is_robust, /, @positions):
     finally:
         del @results, @response  # they may hold errors, whose frames lead back to this one
 """
+_BRANCH = """\
+if @style is @shape{number}:
+    if (@receiver := @connection()) is None:
+        continue
+    @response = {call}
+"""
+_IS_AWAITABLE = """\
+    if @type(@response) not in @PLAIN_TYPES and @is_awaitable(@response):
+        @response = await @response
+"""
+_IS_METHOD = """\
+    @receiver = @MethodType(@connection.function, @receiver)
+"""
 _CHOOSE = """\
 def @choose(@receiver, @self, sender, /, @positions):
-    return @receiver(@keywords)
+    return @call
 """
 
 _FUNCTIONS = annotate, is_awaitable, is_receivers_error, log_failure
@@ -99,26 +96,21 @@ _NAMESPACE: dict[str, Any] = {each.__name__: each for each in (BaseException, ty
 _NAMESPACE |= {"MethodType": MethodType, "PLAIN_TYPES": PLAIN_TYPES}
 
 
-def write(template: str, title: str, names: Names | None, shape: Shape | None = None, **objects: Any) -> FunctionType:
-    """Compile a template for argument names, or for any (`None`); `objects` are for its namespace.
-
-    `shape` is that of the receivers that it calls, if it calls any.
-    """
+def write(template: str, title: str, names: Names | None, **objects: Any) -> FunctionType:
+    """Compile a template for argument names, or for any (`None`); `objects` are for its namespace."""
     prefix = "_"
     while any(name.startswith(prefix) for name in names or ()):
         prefix += "_"
-    positions = [f"**{prefix}named"] if names is None else names
-    keywords = "" if shape is None else _keywords(shape, f"{prefix}self", names, positions)
-    text = template
+    positions = ["**@named"] if names is None else names
+    text, filename = template, f"<asignals {title}>"
     for mark, meaning in {
         "@parameters": ", ".join(["*", *names] if names else ()),
         "@arguments": "@named" if names is None else f"{{{', '.join(f'{name!r}: {name}' for name in names)}}}",
+        "@by_name": ", ".join(positions if names is None else [f"{name}={name}" for name in names]),
         "@positions": ", ".join(positions),
-        "@keywords": keywords,
         "@": prefix,
     }.items():
-        text = text.replace(mark, meaning)
-    filename = f"<asignals {title}({', '.join(positions)}){keywords and f' calling ({keywords})'}>"
+        text, filename = text.replace(mark, meaning), filename.replace(mark, meaning)
     linecache.cache[filename] = (len(text), None, text.splitlines(keepends=True), filename)
     namespace: dict[str, Any] = {prefix + name: thing for name, thing in {**_NAMESPACE, **objects}.items()}
     made: dict[str, FunctionType] = {}
@@ -126,35 +118,44 @@ def write(template: str, title: str, names: Names | None, shape: Shape | None = 
     return made.popitem()[1]
 
 
-def _keywords(shape: Shape, signal: str, names: Names | None, positions: Iterable[str]) -> str:
-    """What receivers of a shape are called with."""
-    values = {"signal": signal, **{name: name for name in ("sender", *(names or ()))}}
+def _call(shape: Shape, names: Names | None) -> str:
+    """The call of a receiver with the arguments that it takes; a method is called as the function of its class."""
+    values = {"signal": "@self", **{name: name for name in ("sender", *(names or ()))}}
     taken = [name for name in values if shape.wanted is None or name in shape.wanted]
     if not shape.takes_signal:
         taken.remove("signal")
-    by_name = [f"{name}={values[name]}" for name in taken if name != shape.by_position]
-    by_position = [values[name] for name in taken if name == shape.by_position]
-    return ", ".join([*by_position, *by_name, *(positions if names is None else ())])
+    arguments = [values[name] for name in taken if name == shape.by_position]
+    arguments += [f"{name}={values[name]}" for name in taken if name != shape.by_position]
+    arguments += ["**@named"] if names is None else []
+    return f"@receiver({', '.join(arguments)})"
 
 
 @functools.lru_cache(maxsize=4096)
-def write_loop(names: Names | None, wanted: frozenset[str] | None) -> Loop:
+def write_loop(names: Names | None, shapes: tuple[Shape, ...]) -> Loop:
     """The loop of a send: `(connections, signal, sender, is_robust, /, *values of the names)`.
 
-    It is fastest for receivers that take the arguments `wanted`.
+    It has a branch for the receivers of each of these shapes, the first of which is found soonest.
     """
-    kinds = {"coroutine_function": (True, False), "function": (False, False)}
-    kinds |= {"coroutine_method": (True, True), "method": (False, True)}
-    shapes = {kind: shared(Shape(is_async, wanted, is_method)) for kind, (is_async, is_method) in kinds.items()}
-    loop = write(_LOOP, "loop", names, shapes["function"], **shapes)
+    branches, calls = [], []
+    for number, shape in enumerate(shapes):
+        call = "await " * shape.is_async + _call(shape, names)
+        if shape.is_method:
+            call = call.replace("@receiver(", "@connection.function(@receiver, ")
+        text = _BRANCH.format(number=number, call=call)
+        branches.append(text + _IS_AWAITABLE * (not shape.is_async) + _IS_METHOD * shape.is_method)
+        calls.append(call)
+    template = _LOOP.replace("@branches", textwrap.indent("el".join(branches), 12 * " ").strip())
+    objects = {f"shape{number}": shape for number, shape in enumerate(shapes)}
+    loop = write(template, f"loop(@positions) of {'; '.join(calls)}", names, **objects)
     loop.__qualname__ = "Signal.send"  # so Python calls a send that is not awaited
     return loop
 
 
 @functools.lru_cache(maxsize=4096)
 def write_choose(names: Names | None, shape: Shape) -> FunctionType:
-    """Calls a receiver with the arguments that it takes: `(receiver, signal, sender, /, *values of the names)`."""
-    return write(_CHOOSE, "choose", names, shape)
+    """Calls a receiver with the arguments that it takes: `(receiver, signal, sender, /, **arguments)`."""
+    call = _call(shape, names)
+    return write(_CHOOSE.replace("@call", call), f"choose(@positions) of {call}", names)
 
 
 # A client may choose the names of an undeclared signal: code is written for the first sets that come again and again,
