@@ -36,7 +36,7 @@ written_functions = [
     Signal(["a"]).send.__func__,
     Signal(["a"]).send_robust.__func__,
     write_loop(("a",), (Shape(is_async=True, wanted=None),)),
-    write_choose(("a",), Shape(is_async=False, wanted=frozenset("a"))),
+    write_choose(Shape(is_async=False, wanted=frozenset("a"))),
 ]
 
 # Names that the code might use itself: builtins, everything in the template and in the modules around it, dunders.
@@ -298,9 +298,9 @@ async def test_different_code_never_has_the_same_file_name():
         Signal(["q", "r"]).send_robust.__func__,
         Signal(["q_r"]).send.__func__,
         Signal(["q", "r"])._bind.__func__,
-        *[write_choose(("q", "r"), Shape(is_async=False, wanted=frozenset(wanted))) for wanted in ("", "q", "r")],
-        write_choose(("q", "r"), Shape(is_async=False, wanted=frozenset("q"), by_position="q")),
-        write_choose(("q", "r"), Shape(is_async=False, wanted=None, takes_signal=False)),
+        *[write_choose(Shape(is_async=False, wanted=frozenset(wanted))) for wanted in ("", "q", "r")],
+        write_choose(Shape(is_async=False, wanted=frozenset("q"), by_position="q")),
+        write_choose(Shape(is_async=False, wanted=None, takes_signal=False)),
         *[write_loop(("q", "r"), (Shape(is_async=True, wanted=wanted),)) for wanted in (None, frozenset("q"))],
         *[write_loop(("q", "r"), (Shape(is_async=False, wanted=None, is_method=is_method),)) for is_method in (0, 1)],
     ]

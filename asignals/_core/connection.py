@@ -10,7 +10,7 @@ from weakref import WeakMethod
 
 import anyio
 
-from asignals._core.loops import in_thread
+from asignals._core.loops import in_thread, lock
 from asignals._core.objects import Holder, Place, Receiver, Reference, Shape, describe, identify, is_a, locate, name_of
 from asignals._core.written import write_choose
 
@@ -154,18 +154,18 @@ class Connection(Reference):
 
     def call(self, receiver: Receiver, signal: Signal[..., Any], sender: object, arguments: dict[str, Any]) -> Any:
         """Call the receiver by its options; the response may be awaitable."""
-        choose = self.choose or self.write_choose(signal)
+        choose = self.choose or self.write_choose()
         if self.style is not None:  # it has no options that matter here
-            return choose(receiver, signal, sender, **arguments)
-        call = functools.partial(choose, receiver, signal, sender, **arguments)
+            return choose(receiver, signal, sender, arguments)
+        call = functools.partial(choose, receiver, signal, sender, arguments)
         if self.options.in_thread:
             return in_thread(call, None if self.options.in_thread is True else self.options.in_thread)
         return call() if self.options.timeout is None else _within(self.options.timeout, call)
 
-    def write_choose(self, signal: Signal[..., Any]) -> Callable[..., Any]:
+    def write_choose(self) -> Callable[..., Any]:
         """Makes `choose`, which calls the receiver with the arguments that it takes."""
-        with signal._registry.lock:  # new options may come with another shape
-            self.choose = write_choose(signal.providing_args, self.shape)
+        with lock:  # new options may come with another shape
+            self.choose = write_choose(self.shape)
             return self.choose
 
     def __repr__(self) -> str:

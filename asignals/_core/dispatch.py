@@ -169,8 +169,8 @@ class Send:
         "__weakref__",
         "_given",
         "_is_robust",
-        "_is_watched",
         "_watch",
+        "_watchers",
         "arguments",
         "parent",
         "sender",
@@ -186,24 +186,25 @@ class Send:
         self.parent: Send | None = current_send.get()
         self._given = arguments
         self._is_robust = is_robust
-        self._is_watched = bool(watchers)  # a monitor that begins later sees nothing of this send
+        self._watchers = tuple(watchers)  # a monitor that begins later sees nothing of this send
 
     def __enter__(self) -> None:
-        if self._is_watched:
+        if self._watchers:
             current_send.set(self)
             self._watch = self._begin(None)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if self._is_watched:
+        if self._watchers:
             if current_send.get() is self:  # the collector closes a send in another context
                 current_send.set(self.parent)
             self._end(self._watch, error)
 
     def _begin(self, receiver: Receiver | None) -> Watch:
         """Begin to watch a receiver's call or, with `None`, the whole send; `_end` takes what this returns."""
-        asked = [(each, each.ask(each.around, self, receiver)) for each in tuple(watchers) if each.around is not None]
+        around = [each for each in self._watchers if each.around is not None and each in watchers]
+        asked = [(each, each.ask(each.around, self, receiver)) for each in around]
         return receiver, time.perf_counter(), asked
 
     def _end(self, watch: Watch, error: BaseException | None) -> None:
@@ -215,8 +216,8 @@ class Send:
                 watcher.ask(end, error)
         facts = self.signal, self.sender, self.arguments, receiver, start, duration, error, self, self.parent
         report = _new_report(Report, facts)
-        for watcher in tuple(watchers):
-            if watcher.callback is not None:
+        for watcher in self._watchers:
+            if watcher.callback is not None and watcher in watchers:
                 watcher.ask(watcher.callback, report)
 
     async def to(
@@ -233,7 +234,7 @@ class Send:
             else:
                 if (receiver := connection.take(self.signal)) is None:
                     return None
-                if self._is_watched and connection.is_receiver:
+                if self._watchers and connection.is_receiver:
                     watch = self._begin(receiver)
                 response = connection.call(receiver, self.signal, self.sender, self._given)
             if is_awaitable(response):

@@ -354,7 +354,7 @@ class Signal(Generic[P, R_co]):
 
     def has_listeners(self, sender: object = None) -> bool:
         """Whether a send from this sender would reach a receiver or a stream, muted or not."""
-        return bool(self._registry.connections_for(sender))
+        return any(each.target() is not None for each in self._registry.connections_for(sender))
 
     def receivers_for(self, sender: object) -> list[Receiver]:
         """The receivers that a send from this sender would call, in order, muted or not."""

@@ -23,7 +23,7 @@ from types import FunctionType, GeneratorType, MethodType
 from typing import Any, TypeAlias
 
 from asignals._core.errors import DeclarationError, annotate, is_receivers_error, log_failure
-from asignals._core.objects import Names, Shape, check_names
+from asignals._core.objects import RESERVED, Names, Shape, check_names
 
 Loop: TypeAlias = Callable[..., Coroutine[Any, Any, list[tuple[Any, Any]]]]
 
@@ -49,15 +49,9 @@ async def @loop(@connections, @self, sender, @is_robust, /, @positions):
             @style = @connection.style
             @branches
             else:
-                if @style is None:
-                    if (@receiver := @connection.take(@self)) is None:
-                        continue
-                    @response = @connection.call(@receiver, @self, sender, @arguments)
-                else:
-                    if (@receiver := @connection() if @connection.method is None else @connection.target()) is None:
-                        continue
-                    @choose = @connection.choose or @connection.write_choose(@self)
-                    @response = @choose(@receiver, @self, sender, @by_name)
+                if (@receiver := @connection.take(@self)) is None:
+                    continue
+                @response = @connection.call(@receiver, @self, sender, @arguments)
                 if @is_awaitable(@response):
                     @response = await @response
                     if not @connection.is_receiver:
@@ -87,7 +81,7 @@ _IS_METHOD = """\
     @receiver = @MethodType(@connection.function, @receiver)
 """
 _CHOOSE = """\
-def @choose(@receiver, @self, sender, /, @positions):
+def @choose(@receiver, @self, sender, @given):
     return @call
 """
 
@@ -106,7 +100,6 @@ def write(template: str, title: str, names: Names | None, **objects: Any) -> Fun
     for mark, meaning in {
         "@parameters": ", ".join(["*", *names] if names else ()),
         "@arguments": "@named" if names is None else f"{{{', '.join(f'{name!r}: {name}' for name in names)}}}",
-        "@by_name": ", ".join(positions if names is None else [f"{name}={name}" for name in names]),
         "@positions": ", ".join(positions),
         "@": prefix,
     }.items():
@@ -118,16 +111,15 @@ def write(template: str, title: str, names: Names | None, **objects: Any) -> Fun
     return made.popitem()[1]
 
 
-def _call(shape: Shape, names: Names | None) -> str:
-    """The call of a receiver with the arguments that it takes; a method is called as the function of its class."""
-    values = {"signal": "@self", **{name: name for name in ("sender", *(names or ()))}}
+def _call(shape: Shape, values: dict[str, str], others: str = "") -> str:
+    """The call of a receiver with the values that it takes, and all others."""
+    values = {"signal": "@self", "sender": "sender", **values}
     taken = [name for name in values if shape.wanted is None or name in shape.wanted]
     if not shape.takes_signal:
         taken.remove("signal")
     arguments = [values[name] for name in taken if name == shape.by_position]
     arguments += [f"{name}={values[name]}" for name in taken if name != shape.by_position]
-    arguments += ["**@named"] if names is None else []
-    return f"@receiver({', '.join(arguments)})"
+    return f"@receiver({', '.join([*arguments, others] if others else arguments)})"
 
 
 @functools.lru_cache(maxsize=4096)
@@ -136,10 +128,10 @@ def write_loop(names: Names | None, shapes: tuple[Shape, ...]) -> Loop:
 
     It has a branch for the receivers of each of these shapes, the first of which is found soonest.
     """
-    branches, calls = [], []
+    branches, calls, others = [], [], "**@named" if names is None else ""
     for number, shape in enumerate(shapes):
-        call = "await " * shape.is_async + _call(shape, names)
-        if shape.is_method:
+        call = "await " * shape.is_async + _call(shape, dict(zip(names or (), names or (), strict=True)), others)
+        if shape.is_method:  # the function of its class, with its object
             call = call.replace("@receiver(", "@connection.function(@receiver, ")
         text = _BRANCH.format(number=number, call=call)
         branches.append(text + _IS_AWAITABLE * (not shape.is_async) + _IS_METHOD * shape.is_method)
@@ -152,10 +144,12 @@ def write_loop(names: Names | None, shapes: tuple[Shape, ...]) -> Loop:
 
 
 @functools.lru_cache(maxsize=4096)
-def write_choose(names: Names | None, shape: Shape) -> FunctionType:
-    """Calls a receiver with the arguments that it takes: `(receiver, signal, sender, /, **arguments)`."""
-    call = _call(shape, names)
-    return write(_CHOOSE.replace("@call", call), f"choose(@positions) of {call}", names)
+def write_choose(shape: Shape) -> FunctionType:
+    """Calls a receiver with the arguments that it takes: `(receiver, signal, sender, arguments)`."""
+    names = tuple(sorted((shape.wanted or frozenset()) - RESERVED))
+    values = {name: f"@given[{name!r}]" for name in names}
+    call = _call(shape, values, "**@given" if shape.wanted is None else "")
+    return write(_CHOOSE.replace("@call", call), f"choose {call}", names)
 
 
 # A client may choose the names of an undeclared signal: code is written for the first sets that come again and again,
