@@ -174,7 +174,7 @@ def test_not_awaiting_a_send() -> None:
     for each in (heard, done()):
         with pytest.warns(RuntimeWarning, match=r"coroutine 'Signal\.send' was never awaited"):
             unawaited(each.send("web", toppings=1))
-    with pytest.warns(RuntimeWarning, match=r"coroutine 'Signal\.send_robust' was never awaited"):
+    with pytest.warns(RuntimeWarning, match=r"coroutine 'Signal\.send' was never awaited"):
         unawaited(heard.send_robust("web", toppings=1))
 
 

@@ -281,7 +281,8 @@ def deliver(
 
 async def _in_order(send: Send, plan: Connections) -> Pairs:
     with send:
-        return [pair for connection in plan if (pair := await send.to(connection)) is not None]
+        # No variable holds a pair: the error in it refers to this frame.
+        return list(filter(None, [await send.to(each) for each in plan]))
 
 
 # -- in a task group ---------------------------------------------------------------------------------------------------
