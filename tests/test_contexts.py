@@ -9,7 +9,7 @@ import anyio.lowlevel
 import pytest
 
 from asignals import Background, Signal
-from asignals._core.loops import InContext
+from asignals._core.loops import in_context
 
 pytestmark = pytest.mark.anyio
 
@@ -262,7 +262,7 @@ async def test_closing_what_runs_in_another_context():
             log.append(variable.get())
 
     async def awaits():
-        await InContext(context, works())
+        await in_context(context, works())
 
     coroutine = awaits()
     coroutine.send(None)

@@ -600,6 +600,24 @@ async def test_a_slow_reader_is_not_reported(signal, caplog, monkeypatch):
     assert caplog.messages == []
 
 
+async def test_a_stream_that_ends_just_as_a_senders_time_limit_does(signal, caplog, monkeypatch):
+    """There is nobody to report any more, and the sender goes on."""
+    monkeypatch.setattr(_stream, "STALLED_AFTER", 0.01)
+
+    async def wait_and_end_the_stream(waker):
+        try:
+            await waker._event.wait()
+        finally:
+            events._close()
+
+    with anyio.fail_after(5):
+        async with signal.stream(buffer=1) as events:
+            await signal.send(None, x=1)
+            monkeypatch.setattr(Waker, "wait", wait_and_end_the_stream)
+            await signal.send(None, x=2)
+    assert caplog.messages == []
+
+
 async def test_a_stream_can_be_ended_from_outside(signal):
     """`aclose` ends the readers and frees the senders, discards what is kept, and can be repeated."""
     ended = []

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple, ParamSpec, Self, cast
 import anyio
 
 from asignals._core.errors import is_receivers_error, logger
-from asignals._core.loops import Call, InContext, Loop, Queue, Waker, cancellation, is_inside, lock
+from asignals._core.loops import Call, Loop, Queue, Waker, cancellation, in_context, is_inside, lock
 from asignals._core.objects import FORWARDS, describe
 from asignals._core.signal import Signal
 from asignals._core.stream import check_count
@@ -158,15 +158,13 @@ class Background:
             TypeError: it is no signal, or the arguments are not those that it declares.
             anyio.ClosedResourceError: the block has been left, or not been entered.
         """
-        waker = self._put(signal, args, kwargs, may_wait=True)
-        if waker is None:
-            return
-        try:
-            await waker.wait()
-        finally:
-            is_refused = self._queue.leave(waker)
-        if is_refused:
-            raise anyio.ClosedResourceError(_CLOSED)
+        if (waker := self._put(signal, args, kwargs, may_wait=True)) is not None:
+            try:
+                await waker.wait()
+            finally:
+                is_refused = self._queue.leave(waker)
+            if is_refused:
+                raise anyio.ClosedResourceError(_CLOSED)
 
     def send_nowait(self, signal: Signal[P, Any], /, *args: P.args, **kwargs: P.kwargs) -> None:
         """Accept a send at once. May be called in any thread.
@@ -183,14 +181,15 @@ class Background:
             raise TypeError(f"a Background sends signals, not {describe(signal)}")
         inside, queue = is_inside(self), self._queue
         with lock:
-            if queue.is_closed or not (inside or self._state == "open") or self._loop.has_ended():
+            is_open = not queue.is_closed and (inside or self._state == "open")
+            if not is_open or (context := self._loop.copy_context()) is None:
                 raise anyio.ClosedResourceError(_CLOSED)
             must_wait = queue.is_full and not inside
             if must_wait and not may_wait:
                 text = f"a Background runs {self._limit} sends and keeps {self._buffer} more, and has no room"
                 raise anyio.WouldBlock(text)
             # Who hears it, and what is muted, is settled now.
-            job = _Job(signal, self._loop.copy_context(), cast("Any", signal.send_robust(*args, **kwargs)))
+            job = _Job(signal, context, cast("Any", signal.send_robust(*args, **kwargs)))
             if must_wait:
                 return queue.line_up(job)
             queue.add(job)
@@ -207,7 +206,7 @@ class Background:
         async for job in self._queue:
             if self._workers < self._limit and not self._queue.takers:
                 self._start_worker()
-            await InContext(job.context, self._run(job))
+            await in_context(job.context, self._run(job))
             self._finish(job)
             del job  # a worker that waits keeps nothing
 
@@ -234,7 +233,8 @@ class Background:
     def _finish(self, job: _Job) -> None:
         with lock:
             self._done += 1
-            self._queue.release(job)
+            del self._queue.taken[job]
+            self._queue.admit()
             self._end_if_drained()
             for waker, pending in self._drains.items():
                 pending.discard(job)

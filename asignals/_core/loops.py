@@ -7,13 +7,14 @@ import contextvars
 import os
 import sys
 import threading
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Awaitable, Callable, Coroutine, Generator
 from concurrent.futures import Future
 from contextlib import suppress
 from contextvars import Context, ContextVar
 from inspect import isawaitable
-from typing import Any, Generic, Self, TypeVar
+from types import coroutine
+from typing import Any, Generic, Self, TypeVar, cast
 from weakref import WeakSet
 
 import anyio
@@ -61,9 +62,8 @@ class Loop:
 
     def __init__(self) -> None:
         native: Any = anyio.lowlevel.current_token().native_token
-        self._native = native
         library: Any = sys.modules["asyncio" if hasattr(native, "call_soon_threadsafe") else "trio"]
-        self.new_event: Callable[[], Any] = library.Event
+        self._native, self.new_event = native, cast("Callable[[], Any]", library.Event)
         if library.__name__ == "asyncio":
             self._call_soon, self._get_current = native.call_soon_threadsafe, library.get_running_loop
         else:
@@ -89,15 +89,14 @@ class Loop:
 
     def has_ended(self) -> bool:
         """Whether this loop never runs again."""
-        return not self.call(bool)
+        return not self.is_current() and not self.call(bool)
 
-    def copy_context(self) -> Context:
-        """A copy of the current context for a task of this loop, where anyio is to find this kind of loop."""
-        context = contextvars.copy_context()
-        sniffio = sys.modules.get("sniffio")
-        if sniffio is not None and not self.is_current():
-            context.run(sniffio.current_async_library_cvar.set, None)
-        return context
+    def copy_context(self) -> Context | None:
+        """A copy of the current context for a task of this loop; `None` if the loop has ended."""
+        context, is_current = contextvars.copy_context(), self.is_current()
+        if not is_current and (sniffio := sys.modules.get("sniffio")) is not None:
+            context.run(sniffio.current_async_library_cvar.set, None)  # anyio is to find this kind of loop
+        return context if is_current or self.call(bool) else None
 
 
 class Waker:
@@ -112,8 +111,7 @@ class Waker:
 
     def wait(self) -> Awaitable[object]:
         """Wait until `wake` is called; may be called again, after a time limit."""
-        waiting: Awaitable[object] = self._event.wait()
-        return waiting
+        return cast("Awaitable[object]", self._event.wait())
 
     def wake(self, *_: object) -> None:
         """Wake the task. Does nothing if it is awake or was cancelled, or if its loop has ended."""
@@ -128,16 +126,15 @@ class Queue(Generic[T]):
 
     A taker is only woken, and takes the first item itself; one that is cancelled after it was woken wakes the next. An
     item that finds no capacity waits in line, and whoever makes capacity adds the first of these. With `keep`, items
-    that were taken count until they are released. In a forked child a queue is closed.
+    that were taken count until they are deleted from `taken`. In a forked child a queue is closed.
     """
 
     def __init__(self, size: int, *, keep: bool = False) -> None:
-        self.size: int = size
-        self.keep: bool = keep
+        self.size, self.keep = size, keep
         self.items: deque[T] = deque()
         self.taken: dict[T, None] = {}
-        self.waiting: dict[Waker, T] = {}
-        self.takers: deque[Waker] = deque()
+        self.waiting: OrderedDict[Waker, T] = OrderedDict()
+        self.takers: OrderedDict[Waker, None] = OrderedDict()
         self.is_closed: bool = False
         self.loop: Loop | None = None  # that of the takers
         _queues.add(self)
@@ -176,24 +173,18 @@ class Queue(Generic[T]):
                     item = self.items.popleft()
                     if self.keep:
                         self.taken[item] = None
-                    self._admit()
+                    self.admit()
                     return item
                 taker = Waker(self.loop)
-                self.takers.append(taker)
+                self.takers[taker] = None
                 self._wake_taker()  # for what a finalizer has put in meanwhile
             try:
                 await taker.wait()
             except BaseException:
                 with lock:
-                    if taker in self.takers:
-                        self.takers.remove(taker)
+                    self.takers.pop(taker, None)
                     self._wake_taker()  # for the item that this one was woken for
                 raise
-
-    def release(self, item: T) -> None:
-        """Let an item that was taken count no more; with the lock held."""
-        del self.taken[item]
-        self._admit()
 
     def close(self) -> list[T]:
         """Let nothing in or out any more, and wake everybody who waits; returns the items that were taken or in."""
@@ -206,16 +197,16 @@ class Queue(Generic[T]):
                 each.clear()
         return left
 
-    def _admit(self) -> None:
-        """Add what waits for capacity, as far as there is any."""
-        while self.waiting and not self.is_full:
-            waker = next(iter(self.waiting))
-            self.add(self.waiting.pop(waker))
+    def admit(self) -> None:
+        """Add what waits for capacity, as far as there is any; with the lock held."""
+        while not self.is_full and self.waiting:  # in this order: the collector may close a sender that waits
+            waker, item = self.waiting.popitem(last=False)
+            self.add(item)
             waker.wake()
 
     def _wake_taker(self) -> None:
         if self.items and self.takers:
-            self.takers.popleft().wake()
+            self.takers.popitem(last=False)[0].wake()
 
 
 _queues: WeakSet[Queue[Any]] = WeakSet()
@@ -231,25 +222,26 @@ def cancellation() -> tuple[type[BaseException], ...]:
         return ()
 
 
-class InContext(Generator[Any, Any, Any]):
-    """Awaits a coroutine with `context` as its current context: each step of it runs there, as in a task.
+@coroutine
+def in_context(context: Context, work: Coroutine[Any, Any, Any]) -> Generator[Any, Any, Any]:
+    """Await a coroutine with `context` as its current context: each step of it runs there, as in a task.
 
     A task would cost more than most receivers do.
     """
-
-    def __init__(self, context: Context, work: Coroutine[Any, Any, Any]) -> None:
-        self._run, self._work = context.run, work
-
-    def __await__(self) -> Self:
-        return self
-
-    def send(self, value: Any) -> Any:
-        """Go on after what was awaited, with its result."""
-        return self._run(self._work.send, value)
-
-    def throw(self, *error: Any) -> Any:
-        """Go on after what was awaited, with its error."""
-        return self._run(self._work.throw, *error)
+    step: Callable[[Any], Any] = work.send
+    value: Any = None
+    try:
+        while True:
+            awaited = context.run(step, value)
+            try:
+                value = yield awaited
+                step = work.send
+            except BaseException as error:  # noqa: BLE001  passed on to the coroutine
+                step, value = work.throw, error
+    except StopIteration as stop:
+        return stop.value
+    finally:
+        del value  # an error refers to this frame through its traceback
 
 
 class Call:

@@ -142,7 +142,8 @@ class StreamConnection(Connection):
                     stream.report(signal)
                 del stream
         finally:
-            queue.leave(waker)
+            if waker in queue.waiting:  # cancelled, or the stream has been closed
+                queue.leave(waker)
 
 
 # -- the stream --------------------------------------------------------------------------------------------------------
@@ -214,10 +215,8 @@ class Stream(Generic[P]):
         self._queue.close()
 
     def __repr__(self) -> str:
-        names = ", ".join(repr(signal.name) for signal in self._signals.values())
-        return (
-            f"<asignals.Stream of {names}, {self._state}, {len(self._queue.items)} of {self._queue.size} events kept>"
-        )
+        names, queue = ", ".join(repr(signal.name) for signal in self._signals.values()), self._queue
+        return f"<asignals.Stream of {names}, {self._state}, {len(queue.items)} of {queue.size} events kept>"
 
     def __aiter__(self) -> Self:
         return self
@@ -234,20 +233,21 @@ class Stream(Generic[P]):
             return None
         queue = self._queue
         with lock:
-            if queue.is_full and self._loop.has_ended():
-                self._close()
             if queue.is_closed:
                 return None
-            if queue.is_full and self._overflow == "wait":
+            if not queue.is_full:
+                queue.add(event)
+            elif self._loop.has_ended():
+                self._close()
+            elif self._overflow == "wait":
                 return queue.line_up(event)
-            if queue.is_full and self._overflow == "error":
+            elif self._overflow == "error":
                 raise BufferFull(event.signal, queue.size)
-            if queue.is_full:
+            else:
                 self.dropped += 1
-                if self._overflow == "drop_newest":
-                    return None
-                queue.items.popleft()
-            queue.add(event)
+                if self._overflow == "drop_oldest":
+                    queue.items.popleft()
+                    queue.add(event)
         return None
 
     def report(self, signal: Signal[..., Any]) -> None:
