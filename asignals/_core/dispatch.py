@@ -101,10 +101,10 @@ class Watcher:
     def __exit__(self, *_: object) -> None:
         self()
 
-    def ask(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        """Call a function of this monitor; one that fails is logged and removed, instead of disturbing the send."""
+    def ask(self, function: Callable[..., Any] | None, *arguments: Any) -> Any:
+        """Call a function of this monitor, if there is one; one that fails is logged and ends the monitor."""
         try:
-            return function(*arguments)
+            return None if function is None else function(*arguments)
         except Exception as error:  # noqa: BLE001  logged
             self()
             traceback = type(error), error, error.__traceback__  # logging takes a falsy exception for none
@@ -167,6 +167,7 @@ class Send:
 
     __slots__ = (
         "__weakref__",
+        "_around",
         "_given",
         "_is_robust",
         "_watch",
@@ -187,6 +188,7 @@ class Send:
         self._given = arguments
         self._is_robust = is_robust
         self._watchers = tuple(watchers)  # a monitor that begins later sees nothing of this send
+        self._around = [each for each in self._watchers if each.around is not None]
 
     def __enter__(self) -> None:
         if self._watchers:
@@ -203,8 +205,9 @@ class Send:
 
     def _begin(self, receiver: Receiver | None) -> Watch:
         """Begin to watch a receiver's call or, with `None`, the whole send; `_end` takes what this returns."""
-        around = [each for each in self._watchers if each.around is not None and each in watchers]
-        asked = [(each, each.ask(each.around, self, receiver)) for each in around]
+        asked: list[Any] = []
+        if self._around:
+            asked = [(each, each.ask(each.around, self, receiver)) for each in self._around if each in watchers]
         return receiver, time.perf_counter(), asked
 
     def _end(self, watch: Watch, error: BaseException | None) -> None:
@@ -212,12 +215,11 @@ class Send:
         receiver, start, asked = watch
         duration = time.perf_counter() - start
         for watcher, end in reversed(asked):
-            if end is not None:
-                watcher.ask(end, error)
+            watcher.ask(end, error)
         facts = self.signal, self.sender, self.arguments, receiver, start, duration, error, self, self.parent
         report = _new_report(Report, facts)
         for watcher in self._watchers:
-            if watcher.callback is not None and watcher in watchers:
+            if watcher in watchers:
                 watcher.ask(watcher.callback, report)
 
     async def to(

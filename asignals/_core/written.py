@@ -46,7 +46,6 @@ async def @loop(@connections, @self, sender, @is_robust, /, @positions):
     @response = None
     for @connection in @connections:
         try:
-            @style = @connection.style
             @branches
             else:
                 if (@receiver := @connection.take(@self)) is None:
@@ -68,7 +67,7 @@ async def @loop(@connections, @self, sender, @is_robust, /, @positions):
         del @results, @response  # they may hold errors, whose frames lead back to this one
 """
 _BRANCH = """\
-if @style is @shape{number}:
+if @connection.style is @shape{number}:
     if (@receiver := @connection()) is None:
         continue
     @response = {call}
