@@ -62,7 +62,7 @@ def test_help_of_a_package_lists_every_name_in_one_screen(module: str) -> None:
     text = pydoc.render_doc(loaded, renderer=pydoc.plaintext)
     described, _, _ = text.partition("PACKAGE CONTENTS")
     assert len(described.splitlines()) <= 45
-    assert len(text.splitlines()) <= 80
+    assert len(text.splitlines()) <= 100  # with a line for each file
     assert [name for name in loaded.__all__ if f"`{name}" not in text and f".{name}`" not in text] == []
     assert "docs/index.md" in text
     assert set(loaded.__all__) <= {*dir(loaded), *dict(inspect.getmembers(loaded))}

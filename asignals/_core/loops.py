@@ -185,6 +185,7 @@ class Queue(Generic[T]):
                     self.takers.pop(taker, None)
                     self._wake_taker()  # for the item that this one was woken for
                 raise
+            self.takers.pop(taker, None)  # still there if what woke it was interrupted
 
     def close(self) -> list[T]:
         """Let nothing in or out any more, and wake everybody who waits; returns the items that were taken or in."""
@@ -206,7 +207,9 @@ class Queue(Generic[T]):
 
     def _wake_taker(self) -> None:
         if self.items and self.takers:
-            self.takers.popitem(last=False)[0].wake()
+            taker = next(iter(self.takers))
+            taker.wake()  # before it leaves: an interrupt between the two would leave it asleep for ever
+            self.takers.pop(taker, None)
 
 
 _queues: WeakSet[Queue[Any]] = WeakSet()
