@@ -1,4 +1,4 @@
-"""A send that is watched, or in a task group, where each task runs the written loop for one receiver.
+"""Monitors, and sends that are watched or in a task group: these call their receivers one by one, by `Send.to`.
 
 In a task group the sender's task goes through the plan. An async receiver (or one in a thread) becomes a task; a sync
 one runs in the sender's task, once the tasks before it have run to their first await (an awaitable that it returns gets
