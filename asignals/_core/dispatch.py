@@ -87,8 +87,8 @@ class Watcher:
     __slots__ = ("around", "callback")
 
     def __init__(self, callback: Callable[[Report], object] | None, around: Around | None) -> None:
-        self.callback = callback
-        self.around = around
+        self.callback: Callable[[Report], object] | None = callback
+        self.around: Around | None = around
 
     def __call__(self) -> None:
         """Stop watching; doing it again does nothing."""

@@ -63,7 +63,8 @@ class Loop:
     def __init__(self) -> None:
         native: Any = anyio.lowlevel.current_token().native_token
         library: Any = sys.modules["asyncio" if hasattr(native, "call_soon_threadsafe") else "trio"]
-        self._native, self.new_event = native, cast("Callable[[], Any]", library.Event)
+        self._native = native
+        self.new_event: Callable[[], Any] = library.Event
         if library.__name__ == "asyncio":
             self._call_soon, self._get_current = native.call_soon_threadsafe, library.get_running_loop
         else:

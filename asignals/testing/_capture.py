@@ -53,12 +53,14 @@ class ModelEvent(Event):
     """One send of a model signal, and its phase: `"flush"`, `"commit"` or `"rollback"`."""
 
     phase: str
-    __hash__ = Event.__hash__
 
     def __init__(self, signal: AnySignal, sender: object, arguments: Mapping[str, Any], phase: str) -> None:
         """Make an event as the capture does."""
         Event.__init__(self, signal, sender, arguments)
         object.__setattr__(self, "phase", phase)
+
+    def __hash__(self) -> int:
+        return Event.__hash__(self)
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data for JSON, as of any event, and the phase."""

@@ -35,7 +35,7 @@ class NatsConnection:
 
     def __init__(self, servers: str | list[str], name: str, options: dict[str, Any]) -> None:
         self.servers = servers
-        self.state = ConnectionState(name)
+        self.state: ConnectionState = ConnectionState(name)
         self.problems: dict[str, str] = {}  # what is wrong though the connection is there
         self.client: Client | None = None
         self.on_connect: list[Callable[[Client], Awaitable[None]]] = []

@@ -44,9 +44,9 @@ class Streams:
         self.connection = connection
         self.name = name
         self.ack_wait = ack_wait
-        self.dead = f"{name}-dead"
-        self.instances = f"{name}-instances"
-        self.owners = f"{name}-owners"
+        self.dead: str = f"{name}-dead"
+        self.instances: str = f"{name}-instances"
+        self.owners: str = f"{name}-owners"
         self.replicas: int = settings.get("num_replicas", 1)
         self.problems: dict[str, str] = {}
         self._settings = settings

@@ -44,9 +44,9 @@ class RedisConnection:
 
     def __init__(self, url: str, prefix: str, lease: float, options: dict[str, Any]) -> None:
         self.url = url
-        self.keys = Keys(prefix)
+        self.keys: Keys = Keys(prefix)
         self.lease = lease  # seconds after which a consumer's events are redelivered unless it renews its lease
-        self.state = ConnectionState(f"Redis ({url}, {prefix})")
+        self.state: ConnectionState = ConnectionState(f"Redis ({url}, {prefix})")
         # No repetition of the client's: it would go on with connections that are given up.
         self._options: dict[str, Any] = {
             "socket_connect_timeout": 2.0,

@@ -13,12 +13,12 @@ class Keys:
     """Names the streams of topics and what else is kept."""
 
     def __init__(self, prefix: str) -> None:
-        self.base = f"{{{check_name('prefix', prefix)}}}"
-        self.events = f"{self.base}:events:"
-        self.keyed = f"{self.base}:keyed:"
-        self.topics = f"{self.base}:topics"  # the set of all streams of topics
-        self.queues = f"{self.base}:queues"  # that of the streams of dead letters
-        self.seen = f"{self.base}:seen:"  # begins the keys by which repeated events are known
+        self.base: str = f"{{{check_name('prefix', prefix)}}}"
+        self.events: str = f"{self.base}:events:"
+        self.keyed: str = f"{self.base}:keyed:"
+        self.topics: str = f"{self.base}:topics"  # the set of all streams of topics
+        self.queues: str = f"{self.base}:queues"  # that of the streams of dead letters
+        self.seen: str = f"{self.base}:seen:"  # begins the keys by which repeated events are known
 
     def stream(self, topic: str) -> str:
         """Name the stream of a topic's events without a key."""
