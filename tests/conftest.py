@@ -112,9 +112,16 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def _long_ones_first(items: list[pytest.Item], workers: int) -> list[pytest.Item]:
-    """Begin each worker's part with tests that take long, so that no worker ends with one while the others wait."""
-    long = [item for item in items if item.get_closest_marker("once")]
-    short = [item for item in items if not item.get_closest_marker("once")]
+    """Begin each worker's part with tests that take long, so that no worker ends with one while the others wait.
+
+    So do those of the inspector: it shows all signals of the process, and other tests leave thousands.
+    """
+
+    def is_long(item: pytest.Item) -> bool:
+        return item.get_closest_marker("once") is not None or item.path.name == "test_inspector.py"
+
+    long = [item for item in items if is_long(item)]
+    short = [item for item in items if not is_long(item)]
     shares = ((kind, number) for number in range(workers) for kind in (long, short))
     return [each for kind, n in shares for each in kind[len(kind) * n // workers : len(kind) * (n + 1) // workers]]
 
