@@ -7,6 +7,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from importlib.metadata import entry_points
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -136,6 +137,21 @@ def _is_to_try(item: pytest.Item) -> bool:
     loop = next((name for name, found in LOOPS.items() if found == parameters.get("anyio_backend")), None)
     is_loop_tried = loops is None or loop is None or loop in loops.args
     return is_loop_tried and parameters.get("place", DRIVERS[0]) in (drivers.args if drivers else DRIVERS)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _stopped_once() -> None:
+    """Stop a connection of aiosqlite once only: the second time it waits for a thread that has ended, for ever.
+
+    SQLAlchemy stops it twice when closing takes over two seconds, as on a busy machine.
+    """
+    if find_spec("aiosqlite") is None:
+        return
+    from aiosqlite import Connection
+
+    stop = getattr(Connection, "stop", None)
+    if stop is not None:  # older ones have none
+        Connection.stop = lambda self: stop(self) if self._running else None
 
 
 @pytest.fixture(scope="module", autouse=True)
