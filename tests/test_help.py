@@ -60,9 +60,10 @@ def test_help_of_a_package_lists_every_name_in_one_screen(module: str) -> None:
     """`help(asignals)`: the docstring has all names; classes are not printed in full, though `dir` has them."""
     loaded = importlib.import_module(module)
     text = pydoc.render_doc(loaded, renderer=pydoc.plaintext)
-    described, _, _ = text.partition("PACKAGE CONTENTS")
+    described, _, rest = text.partition("PACKAGE CONTENTS")
+    files, _, _ = rest.partition("\n\n")  # pydoc's list of all modules, a line each
     assert len(described.splitlines()) <= 45
-    assert len(text.splitlines()) <= 100  # with a line for each file
+    assert len(text.splitlines()) - len(files.splitlines()) <= 60
     assert [name for name in loaded.__all__ if f"`{name}" not in text and f".{name}`" not in text] == []
     assert "docs/index.md" in text
     assert set(loaded.__all__) <= {*dir(loaded), *dict(inspect.getmembers(loaded))}
