@@ -149,6 +149,21 @@ async def test_signals_with_the_same_names_share_their_code():
     assert typed.send.__func__.__code__ is first.send.__func__.__code__
 
 
+@pytest.mark.parametrize("names", [["sent_to_nobody_first"], None])
+async def test_a_first_send_to_nobody_does_not_slow_down_later_ones(names):
+    """A receiver is called by the loop itself, also where the loop was written before anybody was connected."""
+
+    async def hear(**named):
+        """Hear everything."""
+
+    write_loop.cache_clear()
+    some = Signal(names)
+    await some.send(None, sent_to_nobody_first=1)
+    some.connect(hear)
+    assert await some.send(None, sent_to_nobody_first=1) == [(hear, None)]
+    assert some.connections[0].choose is None, "the slower way was taken"
+
+
 async def test_stubs_with_the_same_names_have_their_own_defaults():
     """Sharing the code shares no defaults."""
     one, two = signal(lambda sender, *, a=1: None), signal(lambda sender, *, a=2: None)

@@ -23,7 +23,7 @@ from types import FunctionType, GeneratorType, MethodType
 from typing import Any, TypeAlias
 
 from asignals._core.errors import DeclarationError, annotate, is_receivers_error, log_failure
-from asignals._core.objects import RESERVED, Names, Shape, check_names
+from asignals._core.objects import RESERVED, Names, Shape, check_names, shared
 
 Loop: TypeAlias = Callable[..., Coroutine[Any, Any, list[tuple[Any, Any]]]]
 
@@ -136,7 +136,7 @@ def write_loop(names: Names | None, shapes: tuple[Shape, ...]) -> Loop:
         branches.append(text + _IS_AWAITABLE * (not shape.is_async) + _IS_METHOD * shape.is_method)
         calls.append(call)
     template = _LOOP.replace("@branches", textwrap.indent("el".join(branches), 12 * " ").strip())
-    objects = {f"shape{number}": shape for number, shape in enumerate(shapes)}
+    objects = {f"shape{number}": shared(shape) for number, shape in enumerate(shapes)}
     loop = write(template, f"loop(@positions) of {'; '.join(calls)}", names, **objects)
     loop.__qualname__ = "Signal.send"  # so Python calls a send that is not awaited
     return loop
