@@ -156,7 +156,7 @@ def test_urls_of_clusters_make_engines() -> None:
     redis = engine_from_url("redis+sentinel://me:secret@one:1,two/main/3?health_check_interval=5", replicas=1)
     assert isinstance(redis, RedisStreams)
     assert "secret" not in redis.connection_state.name
-    options = redis._connection.client().connection_pool.connection_kwargs
+    options = redis._connection._make().connection_pool.connection_kwargs  # a client, outside of a loop
     assert (options["username"], options["password"], options["db"]) == ("me", "secret", 3)
     assert options["health_check_interval"] == 5
     sentinels = options["connection_pool"]._sentinel.sentinels

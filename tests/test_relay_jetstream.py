@@ -58,6 +58,19 @@ async def test_a_stream_is_made_as_told_and_changed_where_it_is_told(
     assert caplog.text.count("changed stream") == 2
 
 
+async def test_instances_with_other_settings_may_make_the_streams_at_once(engine: World) -> None:
+    """As in a deploy that changes a setting: none fails, and the streams have the settings of one of them."""
+    transport = engine.open()
+    waits = [1.0 + number for number in range(5)]
+    instances = [JetStream(transport._connection.servers, stream=transport.stream, ack_wait=wait) for wait in waits]
+    await asyncio.gather(*(each.init() for each in instances))
+    client = await instances[0]._connection.open()
+    found = (await client.jsm().stream_info(transport._streams.owners)).config.max_age
+    for each in instances:
+        await each.aclose()
+    assert found in waits
+
+
 async def test_a_consumer_that_exists_is_changed_to_what_is_asked_for(engine: World) -> None:
     """Keep-alives follow `ack_wait`, so the server must, too: an event that takes its time is called once."""
     transport = engine.open()

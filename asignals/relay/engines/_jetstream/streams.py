@@ -8,7 +8,7 @@ import math
 from typing import TYPE_CHECKING, Any, Final
 
 from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy, DiscardPolicy, RetentionPolicy, StreamConfig
-from nats.js.errors import NotFoundError
+from nats.js.errors import BadRequestError, NotFoundError
 
 from asignals.relay._keys import PARTITIONS
 from asignals.relay._monitoring.figures import EXPIRY
@@ -26,6 +26,7 @@ logger: logging.Logger = logging.getLogger("asignals.relay")
 _ANSWER: Final = 1.0  # seconds after which a cluster that has no leader is asked again
 _MOST_PENDING: Final = 1_000_000  # events of a topic that a service may hold or have waiting for their retry
 _DEFAULTS: Final = {"max_age": 30 * 86_400.0, "duplicate_window": 120.0, "num_replicas": 1}
+_IS_THERE: Final = 10058  # the server's code for a stream that exists with other settings
 _LIMITS: Final = ("max_msgs", "max_bytes", "max_msgs_per_subject")
 _CONSUMER_SETTINGS: Final = ("ack_wait", "max_deliver", "max_ack_pending", "filter_subject")
 
@@ -70,10 +71,17 @@ class Streams:
         try:
             config = (await patiently(lambda: jetstream.stream_info(name), CONNECT - _ANSWER)).config
         except NotFoundError:
-            if defaults is not None:
-                made = StreamConfig(name=name, subjects=[f"{name}.>"], **defaults)
+            if defaults is None:
+                return
+            made = StreamConfig(name=name, subjects=[f"{name}.>"], **defaults)
+            try:
                 await patiently(lambda: jetstream.add_stream(made), CONNECT - _ANSWER)
-            return
+                return
+            except BadRequestError as error:
+                if error.err_code != _IS_THERE:
+                    raise
+            # Another instance has made it meanwhile, with other settings.
+            config = (await patiently(lambda: jetstream.stream_info(name), CONNECT - _ANSWER)).config
         if name in (self.name, self.dead):
             self._look_for_limits(name, config)
         changed = {field: value for field, value in given.items() if (getattr(config, field) or 0) != value}
