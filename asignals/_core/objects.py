@@ -7,9 +7,11 @@ How a receiver is called is found out once, when it is connected. Nothing here c
 from __future__ import annotations
 
 import functools
+import gc
 import inspect
 import keyword
 import sys
+import threading
 import unicodedata
 import warnings
 from collections.abc import Callable, Hashable, Iterable
@@ -167,9 +169,6 @@ def describe(receiver: object) -> str:
 
 # -- death -------------------------------------------------------------------------------------------------------------
 
-# Before Python 3.12 they have frames. The values in them die in the one around.
-_COMPREHENSIONS = frozenset({"<listcomp>", "<setcomp>", "<dictcomp>"})
-
 
 def calling_frame(kind: type) -> FrameType:
     """The frame of the user's code that called: outside of this package, `contextlib` and a subclass's methods."""
@@ -178,21 +177,33 @@ def calling_frame(kind: type) -> FrameType:
         module, code = str(frame.f_globals.get("__name__")), frame.f_code
         if module not in {"asignals", "contextlib"} and not module.startswith(("asignals.", "<asignals ")):
             is_method = any(getattr(each.__dict__.get(code.co_name), "__code__", None) is code for each in kind.__mro__)
-            if not is_method and code.co_name not in _COMPREHENSIONS:
+            # Before Python 3.12 comprehensions have frames. The values in them die in the one around.
+            if not is_method and code.co_name not in {"<listcomp>", "<setcomp>", "<dictcomp>"}:
                 break
         frame = frame.f_back
     return frame
 
 
+_collecting: set[int] = set()  # the thread that collects garbage now, if any
+
+
+def _note_collection(phase: str, _: object) -> None:
+    (_collecting.add if phase == "start" else _collecting.discard)(threading.get_ident())
+
+
+gc.callbacks.append(_note_collection)
+
+
 def is_dying_at(code: CodeType, line: int) -> bool:
     """Whether the frame that dropped the last reference runs a statement on this line.
 
-    To be called in the callback of a weak reference.
+    To be called in the callback of a weak reference. A collection of garbage may begin in any statement, and drops what
+    others have left behind.
     """
     frame = sys._getframe(1)
     while frame.f_back is not None and frame.f_globals.get("__name__") in _BETWEEN:
         frame = frame.f_back
-    if frame.f_code is not code:
+    if frame.f_code is not code or threading.get_ident() in _collecting:
         return False
     first, last, _, _ = next(islice(code.co_positions(), frame.f_lasti // 2, None))
     return frame.f_lineno == line or (first is not None and last is not None and first <= line <= last)

@@ -76,12 +76,11 @@ class Streams:
             made = StreamConfig(name=name, subjects=[f"{name}.>"], **defaults)
             try:
                 await patiently(lambda: jetstream.add_stream(made), CONNECT - _ANSWER)
-                return
             except BadRequestError as error:
                 if error.err_code != _IS_THERE:
                     raise
-            # Another instance has made it meanwhile, with other settings.
-            config = (await patiently(lambda: jetstream.stream_info(name), CONNECT - _ANSWER)).config
+                await self._make(client, name, given, defaults)  # made meanwhile, by an instance with other settings
+            return
         if name in (self.name, self.dead):
             self._look_for_limits(name, config)
         changed = {field: value for field, value in given.items() if (getattr(config, field) or 0) != value}
