@@ -12,6 +12,7 @@ import pytest
 
 import asignals
 from asignals import Background, Signal
+from asignals._core.loops import Queue
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::asignals.ReceiverLostWarning"),
@@ -204,5 +205,25 @@ def test_an_interrupted_stream_is_not_locked():
                 drive(tested.send(None))
 
             interrupt_everywhere(lambda: None, send, send)
+
+    anyio.run(main)
+
+
+def test_a_sender_that_waits_is_woken_though_the_reader_is_interrupted():
+    """Wherever taking an event is interrupted, whoever waits for its place is awake once the queue is closed."""
+
+    async def main():
+        n = 0
+        is_interrupted = True
+        while is_interrupted:
+            n += 1
+            queue = Queue(1)
+            queue.add("first")
+            waker = queue.line_up("second")
+            is_interrupted = interrupted_at(n, lambda queue=queue: drive(anext(queue)))
+            queue.close()
+            with anyio.fail_after(PATIENCE):
+                await waker.wait()
+        assert n > 5
 
     anyio.run(main)

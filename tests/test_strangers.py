@@ -268,6 +268,18 @@ async def test_a_block_is_entered_once(made, make):
     assert made.connections == ()
 
 
+@pytest.mark.parametrize("make", [lambda made: made.muted(), lambda made: made.connected(hear)])
+async def test_leaving_a_block_that_was_not_entered_changes_nothing(made, make):
+    """As when what was to enter it has failed before: nothing is muted or connected then, nor later."""
+    block = make(made)
+    block.__exit__(None, None, None)
+    assert made.connections == ()
+    with block:
+        pass
+    made.connect(hear)
+    assert len(await made.send(None, a=1)) == 1
+
+
 # -- reload ------------------------------------------------------------------------------------------------------------
 
 

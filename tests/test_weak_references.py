@@ -360,6 +360,10 @@ def by_a_comprehension(made):
     [made.connect(each) for each in [Handler()]]
 
 
+def by_a_generator_expression(made):
+    any(made.connect(each.hear) is None for each in [Handler()])
+
+
 def by_an_argument_of_another_call(made):
     bool(made.connect(Handler()) is None)
 
@@ -396,6 +400,7 @@ AT_ONCE = [
     by_the_method_as_a_decorator,
     by_map,
     by_a_comprehension,
+    by_a_generator_expression,
     by_an_argument_of_another_call,
     on_several_lines,
     by_a_view,
@@ -446,7 +451,44 @@ def in_a_loop(made):
         made.connect(kept.hear)
 
 
-@pytest.mark.parametrize("connect", [local_variable, reassigned, in_a_loop])
+def by_another_statement_of_the_line(made):
+    # fmt: off
+    kept, sender = Handler(), Sender(); made.connect(kept.hear, sender); del kept, sender  # noqa: E702  as the name says
+    # fmt: on
+
+
+def in_a_loop_of_one_line(made):
+    # fmt: off
+    for kept in (Handler() for _ in range(3)): made.connect(kept.hear)  # noqa: E701  as the name says
+    # fmt: on
+
+
+def collected_while_the_next_one_is_connected(made):
+    for _ in range(3):
+        kept = Handler()
+        kept.me = kept
+        made.connect(kept.hear, priority=gc.collect())
+
+
+def collected_after_the_next_one_is_connected(made):
+    for _ in range(3):
+        kept = Sender()
+        kept.me = kept
+        _ = made.connect(greet, kept), gc.collect()
+
+
+LATER = [
+    local_variable,
+    reassigned,
+    in_a_loop,
+    by_another_statement_of_the_line,
+    in_a_loop_of_one_line,
+    collected_while_the_next_one_is_connected,
+    collected_after_the_next_one_is_connected,
+]
+
+
+@pytest.mark.parametrize("connect", LATER, ids=lambda connect: connect.__name__)
 async def test_objects_that_die_later_warn_nobody(made, warned, connect):
     """An object that connects its methods and dies after the statement is what weak references are for."""
     connect(made)

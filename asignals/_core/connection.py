@@ -80,10 +80,9 @@ class Connection(Reference):
     is_receiver = True  # a stream's connection has none
     # A send compares `style` with the shapes that its loop is written for, else calls `choose`. For a receiver with
     # options, and once the connection has ended, `style` is None: the send then asks `take`, and uses `call`.
-    __slots__ = ("choose", "function", "is_live", "method", "name", "options", "order", "shape", "source", "style")
+    __slots__ = ("choose", "function", "is_live", "method", "name", "options", "shape", "source", "style")
 
     name: str
-    order: int
     source: Reference  # to the sender
 
     receiver: Final[Receiver | None] = _read(lambda self: self.target(), "What is connected; `None` once it has died.")

@@ -165,19 +165,6 @@ class Send:
     In its `with` block the send is under way, and is reported as a whole at the end.
     """
 
-    __slots__ = (
-        "__weakref__",
-        "_around",
-        "_given",
-        "_is_robust",
-        "_watch",
-        "_watchers",
-        "arguments",
-        "parent",
-        "sender",
-        "signal",
-    )
-
     def __init__(
         self, signal: Signal[..., Any], sender: object, arguments: dict[str, Any], *, is_robust: bool = False
     ) -> None:

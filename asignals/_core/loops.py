@@ -201,10 +201,10 @@ class Queue(Generic[T]):
 
     def admit(self) -> None:
         """Add what waits for capacity, as far as there is any; with the lock held."""
-        while not self.is_full and self.waiting:  # in this order: the collector may close a sender that waits
-            waker, item = self.waiting.popitem(last=False)
-            self.add(item)
-            waker.wake()
+        while not self.is_full and (waker := next(iter(self.waiting), None)) is not None:
+            waker.wake()  # before it leaves, as below
+            if (item := self.waiting.pop(waker, None)) is not None:  # the collector may have closed its sender
+                self.add(item)
 
     def _wake_taker(self) -> None:
         if self.items and self.takers:

@@ -7,11 +7,10 @@ How a receiver is called is found out once, when it is connected. Nothing here c
 from __future__ import annotations
 
 import functools
-import gc
 import inspect
 import keyword
+import math
 import sys
-import threading
 import unicodedata
 import warnings
 from collections.abc import Callable, Hashable, Iterable
@@ -28,7 +27,7 @@ from asignals._core.errors import Receiver as Receiver  # noqa: PLC0414  it belo
 T = TypeVar("T")
 Names: TypeAlias = tuple[str, ...]
 Place: TypeAlias = tuple[CodeType, int]
-"""A place in the source: the code and a line of it."""
+"""An instruction: the code and its offset there, as `frame.f_lasti`."""
 
 # -- identity ----------------------------------------------------------------------------------------------------------
 
@@ -85,16 +84,17 @@ class Holder:
 class Reference(ref[Any]):
     """A weak reference to a user's object or, if it does not support that, to a `Holder` that keeps it.
 
-    An identity, unlike other weak references. `key` identifies the object, `held` is what it keeps alive, and `code`
-    and `line` are the place in the source that made it.
+    An identity, unlike other weak references. `key` identifies the object, `held` is what it keeps alive, `code` and
+    `offset` are the place that made it, and `order` is that of the latest connection for it.
     """
 
-    __slots__ = ("code", "held", "is_easily_lost", "key", "line")
+    __slots__ = ("code", "held", "is_easily_lost", "key", "offset", "order")
     code: CodeType
     held: Any
     is_easily_lost: bool
     key: Hashable
-    line: int
+    offset: int
+    order: int
 
     if not TYPE_CHECKING:
         __eq__, __ne__, __hash__ = object.__eq__, object.__ne__, object.__hash__
@@ -107,7 +107,7 @@ class Reference(ref[Any]):
             thing = Holder(thing)
             self = super().__new__(cls, thing, on_death)
         self.held = thing if type(thing) is Holder else None
-        (self.code, self.line), self.key, self.is_easily_lost = place, key, is_easily_lost(thing)
+        (self.code, self.offset), self.key, self.is_easily_lost = place, key, is_easily_lost(thing)
         return self
 
     def __init__(self, *_: object) -> None:
@@ -117,6 +117,11 @@ class Reference(ref[Any]):
         """The object, while it lives."""
         found = self()
         return found.thing if type(found) is Holder else found
+
+    @property
+    def line(self) -> int:
+        """The line of the call that made it."""
+        return span_of(self.code, self.offset)[0][0]
 
 
 # -- names for messages ------------------------------------------------------------------------------------------------
@@ -169,6 +174,9 @@ def describe(receiver: object) -> str:
 
 # -- death -------------------------------------------------------------------------------------------------------------
 
+# Before Python 3.12 all have frames. The last values in them die in the one around.
+_COMPREHENSIONS = frozenset({"<genexpr>", "<listcomp>", "<setcomp>", "<dictcomp>"})
+
 
 def calling_frame(kind: type) -> FrameType:
     """The frame of the user's code that called: outside of this package, `contextlib` and a subclass's methods."""
@@ -177,36 +185,31 @@ def calling_frame(kind: type) -> FrameType:
         module, code = str(frame.f_globals.get("__name__")), frame.f_code
         if module not in {"asignals", "contextlib"} and not module.startswith(("asignals.", "<asignals ")):
             is_method = any(getattr(each.__dict__.get(code.co_name), "__code__", None) is code for each in kind.__mro__)
-            # Before Python 3.12 comprehensions have frames. The values in them die in the one around.
-            if not is_method and code.co_name not in {"<listcomp>", "<setcomp>", "<dictcomp>"}:
+            if not is_method and code.co_name not in _COMPREHENSIONS:
                 break
         frame = frame.f_back
     return frame
 
 
-_collecting: set[int] = set()  # the thread that collects garbage now, if any
+def span_of(code: CodeType, offset: int) -> tuple[tuple[int, int], tuple[int, float]]:
+    """Line and column where the source of an instruction begins and ends; without columns, that is the whole line."""
+    positions = next(islice(code.co_positions(), offset // 2, None))
+    first, last, left, right = (each or 0 for each in positions)
+    return (first, left), (last or first, right or math.inf)
 
 
-def _note_collection(phase: str, _: object) -> None:
-    (_collecting.add if phase == "start" else _collecting.discard)(threading.get_ident())
+def is_dying_at(code: CodeType, offset: int) -> bool:
+    """Whether the last reference was dropped by the call at this place, or by an expression around it.
 
-
-gc.callbacks.append(_note_collection)
-
-
-def is_dying_at(code: CodeType, line: int) -> bool:
-    """Whether the frame that dropped the last reference runs a statement on this line.
-
-    To be called in the callback of a weak reference. A collection of garbage may begin in any statement, and drops what
-    others have left behind.
+    To be called in the callback of a weak reference.
     """
     frame = sys._getframe(1)
     while frame.f_back is not None and frame.f_globals.get("__name__") in _BETWEEN:
         frame = frame.f_back
-    if frame.f_code is not code or threading.get_ident() in _collecting:
+    if frame.f_code is not code or frame.f_lasti < offset:
         return False
-    first, last, _, _ = next(islice(code.co_positions(), frame.f_lasti // 2, None))
-    return frame.f_lineno == line or (first is not None and last is not None and first <= line <= last)
+    (begin, end), (other_begin, other_end) = span_of(code, offset), span_of(code, frame.f_lasti)
+    return begin < other_end and other_begin < end
 
 
 _BETWEEN = frozenset({"weakref", "asignals._core.connection", "asignals._core.registry"})

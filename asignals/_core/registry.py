@@ -24,7 +24,7 @@ from collections.abc import Callable, Generator, Hashable, Iterable
 from contextlib import AbstractContextManager, suppress
 from contextvars import ContextVar
 from functools import partial
-from inspect import GEN_CREATED, getgeneratorstate
+from inspect import GEN_CREATED, GEN_SUSPENDED, getgeneratorstate
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 from weakref import ref
 
@@ -118,10 +118,10 @@ class Registry:
     def add(self, connection: Connection, sender: object, order: int | None = None) -> None:
         """Add a connection at the end of the order, or at a place of it, and end the one that had its identity."""
         with self.lock:
-            made = self._existing(sender) or _Sender(sender, self.on_death, (connection.code, connection.line))
+            made = self._existing(sender) or _Sender(sender, self.on_death, (connection.code, connection.offset))
             entry = self._existing(sender) or made  # a finalizer may have added one meanwhile
             self._latest += 1
-            connection.order = self._latest if order is None else order
+            connection.order = entry.source.order = self._latest if order is None else order
             connection.source, connection.is_live = entry.source, True
             replaced = entry.connections.get(connection.key)
             entry.connections[connection.key] = connection
@@ -305,7 +305,8 @@ class Block(AbstractContextManager[T_co]):
         return next(self._steps)
 
     def __exit__(self, *_: object) -> None:
-        next(self._steps, None)
+        if getgeneratorstate(self._steps) == GEN_SUSPENDED:  # it was entered
+            next(self._steps, None)
 
     def __call__(self, function: object) -> None:
         raise TypeError(f"this is no decorator: write the `with` block inside of {describe(function)}")
@@ -339,5 +340,6 @@ def _on_death(registry: ref[Registry], thing: Reference) -> None:
     if home is not None:
         home._dead.append(thing)
         home.plan = None
-        if objects.is_dying_at(thing.code, thing.line) and not (isinstance(thing, Connection) and not thing.is_live):
+        is_latest = thing.order == home._latest and (not isinstance(thing, Connection) or thing.is_live)
+        if is_latest and objects.is_dying_at(thing.code, thing.offset):
             home._warn_lost(thing, "died in the statement that connects it")

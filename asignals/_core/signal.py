@@ -289,7 +289,7 @@ class Signal(Generic[P, R_co]):
             return partial(self.connect, sender=sender, dispatch_uid=dispatch_uid, replace=replace, **options._asdict())
         shape = self._examine(receiver, sender, dispatch_uid, options)
         frame = calling_frame(type(self))
-        place = frame.f_code, frame.f_lineno
+        place = frame.f_code, frame.f_lasti
         connection = connection_to(receiver, dispatch_uid, self._registry.on_death, place, options, shape)
         self._registry.connect(connection, sender, replace=replace)
         return receiver

@@ -180,7 +180,7 @@ class Stream(Generic[P]):
         self._sender, self._where, self._overflow = sender, where, overflow
         self._connections: list[tuple[Any, StreamConnection]] = []
         frame = calling_frame(type(self))
-        self._place = frame.f_code, frame.f_lineno
+        self._place = frame.f_code, frame.f_lasti
         self._was_reported = False
         self._loop: Loop
 
