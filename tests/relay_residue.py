@@ -137,7 +137,7 @@ async def _remove_queues(name: str, note: Path) -> None:
         channel = await connection.channel()
         for queue in sorted(queues):
             await channel.queue_delete(queue)
-        for exchange in (name, f"{name}.unrouted"):
+        for exchange in (name, f"{name}.unrouted", f"{name}.listeners"):
             await channel.exchange_delete(exchange)
 
 

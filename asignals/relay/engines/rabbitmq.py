@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any, Final
 
-from aio_pika import DeliveryMode, Message
+from aio_pika import DeliveryMode, ExchangeType, Message
+from aio_pika.exceptions import DeliveryError
 
 from asignals.masking import redacted
 from asignals.relay._cancel import limited
@@ -29,7 +30,7 @@ from asignals.relay.engines._rabbitmq.queues import Queues, routing_key, routing
 from asignals.relay.engines._rabbitmq.services import Services
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Collection, Sequence
+    from collections.abc import Callable, Collection, Sequence
 
     from aio_pika.abc import AbstractChannel, AbstractIncomingMessage, AbstractQueue
 
@@ -95,11 +96,11 @@ class RabbitMQ(BrokerEngine):
     @property
     def problems(self) -> dict[str, str]:
         """What is wrong beside the connection."""
-        return self._connection.problems
+        return {**self._connection.problems, **self._known.problems}
 
     async def init(self) -> None:
         """Create the exchange, if it is missing."""
-        await self._connection.open()
+        await self._known.ensure_bound()
 
     async def aclose(self) -> None:
         """Close the connection."""
@@ -113,10 +114,14 @@ class RabbitMQ(BrokerEngine):
         was confirmed comes twice.
         """
         for start in range(0, len(envelopes), _AT_ONCE):
+            await self._known.ensure_bound()
             opened = await self._connection.open()
             turns = asyncio.Semaphore(_UNDER_WAY)
             publishing = [self._publish(opened, envelope, turns) for envelope in envelopes[start : start + _AT_ONCE]]
-            for result in await asyncio.gather(*publishing, return_exceptions=True):
+            results = await asyncio.gather(*publishing, return_exceptions=True)
+            if any(isinstance(result, DeliveryError) for result in results):
+                await self._connection.declare()  # somebody has deleted what keeps events that no service receives
+            for result in results:
                 if isinstance(result, BaseException):
                     raise result
 
@@ -148,27 +153,34 @@ class RabbitMQ(BrokerEngine):
         names = [check_name("topic", topic) for topic in topics]
         attempts = Attempts(self.connection_state)
         while True:
-            async with attempts, self._connection.channel(confirms=False) as channel:
-                closing = Closing(channel)
-                async with asyncio.timeout(ANSWER_TIMEOUT):
-                    queue = await self._declare_listener(channel, names)
-                    await queue.consume(_hearer(hear), no_ack=True)
-                attempts.succeeded()
-                begun()
-                while True:
-                    await closing.wait(WATCH)
-                    await limited(channel.declare_queue(queue.name, passive=True), ANSWER_TIMEOUT)
+            async with attempts:
+                await self._known.ensure_bound()
+                async with self._connection.channel(confirms=False) as channel:
+                    closing = Closing(channel)
+                    queue = await limited(self._declare_listener(channel, names, hear), ANSWER_TIMEOUT)
+                    attempts.succeeded()
+                    begun()
+                    while True:
+                        await closing.wait(WATCH)
+                        await limited(channel.declare_queue(queue.name, passive=True), ANSWER_TIMEOUT)
+                        await self._known.ensure_bound(again=True)
 
-    async def _declare_listener(self, channel: AbstractChannel, topics: Collection[str]) -> AbstractQueue:
+    async def _declare_listener(self, channel: AbstractChannel, topics: Collection[str], hear: Hear) -> AbstractQueue:
         bounded: Any = {"x-max-length": MOST_HELD, "x-overflow": "drop-head"}
         queue = await channel.declare_queue(exclusive=True, auto_delete=True, arguments=bounded)
-        for routing in (routing for topic in topics for routing in (topic, *routing_keys(topic))):
-            await queue.bind(self.name, routing)
+
+        async def bind() -> None:
+            for routing in (routing for topic in topics for routing in (topic, *routing_keys(topic))):
+                await queue.bind(self.name, routing)
+
+        async def arrived(message: AbstractIncomingMessage) -> None:
+            if message.exchange == self._connection.listeners:
+                await bind()
+            else:
+                hear(Delivery(topic_of(message.routing_key or ""), message.body))
+
+        await channel.declare_exchange(self._connection.listeners, ExchangeType.FANOUT, durable=True)
+        await queue.bind(self._connection.listeners)  # first: nobody deletes ours after that without a word
+        await bind()
+        await queue.consume(arrived, no_ack=True)
         return queue
-
-
-def _hearer(hear: Hear) -> Callable[[AbstractIncomingMessage], Awaitable[None]]:
-    async def arrived(message: AbstractIncomingMessage) -> None:
-        hear(Delivery(topic_of(message.routing_key or ""), message.body))
-
-    return arrived

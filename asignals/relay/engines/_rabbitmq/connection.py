@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit, urlunsplit
 
-from aio_pika import ExchangeType, connect
-from aio_pika.exceptions import ChannelPreconditionFailed
+from aio_pika import ExchangeType, Message, connect
+from aio_pika.exceptions import ChannelNotFoundEntity, ChannelPreconditionFailed
 
 from asignals.masking import redacted
 from asignals.relay._cancel import end, limited
@@ -45,11 +45,17 @@ class OpenConnection:
 
 
 class BrokerConnection:
-    """Opens the connection, and opens it again when it is lost; declares the exchange `name` on it."""
+    """Opens the connection, and opens it again when it is lost; declares the exchange `name`, and marks it.
+
+    AMQP does not list bindings. So a mark stands beside the exchange, which RabbitMQ deletes together with it: where it
+    is missing, queues may be unbound.
+    """
 
     def __init__(self, urls: Sequence[str], name: str, options: dict[str, Any]) -> None:
         self.name = name
         self.unrouted = f"{name}.unrouted"  # the queue of what no service receives
+        self.listeners = f"{name}.listeners"  # an exchange that tells them to bind their queues again
+        self._mark = f"{name}.bound"  # an exchange that leads to ours only, and goes with it
         self.state = ConnectionState(f"RabbitMQ ({', '.join(urls)}, {name})")
         self.urls = [_with_heartbeat(url) for url in random.sample(urls, len(urls))]  # so that load is spread
         self.current: OpenConnection | None = None
@@ -98,7 +104,7 @@ class BrokerConnection:
             connection.close_callbacks.add(self._lose)
         try:
             channel = await connection.channel(publisher_confirms=True, on_return_raises=True)
-            return OpenConnection(connection, channel, await self._declare(channel))
+            return OpenConnection(connection, channel, await channel.get_exchange(self.name, ensure=False))
         except BaseException:
             await close(connection)
             raise
@@ -122,13 +128,40 @@ class BrokerConnection:
     def _try_next_first(self) -> None:
         self.urls.append(self.urls.pop(0))
 
-    async def _declare(self, channel: AbstractChannel) -> AbstractExchange:
+    async def is_bound(self) -> bool:
+        """Tell whether the exchange is still the one to which the queues of all services were bound."""
+        async with self.channel(confirms=False) as channel:
+            try:
+                await limited(channel.declare_exchange(self._mark, passive=True), ANSWER_TIMEOUT)
+            except ChannelNotFoundEntity:
+                return False
+            return True
+
+    async def mark_bound(self) -> None:
+        """Note with RabbitMQ, for as long as the exchange is there, that the queues of all services are bound to it.
+
+        Listeners, who alone know their queues, are told to bind them.
+        """
+        async with self.channel() as channel:
+            leading: Any = {"type": ExchangeType.FANOUT, "durable": True}
+            listeners = await limited(channel.declare_exchange(self.listeners, **leading), ANSWER_TIMEOUT)
+            await listeners.publish(Message(b""), "", mandatory=False, timeout=ANSWER_TIMEOUT)
+            mark = await limited(channel.declare_exchange(self._mark, **leading, auto_delete=True), ANSWER_TIMEOUT)
+            exchange = await channel.get_exchange(self.name, ensure=False)
+            await limited(exchange.bind(mark), ANSWER_TIMEOUT)
+
+    async def declare(self) -> None:
+        """Create what is missing of the exchange and of what keeps the events that no service receives."""
+        async with self.channel(confirms=False) as channel:
+            await limited(self._declare(channel), ANSWER_TIMEOUT)
+
+    async def _declare(self, channel: AbstractChannel) -> None:
         await channel.declare_exchange(self.unrouted, ExchangeType.FANOUT, durable=True)
         kept = {**UNLIMITED, "x-message-ttl": _KEPT * 1000}
         queue = await channel.declare_queue(self.unrouted, durable=True, arguments=kept)
         await queue.bind(self.unrouted)
         alternate: Any = {"alternate-exchange": self.unrouted}
-        return await channel.declare_exchange(self.name, ExchangeType.TOPIC, durable=True, arguments=alternate)
+        await channel.declare_exchange(self.name, ExchangeType.TOPIC, durable=True, arguments=alternate)
 
     def _lose(self, connection: AbstractConnection | None, error: BaseException | None) -> None:
         """Give up a connection that was closed or does not answer, and open a new one."""

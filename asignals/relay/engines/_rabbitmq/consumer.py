@@ -102,6 +102,7 @@ class Consumer:
                     looked = time.monotonic()
                     for queue, _ in tags:
                         await limited(channel.declare_queue(queue.name, passive=True), ANSWER_TIMEOUT)
+                    await self._services.ensure_bound(again=True)
 
     def _must_hold_more(self, holds: int) -> bool:
         """Whether the events that wait for others of their key leave too little room."""

@@ -6,6 +6,7 @@ The register is a queue with one message for each topic of a service: the protoc
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
@@ -22,11 +23,14 @@ from asignals.relay.engines._rabbitmq.connection import UNLIMITED
 from asignals.relay.engines._rabbitmq.queues import copy_of, delay_queues, partition_queues, routing_keys, topic_of
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Collection
+    from collections.abc import AsyncIterator, Collection, Iterable
 
-    from aio_pika.abc import AbstractIncomingMessage
+    from aio_pika.abc import AbstractChannel, AbstractIncomingMessage
 
+    from asignals.relay.engines._rabbitmq.connection import OpenConnection
     from asignals.relay.engines._rabbitmq.queues import Queues
+
+logger: logging.Logger = logging.getLogger("asignals.relay")
 
 
 class Services:
@@ -37,50 +41,100 @@ class Services:
         self.connection = queues.connection
         self._register = f"{self.connection.name}.services"
         self._reading = asyncio.Lock()
+        self._binding = asyncio.Lock()
+        self._bound: OpenConnection | None = None  # on which the exchange was found bound
         self._loop = OwnLoop()
+        self.problems: dict[str, str] = {}
 
     def reset(self) -> None:
         """Make ready for another event loop."""
-        self._reading = asyncio.Lock()
+        self._reading, self._binding, self._bound = asyncio.Lock(), asyncio.Lock(), None
 
     async def add(self, service: str, topics: Collection[str]) -> None:
         """Declare a queue for each topic of a service: it gets the events from now on, and those kept so far."""
         check_name("service", service)
+        await self.ensure_bound()
         for topic in topics:
             await self._add_topic(service, check_name("topic", topic))
 
     async def _add_topic(self, service: str, topic: str) -> None:
-        name = self.queues.of(service, topic)
-        is_new = await self.queues.count(name) is None
+        is_new = await self.queues.count(self.queues.of(service, topic)) is None
         if is_new:
             await self.queues.put(self._register, Message(f"{service} {topic}".encode()))
         async with self.connection.channel() as channel:
-            queue = await limited(channel.declare_queue(name, durable=True, arguments=dict(UNLIMITED)), ANSWER_TIMEOUT)
-            await limited(queue.bind(self.connection.name, topic), ANSWER_TIMEOUT)
-            arguments = {**UNLIMITED, "x-single-active-consumer": True}
-            for partition, routing in zip(partition_queues(name), routing_keys(topic), strict=True):
-                queue = await limited(
-                    channel.declare_queue(partition, durable=True, arguments=arguments), ANSWER_TIMEOUT
-                )
-                await limited(queue.bind(self.connection.name, routing), ANSWER_TIMEOUT)
+            await self._declare(channel, service, topic)
+            await self._bind(channel, self._bindings(service, topic))
         if is_new:
-            await self._publish_kept(topic)
+            await self._publish_kept([topic])
 
-    async def _publish_kept(self, topic: str) -> None:
-        """Publish again what was kept of a topic until there was a service that receives it."""
-        unrouted = self.connection.unrouted
+    async def _declare(self, channel: AbstractChannel, service: str, topic: str) -> None:
+        name, alone = self.queues.of(service, topic), {**UNLIMITED, "x-single-active-consumer": True}
+        for queue, arguments in [(name, UNLIMITED), *((each, alone) for each in partition_queues(name))]:
+            await limited(channel.declare_queue(queue, durable=True, arguments=dict(arguments)), ANSWER_TIMEOUT)
+
+    def _bindings(self, service: str, topic: str) -> list[tuple[str, str]]:
+        """Give the routing keys of a topic, each with the queue to which it leads."""
+        name = self.queues.of(service, topic)
+        return [(topic, name), *zip(routing_keys(topic), partition_queues(name), strict=True)]
+
+    async def _bind(self, channel: AbstractChannel, bindings: Iterable[tuple[str, str]]) -> None:
+        for routing, name in bindings:
+            queue = await channel.get_queue(name, ensure=False)
+            await limited(queue.bind(self.connection.name, routing), ANSWER_TIMEOUT)
+
+    async def ensure_bound(self, *, again: bool = False) -> None:
+        """Create the exchange where it is missing; bind the queues of all services to one that is new.
+
+        It asks RabbitMQ once for each connection, or `again`: somebody may have deleted the exchange.
+        """
+        self._loop.enter(self._register, self.reset)
+        opened = await self.connection.open()
+        async with self._binding:
+            if again or self._bound is not opened:
+                if not await self.connection.is_bound():
+                    await self._bind_all()
+                self._bound = opened
+
+    async def _bind_all(self) -> None:
+        async with self._registered(None) as registered:
+            places = sorted(registered)
+        names = ", ".join(f"{service}/{topic}" for service, topic in places)
+        exchange = f"exchange {self.connection.name!r} of {self.connection.state.name}"
+        if places:
+            self.problems[exchange] = f"it is new, or was deleted: the queues of {names} are not bound to it yet"
+        async with self.connection.channel() as channel:
+            for place in places:
+                await self._declare(channel, *place)
+            await self.connection.declare()
+            # One routing key after the other: what is published meanwhile reaches all services, or is kept.
+            await self._bind(channel, sorted(pair for place in places for pair in self._bindings(*place)))
+        count = await self._publish_kept({topic for _, topic in places})
+        await self.connection.mark_bound()
+        if self.problems.pop(exchange, None):
+            logger.warning(
+                "%s is new, or was deleted: bound the queues of %s to it, and published %d events that it had kept",
+                exchange,
+                names,
+                count,
+            )
+
+    async def _publish_kept(self, topics: Collection[str]) -> int:
+        """Publish again what was kept of topics while no service received it; count that."""
+        unrouted, count = self.connection.unrouted, 0
         async with self.connection.channel() as channel:
             exchange = await channel.get_exchange(self.connection.name, ensure=False)
             queue = await channel.get_queue(unrouted, ensure=False)
             for _ in range(await self.queues.count(unrouted) or 0):
                 message = await limited(queue.get(no_ack=False, fail=False, timeout=ANSWER_TIMEOUT), ANSWER_TIMEOUT)
                 if message is None:
-                    return
-                if topic_of(message.routing_key or "") == topic:
+                    break
+                if topic_of(message.routing_key or "") in topics:
                     await exchange.publish(
                         copy_of(message, message.headers), message.routing_key or "", timeout=ANSWER_TIMEOUT
                     )
                     await message.ack()
+                    count += 1
+        return count
 
     async def forget(self, service: str, topics: Collection[str] | None) -> None:
         """Delete the service's queues and what is in them, of some topics or of all."""

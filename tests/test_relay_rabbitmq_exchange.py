@@ -1,0 +1,176 @@
+"""RabbitMQ's exchange is deleted, with all bindings, while it is in use."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import asynccontextmanager, suppress
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from aio_pika.exceptions import AMQPError, DeliveryError
+from relay_support import World, until, world
+
+from asignals.relay import Delivery, Envelope
+from asignals.relay.engines import rabbitmq
+from asignals.relay.engines._rabbitmq import consumer
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from pathlib import Path
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture
+def anyio_backend() -> tuple[str, dict[str, Any]]:
+    """The relay is for asyncio only."""
+    return "asyncio", {}
+
+
+@pytest.fixture
+async def engine(tmp_path: Path) -> AsyncIterator[World]:
+    """Names of its own on the server."""
+    async with world("rabbitmq", tmp_path) as made:
+        yield made
+
+
+@pytest.fixture
+def _often(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Look whether the exchange is still there as often as can be."""
+    for module in (rabbitmq, consumer):
+        monkeypatch.setattr(module, "WATCH", 0.01)
+    monkeypatch.setattr(consumer, "_GROW", 0.01)
+
+
+async def delete(transport: Any, *exchanges: str) -> None:
+    """Delete exchanges as an operator does."""
+    async with transport._connection.channel() as channel:
+        for exchange in exchanges or (transport.name,):
+            await channel.exchange_delete(exchange)
+
+
+async def publish(transport: Any, *envelopes: Envelope) -> None:
+    """Publish as the outbox does: again where it failed."""
+    for envelope in envelopes:
+        async with asyncio.timeout(20):
+            while True:
+                with suppress(Exception):
+                    await transport.publish_many([envelope])
+                    break
+
+
+@asynccontextmanager
+async def consuming(transport: Any, service: str, *topics: str) -> AsyncIterator[list[bytes]]:
+    """Run a service; gives the bodies that come."""
+    bodies: list[bytes] = []
+
+    async def handle(delivery: Delivery) -> None:
+        bodies.append(Envelope.decode(delivery.data).body)
+
+    task = asyncio.create_task(transport.consume(service, "one", topics, handle))
+    try:
+        await until(lambda: transport._connection.partitions)
+        yield bodies
+    finally:
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
+
+
+@pytest.mark.parametrize("key", [None, "k"])
+async def test_who_publishes_to_an_exchange_that_was_deleted_makes_it_with_all_bindings(
+    engine: World, key: str | None
+) -> None:
+    """The next events reach services that run and services that do not, whether the events have a key or not."""
+    sender = engine.open()
+    await sender.add_service("resting", ["numbers"])
+    async with consuming(engine.open(), "billing", "numbers") as bodies:
+        await publish(sender, Envelope("numbers", b"0", key=key))
+        await until(lambda: bodies)
+        await delete(sender)
+        await publish(sender, *(Envelope("numbers", str(number).encode(), key=key) for number in (1, 2)))
+        await until(lambda: len(bodies) == 3)
+    assert await sender.backlog("resting") == 3
+    assert sender.problems == {}
+
+
+@pytest.mark.usefixtures("_often")
+async def test_a_service_binds_its_queues_to_an_exchange_that_others_made_anew(engine: World) -> None:
+    """Events that came before that wait in no queue for ever: they are published again."""
+    transport, stranger = engine.open(), engine.open()
+    async with consuming(transport, "billing", "numbers") as bodies:
+        await until(lambda: transport.connection_state.is_up)
+        await delete(transport)
+        await stranger._connection.declare()  # as an earlier release does it
+        async with stranger._connection.channel() as channel:
+            exchange = await channel.get_exchange(transport.name, ensure=False)
+            message = rabbitmq.Message(Envelope("numbers", b"1").encode())
+            await exchange.publish(message, "numbers")
+        await until(lambda: bodies == [b"1"])
+    assert await transport._queues.count(f"{transport.name}.unrouted") == 0
+
+
+@pytest.mark.usefixtures("_often")
+async def test_a_service_makes_an_exchange_that_nobody_else_makes(engine: World) -> None:
+    """A process that only receives waits for no publisher."""
+    transport = engine.open()
+    async with consuming(transport, "billing", "numbers") as bodies:
+        await delete(transport)
+        sender = engine.open()
+        await publish(sender, Envelope("numbers", b"1"))
+        await until(lambda: bodies == [b"1"])
+
+
+async def test_queues_that_cannot_be_bound_again_are_named(
+    engine: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Until they are, the engine tells whose they are, and nothing is published; afterwards the log does."""
+    sender = engine.open()
+    await sender.add_service("billing", ["numbers"])
+    await delete(sender)
+
+    async def fails() -> None:
+        raise ConnectionError
+
+    monkeypatch.setattr(sender._connection, "declare", fails)
+    for _ in range(2):  # the first finds its channel closed
+        with pytest.raises((ConnectionError, AMQPError)):
+            await sender.publish_many([Envelope("numbers", b"1")])
+    (name, problem), *others = sender.problems.items()
+    assert sender.name in name
+    assert "the queues of billing/numbers are not bound to it yet" in problem
+    assert not others
+    monkeypatch.undo()
+    await sender.publish_many([Envelope("numbers", b"1")])
+    assert sender.problems == {}
+    assert "bound the queues of billing/numbers to it" in caplog.text
+    assert await sender.backlog("billing") == 1
+
+
+@pytest.mark.usefixtures("_often")
+async def test_a_listener_hears_what_is_published_to_an_exchange_made_anew(engine: World) -> None:
+    """Its queue is known to nobody else: it is told to bind it again."""
+    transport, sender, heard, begun = engine.open(), engine.open(), [], asyncio.Event()
+    task = asyncio.create_task(transport.listen(["numbers"], heard.append, begun.set))
+    await begun.wait()
+    await delete(transport)
+    async with asyncio.timeout(20):
+        while not heard:
+            await publish(sender, Envelope("numbers", b"1"))
+            await asyncio.sleep(0.01)
+    task.cancel()
+    with suppress(asyncio.CancelledError):
+        await task
+
+
+@pytest.mark.parametrize("kind", ["exchange", "queue"])
+async def test_what_keeps_unrouted_events_is_made_again(engine: World, kind: str) -> None:
+    """An event that nobody could keep is an error, and the next attempt finds everything in its place."""
+    sender = engine.open()
+    await sender.publish_many([Envelope("letters", b"1")])
+    unrouted = f"{sender.name}.unrouted"
+    async with sender._connection.channel() as channel:
+        await (channel.exchange_delete(unrouted) if kind == "exchange" else channel.queue_delete(unrouted))
+    with pytest.raises(DeliveryError):
+        await sender.publish_many([Envelope("letters", b"2")])
+    await sender.publish_many([Envelope("letters", b"2")])
