@@ -167,6 +167,16 @@ def test_a_signal_that_is_assigned_nowhere_is_named_by_its_line():
     assert int(line) == inspect.currentframe().f_lineno - 3
 
 
+typed_at_module_level = Signal[[object], None](["a"])
+
+
+def test_a_signal_that_is_given_its_types_is_named_and_located_where_it_is_made():
+    """`Signal[..., None]()` is made by `typing`, which is not the user's code."""
+    made = Signal[..., None]()
+    assert made.location == f"{__file__}:{inspect.currentframe().f_lineno - 1}"
+    assert typed_at_module_level.name == f"{__name__}.typed_at_module_level"
+
+
 class Announced(Signal):
     """A user's subclass with an `__init__` of its own."""
 

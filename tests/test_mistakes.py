@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 import anyio
 import pytest
 
-from asignals import Background, ReceiverLostWarning, Signal, receiver, signal
+from asignals import Background, ReceiverLostWarning, Signal, monitor, receiver, signal
 
 pytestmark = pytest.mark.loops("asyncio")
 
@@ -174,8 +174,11 @@ def test_not_awaiting_a_send() -> None:
     for each in (heard, done()):
         with pytest.warns(RuntimeWarning, match=r"coroutine 'Signal\.send' was never awaited"):
             unawaited(each.send("web", toppings=1))
-    with pytest.warns(RuntimeWarning, match=r"coroutine 'Signal\.send' was never awaited"):
-        unawaited(heard.send_robust("web", toppings=1))
+    for send in (heard.send_robust, heard.using(task_group=anyio.create_task_group).send):
+        with pytest.warns(RuntimeWarning, match=r"coroutine 'Signal\.send' was never awaited"):
+            unawaited(send("web", toppings=1))
+    with monitor(str), pytest.warns(RuntimeWarning, match=r"coroutine 'Signal\.send' was never awaited"):
+        unawaited(heard.send("web", toppings=1))
 
 
 @pytest.mark.parametrize(

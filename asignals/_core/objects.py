@@ -174,18 +174,16 @@ def describe(receiver: object) -> str:
 
 # -- death -------------------------------------------------------------------------------------------------------------
 
-# Before Python 3.12 all have frames. The last values in them die in the one around.
-_COMPREHENSIONS = frozenset({"<genexpr>", "<listcomp>", "<setcomp>", "<dictcomp>"})
-
 
 def calling_frame(kind: type) -> FrameType:
-    """The frame of the user's code that called: outside of this package, `contextlib` and a subclass's methods."""
+    """The frame of the user's code that called: outside of this package, its helpers and a subclass's methods."""
     frame = sys._getframe(1)
     while frame.f_back is not None:
         module, code = str(frame.f_globals.get("__name__")), frame.f_code
-        if module not in {"asignals", "contextlib"} and not module.startswith(("asignals.", "<asignals ")):
+        if module not in {"asignals", "contextlib", "typing"} and not module.startswith(("asignals.", "<asignals ")):
             is_method = any(getattr(each.__dict__.get(code.co_name), "__code__", None) is code for each in kind.__mro__)
-            if not is_method and code.co_name not in _COMPREHENSIONS:
+            # Before Python 3.12 comprehensions have frames, too. The last values in them die in the one around.
+            if not is_method and code.co_name not in {"<genexpr>", "<listcomp>", "<setcomp>", "<dictcomp>"}:
                 break
         frame = frame.f_back
     return frame
