@@ -16,6 +16,10 @@ from hypothesis import settings
 
 import asignals
 
+# The workers, and the processes of tests, read what one of them has compiled; else each compiles everything anew.
+sys.dont_write_bytecode = False
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
 # A machine that is busy with something else is no failure; in CI a failure can be made again.
 settings.register_profile("asignals", deadline=None, derandomize=bool(os.environ.get("CI")))
 settings.load_profile("asignals")
@@ -39,6 +43,7 @@ if sys.version_info >= (3, 12):
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Options for what a newcomer does not wait for; environment variables hand some on to the tests' own processes."""
+    parser.addoption("--slow", action="store_true", help="the tests too that take seconds each")
     parser.addoption(
         "--full",
         action="store_true",
@@ -60,7 +65,7 @@ def pytest_configure(config: pytest.Config) -> None:
     """Register the markers of this directory."""
     config.addinivalue_line("markers", "loops(*names): the event loops that the tests run on without `--full`")
     config.addinivalue_line("markers", "drivers(*names): the databases' drivers, likewise")
-    config.addinivalue_line("markers", "slow: the test runs with `--full` only")
+    config.addinivalue_line("markers", "slow: takes seconds, and runs with `--slow` or `--full` only")
     once = "once: of servers, processes, browsers or tools: `.ci/run` leaves it out where the interpreter is one more"
     config.addinivalue_line("markers", once)
     if (
@@ -101,14 +106,15 @@ def pytest_xdist_auto_num_workers() -> int:
 
 @pytest.hookimpl(trylast=True)  # others put together what shares a fixture
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Without `--full`, leave out the loops and drivers that no marker names, and skip what is slow."""
+    """Without options, leave out the loops and drivers that no marker names, and skip what is slow."""
     if not is_full(config):
         left_out = [item for item in items if not config.getoption("--everywhere") and not _is_to_try(item)]
         config.hook.pytest_deselected(items=left_out)
         items[:] = [item for item in items if config.getoption("--everywhere") or _is_to_try(item)]
+    if not is_full(config) and not config.getoption("--slow"):
         for item in items:
             if item.get_closest_marker("slow"):
-                item.add_marker(pytest.mark.skip(reason="slow: runs with --full"))
+                item.add_marker(pytest.mark.skip(reason="slow: runs with --slow"))
     items[:] = _long_ones_first(items, int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")))
 
 
@@ -119,7 +125,7 @@ def _long_ones_first(items: list[pytest.Item], workers: int) -> list[pytest.Item
     """
 
     def is_long(item: pytest.Item) -> bool:
-        return item.get_closest_marker("once") is not None or item.path.name == "test_inspector.py"
+        return any(item.get_closest_marker(name) for name in ("once", "slow")) or item.path.name == "test_inspector.py"
 
     long = [item for item in items if is_long(item)]
     short = [item for item in items if not is_long(item)]

@@ -585,6 +585,7 @@ def test_a_loop_between_two_runs_can_be_sent_to(signal, seen):
     assert seen == [1]
 
 
+@pytest.mark.slow
 async def test_many_sends_hold_memory_flat_and_lose_nothing(anyio_backend, signal):
     """100,000 sends with a limit of 100 are all done, and leave nothing behind."""
     if anyio_backend[1]:

@@ -718,6 +718,7 @@ WORKER = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("files", "entries", "needs"),
     [

@@ -81,6 +81,7 @@ PROGRAM = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("processes", [(), ("-n2", "-pxdist")], ids=["alone", "xdist"])
 def test_pytest_reports_what_no_test_has_called(pytester, monkeypatch, processes):
     """`--signals-report` at the end of the run, in several processes too; `asignals list --counts` reads its file."""

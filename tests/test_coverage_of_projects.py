@@ -91,6 +91,7 @@ def run(project, *command):
     return done.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "form",
     [
@@ -114,6 +115,7 @@ def test_coverage_runs_and_reports(project, monkeypatch, form):
         assert main(["report", "--fail-under=100"]) == 0
 
 
+@pytest.mark.slow
 def test_pytest_cov_runs_and_reports(project):
     """The same by the plugin, which most projects use."""
     if importlib.util.find_spec("pytest_cov") is None:

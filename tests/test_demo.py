@@ -116,6 +116,7 @@ def test_json_has_every_figure(tmp_path: Path) -> None:
     assert all(re.fullmatch(r".*shop\.py:\d+", receiver["location"]) for receiver in receivers.values())
 
 
+@pytest.mark.slow
 @posix
 @pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_serve_stays_open_until_a_signal(tmp_path: Path, number: signal.Signals) -> None:
@@ -137,6 +138,7 @@ def test_serve_stays_open_until_a_signal(tmp_path: Path, number: signal.Signals)
     assert "requests started = finished: 17 = 17 proven" in output.splitlines()
 
 
+@pytest.mark.slow
 @posix
 def test_serve_ends_what_is_under_way(tmp_path: Path) -> None:
     """A client that watches the oven for ever does not keep the shop open, and its request has its end."""
@@ -154,6 +156,7 @@ def test_serve_ends_what_is_under_way(tmp_path: Path) -> None:
     assert "requests started = finished: 2 = 2 proven" in output.splitlines()
 
 
+@pytest.mark.slow
 @posix
 @pytest.mark.parametrize("number", [pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGTERM])
 def test_an_interruption_ends_it_in_good_order(tmp_path: Path, number: signal.Signals) -> None:
@@ -169,6 +172,7 @@ def test_an_interruption_ends_it_in_good_order(tmp_path: Path, number: signal.Si
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 @posix
 def test_nobody_has_to_read_to_the_end(tmp_path: Path) -> None:
     """As with `asignals demo | head -1`: it ends, without a traceback."""

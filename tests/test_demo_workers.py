@@ -26,7 +26,7 @@ from playwright.sync_api import expect
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-pytestmark = pytest.mark.once
+pytestmark = [pytest.mark.once, pytest.mark.slow]
 PATIENCE = 60  # seconds; the machine may be busy with other tests
 posix = pytest.mark.skipif(sys.platform == "win32", reason="Windows has no signals to stop a process in good order")
 

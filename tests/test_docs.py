@@ -44,8 +44,17 @@ MODULES = [
 NOT_YET: dict[str, str] = {}
 """Pages whose examples need what is not here yet, with the reason. The aim is that it is empty."""
 
-SLOW = {"howto/broadcast", "howto/migrations", "howto/testing-relay", "howto/typing", "install"}
-"""Pages that start servers, type checkers or the demo: run with `--full`, as CI does."""
+SLOW = {
+    "howto/asyncapi",
+    "howto/broadcast",
+    "howto/engines",
+    "howto/exactly-once",
+    "howto/fastapi",
+    "howto/find-unheard",
+}
+SLOW |= {"howto/frameworks", "howto/migrations", "howto/outbox", "howto/rolling-deploys", "howto/sync-code"}
+SLOW |= {"howto/testing", "howto/testing-relay", "howto/typing", "howto/worker", "install"}
+"""Pages that start servers, type checkers, programs or the demo."""
 
 MISSING = [name for name in ("sphinx", "myst_parser", "furo") if find_spec(name) is None]
 needs_sphinx = pytest.mark.skipif(

@@ -1,6 +1,8 @@
 import subprocess
 import sys
 
+import pytest
+
 ROUNDS = 7
 
 
@@ -8,6 +10,7 @@ def run(code):
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True).stdout  # noqa: S603
 
 
+@pytest.mark.slow
 def test_import_takes_hardly_longer_than_that_of_anyio(monkeypatch):
     """The best of several interleaved runs is under one and a half times anyio's."""
     code = """

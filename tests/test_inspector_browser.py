@@ -27,7 +27,7 @@ except ImportError as error:
         raise
     pytest.skip(f"needs {error.name}", allow_module_level=True)
 
-pytestmark = pytest.mark.once
+pytestmark = [pytest.mark.once, pytest.mark.slow]
 LAPTOP = {"width": 1440, "height": 900}
 PHONE = {"width": 390, "height": 844}
 SCHEMES = ["light", pytest.param("dark", marks=pytest.mark.slow)]  # of tests of what lies where

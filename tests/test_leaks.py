@@ -20,6 +20,7 @@ from asignals import Background, BufferFull, Signal, monitor
 from asignals.asgi import SignalMiddleware, got_request_exception, request_finished, request_started
 
 pytestmark = pytest.mark.filterwarnings("ignore::asignals.ReceiverLostWarning")
+SLOW = {"savepoints", "connections"}  # take seconds
 
 
 @pytest.fixture(autouse=True)
@@ -32,7 +33,7 @@ def anyio_backend(backend):
     return backend
 
 
-@pytest.fixture(params=["asyncio", "trio"])
+@pytest.fixture(params=["asyncio", pytest.param("trio", marks=pytest.mark.slow)])
 def backend(request):
     return request.param
 
@@ -47,7 +48,9 @@ async def fail_suspended(**named):
     raise ValueError
 
 
-@pytest.mark.parametrize("work", WORK)
+@pytest.mark.parametrize(
+    "work", [pytest.param(work, marks=pytest.mark.slow) if work in SLOW else work for work in WORK]
+)
 def test_nothing_grows(work, backend, full, long, record_property):
     """Doing it on and on takes neither more objects of any type nor more memory; in a process that does only that."""
     if backend == "trio" and (work in ON_ASYNCIO_ONLY or not (full or work in OF_THE_LOOP)):

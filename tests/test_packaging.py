@@ -20,7 +20,7 @@ MISSING = [name for name in ("build", "hatchling", "twine") if importlib.util.fi
 if MISSING and not os.environ.get("ASIGNALS_REQUIRE_SERVICES"):
     pytest.skip(f"needs {', '.join(MISSING)}", allow_module_level=True)
 
-pytestmark = pytest.mark.once
+pytestmark = [pytest.mark.once, pytest.mark.slow]
 ROOT = Path(__file__).parent.parent
 BUILT = "asignals-0.1.0"
 DATA = {".py", ".typed", ".html", ".css", ".js", ".svg"}

@@ -415,6 +415,7 @@ def test_doctests_of_stubs_are_collected(project):
     result.assert_outcomes(passed=2, failed=1)
 
 
+@pytest.mark.slow
 def test_under_xdist_each_process_has_its_own(project):
     """Forty tests in two processes, failing ones among them, capture, mute and connect without seeing one another."""
     pytest.importorskip("xdist")

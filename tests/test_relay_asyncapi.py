@@ -228,6 +228,7 @@ def parser(request: pytest.FixtureRequest) -> Path:
     return modules
 
 
+@pytest.mark.slow
 def test_it_is_valid_by_asyncapis_own_parser(parser: Path) -> None:
     """Schema and rules of AsyncAPI 3.0, on every engine, with every kind of argument."""
     names = [name for name in ENGINES if name != "kafka" or importlib.util.find_spec("confluent_kafka")]

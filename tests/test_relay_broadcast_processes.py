@@ -12,7 +12,7 @@ from relay_support import require
 sys.path.insert(0, str(Path(__file__).parent.parent))
 broadcast = pytest.importorskip("benchmarks.broadcast")
 
-pytestmark = [pytest.mark.anyio, pytest.mark.once]
+pytestmark = [pytest.mark.anyio, pytest.mark.once, pytest.mark.slow]
 
 SERVERS = {"jetstream": "nats", "redis": "redis", "rabbitmq": "rabbitmq"}
 PROMISED = (

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from types import ModuleType
 
-pytestmark = [pytest.mark.anyio, pytest.mark.once]
+pytestmark = [pytest.mark.anyio, pytest.mark.once, pytest.mark.slow]
 LONG = os.environ.get("ASIGNALS_LONG") == "1"
 BACK_WITHIN = 15.0  # seconds after the network's return
 SEEN_WITHIN = 10.0  # seconds after it went

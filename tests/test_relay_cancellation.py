@@ -485,6 +485,7 @@ def parts_running() -> list[str]:
     return [name for name in names if name.startswith(("_Consumer.", "Pool.", "Batch.", "_listen", "_give"))]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["native", "scope"])
 async def test_a_consumer_ends_whenever_it_is_cancelled(engine: World, how: str, long: bool) -> None:  # noqa: FBT001
     """Cancelled at any turn of the loop it ends soon, leaves no task, and what was not handled comes again."""

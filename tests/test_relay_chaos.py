@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 pytestmark = [
     pytest.mark.anyio,
     pytest.mark.once,
+    pytest.mark.slow,
     pytest.mark.usefixtures("_short_database_limits"),
     # Clients drop connections that were cut while they were opened, and leave them to the garbage collector.
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),

@@ -41,6 +41,7 @@ def need(name: str, *, long: bool) -> None:
         pytest.skip(f"no {PROGRAMS[name]} here")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PROGRAMS)
 async def test_nothing_is_lost_when_leaders_are_killed(name: str, long: bool) -> None:  # noqa: FBT001
     """Another server takes over what was acknowledged; what was not is sent again, and recognised."""
@@ -63,6 +64,7 @@ async def test_nothing_is_lost_when_a_leader_is_frozen(name: str, long: bool) ->
     assert books.balanced, books
 
 
+@pytest.mark.slow
 async def test_a_cluster_of_nats_without_a_quorum_shows_in_health_and_comes_back(tmp_path: Path) -> None:
     """What is sent meanwhile waits in the outbox."""
     need("nats", long=False)

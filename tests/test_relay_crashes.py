@@ -21,7 +21,7 @@ from asignals.relay import Envelope, SQLAlchemyInbox, engine_from_url
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-pytestmark = pytest.mark.once
+pytestmark = [pytest.mark.once, pytest.mark.slow]
 APPLICATION = """
 import asyncio, os, signal
 from asignals import Signal

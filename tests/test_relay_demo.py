@@ -62,6 +62,7 @@ def kitchen_of(process: subprocess.Popen[str]) -> dict[str, Any]:
     return kitchen
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", ["nats", "postgres", "rabbitmq"])
 def test_the_kitchen_hears_every_pizza_over_a_server(engine: str) -> None:
     """`--relay URL` announces each pizza to a second process, under names of its own, and leaves nothing there."""
@@ -71,6 +72,7 @@ def test_the_kitchen_hears_every_pizza_over_a_server(engine: str) -> None:
         assert not {left for left in asyncio.run(left_behind(engine, url)) if name in left}
 
 
+@pytest.mark.slow
 def test_two_demos_at_once_do_not_hear_each_other() -> None:
     """Each run has a place of its own on the server, and removes only that."""
     url = require("redis")

@@ -46,12 +46,12 @@ if TYPE_CHECKING:
     from relay_faults import Proxy
     from sqlalchemy.ext.asyncio import AsyncEngine
 
-pytestmark = [pytest.mark.anyio, pytest.mark.once]
+pytestmark = [pytest.mark.anyio, pytest.mark.once, pytest.mark.slow]
 LONG = os.environ.get("ASIGNALS_LONG") == "1"
 # The second driver of each database.
-OTHERS = [pytest.param(name, marks=pytest.mark.slow) for name in ("psycopg", "asyncmy")]
-BACK_WITHIN = 15.0 if LONG else 4.0  # seconds after the network's return
-SEEN_WITHIN = 10.0 if LONG else 4.0  # seconds after it went
+OTHERS = ["psycopg", "asyncmy"]
+BACK_WITHIN = 15.0  # seconds after the network's return
+SEEN_WITHIN = 10.0  # seconds after it went
 
 
 @pytest.fixture
@@ -71,13 +71,13 @@ def _short_limits(monkeypatch: pytest.MonkeyPatch) -> None:
     if LONG:
         return
     monkeypatch.setattr(_watched_inbox, "_LOOK", 0.2)
-    monkeypatch.setattr(_watched_inbox, "_LOOK_TRIP", 0.5)
+    monkeypatch.setattr(_watched_inbox, "_LOOK_TRIP", 1.0)
     for module in (_connected, _listening, _outbox_rows):
-        monkeypatch.setattr(module, "LIMIT", 0.5)
+        monkeypatch.setattr(module, "LIMIT", 1.0)
     for name in ("connected", "begun", "answered"):
         function = getattr(_connected, name)
         wrapped = getattr(function, "__wrapped__", function)
-        monkeypatch.setattr(wrapped, "__defaults__", (0.5,))
+        monkeypatch.setattr(wrapped, "__defaults__", (1.0,))
     for module in (_connected, _listening, _mysql, _sql):
         monkeypatch.setattr(module, "CLOSE", 0.3)
     monkeypatch.setattr(_outbox_rows, "PG_IDLE", _dialect.PG_IDLE.replace("12000", "1000"))

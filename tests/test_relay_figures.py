@@ -96,6 +96,7 @@ def told(engine: World, figure: str) -> bool:
     return figure not in NOT_TOLD.get(engine.name, ())
 
 
+@pytest.mark.slow
 async def test_figures_follow_what_happens(engine: World) -> None:
     """What waits, what is in flight, what waits for its retry, its age, and the instances, topic by topic."""
     transport = engine.open()
@@ -178,6 +179,7 @@ asyncio.run(main())
 """
 
 
+@pytest.mark.slow
 async def test_an_instance_that_is_killed_is_gone_soon(
     engine: World,
     monkeypatch: pytest.MonkeyPatch,

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from relay_kill import Broker
 
-pytestmark = [pytest.mark.anyio, pytest.mark.once]
+pytestmark = [pytest.mark.anyio, pytest.mark.once, pytest.mark.slow]
 QUICK = {"postgres", "jetstream", "redis"}  # each way to lose something: by rows, by consumers, by groups
 
 

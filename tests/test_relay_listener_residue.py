@@ -18,7 +18,7 @@ from asignals.relay import Envelope
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
 
-pytestmark = [pytest.mark.anyio, pytest.mark.once]
+pytestmark = [pytest.mark.anyio, pytest.mark.once, pytest.mark.slow]
 
 PROMISED = 60.0  # seconds after which nothing may be left
 ENGINES = ["sqlite", "postgres", "jetstream", "redis", "rabbitmq", "kafka"]

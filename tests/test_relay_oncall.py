@@ -152,6 +152,7 @@ async def silent() -> AsyncIterator[int]:
 
 
 # redis-py leaves the socket to the garbage collector when connecting is cut short.
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning", "ignore::ResourceWarning")
 @pytest.mark.parametrize(
     ("url", "make"),
@@ -605,6 +606,7 @@ async def test_a_long_replay_says_how_far_it_is(
 
 
 # redis-py leaves the socket to the garbage collector when connecting is cut short.
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning", "ignore::ResourceWarning")
 async def test_a_slow_init_says_for_whom_it_waits(
     on_target: Callable[[Relay], str], monkeypatch: pytest.MonkeyPatch

@@ -159,6 +159,7 @@ async def test_an_instance_that_leaves_hands_its_keys_on_in_order(engine: World)
     ordered.assert_in_order(12, 8)
 
 
+@pytest.mark.slow
 async def test_instances_that_come_and_go_keep_the_order(engine: World) -> None:
     """Instances join and leave all the time while events are published; no key's events overtake each other."""
     await known(engine, "billing")

@@ -9,7 +9,7 @@ import pytest
 from relay_order import ENGINES, run
 from relay_support import require
 
-pytestmark = [pytest.mark.anyio, pytest.mark.once]
+pytestmark = [pytest.mark.anyio, pytest.mark.once, pytest.mark.slow]
 QUICK = {"postgres", "jetstream"}  # partitions by rows with leases, and by the broker
 
 

@@ -352,6 +352,7 @@ async def test_collecting_blocks_no_loop_and_asks_no_more_than_needed(telemetry:
     assert billing.final_status is not None
 
 
+@pytest.mark.slow
 async def test_a_silent_server_costs_a_collection_two_seconds_once(telemetry: Telemetry) -> None:
     """Whatever does not depend on it is there; the next collection does not wait for it again."""
     slow = Slow()
@@ -406,6 +407,7 @@ async def test_the_health_port_serves_metrics(tmp_path: Path, caplog: pytest.Log
     assert found["asignals_relay_received_total", "billing", None, None] == 0
 
 
+@pytest.mark.slow
 async def test_metrics_come_though_a_server_is_silent(caplog: pytest.LogCaptureFixture) -> None:
     """After three seconds, without its figures."""
     slow = Slow()

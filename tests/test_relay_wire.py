@@ -172,6 +172,7 @@ HOSTILE = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", [*ENGINES, "psycopg"], indirect=True)
 async def test_hostile_events_are_refused_or_dead_letters_and_the_rest_flows(
     engine: World,

@@ -149,6 +149,7 @@ def test_a_worker_handles_events_until_it_is_told_to_stop(module: str, tmp_path:
     assert json.loads(log.strip().splitlines()[-1])["message"].startswith("relay of 'billing' stopped; left")
 
 
+@pytest.mark.slow
 def test_a_second_signal_cancels_what_still_runs(module: str) -> None:
     """The exit status says so, and the event waits for another instance."""
     invoke("relay", "init", f"{module}:relay")
@@ -168,6 +169,7 @@ def test_a_second_signal_cancels_what_still_runs(module: str) -> None:
     assert "backlog  1" in invoke("relay", "status", f"{module}:relay")
 
 
+@pytest.mark.slow
 def test_a_worker_logs_and_listens_as_it_is_told(module: str) -> None:
     """Text instead of JSON, health at another address, and nothing below a level."""
     invoke("relay", "init", f"{module}:relay")
@@ -267,6 +269,7 @@ def test_dead_letters_are_shown_and_sent_again(module: str, tmp_path: Path) -> N
     assert "dead     0 in dlq.billing" in invoke("relay", "status", target)
 
 
+@pytest.mark.slow
 def test_a_command_closes_all_that_it_opened(module: str, tmp_path: Path) -> None:
     """An inbox with a database of its own does not keep the command's process from ending."""
     source = (tmp_path / f"{module}.py").read_text()
