@@ -1,12 +1,17 @@
 """`asignals check`: a program made for each finding, and layouts of real programs in which there is nothing to find."""
 
+import gc
 import json
+import textwrap
 
 import pytest
 
 pytest.importorskip("typer", reason="needs asignals[cli]")
 
 from project_support import check, run, write
+
+from asignals.overview.findings import lost
+from asignals.overview.watching import Watch
 
 SIGNALS = """
 from asignals import Signal, signal
@@ -282,6 +287,30 @@ def test_a_signal_that_dies_with_its_receivers_loses_none(tmp_path):
         },
     )
     assert check(tmp_path, "main")[:2] == (0, [])
+
+
+def test_a_function_that_another_one_of_its_name_replaces_is_found():
+    """As `def _` makes them, and copies of a function; what was disconnected, or is connected strongly, is not lost."""
+    source = """
+        from asignals import Signal, receiver
+        paid = Signal()
+        @paid.connect
+        def _(**named): ...
+        @receiver(paid, sender="web")
+        def _(**named): ...
+        @paid.connect(weak=False)
+        def kept(**named): ...
+        def kept(**named): ...
+        @paid.connect
+        def left(**named): ...
+        paid.disconnect(left)
+        def left(**named): ...
+    """
+    with Watch() as watch:
+        exec(compile(textwrap.dedent(source), "main.py", "exec"), {"__name__": "main"})  # noqa: S102  the test's own
+        gc.collect()
+    (finding,) = lost(watch)
+    assert (finding.location, finding.advice) == ("main.py:4", "give it a name of its own")
 
 
 def test_what_dies_as_it_is_connected_is_found(tmp_path):

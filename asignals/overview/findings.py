@@ -239,9 +239,7 @@ def not_awaited(program: Program) -> Iterator[Finding]:
 def lost(watch: Watch) -> Iterator[Finding]:
     """Receivers that died before they could be called."""
     for lost in dict.fromkeys(watch.lost):
-        yield Finding(
-            "lost", lost.message, lost.file, lost.line, "connect it with weak=False, or keep a reference to it"
-        )
+        yield Finding("lost", lost.message, lost.file, lost.line, lost.advice)
 
 
 def uid_taken(watch: Watch) -> Iterator[Finding]:

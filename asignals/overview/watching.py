@@ -5,9 +5,12 @@ from __future__ import annotations
 import sys
 import warnings
 from dataclasses import dataclass
+from functools import partial
+from types import FunctionType
 from typing import TYPE_CHECKING, Any, Final, Self
+from weakref import ref
 
-from asignals import ReceiverLostWarning, Signal
+from asignals import Connection, ReceiverLostWarning, Signal
 from asignals._core import identify, is_a, sender_key
 from asignals.overview.values import Shower, name_of, short_path
 
@@ -20,11 +23,12 @@ _show: Final = Shower(limit=80)
 
 @dataclass(frozen=True)
 class Lost:
-    """A `ReceiverLostWarning`, and where it points."""
+    """A `ReceiverLostWarning`, or a function that another one of its name has replaced, and where it was connected."""
 
     message: str
     file: str
     line: int
+    advice: str = "connect it with weak=False, or keep a reference to it"
 
 
 @dataclass(frozen=True)
@@ -51,6 +55,7 @@ class Watch:
     def __init__(self) -> None:
         self.lost: list[Lost] = []
         self.refused: list[Refused] = []
+        self._functions: list[ref[FunctionType]] = []
         self._warn = warnings.warn_explicit
         self._connect: Any = Signal.connect
 
@@ -69,6 +74,7 @@ class Watch:
             # Without a receiver it gives a decorator, which calls `connect` again.
             if args or "receiver" in options:
                 watch._note(signal, *args, **options)
+                watch._await_death(signal, given)
             return given
 
         warnings.warn_explicit = warn_explicit
@@ -99,6 +105,19 @@ class Watch:
         if holder is not None and identify(holder) != identify(receiver):
             names = name_of(receiver), name_of(holder)
             self.refused.append(Refused(str(signal.name), *names, _show(dispatch_uid), *_caller()))
+
+    def _await_death(self, signal: Signal[..., Any], receiver: object) -> None:
+        """Note the death of a function of a module: a name that is defined twice lets go of the first."""
+        if isinstance(receiver, FunctionType) and "<" not in receiver.__code__.co_qualname:
+            found = [each for each in signal.connections if each.receiver is receiver]
+            self._functions += [ref(receiver, partial(self._replaced, ref(signal), each)) for each in found]
+
+    def _replaced(self, signal: ref[Signal[..., Any]], connection: Connection, _: object) -> None:
+        sent = signal()
+        if connection.is_live and sent is not None:
+            path, _, line = connection.connected_at.rpartition(":")
+            message = f"{connection.describe()} of signal {sent.name!r} is gone: its name was defined again, or deleted"
+            self.lost.append(Lost(message, short_path(path), int(line), "give it a name of its own"))
 
 
 _MACHINERY: Final = ("asignals.overview", "asignals.sqlalchemy", "asignals.relay", "asignals._core", "<asignals")
