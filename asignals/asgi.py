@@ -55,7 +55,10 @@ Send: TypeAlias = Callable[[Message], Awaitable[None]]
 ASGIApp: TypeAlias = Callable[[Any, Any, Any], Awaitable[None]]
 """An ASGI 3 application; called with a `Scope`, a `Receive` and a `Send`."""
 
-_EAGER: dict[str, Any] = {"eager_start": True} if sys.version_info >= (3, 12) else {}
+# What ends a request is mostly done at once. To name a task is faster than to have asyncio number it.
+_OPTIONS: dict[str, Any] = {"name": "asignals.asgi"}
+if sys.version_info >= (3, 12):
+    _OPTIONS["eager_start"] = True
 _REPEAT_S = 0.1  # after the grace, a receiver that ignores its cancellation is cancelled again this often
 
 _logger = logging.getLogger("asignals")
@@ -194,19 +197,20 @@ class SignalMiddleware:
                 status = message["status"]
 
         try:
-            if not _is_unheard(_started, sender):
+            if (_started.plan or _started.plan_for(sender)).connections or is_watched():
                 await request_started.send_robust(sender, scope=scope)
             await self.app(scope, receive, watched_send)
         except BaseException as error:
             named = {"status": status, "duration": time.perf_counter() - started}
             await self._end(sender, scope, error, _last_sends(error, request_finished, **named))
             raise
-        if not _is_unheard(_finished, sender):
+        if (_finished.plan or _finished.plan_for(sender)).connections or is_watched():
             duration = time.perf_counter() - started
             sending = request_finished.send_robust(
                 sender, scope=scope, status=status, duration=duration, exception=None
             )
-            await _run(sending, None, self.grace, request_finished)
+            if (rest := _start(sending, None, self.grace, request_finished)) is not None:
+                await rest
 
     async def _call_other(self, sender: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
         match scope["type"]:
@@ -281,7 +285,9 @@ class SignalMiddleware:
         """Send the last signals of a scope."""
         heard = [(signal, named) for signal, named in sends if not _is_unheard(registry_of(signal), sender)]
         if heard and not isinstance(exception, GeneratorExit):  # a coroutine that is being closed can await nothing
-            await _run(_send_all(sender, scope, heard), exception, self.grace, heard[-1][0])
+            sending = _send_all(sender, scope, heard)
+            if (rest := _start(sending, exception, self.grace, heard[-1][0])) is not None:
+                await rest
 
 
 def _last_sends(exception: BaseException | None, last: Signal[..., object] | None = None, **named: object) -> _Sends:
@@ -312,30 +318,45 @@ def _is_unheard(registry: Registry, sender: ASGIApp) -> bool:
 # They wait for it without a shield, so that they notice a cancellation at once: it starts the time of grace.
 
 
-async def _run(
+def _start(
     sending: Coroutine[Any, Any, object], exception: BaseException | None, grace: float, last: Signal[..., object]
+) -> Awaitable[None] | None:
+    """Start `sending`; returns what is left to await, if it has not ended at once, as most receivers do.
+
+    It runs to its end, or until `grace` seconds after a cancellation: `exception`, or one that comes.
+    """
+    if (host := _asyncio_task()) is None:
+        return _run_on_trio(sending, exception, grace, last)
+    task = asyncio.Task(sending, loop=host.get_loop(), **_OPTIONS)
+    if not task.done():
+        return _run_on_asyncio(task, exception, grace, last)
+    _raise_if_failed(task)
+    return None
+
+
+async def _run_on_asyncio(
+    task: asyncio.Task[object], exception: BaseException | None, grace: float, last: Signal[..., object]
 ) -> None:
-    """Run `sending` to its end, or until `grace` seconds after a cancellation: `exception`, or one that comes."""
-    if not _is_on_asyncio():
-        await _run_on_trio(sending, exception, grace, last)
-        return
-    task = asyncio.Task(sending, loop=asyncio.get_running_loop(), **_EAGER)
     try:
-        if not task.done() and not isinstance(exception, asyncio.CancelledError):
+        if not isinstance(exception, asyncio.CancelledError):
             await _end_of(task)
     finally:
         if not task.done():
             await _bound(task, grace, last)
-        if not task.cancelled():
-            task.result()  # raises what is no Exception
+        _raise_if_failed(task)
 
 
-def _is_on_asyncio() -> bool:
-    """Whether asyncio runs this; much faster than to ask anyio."""
+def _raise_if_failed(task: asyncio.Task[object]) -> None:
+    if not task.cancelled():
+        task.result()  # raises what is no Exception
+
+
+def _asyncio_task() -> asyncio.Task[object] | None:
+    """The task of asyncio that runs this, if it is one; much faster than to ask anyio."""
     try:
-        return asyncio.current_task() is not None
+        return asyncio.current_task()
     except RuntimeError:
-        return False
+        return None
 
 
 async def _bound(task: asyncio.Task[object], grace: float, last: Signal[..., object]) -> None:
