@@ -13,7 +13,7 @@ from relay_support import ENGINES, World, until, world
 from asignals import Signal
 from asignals.relay import Delivery, Envelope, Memory, MemoryInbox, Relay
 from asignals.relay._batch import Batch, Coalescer
-from asignals.relay._cancel import SelfCancelledError, end, heeding, limited
+from asignals.relay._cancel import SelfCancelledError, end, heeding, limited, times_cancelled
 from asignals.relay._connection_state import Attempts, ConnectionState
 from asignals.relay._pool import Pool
 from asignals.relay._to_the_end import to_the_end
@@ -102,6 +102,49 @@ async def test_a_time_limit_holds_though_it_is_swallowed_once() -> None:
 
     with pytest.raises(TimeoutError):
         await limited(stubborn(), 0.01)
+
+
+async def test_each_time_limit_ends_when_it_is_due() -> None:
+    """One timer serves all limits of a loop: later, earlier and inner ones; the text says who gave no answer."""
+
+    async def late(seconds: float) -> str:
+        with pytest.raises(TimeoutError, match=f"^it gave no answer within {seconds:g} s$"):
+            await limited(limited(asyncio.Event().wait(), 60), seconds, "it")
+        ended.append(seconds)
+        return "late"
+
+    ended: list[float] = []
+    loop = asyncio.get_running_loop()
+    began = loop.time()
+    assert await asyncio.gather(late(0.03), late(0.01), late(0.02), late(0.01)) == ["late"] * 4
+    assert ended == [0.01, 0.01, 0.02, 0.03]
+    assert loop.time() - began > 0.028
+    assert times_cancelled() == 0
+    assert await limited(asyncio.sleep(0.01, "done"), 60) == "done"
+
+
+async def test_an_answer_that_comes_late_is_no_timeout() -> None:
+    """A call that swallows the cancellation of a time limit and returns has answered; its errors are those of one."""
+    assert await limited(swallowing(), 0.01) == "result"
+    with pytest.raises(TimeoutError) as caught:
+        await limited(turning_into_an_error(), 0.01)
+    assert isinstance(caught.value.__cause__, ConnectionError)
+    assert times_cancelled() == 0
+
+
+async def test_a_cancellation_wins_over_a_time_limit() -> None:
+    """A task that is cancelled while its time limit expires ends as cancelled."""
+
+    async def both() -> None:
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            task.cancel()  # as others do meanwhile
+            raise
+
+    task = asyncio.create_task(limited(both(), 0.01))
+    await asyncio.wait([task])
+    assert task.cancelled()
 
 
 async def test_attempts_raise_what_their_block_swallows() -> None:

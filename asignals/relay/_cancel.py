@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import anyio
 import anyio.lowlevel
 
+from asignals.relay._time_limit import TimeLimit
 from asignals.relay._to_the_end import to_the_end
 
 if TYPE_CHECKING:
@@ -73,9 +74,9 @@ async def limited(call: Awaitable[T], seconds: float, who: str = "") -> T:
 
 
 async def _within(call: Awaitable[T], seconds: float, who: str) -> T:
-    with anyio.move_on_after(seconds):  # cancels again and again, where `asyncio.timeout` does it once
+    with TimeLimit(seconds, who) as limit:
+        limit.begin()
         return await call
-    raise TimeoutError(f"{who} gave no answer within {seconds:g} s" if who else f"no answer within {seconds:g} s")
 
 
 async def end(tasks: Collection[asyncio.Task[Any]]) -> None:

@@ -13,8 +13,9 @@ from weakref import WeakKeyDictionary
 import anyio
 from sqlalchemy.exc import DBAPIError
 
-from asignals.relay._cancel import limited
+from asignals.relay._cancel import heeding, limited
 from asignals.relay._dialect import is_missing_table, is_read_only, is_sqlite, is_undone, missing_table, name_of
+from asignals.relay._time_limit import TimeLimit
 from asignals.relay._to_the_end import to_the_end
 from asignals.relay._transport import SchemaError
 
@@ -99,6 +100,27 @@ async def answered(engine: AsyncEngine, call: Awaitable[T], seconds: float = LIM
         return await limited(call, seconds)
     except TimeoutError as error:
         raise _silent(engine, seconds) from error
+
+
+async def answered_in(
+    engine: AsyncEngine, run_sync: Callable[..., Awaitable[T]], work: Callable[[Any, Callable[[], None]], T]
+) -> T:
+    """Have `run_sync` of a session or a connection run work, with a limit as in `answered`.
+
+    The limit begins when the work calls the function that it is given: connecting is the session's own matter.
+    """
+    limit = TimeLimit(LIMIT)
+
+    async def within() -> T:
+        with limit:
+            return await run_sync(work, limit.begin)
+
+    try:
+        return await heeding(within())
+    except TimeoutError as error:
+        if not limit.has_begun:
+            raise
+        raise _silent(engine, LIMIT) from error
 
 
 def _silent(engine: AsyncEngine, seconds: float | None) -> TimeoutError:

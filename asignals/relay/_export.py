@@ -183,34 +183,39 @@ class Exporter:
         self._hand_on = hand_on
         self._session = session
 
-    async def __call__(self, signal: Signal[..., Any], sender: Any, **arguments: Any) -> None:
-        """Hand the event on; returns when it is stored or, without an outbox, acknowledged."""
-        session = self._session_of(signal, arguments)
-        crossing = {name: value for name, value in arguments.items() if name not in self._exclude_args}
+    def envelope(self, signal: Signal[..., Any], sender: Any, arguments: dict[str, Any]) -> Envelope:
+        """Put what was sent into an envelope."""
+        if not self._exclude_args.isdisjoint(arguments):
+            arguments = {name: value for name, value in arguments.items() if name not in self._exclude_args}
+        key = None if self._key is None else self._key(sender, arguments)
         trace = current_trace()
-        envelope = Envelope(
+        return Envelope(
             self.topic,
-            self._encode(signal, crossing),
+            self._encode(signal, arguments),
             version=self._version,
             origin=self._identity.origin,
             hops=self._hops(signal),
             sender=self._dump(sender),
-            key=None if self._key is None else self._key(sender, arguments),
+            key=key,
             done=self._called_here(signal, self.topic, sender),
             traceparent=trace.get("traceparent"),
             tracestate=trace.get("tracestate"),
             baggage=trace.get("baggage"),
         )
-        if (span := producing.get()) is not None:
-            span.set_attribute("messaging.message.id", envelope.id)
-        exported.set(envelope.id)
-        await self._hand_on(envelope, session)
 
     def receiver(self) -> Callable[..., Awaitable[None]]:
-        """The function to connect; messages, spans and pages call it `relay shop → order.paid`."""
+        """The function to connect; messages, spans and pages call it `relay shop → order.paid`.
+
+        It returns when the event is stored or, without an outbox, acknowledged.
+        """
 
         async def export(signal: Signal[..., Any], sender: Any, **arguments: Any) -> None:
-            await self(signal, sender, **arguments)
+            session = self._session_of(signal, arguments)
+            envelope = self.envelope(signal, sender, arguments)
+            if (span := producing.get()) is not None:
+                span.set_attribute("messaging.message.id", envelope.id)
+            exported.set(envelope.id)
+            await self._hand_on(envelope, session)
 
         function: Any = export
         function.__module__ = None  # a label, and no code that anybody looks for

@@ -11,7 +11,7 @@ from asignals.relay._envelope import Envelope
 from asignals.relay._transport import DeadLetters, PublishRefusedError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Awaitable, Sequence
 
     from asignals.relay._envelope import DeadLetter
     from asignals.relay._identity import Identity
@@ -31,11 +31,12 @@ class Publisher:
         self._timeout = timeout
         self._publish_soon = Coalescer(self._publish_all)
 
-    async def hand_on(self, envelope: Envelope, session: Any) -> None:
-        """Take an event from an exporting receiver."""
-        if (outbox := self._parts.outbox) is not None:
-            await outbox.put(envelope, session)
-            return
+    def hand_on(self, envelope: Envelope, session: Any) -> Awaitable[None]:
+        """Take an event from an exporting receiver, to the outbox or to the engine."""
+        outbox = self._parts.outbox
+        return self._publish_now(envelope) if outbox is None else outbox.put(envelope, session)
+
+    async def _publish_now(self, envelope: Envelope) -> None:
         try:
             async with asyncio.timeout(self._timeout):
                 refusal = await self._publish_soon(envelope)

@@ -8,14 +8,25 @@ from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Final
 
 import anyio
-from sqlalchemy import event, inspect, make_url, text, update
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+from sqlalchemy import Connection, event, inspect, make_url, text, update
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.schema import CreateIndex, CreateTable
 
-from asignals.relay._connected import CLOSE, OWN_LOOP, at_level, begun, connected, enter_loop, note_when_made
+from asignals.relay._connected import (
+    CLOSE,
+    OWN_LOOP,
+    answered_in,
+    at_level,
+    begun,
+    connected,
+    enter_loop,
+    note_when_made,
+)
 from asignals.relay._dialect import (
     channel_of,
     is_autocommit,
+    is_missing_table,
     is_mysql,
     is_postgres,
     is_sqlite,
@@ -30,10 +41,11 @@ from asignals.relay._tables import Tables, tables_of
 from asignals.relay._transport import SchemaError
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Callable, Collection
 
-    from sqlalchemy import Connection, Table
-    from sqlalchemy.ext.asyncio import AsyncSession
+    from sqlalchemy import CursorResult, Table
+    from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
+    from sqlalchemy.orm import Session
 
 _CONNECT: Final = 10  # seconds that connecting may take at most in a driver; `LIMIT` ends the wait for it before that
 _INIT: Final = 60.0  # seconds that creating tables may take, with other processes that do the same
@@ -73,6 +85,7 @@ class Stored:
         self.database_name: str = name_of(self.engine)
         self.tables: Tables = Tables(schema)
         self._used = tables_of(self.tables, parts)
+        self._writing = {table: update(table) for table in self._used}
 
     async def init(self) -> None:
         """Create the tables that are missing; any number of processes may do so at once."""
@@ -112,18 +125,38 @@ class Stored:
         if missing:
             raise SchemaError(name_of(self.engine), missing)
 
-    async def connection_of(self, session: AsyncSession | AsyncConnection, table: Table) -> AsyncConnection:
-        """Give the connection by which a session writes a table, for a row that is to be in its transaction.
+    async def execute_in(
+        self, session: AsyncSession | AsyncConnection, table: Table, statement: Any, row: dict[str, Any] | None = None
+    ) -> CursorResult[Any]:
+        """Execute a statement that writes to a table, in the transaction of a session.
 
-        Raises `RuntimeError` where it has no transactions.
+        A connection that is silent is not waited for without a limit. Raises `RuntimeError` where there are no
+        transactions, and `SchemaError` where the table is missing.
         """
-        connection = session if isinstance(session, AsyncConnection) else await _written_by(session, table)
-        if connection.sync_connection is not None and is_autocommit(connection.sync_connection):
+
+        def execute(by: Session | Connection, begin: Callable[[], None]) -> CursorResult[Any]:
+            # The connection, not the session: the row is no business of the unit of work, and nothing is flushed early.
+            # A session with several engines may read from another one than it writes to.
+            which = {"clause": self._writing[table]}
+            connection = by if isinstance(by, Connection) else by.connection(bind_arguments=which)
+            self.check_transactions(connection)
+            begin()
+            return connection.execute(statement, row)
+
+        try:
+            return await answered_in(self.engine, session.run_sync, execute)
+        except DBAPIError as error:
+            if is_missing_table(error):
+                raise SchemaError(name_of(self.engine), [table.name]) from error
+            raise
+
+    def check_transactions(self, connection: Connection) -> None:
+        """Raise `RuntimeError` for a session's connection that has none."""
+        if is_autocommit(connection):
             raise RuntimeError(
                 f"the session's connection to {name_of(connection.engine)} is in AUTOCOMMIT, so nothing that is "
                 f"written there is part of a transaction: give its engine another isolation_level"
             )
-        return connection
 
     def _missing(self, connection: Connection) -> list[str]:
         look = inspect(connection)
@@ -152,11 +185,6 @@ def _with_transactions(engine: AsyncEngine) -> AsyncEngine:
     if level_of(engine.sync_engine) == "AUTOCOMMIT":
         return at_level(engine, "SERIALIZABLE" if is_sqlite(engine) else "READ COMMITTED")
     return engine
-
-
-async def _written_by(session: AsyncSession, table: Table) -> AsyncConnection:
-    """Give the connection by which a session writes: one with several engines may read from another of them."""
-    return await session.connection(bind_arguments={"clause": update(table)})
 
 
 def as_engine(database: str | AsyncEngine) -> tuple[AsyncEngine, bool]:

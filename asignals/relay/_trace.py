@@ -34,7 +34,9 @@ def current_trace() -> Mapping[str, str]:
     Baggage that is too long does not cross, and is logged.
     """
     carrier: dict[str, str] = {}
-    for propagator in _propagators():
+    if not (propagators := _propagators()):
+        return carrier
+    for propagator in propagators:
         propagator.inject(carrier)
     if len(carrier.get("tracestate", "")) > _MAX_STATE:
         del carrier["tracestate"]

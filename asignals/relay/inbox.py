@@ -13,13 +13,12 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import DBAPIError
 
 from asignals.relay._batch import Coalescer
-from asignals.relay._connected import answered, begun, connected, repeated
+from asignals.relay._connected import begun, connected, repeated
 from asignals.relay._current import AlreadyHandledError, calling
-from asignals.relay._dialect import is_duplicate, is_missing_table, is_mysql, is_postgres, name_of, upsert
+from asignals.relay._dialect import is_duplicate, is_mysql, is_postgres, upsert
 from asignals.relay._inbox import Memo
 from asignals.relay._settings import check_numbers
 from asignals.relay._sql import Stored
-from asignals.relay._transport import SchemaError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -183,7 +182,6 @@ async def _note(session: AsyncSession | AsyncConnection, call: Call) -> None:
         raise RuntimeError(f"once(session) needs Relay(inbox=SQLAlchemyInbox(…)), not {type(call.inbox).__name__}")  # noqa: TRY004  how the relay is made, not what was passed
     if call.receiver is None:
         raise RuntimeError("once(session) needs a receiver with a name of its own: connect it with a dispatch_uid")
-    connection = await call.inbox.connection_of(session, call.inbox.tables.inbox)
     event_id = call.envelope.repeats or call.envelope.id
     row = {"event_id": event_id, "service": call.service, "receiver": call.receiver, "time": time.time()}
     # MariaDB's INSERT IGNORE would ignore other errors, too. There a conflict undoes no more than its own statement.
@@ -192,12 +190,10 @@ async def _note(session: AsyncSession | AsyncConnection, call: Call) -> None:
         dialect = postgresql if is_postgres(call.inbox.engine) else sqlite
         write = dialect.insert(call.inbox.tables.inbox).values(row).on_conflict_do_nothing()
     try:
-        written = await answered(call.inbox.engine, connection.execute(write))
+        written = await call.inbox.execute_in(session, call.inbox.tables.inbox, write)
     except DBAPIError as error:
         if is_duplicate(error):
             raise AlreadyHandledError(event_id, call.receiver) from None
-        if is_missing_table(error):
-            raise SchemaError(name_of(call.inbox.engine), [call.inbox.tables.inbox.name]) from error
         raise
     if written.rowcount == 0:
         raise AlreadyHandledError(event_id, call.receiver)

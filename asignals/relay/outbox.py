@@ -12,18 +12,16 @@ from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 from weakref import WeakSet
 
 from sqlalchemy import bindparam, delete, event, func, insert, select, update
-from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 from sqlalchemy.orm import Session
 from sqlalchemy.util import await_only
 
 from asignals.masking import redacted, said
 from asignals.relay._cancel import limited
-from asignals.relay._connected import answered, begun, connected
+from asignals.relay._connected import begun, connected
 from asignals.relay._connection_state import Attempts, ConnectionState
 from asignals.relay._dialect import (
     channel_of,
-    is_missing_table,
     is_postgres,
     name_of,
     quoted,
@@ -33,7 +31,7 @@ from asignals.relay._listening import listening, notify
 from asignals.relay._outbox_rows import ANSWER_TIMEOUT, rows_of
 from asignals.relay._settings import check_numbers, given
 from asignals.relay._sql import Stored
-from asignals.relay._transport import PublishRefusedError, SchemaError
+from asignals.relay._transport import PublishRefusedError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
@@ -48,6 +46,7 @@ logger: logging.Logger = logging.getLogger("asignals.relay")
 T = TypeVar("T")
 
 _LOOK: Final = 10.0  # seconds after which refused events are counted again: another process may replay them
+_GATHER: Final = 0.005  # seconds between two looks for what did not fill a batch: commits add up meanwhile
 _AT_ONCE: Final = 1_000  # refused events that are removed together
 _WRITTEN: Final = "asignals_outboxes"  # in a session's `info`: the outboxes written to, each with its connection
 
@@ -118,21 +117,18 @@ class SQLAlchemyOutbox(Stored):
                 await connection.commit()
                 if not self._wake_here() and is_postgres(self.engine):
                     await notify(await connection.get_raw_connection(), self._channel)
-        elif isinstance(session, AsyncSession | AsyncConnection):
-            # The connection, not the session: the row is no business of the unit of work, and nothing is flushed early.
-            connection = await self.connection_of(session, self.tables.outbox)
-            self._warn_of_another(connection)
-            if isinstance(session, AsyncSession):
-                await self._put_in(connection, self._rows.insert, row)
-                self._expect_commit(session.sync_session, connection.sync_connection)
-            else:
-                await self._put_in(connection, self._rows.insert_and_notify, row)
+        elif isinstance(session, AsyncSession):
+            written = await self.execute_in(session, self.tables.outbox, self._rows.insert, row)
+            session.sync_session.info.setdefault(_WRITTEN, {})[self] = written.connection
+        elif isinstance(session, AsyncConnection):
+            await self.execute_in(session, self.tables.outbox, self._rows.insert_and_notify, row)
         else:
             raise TypeError(f"session must be an AsyncSession or an AsyncConnection, not {type(session).__name__!r}")
 
-    def _warn_of_another(self, connection: AsyncConnection) -> None:
-        """Say once that a session writes to a database that this outbox is not read from."""
-        pool = connection.engine.sync_engine.pool
+    def check_transactions(self, connection: Connection) -> None:
+        """Say also, once, that a session writes to a database that this outbox is not read from."""
+        super().check_transactions(connection)
+        pool = connection.engine.pool
         if pool is self.engine.sync_engine.pool or pool in self._seen:
             return
         self._seen.add(pool)
@@ -143,18 +139,6 @@ class SQLAlchemyOutbox(Stored):
                 other,
                 self.database_name,
             )
-
-    async def _put_in(self, connection: AsyncConnection, statement: Any, row: dict[str, Any]) -> None:
-        """Write a row by the caller's connection; one that is silent is not waited for without a limit, either."""
-        try:
-            await answered(self.engine, connection.execute(statement, row))
-        except DBAPIError as error:
-            if is_missing_table(error):
-                raise SchemaError(name_of(self.engine), [self.tables.outbox.name]) from error
-            raise
-
-    def _expect_commit(self, session: Session, connection: Connection | None) -> None:
-        session.info.setdefault(_WRITTEN, {})[self] = connection
 
     def _committed(self, connection: Connection | None) -> None:
         if connection is not None and not self._wake_here() and is_postgres(self.engine) and not connection.closed:
@@ -253,10 +237,12 @@ class SQLAlchemyOutbox(Stored):
                         await self._look_for_refused()
                         count = await self.drain_once(publish)
                         attempts.succeeded()
+                        looked = time.monotonic()
                         if count < self.batch:
                             with suppress(TimeoutError):
                                 async with asyncio.timeout(self._rows.poll):
                                     await wake.wait()
+                            await asyncio.sleep(max(0.0, looked + _GATHER - time.monotonic()))
         finally:
             if self._wake_drain is wake_here:
                 self._wake_drain = None
