@@ -201,7 +201,7 @@ class Queue(Generic[T]):
 
     def admit(self) -> None:
         """Add what waits for capacity, as far as there is any; with the lock held."""
-        while not self.is_full and (waker := next(iter(self.waiting), None)) is not None:
+        while self.waiting and not self.is_full and (waker := next(iter(self.waiting), None)) is not None:
             waker.wake()  # before it leaves, as below
             if (item := self.waiting.pop(waker, None)) is not None:  # the collector may have closed its sender
                 self.add(item)
@@ -260,7 +260,7 @@ class Call:
         self._of: object = of
 
     def __enter__(self) -> None:
-        _calls.set((*[call for call in _calls.get() if call._of is not None], self))
+        _calls.set((*[call for call in around if call._of is not None], self) if (around := _calls.get()) else (self,))
 
     def __exit__(self, *_: object) -> None:
         self._of = None
