@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Any, Self
 
 import pytest
-from relay_support import postgres_schema, require, until
-from sqlalchemy import event, text
+from relay_support import mariadb_database, postgres_schema, require, until
+from sqlalchemy import event, make_url, text
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
+from sqlalchemy.pool import StaticPool
 
-from asignals.relay import Database, Envelope, SQLAlchemyOutbox, _outbox_rows, outbox
+from asignals.relay import Database, Envelope, Relay, SQLAlchemyOutbox, _outbox_rows, outbox
 from asignals.relay._sql import as_engine
 from asignals.relay.engines import database as database_module
 
@@ -281,3 +282,57 @@ async def test_a_claim_that_is_not_answered_is_made_again(
         await task
     assert "TimeoutError: no answer within 0.1 s" in caplog.text
     await transport.aclose()
+
+
+POOLS = ("aiosqlite", "asyncpg", "psycopg", "aiomysql")
+
+
+@asynccontextmanager
+async def pool_of_one(driver: str, directory: Path) -> AsyncIterator[AsyncEngine]:
+    """An application's engine that has one connection, as one that connects through a small pooler has."""
+    async with AsyncExitStack() as stack:
+        options: dict[str, Any] = {}
+        if driver == "aiosqlite":
+            url = make_url(f"sqlite+aiosqlite:///{directory}/one.db")
+        elif driver == "aiomysql":
+            url = (await stack.enter_async_context(mariadb_database())).url
+        else:
+            made, schema = await stack.enter_async_context(postgres_schema())
+            url = made.url.set(drivername=f"postgresql+{driver}")
+            path = {"server_settings": {"search_path": schema}} if driver == "asyncpg" else {}
+            options = {"connect_args": path or {"options": f"-csearch_path={schema}"}}
+        engine = create_async_engine(url, pool_size=1, max_overflow=0, pool_timeout=2, **options)
+        yield engine
+        await engine.dispose()
+
+
+@pytest.mark.parametrize("driver", POOLS)
+async def test_a_relay_leaves_the_only_connection_of_a_pool_to_others(driver: str, tmp_path: Path) -> None:
+    """Listening takes none of the pool's connections, and whoever needs the only one waits for a statement at most."""
+    async with pool_of_one(driver, tmp_path) as engine:
+        of = SQLAlchemyOutbox(engine)
+        await of.init()
+        async with Draining(of) as draining:
+            for number in range(3):
+                async with AsyncSession(engine) as session, session.begin():
+                    await session.execute(text("SELECT 1"))
+                    await of.put(Envelope("numbers", b"%d" % number), session)
+            await until(lambda: len(draining.bodies) == 3)
+            assert of.connection_state.is_up
+            assert engine.sync_engine.pool.checkedout() <= 1  # type: ignore[attr-defined]  # a QueuePool
+
+
+async def test_an_outbox_and_an_engine_that_share_one_connection_are_refused(tmp_path: Path) -> None:
+    """Publishing would wait for the connection on which the outbox waits for publishing."""
+    async with pool_of_one("aiosqlite", tmp_path) as engine:
+        with pytest.raises(ValueError, match=r"their pool has one only: give it pool_size=2"):
+            Relay(Database(engine), "shop", outbox=SQLAlchemyOutbox(engine))
+        Relay(Database(engine), "shop", outbox=SQLAlchemyOutbox(f"sqlite+aiosqlite:///{tmp_path}/one.db"))
+        Relay(Database(engine), "shop")
+
+
+def test_a_connection_that_all_share_is_refused(tmp_path: Path) -> None:
+    """On it a transaction of the relay would commit what somebody else has just begun."""
+    engine = create_async_engine(f"sqlite+aiosqlite:///{tmp_path}/app.db", poolclass=StaticPool)
+    with pytest.raises(ValueError, match=r"one connection for all \(StaticPool\)"):
+        SQLAlchemyOutbox(engine)

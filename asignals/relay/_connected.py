@@ -185,14 +185,16 @@ async def _closed(connection: AsyncConnection, *, is_silent: bool) -> None:
     await throw_away(connection)
 
 
-async def throw_away(connection: AsyncConnection) -> None:
-    """End a connection without a word to the server, which may not answer."""
+async def throw_away(connection: AsyncConnection, driver: Any = None) -> None:
+    """End a connection without a word to the server, which may not answer; `driver` is that of a detached one."""
     with anyio.move_on_after(CLOSE), suppress(Exception):
-        if not connection.invalidated:
-            driver: Any = (await connection.get_raw_connection()).driver_connection
+        if driver is None and not connection.invalidated:
+            driver = (await connection.get_raw_connection()).driver_connection
+        if driver is not None:
             closing = driver.terminate() if hasattr(driver, "terminate") else driver.close()  # asyncpg has the former
             if isawaitable(closing):
                 await closing
+        if not connection.invalidated:
             await connection.invalidate()
     with anyio.move_on_after(CLOSE), suppress(Exception):
         await connection.close()

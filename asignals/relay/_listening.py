@@ -74,10 +74,24 @@ async def _listen_for_ever(
     while True:
         async with attempts, connected(engine, None) as connection:
             attempts.succeeded()
-            await listen(connection, channel, wake)
+            driver = await _detached(connection)
+            try:
+                await listen(connection, driver, channel, wake)
+            finally:
+                await to_the_end(throw_away(connection, driver))
 
 
-async def _listen_sqlite(connection: AsyncConnection, _channel: str, wake: Callable[[], object]) -> None:
+async def _detached(connection: AsyncConnection) -> Any:
+    """Take a connection out of its pool, which may be of one connection, and makes another in its place."""
+    raw = await connection.get_raw_connection()
+    driver = raw.driver_connection
+    raw.detach()
+    return driver
+
+
+async def _listen_sqlite(
+    connection: AsyncConnection, _driver: object, _channel: str, wake: Callable[[], object]
+) -> None:
     seen = None
     while True:
         version = (await connection.exec_driver_sql("PRAGMA data_version")).scalar()
@@ -88,23 +102,19 @@ async def _listen_sqlite(connection: AsyncConnection, _channel: str, wake: Calla
         await asyncio.sleep(0.02)
 
 
-async def _listen_postgres(connection: AsyncConnection, channel: str, wake: Callable[[], object]) -> None:
-    # A connection that listens does not go back to the pool, where its notifications would reach nobody.
-    try:
-        await limited(connection.execution_options(isolation_level="AUTOCOMMIT"), LIMIT)
-        driver: Any = (await connection.get_raw_connection()).driver_connection
-        is_asyncpg = connection.dialect.driver == "asyncpg"
+async def _listen_postgres(connection: AsyncConnection, driver: Any, channel: str, wake: Callable[[], object]) -> None:
+    is_asyncpg = connection.dialect.driver == "asyncpg"
+    if is_asyncpg:
+        await limited(driver.add_listener(channel, lambda *_: wake()), LIMIT)
+    else:
+        await limited(connection.execute(text(f"LISTEN {channel}")), LIMIT)
+    await limited(connection.commit(), LIMIT)
+    wake()
+    while True:
         if is_asyncpg:
-            await limited(driver.add_listener(channel, lambda *_: wake()), LIMIT)
+            await asyncio.sleep(_KEEPALIVE)
         else:
-            await limited(connection.execute(text(f"LISTEN {channel}")), LIMIT)
-        wake()
-        while True:
-            if is_asyncpg:
-                await asyncio.sleep(_KEEPALIVE)
-            else:
-                async for _ in driver.notifies(timeout=_KEEPALIVE):
-                    wake()
-            await limited(connection.execute(text("SELECT 1")), LIMIT)
-    finally:
-        await to_the_end(throw_away(connection))
+            async for _ in driver.notifies(timeout=_KEEPALIVE):
+                wake()
+        await limited(connection.execute(text("SELECT 1")), LIMIT)
+        await limited(connection.rollback(), LIMIT)

@@ -91,7 +91,7 @@ class Relay(Operations):
 
     Raises:
         ValueError: `service` or `instance` cannot be used as a name, a number is out of range, or `strict` is asked for
-            without an outbox.
+            without an outbox, or outbox and engine share a pool of one connection.
         TypeError: `transport`, `outbox` or `sender_codec` is not what it has to be.
         RuntimeError: entered while it runs.
         SchemaError: entered, and a table that it needs is missing.
@@ -115,6 +115,8 @@ class Relay(Operations):
     ) -> None:
         check_transport(transport)
         check_outbox(outbox, inbox)
+        if (check_pool_for := getattr(outbox, "check_pool_for", None)) is not None:
+            check_pool_for(transport)
         check_sender_codec(sender_codec)
         check_flags(**given(strict=strict))
         check_numbers(limit=limit, hop_limit=hop_limit, grace=grace, publish_timeout=publish_timeout)

@@ -11,6 +11,7 @@ import anyio
 from sqlalchemy import Connection, event, inspect, make_url, text, update
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+from sqlalchemy.pool import QueuePool, StaticPool
 from sqlalchemy.schema import CreateIndex, CreateTable
 
 from asignals.relay._connected import (
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
     from sqlalchemy import CursorResult, Table
     from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
     from sqlalchemy.orm import Session
+    from sqlalchemy.pool import Pool
 
 _CONNECT: Final = 10  # seconds that connecting may take at most in a driver; `LIMIT` ends the wait for it before that
 _INIT: Final = 60.0  # seconds that creating tables may take, with other processes that do the same
@@ -86,6 +88,15 @@ class Stored:
         self.tables: Tables = Tables(schema)
         self._used = tables_of(self.tables, parts)
         self._writing = {table: update(table) for table in self._used}
+
+    def check_pool_for(self, transport: object) -> None:
+        """Raise `ValueError` where an engine publishes by the one connection on which the outbox waits for it."""
+        pool = self.engine.sync_engine.pool
+        if isinstance(transport, Stored) and transport.engine.sync_engine.pool is pool and _is_of_one(pool):
+            raise ValueError(
+                f"the outbox in {name_of(self.engine)} keeps a connection while the engine Database publishes by"
+                f" another, and their pool has one only: give it pool_size=2 or more, or give one of them a URL"
+            )
 
     async def init(self) -> None:
         """Create the tables that are missing; any number of processes may do so at once."""
@@ -208,7 +219,17 @@ def as_engine(database: str | AsyncEngine) -> tuple[AsyncEngine, bool]:
             event.listen(engine.sync_engine, "connect", _prepare_sqlite)
     elif not event.contains(engine.sync_engine, "connect", note_when_made):
         event.listen(engine.sync_engine, "connect", note_when_made)
+    if isinstance(engine.sync_engine.pool, StaticPool):
+        raise ValueError(  # noqa: TRY004  the engine is one, and made in an unfit way
+            f"the engine of {name_of(engine)} has one connection for all (StaticPool), on which the relay's"
+            f" transactions would mix with others: make it with another poolclass"
+        )
     return engine, made
+
+
+def _is_of_one(pool: Pool) -> bool:
+    """Whether a pool has one connection only; those that are not bounded tell no size."""
+    return isinstance(pool, QueuePool) and pool.size() == 1 and pool._max_overflow == 0
 
 
 _DRIVERS: Final = {  # for URLs that name none, the first that is installed
