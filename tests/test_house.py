@@ -7,6 +7,8 @@ import tokenize
 from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
+
 import asignals
 
 PACKAGE = Path(asignals.__file__).parent
@@ -59,16 +61,17 @@ def bodies(path: Path) -> Iterator[tuple[str, int]]:
             yield f"{path.name}:{node.name}", len(inside & lines)
 
 
-def test_no_module_of_the_core_imports_in_a_circle() -> None:
+@pytest.mark.parametrize("package", ["asignals._core", "asignals.sqlalchemy"])
+def test_no_module_of_a_package_imports_in_a_circle(package: str) -> None:
     """Imports only point down, those for type checkers included; every module may name the type `Signal`."""
     arrows = {
         name: {
             module
             for module, imported in imports_of(path)
-            if module.startswith("asignals.") and (module, imported) != ("asignals._core.signal", "Signal")
+            if module.startswith(package) and (module, imported) != ("asignals._core.signal", "Signal")
         }
         for name, path in MODULES.items()
-        if name.startswith("asignals._core")
+        if name.startswith(package)
     }
     placed: list[str] = []
     while arrows:
@@ -77,7 +80,7 @@ def test_no_module_of_the_core_imports_in_a_circle() -> None:
         placed += free
         for name in free:
             del arrows[name]
-    assert placed[-1] == "asignals._core"
+    assert placed[-1] == package
 
 
 def test_packages_around_the_core_use_its_one_interface() -> None:

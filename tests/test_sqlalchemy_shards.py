@@ -7,6 +7,7 @@ from uuid import uuid4
 
 import pytest
 from sqlalchemy import create_engine, delete, event, insert, select, text, update
+from sqlalchemy.exc import ProgrammingError
 from sqlalchemy.ext.asyncio import async_sessionmaker, create_async_engine
 from sqlalchemy.ext.horizontal_shard import ShardedSession
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sessionmaker
@@ -227,3 +228,89 @@ async def test_two_phase_commits(pair, heard, failing):
     assert stored == ([1, 1] if failing is None else [])
     end = ["callback", "committed"] if failing is None else ["rolled back"]
     assert heard == [(phase, Parcel, 1), (phase, Receipt, 1), *end]
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("failing", [0, 1])
+async def test_a_two_phase_commit_that_fails_after_it_was_prepared_is_in_doubt(pair, heard, caplog, failing):
+    """It is prepared, and somebody may commit it yet: neither end is told of it, and the log says so."""
+    maker = enable_signals(
+        async_sessionmaker(binds={Parcel: pair[0], Receipt: pair[1]}, twophase=True, expire_on_commit=False)
+    )
+    prepared = []
+
+    def lose(connection, xid, is_prepared):
+        prepared.append(xid)
+        connection.invalidate()
+        raise ConnectionResetError
+
+    async with maker() as session:
+        session.add_all([Parcel(id=1), Receipt(id=1)])
+        await session.flush()
+        on_commit(session, lambda: heard.append("callback"))
+        event.listen(pair[failing].sync_engine, "commit_twophase", lose)
+        with suppress(ConnectionResetError):
+            await session.commit()
+        event.remove(pair[failing].sync_engine, "commit_twophase", lose)
+        with suppress(Exception):
+            await session.rollback()
+    model = (Parcel, Receipt)[failing]
+    async with pair[failing].execution_options(isolation_level="AUTOCOMMIT").connect() as connection:
+        await connection.execute(text(f"XA COMMIT '{prepared[0]}'"))
+        assert (await connection.scalars(select(model.id))).all() == [1]  # "rolled back" would have been wrong
+    assert ("rollback", model, 1) not in heard
+    assert ("commit", model, 1) not in heard
+    assert not {"callback", "committed", "rolled back"} & set(heard)
+    assert f"neither commit nor rollback is told (asignals.sqlalchemy.post_save of {model.__name__}, " in caplog.text
+
+
+# -- commits without an answer -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("stored", [True, False], ids=["carried out", "not carried out"])
+def test_a_commit_whose_answer_is_lost_is_in_doubt(tmp_path, heard, caplog, stored, monkeypatch):
+    """Nobody can tell whether it was carried out, so neither commit nor rollback is told, and the log says of what."""
+    engine = create_engine(f"sqlite:///{tmp_path}/one.db")
+    Base.metadata.create_all(engine)
+
+    def lose(connection):
+        if stored:
+            connection.commit()
+        raise engine.dialect.dbapi.ProgrammingError("Cannot operate on a closed database.")  # as when it is gone
+
+    with enable_signals(sessionmaker(engine))() as session:
+        session.add(Parcel(id=1))
+        session.flush()
+        on_commit(session, lambda: heard.append("callback"))
+        monkeypatch.setattr(engine.dialect, "do_commit", lose)
+        with pytest.raises(ProgrammingError):
+            session.commit()
+        session.rollback()
+        monkeypatch.undo()
+    with engine.connect() as connection:
+        assert connection.scalars(select(Parcel.id)).all() == ([1] if stored else [])
+    engine.dispose()
+    assert heard == []
+    assert "a COMMIT failed and may have been carried out all the same" in caplog.text
+    assert "post_save of Parcel" in caplog.text
+
+
+@pytest.mark.parametrize("ending", [transaction_committed, transaction_rolled_back])
+def test_who_listens_for_ends_only_reads_of_a_doubt_in_the_log(tmp_path, listen, caplog, monkeypatch, ending):
+    """A transaction in which nobody heard of anything is told of in neither way either."""
+    engine, ended = create_engine(f"sqlite:///{tmp_path}/one.db"), []
+    Base.metadata.create_all(engine)
+    listen(ending, lambda **_: ended.append("ended"), weak=False)
+
+    def lose(_connection):
+        raise engine.dialect.dbapi.ProgrammingError("Cannot operate on a closed database.")
+
+    with enable_signals(sessionmaker(engine))() as session:
+        session.add(Parcel(id=1))
+        monkeypatch.setattr(engine.dialect, "do_commit", lose)
+        with pytest.raises(ProgrammingError):
+            session.commit()
+    monkeypatch.undo()
+    engine.dispose()
+    assert ended == []
+    assert "neither commit nor rollback is told" in caplog.text

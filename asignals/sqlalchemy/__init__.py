@@ -30,7 +30,9 @@ should be registered before `enable_signals`: what they add later is written wit
 block that began it has ended. Whether something was committed is asked of the database's transaction that it was
 written in: with several databases each is told by its own COMMIT, and other listeners that raise change nothing. What
 happened in a savepoint goes with the savepoint. A session that has joined an outer transaction (`rollback_only`) has
-its last word with its own commit. Exceptions are logged to the logger `asignals` and change nothing.
+its last word with its own commit. Where a COMMIT fails and may have been carried out all the same (the connection was
+lost before the answer came; a two-phase commit had been prepared), neither end is told, and that is logged as an error:
+`commit()` has raised, and the tables show what became of it. Exceptions are logged to the logger `asignals` and change nothing.
 
 Each receiver finds an idle session, which it may use. What it leaves open there is committed when it returns, and
 rolled back when it raises; receivers of what was written so are called before the next one. Attributes that were

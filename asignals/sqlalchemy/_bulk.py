@@ -8,8 +8,9 @@ from sqlalchemy import event
 from sqlalchemy.orm import Session
 from sqlalchemy.util.concurrency import in_greenlet
 
-from asignals.sqlalchemy._after import Kept, Snapshot
-from asignals.sqlalchemy._deliver import Delivery, Event, refuse_async
+from asignals.sqlalchemy._deliver import Delivery, refuse_async
+from asignals.sqlalchemy._event import Event
+from asignals.sqlalchemy._kept import Kept, Snapshot
 from asignals.sqlalchemy._places import Places
 from asignals.sqlalchemy._rows import execute_with_rows, invoke, rows_heard
 from asignals.sqlalchemy._signal import ModelSignal

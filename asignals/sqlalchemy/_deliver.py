@@ -9,14 +9,16 @@ from __future__ import annotations
 
 import types
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
+from typing import TYPE_CHECKING, Any
 
 from sqlalchemy.exc import InvalidRequestError
 from sqlalchemy.util import await_only
 from sqlalchemy.util.concurrency import in_greenlet
 
-from asignals._core import Send, is_watched
+from asignals._core import is_watched
+from asignals.sqlalchemy._captured import PHASES
 from asignals.sqlalchemy._errors import AsyncReceiverError, FlushInProgressError
+from asignals.sqlalchemy._event import PhaseSend
 from asignals.sqlalchemy._state import state_of
 
 if TYPE_CHECKING:
@@ -24,71 +26,14 @@ if TYPE_CHECKING:
 
     from sqlalchemy.orm import Session
 
-    from asignals._core import Connection, Connections, Plan
-    from asignals.sqlalchemy._signal import ModelSignal, SessionSignal
-
-Phase: TypeAlias = Literal["flush", "commit", "rollback"]
-PHASES: tuple[Phase, ...] = get_args(Phase)
+    from asignals._core import Connection, Connections, Plan, Send
+    from asignals.sqlalchemy._captured import Captured
+    from asignals.sqlalchemy._event import Event
 
 _WITHIN_FLUSH = (
     "the receiver ran inside of a flush, which writes what receivers add and change before it, and leaves what they "
     "add and change after it to the next flush"
 )
-
-
-class Event:
-    """Something that happened: what a send would be given."""
-
-    __slots__ = ("arguments", "named_only", "row", "sender", "signal")
-
-    def __init__(
-        self,
-        signal: ModelSignal | SessionSignal,
-        sender: object,
-        arguments: dict[str, Any],
-        row: Any = None,
-        *,
-        named_only: bool = False,
-    ) -> None:
-        self.signal = signal
-        self.sender = sender
-        self.arguments = arguments
-        self.row = row  # the `InstanceState` of the instance, where a flush tells of it
-        self.named_only = named_only
-
-    def plan(self, phase: Phase) -> Connections:
-        """Who is to be called for it in a phase, with muting applied."""
-        return self.among(self.signal.registry(phase).plan_for(self.sender).connections)
-
-    def among(self, plan: Connections) -> Connections:
-        """Those receivers of its sender's plan who are to be called for it."""
-        return tuple(link for link in plan if link.sender is not None) if self.named_only else plan
-
-    @property
-    def waits(self) -> bool:
-        """Whether somebody is to be called for it after the end of the transaction."""
-        return self.is_captured or bool(self.plan("commit") or self.plan("rollback"))
-
-    @property
-    def is_captured(self) -> bool:
-        """Whether monitors are to see it in each phase, whoever is connected."""
-        return self.signal.is_captured
-
-    def report(self, phase: Phase) -> None:
-        """Report it to monitors as a send that nobody hears."""
-        if self.is_captured:
-            with PhaseSend(self, phase):
-                pass
-
-
-class PhaseSend(Send):
-    """One event as it is sent in one phase."""
-
-    __slots__ = ("phase",)
-
-    def __init__(self, event: Event, phase: Phase) -> None:
-        super().__init__(event.signal, event.sender, event.arguments)
-        self.phase: Phase = phase
 
 
 class Call:
@@ -281,7 +226,7 @@ def _explain(error: BaseException) -> None:
         error.add_note(_WITHIN_FLUSH)
 
 
-def refuse_async(sender: object, *signals: ModelSignal) -> None:
+def refuse_async(sender: object, *signals: Captured) -> None:
     """Raise `AsyncReceiverError` if events of this sender would reach a receiver that has to be awaited."""
     for signal in signals:
         for phase in PHASES:

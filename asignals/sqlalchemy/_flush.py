@@ -10,10 +10,11 @@ from sqlalchemy import inspect
 from sqlalchemy.orm import Session
 from sqlalchemy.util.concurrency import in_greenlet
 
-from asignals.sqlalchemy._after import Kept, Snapshot
-from asignals.sqlalchemy._deliver import Delivery, Event, refuse_async
+from asignals.sqlalchemy._deliver import Delivery, refuse_async
 from asignals.sqlalchemy._errors import EndlessFlushError
+from asignals.sqlalchemy._event import Event
 from asignals.sqlalchemy._forecast import extent, forecast
+from asignals.sqlalchemy._kept import Kept, Snapshot
 from asignals.sqlalchemy._links import link_events, m2m_changed
 from asignals.sqlalchemy._places import Places, outermost
 from asignals.sqlalchemy._saves import (

@@ -10,8 +10,9 @@ from sqlalchemy.orm.base import LoaderCallableStatus
 
 from asignals import InvalidReceiverError
 from asignals._core import describe
-from asignals.sqlalchemy._deliver import Event, PhaseSend, run_here
+from asignals.sqlalchemy._deliver import run_here
 from asignals.sqlalchemy._errors import AsyncReceiverError
+from asignals.sqlalchemy._event import Event, PhaseSend
 from asignals.sqlalchemy._senders import mappers
 from asignals.sqlalchemy._signal import ModelSignal
 from asignals.sqlalchemy._state import public_session

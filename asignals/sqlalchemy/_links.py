@@ -20,7 +20,7 @@ from sqlalchemy.orm import (
 )
 
 from asignals.sqlalchemy._changes import NO_VALUE
-from asignals.sqlalchemy._deliver import Event
+from asignals.sqlalchemy._event import Event
 from asignals.sqlalchemy._senders import find_model, goes_by, relationship_name
 from asignals.sqlalchemy._signal import ModelSignal
 from asignals.sqlalchemy._state import public_session

@@ -9,8 +9,8 @@ if TYPE_CHECKING:
 
     import anyio
 
-    from asignals.sqlalchemy._deliver import Phase
-    from asignals.sqlalchemy._signal import ModelSignal
+    from asignals import Signal
+    from asignals.sqlalchemy._captured import Phase
 
 M = TypeVar("M")
 M_contra = TypeVar("M_contra", contravariant=True)
@@ -39,9 +39,9 @@ class InstanceReceiver(Protocol[M_contra, X_co]):
 class OfModel(Generic[M]):
     """A model signal for one model: what `ModelSignal.of` gives."""
 
-    def __init__(self, signal: ModelSignal, model: type[M]) -> None:
+    def __init__(self, signal: Signal[..., Any], model: type[M]) -> None:
         """Connect for `model`, as the sender, by `connect`."""
-        self.signal = signal
+        self.signal: Any = signal
         self.model = model
 
     @overload
@@ -89,4 +89,4 @@ class OfModel(Generic[M]):
         on: Phase | None = None,
     ) -> bool:
         """End a connection for the model; otherwise as `ModelSignal.disconnect`."""
-        return self.signal.disconnect(receiver, self.model, dispatch_uid, on=on)
+        return bool(self.signal.disconnect(receiver, self.model, dispatch_uid, on=on))

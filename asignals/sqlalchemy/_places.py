@@ -16,8 +16,9 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection
     from sqlalchemy.orm import Mapper, Session, SessionTransaction
 
-# `True`: COMMIT, or RELEASE, went through. `False`: rolled back. Absent: still open, or ended with the one around it.
-_ends: WeakKeyDictionary[Transaction, bool] = WeakKeyDictionary()
+# `True`: COMMIT, or RELEASE, went through. `False`: rolled back. `None`: COMMIT failed, and may have been carried out.
+# Absent: still open, or ended with the one around it.
+_ends: WeakKeyDictionary[Transaction, bool | None] = WeakKeyDictionary()
 
 
 class _Noting(Transaction):
@@ -26,8 +27,17 @@ class _Noting(Transaction):
     __slots__ = ()
 
     def commit(self) -> None:
-        super().commit()
+        try:
+            super().commit()
+        except BaseException:
+            if self._may_be_committed():
+                _ends[self] = None
+            raise
         _ends[self] = True
+
+    def _may_be_committed(self) -> bool:
+        """Whether a COMMIT that failed may have been carried out."""
+        return False
 
     def rollback(self) -> None:
         self._note_rollback()
@@ -45,6 +55,9 @@ class _Noting(Transaction):
 class _NotingRoot(_Noting, RootTransaction):
     __slots__ = ()
 
+    def _may_be_committed(self) -> bool:
+        return self.connection.invalidated  # it was lost before the database had answered
+
 
 class _NotingNested(_Noting, NestedTransaction):
     __slots__ = ()
@@ -52,6 +65,9 @@ class _NotingNested(_Noting, NestedTransaction):
 
 class _NotingTwoPhase(_Noting, TwoPhaseTransaction):
     __slots__ = ()
+
+    def _may_be_committed(self) -> bool:
+        return self._is_prepared  # the database keeps it until somebody commits it or rolls it back
 
 
 _NOTING: dict[type[Transaction], type[_Noting]] = {
@@ -79,6 +95,12 @@ class Place(NamedTuple):
         """Whether it has been rolled back."""
         return any(_ends.get(each) is False for each in self.transactions)
 
+    @property
+    def is_in_doubt(self) -> bool:
+        """Whether nobody knows if it was committed."""
+        own = self.transactions[-1]
+        return not self.is_lost and own in _ends and _ends[own] is None
+
     def is_kept(self, *, session_committed: bool) -> bool:
         """Whether it was committed, or stays in a transaction that the session has joined."""
         if self.is_lost:
@@ -95,6 +117,11 @@ class AllPlaces(NamedTuple):
     def is_lost(self) -> bool:
         """Whether it has been rolled back in one of them."""
         return any(each.is_lost for each in self.places)
+
+    @property
+    def is_in_doubt(self) -> bool:
+        """Whether nobody knows, for one of them."""
+        return any(each.is_in_doubt for each in self.places)
 
     def is_kept(self, *, session_committed: bool) -> bool:
         """Whether it was committed in all of them."""

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Result
     from sqlalchemy.orm import Mapper, ORMExecuteState, Session
 
-    from asignals.sqlalchemy._deliver import Event
+    from asignals.sqlalchemy._event import Event
     from asignals.sqlalchemy._signal import ModelSignal
 
 _logger = logging.getLogger("asignals")

@@ -24,7 +24,7 @@ from asignals.sqlalchemy._changes import (
     traits_of,
     values_before,
 )
-from asignals.sqlalchemy._deliver import Event
+from asignals.sqlalchemy._event import Event
 from asignals.sqlalchemy._signal import ModelSignal
 from asignals.sqlalchemy._state import public_session
 
@@ -33,8 +33,8 @@ if TYPE_CHECKING:
 
     from sqlalchemy.orm import InstanceState, Mapper, Session, UOWTransaction
 
+    from asignals.sqlalchemy._captured import Hearing
     from asignals.sqlalchemy._changes import Changes, Traits
-    from asignals.sqlalchemy._signal import Hearing
 
     Row = InstanceState[Any]
 

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, ExitStack, contextmanager
-from typing import TYPE_CHECKING, Any, TypeVar, cast, overload
-from weakref import WeakKeyDictionary, ref
-
-from sqlalchemy import event
-from sqlalchemy.orm import Mapper
+from typing import TYPE_CHECKING, Any, TypeVar, overload
+from weakref import ref
 
 from asignals import Connection, Signal
-from asignals._core import Options, Registry, registry_of
-from asignals.sqlalchemy._deliver import PHASES, Phase
+from asignals._core import Registry, registry_of
+from asignals.sqlalchemy._awaiting import Awaiting
+from asignals.sqlalchemy._blocks import Blocks
+from asignals.sqlalchemy._captured import PHASES, Hearing, Phase
 from asignals.sqlalchemy._of import OfModel
-from asignals.sqlalchemy._senders import Awaited, find_model, goes_by, hold
+from asignals.sqlalchemy._senders import find_model
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Hashable, Iterable, Sequence
-    from types import TracebackType
+    from collections.abc import Callable, Hashable, Iterable
+    from contextlib import AbstractContextManager
 
     from anyio import CapacityLimiter
 
@@ -27,61 +25,10 @@ F = TypeVar("F", bound="Callable[..., Any]")
 M = TypeVar("M")
 
 _MISSING: Any = object()
+_NOBODY = registry_of(Signal())  # of a phase that a signal does not have
 
 
-class Hearing:
-    """Which models somebody listens to, muted or not; asked once for each, until anything changes."""
-
-    def __init__(
-        self, signal: ModelSignal, at: int, everybody: Sequence[Connection], *, is_captured: bool = False
-    ) -> None:
-        self.at: int = at
-        self.is_connected: bool = is_captured or bool(everybody)
-        self.is_awaited: bool = any(each.is_async for each in everybody)
-        self._signal = signal
-        self._models: WeakKeyDictionary[type, bool] = WeakKeyDictionary()
-
-    def __call__(self, model: type) -> bool:
-        if not self.is_connected:
-            return False
-        known = self._models.get(model)
-        if known is None:
-            known = self._models[model] = self._signal.is_wanted(model)
-        return known
-
-
-class Captured(Signal[..., Any]):
-    """A signal that is sent for somebody only; a capture of a test is somebody, though it is no receiver."""
-
-    _captures: int = 0
-    _capture_changes: int = 0  # how often a capture has begun or ended
-
-    @property
-    def is_captured(self) -> bool:
-        """Whether events are reported to monitors in each phase, whoever is connected."""
-        return self._captures > 0
-
-    def is_wanted(self, sender: object) -> bool:
-        """Whether events of a sender are for anybody: a receiver, a stream or a capture."""
-        return self.is_captured or self.has_listeners(sender)
-
-    @contextmanager
-    def capturing(self) -> Generator[None]:
-        """Report all events to monitors for the length of a block, once in each phase, whoever is connected."""
-        self._captures += 1
-        self._capture_changes += 1
-        self._on_connected()
-        try:
-            yield
-        finally:
-            self._captures -= 1
-            self._capture_changes += 1
-
-    def _on_connected(self) -> None:
-        """For signals whose events need hooks."""
-
-
-class ModelSignal(Captured):
+class ModelSignal(Awaiting):
     """A signal that sessions send; a `Signal` in all else, `connect` excepted.
 
     Senders are mapped classes (or bases and mixins of them, mapped or not), whose subclasses are heard too unless
@@ -101,8 +48,6 @@ class ModelSignal(Captured):
     ) -> None:
         self.names: tuple[str, ...] = tuple(arguments)
         super().__init__(self.names, name=f"asignals.sqlalchemy.{name}", doc=doc)
-        self._awaited: list[Awaited] = []
-        self._is_waiting = False
         self._hearing = Hearing(self, -1, [])
         self._phases: dict[Phase, ModelSignal] = {"flush": self}
         self._phases |= {phase: self._in_phase() for phase in phases if phase != "flush"}
@@ -275,58 +220,6 @@ class ModelSignal(Captured):
             f"signal {self.name!r} is sent by models: the sender must be a class or its name, not {sender!r}"
         )
 
-    # -- senders to come -------------------------------------------------------------------------------------------
-
-    @property
-    def awaited(self) -> tuple[str, ...]:
-        """The names given as senders that no mapped class has had yet."""
-        return tuple(dict.fromkeys(entry.name for entry in self._awaited if entry.receiver() is not None))
-
-    def keep_awaited(self) -> Callable[[], None]:
-        """Remember what is to be connected once a model is there; the result puts that back."""
-        before = list(self._awaited)
-
-        def put_back() -> None:
-            self._awaited[:] = before
-
-        return put_back
-
-    def _await(self, receiver: Receiver, name: str, on: Phase, options: dict[str, Any]) -> None:
-        core = Options(**{key: value for key, value in options.items() if key in Options._fields})
-        self._examine(receiver, object, options["dispatch_uid"], core)
-        self._forget_awaited(receiver, name, options["dispatch_uid"], on)
-        self._awaited.append(Awaited(name, hold(receiver, weak=bool(options["weak"])), options, on))
-        if not self._is_waiting:
-            self._is_waiting = True
-            event.listen(Mapper, "after_mapper_constructed", self._on_mapped)
-
-    def _forget_awaited(self, receiver: Receiver | None, name: object, uid: Hashable | None, on: Phase | None) -> bool:
-        def is_meant(entry: Awaited) -> bool:
-            known = entry.options["dispatch_uid"]
-            same = known == uid if uid is not None else known is None and entry.receiver() == receiver
-            return entry.name == name and on in (None, entry.phase) and same
-
-        before = len(self._awaited)
-        self._awaited[:] = [entry for entry in self._awaited if not is_meant(entry)]
-        return len(self._awaited) < before
-
-    def _on_mapped(self, mapper: Mapper[Any], model: type) -> None:
-        del mapper
-        due = [entry for entry in self._awaited if self._names(entry.name, model)]
-        self._awaited[:] = [entry for entry in self._awaited if entry not in due]
-        for entry in due:
-            receiver = entry.receiver()
-            if receiver is not None:
-                self._connect(receiver, self._named(entry.name, model), cast("Phase", entry.phase), entry.options)
-
-    def _names(self, name: str, model: type) -> bool:
-        return goes_by(model, name)
-
-    def _named(self, name: str, model: type) -> object:
-        """The sender that a name means, now that its model is there."""
-        del name
-        return model
-
     # -- the rest of a signal, over all phases ---------------------------------------------------------------------
 
     def disconnect(
@@ -400,7 +293,7 @@ class ModelSignal(Captured):
 
         What is flushed inside of the block is not delivered after the commit either.
         """
-        return _All([Signal.muted(phase, *receivers, everywhere=everywhere) for phase in self._phases.values()])
+        return Blocks([Signal.muted(phase, *receivers, everywhere=everywhere) for phase in self._phases.values()])
 
     def of(self, model: type[M]) -> OfModel[M]:
         """The signal for one model, for receivers whose types are checked: `@post_save.of(User).connect`.
@@ -411,42 +304,3 @@ class ModelSignal(Captured):
         if not isinstance(model, type):
             raise TypeError(f"signal {self.name!r}: of() takes a mapped class, or a base of some, not {model!r:.80}")
         return OfModel(self, model)
-
-
-class _All(AbstractContextManager[None]):
-    """Several blocks at once; no decorator, which on an `async def` would end before the body runs."""
-
-    def __init__(self, blocks: list[AbstractContextManager[None]]) -> None:
-        self._blocks = blocks
-        self._stack = ExitStack()
-
-    def __enter__(self) -> None:
-        for block in self._blocks:
-            self._stack.enter_context(block)
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self._stack.__exit__(kind, error, traceback)
-
-    def __call__(self, function: object) -> None:
-        name = getattr(function, "__qualname__", repr(function))
-        raise TypeError(
-            f"this is no decorator: write the `with` block inside of {name}, or decorate with asignals.testing.muted"
-        )
-
-
-class SessionSignal(Captured):
-    """A signal whose sender is a session; a plain `Signal` in all else."""
-
-    def __init__(self, arguments: Iterable[str], *, name: str, doc: str) -> None:
-        self.names: tuple[str, ...] = tuple(arguments)
-        super().__init__(self.names, name=f"asignals.sqlalchemy.{name}", doc=doc)
-
-    def registry(self, phase: Phase) -> Registry:
-        """Who is connected: there is one phase only."""
-        del phase
-        return self._registry
-
-
-_NOBODY = registry_of(Signal())  # of a phase that a signal does not have

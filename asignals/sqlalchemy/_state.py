@@ -19,8 +19,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy.orm import InstanceState, SessionTransaction
 
-    from asignals.sqlalchemy._deliver import Event
-    from asignals.sqlalchemy._transactions import SignalTransaction
+    from asignals.sqlalchemy._event import Event
 
 _KEY = "_asignals_state"
 _MARK = "_asignals_enabled"
@@ -33,7 +32,7 @@ class SessionState:
         self.before: dict[InstanceState[Any], dict[str, Any]] = {}  # values that the flush replaces without a history
         self.written: list[Event] = []  # of the rows that the flush under way has written
         self.links: list[Event] = []
-        self.ended: list[SignalTransaction] = []  # outermost transactions whose receivers have not been called yet
+        self.ended: list[SessionTransaction] = []  # outermost transactions whose receivers have not been called yet
         self.heard = False  # a receiver ran, or something waits, since the outermost transaction began
         self.depth = 0  # of commit, rollback and close calling each other
         self.shielded = False

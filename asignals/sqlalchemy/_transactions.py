@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from contextlib import contextmanager
 from functools import partial
-from typing import TYPE_CHECKING, TypeAlias, cast
+from typing import TYPE_CHECKING, cast
 
 from sqlalchemy.ext.asyncio import async_session
 from sqlalchemy.orm import SessionTransaction
@@ -22,8 +22,9 @@ from sqlalchemy.orm.session import SessionTransactionState
 from sqlalchemy.util.concurrency import in_greenlet
 
 from asignals._core import describe, is_coroutine_function
-from asignals.sqlalchemy._after import Callback, Kept, report, transaction_committed
+from asignals.sqlalchemy._after import ENDINGS, tell, tell_doubt, transaction_committed, transaction_rolled_back
 from asignals.sqlalchemy._errors import FlushInProgressError
+from asignals.sqlalchemy._kept import Callback
 from asignals.sqlalchemy._places import outermost, own_places
 from asignals.sqlalchemy._shield import shielded
 from asignals.sqlalchemy._state import public_session, state_of, sync_session_of
@@ -34,9 +35,8 @@ if TYPE_CHECKING:
 
     from sqlalchemy.orm import Session
 
+    from asignals.sqlalchemy._kept import Waiting
     from asignals.sqlalchemy._state import SessionState
-
-Waiting: TypeAlias = "Kept | Callback"
 
 
 def on_commit(session: object, callback: Callable[[], object]) -> None:
@@ -95,6 +95,11 @@ class SignalTransaction(SessionTransaction):
         return self.commit_reached and all(
             not place.is_lost if self.nested else place.is_kept(session_committed=True) for place in own_places(self)
         )
+
+    @property
+    def is_in_doubt(self) -> bool:
+        """Whether nobody knows if it was committed: COMMIT failed, and may have been carried out."""
+        return any(place.is_in_doubt for place in own_places(self))
 
     def commit(self, _to_root: bool = False) -> None:  # noqa: FBT001, FBT002  SQLAlchemy's signature
         _refuse_receivers(self, "commit")
@@ -170,7 +175,7 @@ def _last_of(session: Session) -> Iterator[SessionState]:
     finally:
         state.depth -= 1
         while state.depth == 0 and state.ended and not _is_in_ended_block(session):
-            report(session, state.ended.pop(0))
+            _report(session, adopted(state.ended.pop(0)))
 
 
 def _is_in_ended_block(session: Session) -> bool:
@@ -195,6 +200,31 @@ def _is_awaited(transaction: SignalTransaction) -> bool:
     if transaction.waiting or transaction.lost:
         return True
     return not transaction.is_leftover and transaction_committed.is_wanted(public_session(transaction.session))
+
+
+def _report(session: Session, transaction: SignalTransaction) -> None:
+    """Call whoever waited for the end of an outermost transaction, or listens to it."""
+    state_of(session).heard = False
+    committed, is_in_doubt = transaction.is_committed, transaction.is_in_doubt
+    ending = transaction_committed if committed else transaction_rolled_back
+    is_told = (
+        bool(transaction._connections)
+        and not transaction.is_leftover
+        and (committed or transaction.rolled_back or transaction.wrote)
+        and any(one.is_wanted(public_session(session)) for one in (ENDINGS if is_in_doubt else (ending,)))
+    )
+    if not (transaction.waiting or transaction.lost or is_told):
+        return
+    kept: list[Waiting] = []
+    lost = list(transaction.lost)
+    in_doubt: list[Waiting] = []
+    for each in transaction.waiting:
+        (kept if each.is_kept else in_doubt if each.is_in_doubt else lost).append(each)
+    transaction.waiting.clear()
+    transaction.lost.clear()
+    if is_in_doubt:
+        tell_doubt(in_doubt)
+    tell(session, lost, kept, ending if is_told and not is_in_doubt else None)
 
 
 # -- what waits --------------------------------------------------------------------------------------------------------
