@@ -4,9 +4,11 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
-from contextvars import Context, copy_context
+from contextvars import Context, ContextVar, copy_context
 from functools import partial
 from itertools import repeat
+from time import perf_counter
+from types import MappingProxyType
 from typing import Any
 
 import anyio
@@ -282,16 +284,21 @@ async def prepare_monitor(stack: AsyncExitStack, *, count: int) -> dict[str, Rou
     stack.callback(receivers.clear)
     sender = object()
     reports: list[Any] = []
+    send_by_hand = _watched_by_hand(receivers, reports.append)
+    await check(Contender("watched by hand", partial(_watched_by_hand, told=reports.append)), "coroutines", count)
+    assert [report.receiver is None for report in reports] == [False] * count + [True]
+    reports.clear()
 
-    async def watched(times: int) -> None:
+    async def watched(send: Send, times: int) -> None:
         with asignals.monitor(reports.append):
-            await send_repeatedly(signal.send, sender, times)
+            await send_repeatedly(send, sender, times)
         assert len(reports) == times * (count + 1)
         reports.clear()
 
     return {
         "asignals": await time_repeated(partial(send_repeatedly, signal.send, sender)),
-        "asignals watched": await time_repeated(watched),
+        "asignals watched": await time_repeated(partial(watched, signal.send)),
+        WATCHED_BY_HAND: await time_repeated(partial(watched, send_by_hand)),
     }
 
 
@@ -301,6 +308,55 @@ def _watched(receivers: list[Receiver]) -> Send:
     async def send(sender, **named):
         with asignals.monitor(lambda _: None):
             return await signal.send(sender, **named)
+
+    return send
+
+
+# What a watched send costs at least, for one who writes just this send by hand: reports of each call and of the whole
+# send, with their durations, read-only arguments and the send that this one follows from; a failing monitor is removed.
+WATCHED_BY_HAND = "watched by hand"
+_current: ContextVar[Any] = ContextVar("current", default=None)
+
+
+class _Watched:
+    def __init__(self, sender, arguments, monitors) -> None:
+        self.sender, self.arguments = sender, MappingProxyType(arguments)
+        self.parent, self.monitors = _current.get(), monitors
+
+    def end(self, receiver, start, error=None) -> None:
+        duration = perf_counter() - start
+        facts = SIGNAL, self.sender, self.arguments, receiver, start, duration, error, self, self.parent
+        report = tuple.__new__(asignals.Report, facts)
+        for each in list(self.monitors):
+            try:
+                each(report)
+            except Exception:
+                logger.exception("a monitor failed")
+                self.monitors.remove(each)
+
+
+def _watched_by_hand(receivers: list[Receiver], told: Callable[[Any], object]) -> Send:
+    monitors = [told]
+
+    async def send(sender, *, a, b):
+        this, begun, results = _Watched(sender, {"a": a, "b": b}, monitors), perf_counter(), []
+        _current.set(this)
+        try:
+            for receiver in receivers:
+                start = perf_counter()
+                try:
+                    results.append((receiver, await receiver(signal=SIGNAL, sender=sender, a=a, b=b)))
+                except BaseException as error:
+                    this.end(receiver, start, error)
+                    raise
+                this.end(receiver, start)
+        except BaseException as error:
+            _current.set(this.parent)
+            this.end(None, begun, error)
+            raise
+        _current.set(this.parent)
+        this.end(None, begun)
+        return results
 
     return send
 

@@ -7,7 +7,17 @@ from typing import NamedTuple
 
 from . import asgi_cost, outbox_cost
 from .cases import LOOP, Case, prepare_sends
-from .concurrency import ANYIO, ASYNCIO, BARE, BY_HAND, KEPT, prepare_background, prepare_groups, prepare_monitor
+from .concurrency import (
+    ANYIO,
+    ASYNCIO,
+    BARE,
+    BY_HAND,
+    KEPT,
+    WATCHED_BY_HAND,
+    prepare_background,
+    prepare_groups,
+    prepare_monitor,
+)
 from .contenders import CONTENDERS, Contender
 from .contenders import LOOPS as LOOPS_BY_HAND
 from .report import amount
@@ -48,7 +58,14 @@ def rows() -> Iterator[Row]:
     for loop in EVERYWHERE:
         for count in 1, 10:
             case = Case(f"monitor/{count}", partial(prepare_monitor, count=count), loop=loop)
-            yield Row(f"a send that is watched, receivers: {count}", case, "asignals watched", "asignals", 4.0)
+            yield Row(
+                f"a send that is watched, receivers: {count}",
+                case,
+                "asignals watched",
+                "asignals",
+                4.0,
+                WATCHED_BY_HAND,
+            )
     for case in asgi_cost.CASES:
         floor = "" if case.loop == "trio" else asgi_cost.PROMISING
         yield Row("the middleware, nobody hears", case, "nobody hears", asgi_cost.ALONE, 1.15, asgi_cost.BY_HAND)

@@ -1,4 +1,7 @@
-"""Monitors, and sends that are watched or in a task group: these call their receivers one by one, by `Send.to`.
+"""Monitors, what a send reports to them, and sends in a task group.
+
+A watched send runs a loop of its own, which reports each receiver's call. In a task group, watched or not, receivers
+are called one by one, by `Send.to`.
 
 In a task group the sender's task goes through the plan. An async receiver (or one in a thread) becomes a task; a sync
 one runs in the sender's task, once the tasks before it have run to their first await (an awaitable that it returns gets
@@ -28,13 +31,13 @@ entered later, for the clean-up, works there too.
 
 from __future__ import annotations
 
-import time
 from collections import deque
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, suppress
 from contextvars import ContextVar
 from functools import partial
 from inspect import CORO_CREATED, getcoroutinestate, iscoroutine
+from time import perf_counter
 from types import MappingProxyType, TracebackType
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, Self, TypeAlias
 
@@ -154,26 +157,26 @@ def monitor(callback: Callable[[Report], object] | None = None, *, around: Aroun
 
 # -- one send ----------------------------------------------------------------------------------------------------------
 
-Watch: TypeAlias = tuple[Receiver | None, float, list[tuple[Watcher, Callable[[BaseException | None], object]]]]
+Asked: TypeAlias = Sequence[tuple[Watcher, Callable[[BaseException | None], object] | None]]
+Watch: TypeAlias = tuple[Receiver | None, float, Asked]
 Begun: TypeAlias = tuple[Any, Any, Watch | None]
+Later: TypeAlias = list[Begun]
 
 
 class Send:
-    """One send under way whose receivers are called one by one, and as monitors see it: one object for all its reports.
+    """One send under way, for monitors and for those who call its receivers one by one: the same in all its reports.
 
     `arguments` is a read-only mapping. `parent` is the send whose receiver made this one, if that one was watched too.
     In its `with` block the send is under way, and is reported as a whole at the end.
     """
 
-    def __init__(
-        self, signal: Signal[..., Any], sender: object, arguments: dict[str, Any], *, is_robust: bool = False
-    ) -> None:
+    def __init__(self, signal: Signal[..., Any], sender: object, arguments: dict[str, Any]) -> None:
         self.signal: Signal[..., Any] = signal
         self.sender: object = sender
         self.arguments: Mapping[str, Any] = MappingProxyType(arguments)
         self.parent: Send | None = current_send.get()
         self._given = arguments
-        self._is_robust = is_robust
+        self._is_robust = False
         self._watchers = tuple(watchers)  # a monitor that begins later sees nothing of this send
         self._around = [each for each in self._watchers if each.around is not None]
 
@@ -192,16 +195,16 @@ class Send:
 
     def _begin(self, receiver: Receiver | None) -> Watch:
         """Begin to watch a receiver's call or, with `None`, the whole send; `_end` takes what this returns."""
-        asked: list[Any] = []
+        asked: Asked = ()
         if self._around:
             asked = [(each, each.ask(each.around, self, receiver)) for each in self._around if each in watchers]
-        return receiver, time.perf_counter(), asked
+        return receiver, perf_counter(), asked
 
     def _end(self, watch: Watch, error: BaseException | None) -> None:
         """Report what has been watched."""
         receiver, start, asked = watch
-        duration = time.perf_counter() - start
-        for watcher, end in reversed(asked):
+        duration = perf_counter() - start
+        for watcher, end in reversed(asked) if asked else ():
             watcher.ask(end, error)
         facts = self.signal, self.sender, self.arguments, receiver, start, duration, error, self, self.parent
         report = _new_report(Report, facts)
@@ -209,9 +212,7 @@ class Send:
             if watcher in watchers:
                 watcher.ask(watcher.callback, report)
 
-    async def to(
-        self, connection: Connection, begun: Begun | None = None, later: list[Begun] | None = None
-    ) -> Pair | None:
+    async def to(self, connection: Connection, begun: Begun | None = None, later: Later | None = None) -> Pair | None:
         """Call one connection; returns its pair for the results, or `None` when it has none.
 
         With a list for `later`, a response that is to be awaited is put there, to be given as `begun` afterwards.
@@ -252,26 +253,18 @@ class Send:
 
 
 def deliver(
-    signal: Signal[..., Any],
-    sender: object,
-    arguments: dict[str, Any],
-    is_robust: bool,  # noqa: FBT001  as in loops
+    signal: Signal[..., Any], sender: object, arguments: dict[str, Any], *, is_robust: bool
 ) -> Coroutine[Any, Any, Pairs]:
     """Send to a plan that has no loop yet or is of one sender, or in a task group, or watched."""
     origin = signal if signal._origin is None else signal._origin
     plan = origin._registry.plan or origin._registry.plan_for(sender)
     if signal._task_group is None and not watchers:
         return plan.loop_for(arguments)(plan.connections, origin, sender, is_robust, **arguments)
-    send = Send(origin, sender, arguments, is_robust=is_robust)
+    send = Send(origin, sender, arguments)
     if signal._task_group is None:
-        return _in_order(send, plan.connections)
+        return plan.watched_loop(plan.connections, origin, sender, is_robust, send, **arguments)
+    send._is_robust = is_robust
     return _in_task_group(send, plan.connections, signal._task_group, signal._limit)
-
-
-async def _in_order(send: Send, plan: Connections) -> Pairs:
-    with send:
-        # No variable holds a pair: the error in it refers to this frame.
-        return list(filter(None, [await send.to(each) for each in plan]))
 
 
 # -- in a task group ---------------------------------------------------------------------------------------------------
@@ -321,14 +314,12 @@ class _Tasks:
         self.failure: BaseException | None = None  # noted at once: the group may learn of it later
         self._send = send
         self._limit = limit
-        self._queue: deque[tuple[int, Connection, Begun | None, list[Begun] | None]] = deque()  # to be called
+        self._queue: deque[tuple[int, Connection, Begun | None, Later | None]] = deque()  # to be called
         self._tasks: list[Coroutine[Any, Any, None]] = []
         self._running = 0
         self._task_ended: anyio.Event | None = None
 
-    def add(
-        self, index: int, connection: Connection, begun: Begun | None = None, later: list[Begun] | None = None
-    ) -> None:
+    def add(self, index: int, connection: Connection, begun: Begun | None = None, later: Later | None = None) -> None:
         """Have the next `work` that begins call a receiver, or await what its call has given."""
         self._queue.append((index, connection, begun, later))
         self._running += 1
@@ -346,7 +337,7 @@ class _Tasks:
                     return
                 # What a monitor enters, it leaves in the same task.
                 is_whole = is_task or index == last or any(each.around for each in watchers)
-                later: list[Begun] = []
+                later: Later = []
                 self.add(index, connection, None, None if is_whole else later)
                 if not is_task:
                     await self.work()
@@ -391,9 +382,8 @@ class _Tasks:
         """Close what nobody came to await, and refer to no error any more, whose traceback would refer back."""
         for task in self._tasks:
             task.close()
-        for _, _, begun, _ in self._queue:
-            if begun is not None:
-                self._send.drop(begun)
+        for begun in [begun for _, _, begun, _ in self._queue if begun is not None]:
+            self._send.drop(begun)
         self.pairs.clear()
         self.failure = None
 
@@ -402,4 +392,4 @@ async def _await(task: Coroutine[Any, Any, None]) -> None:
     await task
 
 
-_in_order.__qualname__ = _in_task_group.__qualname__ = "Signal.send"  # so Python calls a send that is not awaited
+_in_task_group.__qualname__ = "Signal.send"  # so Python calls a send that is not awaited

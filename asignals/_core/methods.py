@@ -20,18 +20,15 @@ _SEND = """\
 def @send(@self, /, sender, @parameters):
     @plan = @self._direct.plan or @self._direct.plan_for(sender)
     if @plan.loop is None or @watchers:
-        return @deliver(@self, sender, @arguments, @is_robust)
+        return @deliver(@self, sender, @arguments, is_robust=@is_robust)
     return @plan.loop(@plan.connections, @self, sender, @is_robust, @positions)
 """
 _BIND = """\
 def @bind(@self, /, sender, @parameters):
     return sender, @arguments
 """
-_METHODS = {
-    "send": _SEND.replace("@is_robust", "False"),
-    "send_robust": _SEND.replace("@is_robust", "True"),
-    "_bind": _BIND,
-}
+_METHODS = {name: _SEND.replace("@is_robust", flag) for name, flag in (("send", "False"), ("send_robust", "True"))}
+_METHODS["_bind"] = _BIND
 
 
 @functools.lru_cache(maxsize=4096)

@@ -23,7 +23,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Generator, Hashable, Iterable
 from contextlib import AbstractContextManager, suppress
 from contextvars import ContextVar
-from functools import partial
+from functools import cached_property, partial
 from inspect import GEN_CREATED, GEN_SUSPENDED, getgeneratorstate
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 from weakref import ref
@@ -44,7 +44,7 @@ _BRANCHES = 4  # for the commonest shapes of a plan's receivers
 
 
 class Plan:
-    """The connections of one sender in order, with the loop that is written for them when it is first used."""
+    """The connections of one sender in order, with the loops that are written for them when they are first used."""
 
     def __init__(self, connections: Connections, names: Names | None) -> None:
         self.connections: Connections = connections
@@ -58,12 +58,20 @@ class Plan:
         names = self._names
         if names is None and is_often_sent(plain := tuple(map(str.__str__, arguments))):  # others write what they like
             names = plain
-        styles = Counter(style for each in self.connections if (style := each.style) is not None)
-        shapes = tuple(style for style, _ in styles.most_common(_BRANCHES)) or (Shape(is_async=True, wanted=None),)
-        loop = write_loop(names, shapes)
+        loop = write_loop(names, self._shapes())
         if names is not None:
             self.loop = loop
         return loop
+
+    @cached_property
+    def watched_loop(self) -> Loop:
+        """The loop of a send that a monitor watches."""
+        return write_loop(self._names, self._shapes(), is_watched=True)
+
+    def _shapes(self) -> tuple[Shape, ...]:
+        """Those that most of the receivers have."""
+        styles = Counter(style for each in self.connections if (style := each.style) is not None)
+        return tuple(style for style, _ in styles.most_common(_BRANCHES)) or (Shape(is_async=True, wanted=None),)
 
 
 class _Sender:

@@ -153,7 +153,7 @@ class Signal(Generic[P, R_co]):
                     return plan.loop(plan.connections, self, sender, False, **named)  # noqa: FBT003  fastest by position
                 except TypeError:  # it is written for other keywords
                     pass
-            return deliver(self, *self._bind(sender, **named), False)  # noqa: FBT003
+            return deliver(self, *self._bind(sender, **named), is_robust=False)
 
         def send_robust(self, /, sender: object, **named: Any) -> Coroutine[Any, Any, list[tuple[Receiver, Any]]]:
             """Call every receiver, and return exceptions in place of the responses of those that failed.
@@ -171,7 +171,7 @@ class Signal(Generic[P, R_co]):
                     return plan.loop(plan.connections, self, sender, True, **named)  # noqa: FBT003  fastest by position
                 except TypeError:  # it is written for other keywords
                     pass
-            return deliver(self, *self._bind(sender, **named), True)  # noqa: FBT003
+            return deliver(self, *self._bind(sender, **named), is_robust=True)
 
         mark_as_send(send)
         mark_as_send(send_robust)

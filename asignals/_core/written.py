@@ -39,46 +39,52 @@ def is_awaitable(response: object) -> bool:
     return kind not in PLAIN_TYPES and hasattr(kind, "__await__")
 
 
-# `@` marks what belongs to the template; it becomes a prefix that no declared name begins with.
+# `@` marks what belongs to the template; it becomes a prefix that no declared name begins with. What names
+# `@send` or `@watch` is written only for sends that a monitor watches; `@send` is their `Send`.
 _LOOP = """\
 async def @loop(@connections, @self, sender, @is_robust, /, @positions):
-    @results = []
-    @response = None
-    for @connection in @connections:
-        try:
-            @branches
-            else:
-                if (@receiver := @connection.take(@self)) is None:
-                    continue
-                @response = @connection.call(@receiver, @self, sender, @arguments)
-                if @is_awaitable(@response):
-                    @response = await @response
-                    if not @connection.is_receiver:
+    with @send:
+        @results = []
+        @response = None
+        @watch = None
+        for @connection in @connections:
+            try:
+                @branches
+                else:
+                    if (@receiver := @connection.take(@self)) is None:
                         continue
-            @results.append((@receiver, @response))
-        except @BaseException as @error:
-            if not @is_robust or not @is_receivers_error(@error):
-                @annotate(@error, @connection, @self)
-                raise
-            @results.append(@log_failure(@error, @connection, @self, sender))
-    try:
-        return @results
-    finally:
-        del @results, @response  # they may hold errors, whose frames lead back to this one
+                    @watch = @connection.is_receiver and @send._begin(@receiver)
+                    @response = @connection.call(@receiver, @self, sender, @arguments)
+                    if @is_awaitable(@response):
+                        @response = await @response
+                        if not @connection.is_receiver:
+                            continue
+            except @BaseException as @error:
+                @watch = @watch and @send._end(@watch, @error)
+                if not @is_robust or not @is_receivers_error(@error):
+                    @annotate(@error, @connection, @self)
+                    raise
+                @results.append(@log_failure(@error, @connection, @self, sender))
+            else:
+                @watch = @watch and @send._end(@watch, None)
+                @results.append((@receiver, @response))
+        try:
+            return @results
+        finally:
+            del @results, @response  # they may hold errors, whose frames lead back to this one
 """
 _BRANCH = """\
 if @connection.style is @shape{number}:
     if (@receiver := @connection()) is None:
         continue
+{method}    @watch = @send._begin(@receiver)
     @response = {call}
 """
 _IS_AWAITABLE = """\
     if @type(@response) not in @PLAIN_TYPES and @is_awaitable(@response):
         @response = await @response
 """
-_IS_METHOD = """\
-    @receiver = @MethodType(@connection.function, @receiver)
-"""
+_METHOD = "    @receiver = @MethodType(@connection.function, @receiver)\n"
 _CHOOSE = """\
 def @choose(@receiver, @self, sender, @given):
     return @call
@@ -122,22 +128,26 @@ def _call(shape: Shape, values: dict[str, str], others: str = "") -> str:
 
 
 @functools.lru_cache(maxsize=4096)
-def write_loop(names: Names | None, shapes: tuple[Shape, ...]) -> Loop:
+def write_loop(names: Names | None, shapes: tuple[Shape, ...], *, is_watched: bool = False) -> Loop:
     """The loop of a send: `(connections, signal, sender, is_robust, /, *values of the names)`.
 
-    It has a branch for the receivers of each of these shapes, the first of which is found soonest.
+    It has a branch for the receivers of each of these shapes, the first of which is found soonest. With `is_watched` it
+    takes a `Send` after `is_robust`, and reports to it.
     """
     branches, calls, others = [], [], "**@named" if names is None else ""
     for number, shape in enumerate(shapes):
         call = "await " * shape.is_async + _call(shape, dict(zip(names or (), names or (), strict=True)), others)
-        if shape.is_method:  # the function of its class, with its object
-            call = call.replace("@receiver(", "@connection.function(@receiver, ")
-        text = _BRANCH.format(number=number, call=call)
-        branches.append(text + _IS_AWAITABLE * (not shape.is_async) + _IS_METHOD * shape.is_method)
-        calls.append(call)
-    template = _LOOP.replace("@branches", textwrap.indent("el".join(branches), 12 * " ").strip())
+        text = _BRANCH.format(number=number, method=_METHOD * shape.is_method, call=call)
+        branches.append(text + _IS_AWAITABLE * (not shape.is_async))
+        calls.append("method " * shape.is_method + call)
+    template = _LOOP.replace("@branches", textwrap.indent("el".join(branches), 16 * " ").strip())
+    if is_watched:
+        template = template.replace("@is_robust, /", "@is_robust, @send, /")
+    else:
+        lines = template.replace("with @send:", "if True:").splitlines()  # which compiles to nothing
+        template = "\n".join(line for line in lines if "@watch = " not in line)
     objects = {f"shape{number}": shared(shape) for number, shape in enumerate(shapes)}
-    loop = write(template, f"loop(@positions) of {'; '.join(calls)}", names, **objects)
+    loop = write(template, f"{'watched ' * is_watched}loop(@positions) of {'; '.join(calls)}", names, **objects)
     loop.__qualname__ = "Signal.send"  # so Python calls a send that is not awaited
     return loop
 
