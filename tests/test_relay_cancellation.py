@@ -525,7 +525,7 @@ class Ledger:
 def parts_running() -> list[str]:
     """Name the tasks that belong to some consumer."""
     names = [getattr(task.get_coro(), "__qualname__", "") for task in asyncio.all_tasks()]
-    return [name for name in names if name.startswith(("_Consumer.", "Pool.", "Batch.", "_listen", "_give"))]
+    return [name for name in names if name.startswith(("Consumer.", "Pool.", "Batch.", "_listen", "_give"))]
 
 
 @pytest.mark.slow

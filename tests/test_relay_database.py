@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
+import sys
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Any, Self
 
@@ -14,7 +16,7 @@ from sqlalchemy.pool import StaticPool
 
 from asignals.relay import Database, Envelope, Relay, SQLAlchemyOutbox, _outbox_rows, outbox
 from asignals.relay._sql import as_engine
-from asignals.relay.engines import database as database_module
+from asignals.relay.engines._database import consumer
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
@@ -257,7 +259,7 @@ async def test_a_claim_that_is_not_answered_is_made_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """After a time, which is told of as a loss, so that no consumer waits for ever."""
-    monkeypatch.setattr(database_module, "_ANSWER_TIMEOUT", 0.1)
+    monkeypatch.setattr(consumer, "_ANSWER_TIMEOUT", 0.1)
     transport = Database(f"sqlite+aiosqlite:///{tmp_path}/relay.db")
     await transport.init()
     claim, asked, heard = transport._sql.claim, [], asyncio.Event()
@@ -336,3 +338,32 @@ def test_a_connection_that_all_share_is_refused(tmp_path: Path) -> None:
     engine = create_async_engine(f"sqlite+aiosqlite:///{tmp_path}/app.db", poolclass=StaticPool)
     with pytest.raises(ValueError, match=r"one connection for all \(StaticPool\)"):
         SQLAlchemyOutbox(engine)
+
+
+_CUT_SHORT = """
+import asyncio, sys
+from sqlalchemy import text
+from asignals.relay._cancel import limited
+from asignals.relay._connected import connected
+from asignals.relay._sql import as_engine
+
+SLOW = "WITH RECURSIVE n(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM n WHERE x < 2000000) SELECT count(*) FROM n"
+
+async def main():
+    engine, _ = as_engine("sqlite+aiosqlite:///" + sys.argv[1])
+    try:
+        async with connected(engine) as connection:
+            await limited(connection.execute(text(SLOW)), 0.05)
+    except TimeoutError:
+        print("too late")
+
+asyncio.run(main())
+"""
+
+
+@pytest.mark.once
+async def test_an_event_loop_ends_though_a_statement_of_sqlite_was_cut_short(tmp_path: Path) -> None:
+    """SQLAlchemy stops the thread of such a connection twice, and the second time would be waited for, for ever."""
+    command = [sys.executable, "-c", _CUT_SHORT, str(tmp_path / "app.db")]
+    done = await asyncio.to_thread(subprocess.run, command, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout) == (0, "too late\n"), done.stderr

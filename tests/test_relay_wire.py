@@ -30,7 +30,7 @@ from asignals.relay import (
     Transport,
 )
 from asignals.relay._codec import codec_for
-from asignals.relay.engines import database
+from asignals.relay.engines._database import consumer
 from asignals.relay.engines._jetstream.answers import place_of, problem_of
 
 if TYPE_CHECKING:
@@ -238,7 +238,7 @@ def test_a_copy_of_a_letter_has_its_id() -> None:
 @pytest.mark.parametrize("engine", ["postgres", "psycopg"], indirect=True)
 async def test_notifications_wake_a_consumer(engine: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """With either driver of PostgreSQL a consumer hears of an event by NOTIFY, long before it would look by itself."""
-    monkeypatch.setattr(database, "_POLL", 300.0)
+    monkeypatch.setattr(consumer, "POLL", 300.0)
     transport, bodies = engine.open(), []
 
     async def handle(delivery: Delivery) -> None:

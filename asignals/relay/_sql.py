@@ -215,6 +215,8 @@ def as_engine(database: str | AsyncEngine) -> tuple[AsyncEngine, bool]:
                 "the relay needs a SQLite file: an in-memory database has one connection, and no other process sees it"
             )
             raise ValueError(msg)
+        if not event.contains(engine.sync_engine, "connect", _stop_once):
+            event.listen(engine.sync_engine, "connect", _stop_once)
         if made:
             event.listen(engine.sync_engine, "connect", _prepare_sqlite)
     elif not event.contains(engine.sync_engine, "connect", note_when_made):
@@ -255,6 +257,18 @@ def _made(database: str) -> AsyncEngine:
     if url.get_backend_name() != "sqlite":  # whose driver works in any loop
         options["execution_options"] = {OWN_LOOP: OwnLoop()}
     return create_async_engine(url, **options)
+
+
+def _stop_once(connection: Any, _record: object) -> None:
+    """Have aiosqlite's thread stopped once only; a listener of the pool's event `connect`.
+
+    A connection that is cancelled twice while it is closed, as SQLAlchemy does with one whose statement was cancelled,
+    is stopped twice, and then waits for an answer of the thread that has ended: the event loop could not be left.
+    """
+    driver = connection.driver_connection
+    stop = getattr(driver, "stop", None)  # older ones have none
+    if stop is not None:
+        driver.stop = lambda: stop() if driver._running else None
 
 
 def _prepare_sqlite(connection: Any, _record: object) -> None:

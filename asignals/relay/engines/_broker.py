@@ -1,4 +1,4 @@
-"""What the engines that talk to a broker have in common: parts that keep its services and its dead letters."""
+"""What engines have in common that keep services and dead letters by parts of their own."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class Services(Protocol):
-    """The services that a broker keeps events for."""
+    """The services that an engine keeps events for."""
 
     async def add(self, service: str, topics: Collection[str]) -> None:
         """Keep events of these topics for a service from now on."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Final, TypeAlias
 
 KEPT: Final = 120.0  # seconds for which an event is remembered at least, so that a repetition is recognised
+POLL: Final = 1.0  # seconds after which a consumer looks by itself, should a notification have been lost
 SWEEP: Final = 1_000  # events that are forgotten at once
 
 Place: TypeAlias = tuple[int, int]  # where a delivery is: the number of its event, and of its subscription
