@@ -1,11 +1,13 @@
 """Who calls the receivers: each contender connects them and gives an async function `send(sender, a=…, b=…)`."""
 
 import asyncio
+import weakref
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from functools import partial
-from inspect import isawaitable, iscoroutinefunction
+from inspect import isawaitable, iscoroutinefunction, ismethod
 from itertools import repeat
+from types import MethodType
 from typing import Any, TypeAlias
 
 import aiosignal
@@ -189,6 +191,43 @@ def undeclared(receivers: list[Receiver]) -> Send:
 def loop_over_any_keywords(receivers: list[Receiver]) -> Send:
     async def send(sender, **named):
         return [(r, await r(signal=SIGNAL, sender=sender, **named)) for r in receivers]
+
+    return send
+
+
+@contender(
+    "loop by hand, weak",
+    kinds=NAMED,
+    asyncio_only=False,
+    note="weak references, receivers of every kind, errors that name them; for these very arguments",
+)
+def loop_that_keeps_promises(receivers: list[Receiver]) -> Send:
+    parts = [(r.__self__, r.__func__) if ismethod(r) else (r, None) for r in receivers]
+    connected = [
+        (weakref.ref(thing), function, iscoroutinefunction(r))
+        for r, (thing, function) in zip(receivers, parts, strict=True)
+    ]
+    plain = frozenset({type(None), bool, int, float, str, bytes, list, tuple, dict, set})
+
+    async def send(sender, *, a, b):
+        results = []
+        for find, function, is_async in connected:
+            if (receiver := find()) is None:
+                continue
+            if function is not None:
+                receiver = MethodType(function, receiver)
+            try:
+                if is_async:
+                    response = await receiver(sender=sender, a=a, b=b)
+                else:
+                    response = receiver(sender=sender, a=a, b=b)
+                    if type(response) not in plain and isawaitable(response):
+                        response = await response
+            except Exception as error:
+                error.add_note(f"raised by {receiver!r}")
+                raise
+            results.append((receiver, response))
+        return results
 
     return send
 

@@ -26,6 +26,7 @@ from .timing import AGAIN, Costs, ratio, run, spread
 ON_ASYNCIO = ("asyncio", "uvloop")
 EVERYWHERE = (*ON_ASYNCIO, "trio")
 KEYWORDS = "asignals any keywords"
+WEAK = "loop by hand, weak"
 
 
 class Row(NamedTuple):
@@ -77,8 +78,8 @@ def rows() -> Iterator[Row]:
 
 def _of_sends(loop: str) -> Iterator[Row]:
     for count, limit in (1, 1.35), (10, 1.20):
-        case = _sends("named coroutines", count, loop, "asignals")
-        yield Row(f"a send, receivers: {count}", case, "asignals", LOOP, limit)
+        case = _sends("named coroutines", count, loop, "asignals", WEAK)
+        yield Row(f"a send, receivers: {count}", case, "asignals", LOOP, limit, WEAK)
     for count, limit in (1, 1.6), (10, 1.2):
         case = _sends("coroutines", count, loop, KEYWORDS, f"{LOOP}, any keywords")
         yield Row(f"any keywords, receivers: {count}", case, KEYWORDS, LOOP, limit, f"{LOOP}, any keywords")
