@@ -434,6 +434,39 @@ async def test_a_wrapper_is_as_picky_as_what_it_wraps():
         made.connect(decorate(lambda price: None), weak=False)
 
 
+class Passing:
+    """A decorator that is a class, and passes everything on, for methods as well."""
+
+    def __init__(self, wrapped):
+        functools.update_wrapper(self, wrapped)
+
+    def __get__(self, instance, owner=None):
+        return self if instance is None else types.MethodType(self, instance)
+
+    def __call__(self, *args, **kwargs):
+        return self.__wrapped__(*args, **kwargs)
+
+
+async def test_a_wrapper_that_is_an_object_is_as_picky_as_what_it_wraps():
+    """What a decorator makes may be an instance, and a method of one."""
+
+    class Shop:
+        @Passing
+        async def ship(self, a):
+            return a
+
+    @Passing
+    def hear(b):
+        return b
+
+    made, shop = Signal(NAMES), Shop()
+    made.connect(hear)
+    made.connect(shop.ship)
+    assert [response for _, response in await made.send(None, a=1, b=2)] == [2, 1]
+    with pytest.raises(InvalidReceiverError, match="'price'"):
+        made.connect(Passing(lambda price: None), weak=False)
+
+
 @pytest.mark.parametrize("decorate", [functools.cache, functools.lru_cache(maxsize=2)], ids=["cache", "lru_cache"])
 async def test_a_wrapper_written_in_c_is_as_picky_as_what_it_wraps(decorate):
     """A cached function is given the arguments that the function names, and refused for those that it lacks."""

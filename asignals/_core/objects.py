@@ -191,8 +191,7 @@ def calling_frame(kind: type) -> FrameType:
 
 def span_of(code: CodeType, offset: int) -> tuple[tuple[int, int], tuple[int, float]]:
     """Line and column where the source of an instruction begins and ends; without columns, that is the whole line."""
-    positions = next(islice(code.co_positions(), offset // 2, None))
-    first, last, left, right = (each or 0 for each in positions)
+    first, last, left, right = (each or 0 for each in next(islice(code.co_positions(), offset // 2, None)))
     return (first, left), (last or first, right or math.inf)
 
 
@@ -344,8 +343,9 @@ class _Parameters(NamedTuple):
 def _parameters_of(receiver: Receiver, function: FunctionType | None) -> _Parameters:
     """The parameters that matter: a wrapper that passes everything on takes what the wrapped function takes."""
     skipped = 0 if function is receiver else 1
-    kinds = () if function is receiver else type(receiver).__mro__
-    is_odd = functools.partial in kinds or any({"__signature__", "__wrapped__"} & vars(each).keys() for each in kinds)
+    called = receiver.__func__ if is_a(receiver, MethodType) else receiver
+    given = (inspect.getattr_static(called, name, None) for name in ("__signature__", "__wrapped__"))
+    is_odd = called is not function and (is_a(called, functools.partial) or any(each is not None for each in given))
     if function is None or is_odd or function.__dict__ or function.__code__.co_argcount < skipped:
         outer = _read_signature(receiver, follow_wrapped=False)
         return _read_signature(receiver, follow_wrapped=True) if outer.takes_all else outer
