@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from contextlib import AbstractAsyncContextManager
 
-    from sqlalchemy import Table
+    from sqlalchemy import ColumnElement, Table
     from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 ANSWER_TIMEOUT: Final = 10.0  # seconds that one publishing of a batch may take; less than `IDLE`
@@ -53,31 +53,44 @@ class Rows(Protocol):
         ...
 
 
-def rows_of(engine: AsyncEngine, locking: AsyncEngine, single: AsyncEngine, outbox: Table, channel: str) -> Rows:
-    """Choose by the database."""
+def rows_of(  # noqa: PLR0913, PLR0917  of one outbox
+    engine: AsyncEngine, locking: AsyncEngine, single: AsyncEngine, outbox: Table, channel: str, used_for: str | None
+) -> Rows:
+    """Choose by the database; `used_for` names the engine whose rows they are, `None` means all."""
     if is_postgres(engine):
-        return _Postgres(engine, outbox, channel)
-    return _MySQL(engine, locking, outbox) if is_mysql(engine) else _SQLite(engine, single, outbox)
+        return _Postgres(engine, outbox, channel, used_for)
+    return _MySQL(engine, locking, outbox, used_for) if is_mysql(engine) else _SQLite(engine, single, outbox, used_for)
+
+
+def are_for(outbox: Table, used_for: str | None) -> list[ColumnElement[bool]]:
+    """Give the condition on rows that they are for an engine."""
+    return [] if used_for is None else [or_(outbox.c.engine.is_(None), outbox.c.engine == used_for)]
 
 
 class _Postgres:
     poll = 1.0
 
-    def __init__(self, engine: AsyncEngine, outbox: Table, channel: str) -> None:
+    def __init__(self, engine: AsyncEngine, outbox: Table, channel: str, used_for: str | None) -> None:
         self._engine = engine
         name = quoted(engine, outbox)
-        put = text(f"INSERT INTO {name} (key, data) VALUES (:key, :data)")  # noqa: S608  names are quoted
+        put = text(f"INSERT INTO {name} (key, data, engine) VALUES (:key, :data, :engine)")  # noqa: S608  names are quoted
         notify = text(f"WITH row AS ({put.text}) SELECT pg_notify('{channel}', '')")
-        types = bindparam("key", type_=outbox.c.key.type), bindparam("data", type_=postgresql.BYTEA)
+        own = bindparam("engine", used_for, type_=outbox.c.engine.type)
+        types = bindparam("key", type_=outbox.c.key.type), bindparam("data", type_=postgresql.BYTEA), own
+        is_ours, lock = (
+            ("", name) if used_for is None else (" AND (engine IS NULL OR engine = :engine)", name + used_for)
+        )
         self.insert = put.bindparams(*types)
         self.insert_and_notify = notify.bindparams(*types)
         self._take = text(
             f"WITH turn AS MATERIALIZED "  # noqa: S608  names are quoted, values bound
-            f"(SELECT pg_try_advisory_xact_lock({lock_of(name)}) AS keyed, {PG_IDLE} AS idle)"
+            f"(SELECT pg_try_advisory_xact_lock({lock_of(lock)}) AS keyed, {PG_IDLE} AS idle)"
             f" DELETE FROM {name} USING {PG_NO_WAIT}, {PG_IDLE} AS idle WHERE id = ANY(ARRAY("
-            f"SELECT id FROM {name} WHERE refused_at IS NULL AND (key IS NULL OR (SELECT keyed FROM turn))"
+            f"SELECT id FROM {name} WHERE refused_at IS NULL AND (key IS NULL OR (SELECT keyed FROM turn)){is_ours}"
             f" ORDER BY id LIMIT :count FOR UPDATE SKIP LOCKED)) RETURNING id, key, data"
         )
+        if used_for is not None:
+            self._take = self._take.bindparams(own)
 
     @asynccontextmanager
     async def take(self, count: int) -> AsyncIterator[tuple[AsyncConnection, list[Any]]]:
@@ -97,12 +110,13 @@ class _MySQL:
 
     poll = 0.2  # it has no notifications
 
-    def __init__(self, engine: AsyncEngine, locking: AsyncEngine, outbox: Table) -> None:
+    def __init__(self, engine: AsyncEngine, locking: AsyncEngine, outbox: Table, used_for: str | None) -> None:
         self._engine = engine
         self._locking = locking
-        self.insert = self.insert_and_notify = insert(outbox)
-        self._lock = channel_of(f"{engine.url.database}.{quoted(engine, outbox)}")
+        self.insert = self.insert_and_notify = insert(outbox).values(engine=used_for)
+        self._lock = channel_of(f"{engine.url.database}.{quoted(engine, outbox)}{used_for or ''}")
         waiting = select(outbox.c.id, outbox.c.key.is_not(None)).where(outbox.c.refused_at.is_(None))
+        waiting = waiting.where(*are_for(outbox, used_for))
         self._first = waiting.limit(1)
         is_free = or_(outbox.c.key.is_(None), literal_column("@asignals_turn") == 1)
         self._candidates = waiting.where(is_free).order_by(outbox.c.id).limit(bindparam("count"))
@@ -144,13 +158,16 @@ class _MySQL:
 class _SQLite:
     poll = 1.0
 
-    def __init__(self, engine: AsyncEngine, single: AsyncEngine, outbox: Table) -> None:
+    def __init__(self, engine: AsyncEngine, single: AsyncEngine, outbox: Table, used_for: str | None) -> None:
         self._engine = engine
         self._single = single
         self._outbox = outbox
-        self.insert = self.insert_and_notify = insert(outbox)
+        self._ours = are_for(outbox, used_for)
+        self.insert = self.insert_and_notify = insert(outbox).values(engine=used_for)
         # A key is one relay's at a time. Only so many rows are looked at, however many wait.
-        first = select(outbox.c.id, outbox.c.key, outbox.c.claimed_until).where(outbox.c.refused_at.is_(None))
+        first = select(outbox.c.id, outbox.c.key, outbox.c.claimed_until).where(
+            outbox.c.refused_at.is_(None), *self._ours
+        )
         first = first.order_by(outbox.c.id).limit(bindparam("count") * _LOOKED_AT)
         row, other = first.subquery("row"), first.subquery("other")
         taken = select(other.c.key).where(other.c.key.is_not(None), other.c.claimed_until >= bindparam("now"))
@@ -171,10 +188,10 @@ class _SQLite:
     async def take(self, count: int) -> AsyncIterator[tuple[AsyncConnection, list[Any]]]:
         outbox = self._outbox
         claim = {"count": count, "now": now(), "until": now() + ANSWER_TIMEOUT * 1.5}
-        free = select(outbox.c.id).where(outbox.c.refused_at.is_(None), outbox.c.claimed_until < now()).limit(1)
+        free = select(outbox.c.id).where(outbox.c.refused_at.is_(None), outbox.c.claimed_until < now(), *self._ours)
         async with begun(self._single) as connection:
             # Reading takes no write lock, so an idle relay blocks nobody.
-            found = (await connection.execute(free)).first()
+            found = (await connection.execute(free.limit(1))).first()
             rows = [] if found is None else sorted((await connection.execute(self._take, claim)).all())
         mine = outbox.c.id.in_([row.id for row in rows])
         try:

@@ -115,8 +115,8 @@ class Relay(Operations):
     ) -> None:
         check_transport(transport)
         check_outbox(outbox, inbox)
-        if (check_pool_for := getattr(outbox, "check_pool_for", None)) is not None:
-            check_pool_for(transport)
+        if (use_for := getattr(outbox, "use_for", None)) is not None:
+            use_for(transport)
         check_sender_codec(sender_codec)
         check_flags(**given(strict=strict))
         check_numbers(limit=limit, hop_limit=hop_limit, grace=grace, publish_timeout=publish_timeout)

@@ -12,7 +12,7 @@ from sqlalchemy import Connection, event, inspect, make_url, text, update
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.pool import QueuePool, StaticPool
-from sqlalchemy.schema import CreateIndex, CreateTable
+from sqlalchemy.schema import CreateColumn, CreateIndex, CreateTable
 
 from asignals.relay._connected import (
     CLOSE,
@@ -34,6 +34,7 @@ from asignals.relay._dialect import (
     level_of,
     lock_of,
     name_of,
+    quoted,
 )
 from asignals.relay._loops import OwnLoop
 from asignals.relay._mysql import check_version, create_missing, locked
@@ -44,7 +45,7 @@ from asignals.relay._transport import SchemaError
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
 
-    from sqlalchemy import CursorResult, Table
+    from sqlalchemy import Column, CursorResult, Table
     from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
     from sqlalchemy.orm import Session
     from sqlalchemy.pool import Pool
@@ -99,7 +100,7 @@ class Stored:
             )
 
     async def init(self) -> None:
-        """Create the tables that are missing; any number of processes may do so at once."""
+        """Create the tables and columns that are missing; any number of processes may do so at once."""
         if is_mysql(self.engine):
             await self._init_mysql()
             return
@@ -111,6 +112,7 @@ class Stored:
                 await connection.execute(CreateTable(table, if_not_exists=True))
                 for index in sorted(table.indexes, key=attrgetter("name")):
                     await connection.execute(CreateIndex(index, if_not_exists=True))
+            await connection.run_sync(self._add_columns)
 
     async def _init_mysql(self) -> None:
         lock = channel_of(name_of(self.engine))
@@ -123,9 +125,10 @@ class Stored:
 
     def _create_missing(self, connection: Connection) -> None:
         create_missing(connection, [(table, self._schema_of(table)) for table in self._used])
+        self._add_columns(connection)
 
     async def check(self) -> None:
-        """Raise `SchemaError` when a table is missing, and what the driver raises when the database is out of reach.
+        """Raise `SchemaError` for a missing table or column, and what the driver raises for a database out of reach.
 
         Raises `RuntimeError` for a server that is too old.
         """
@@ -171,7 +174,22 @@ class Stored:
 
     def _missing(self, connection: Connection) -> list[str]:
         look = inspect(connection)
-        return [table.name for table in self._used if not look.has_table(table.name, schema=self._schema_of(table))]
+        tables = [table.name for table in self._used if not look.has_table(table.name, schema=self._schema_of(table))]
+        columns = self._missing_columns(connection) if not tables else []
+        return tables + [f"{column.table.name}.{column.name}" for column in columns]
+
+    def _missing_columns(self, connection: Connection) -> list[Column[Any]]:
+        """Give the columns that tables of an earlier release do not have."""
+        look, found = inspect(connection), []
+        for table in self._used:
+            there = {column["name"] for column in look.get_columns(table.name, schema=self._schema_of(table))}
+            found += [column for column in table.columns if column.name not in there]
+        return found
+
+    def _add_columns(self, connection: Connection) -> None:
+        for column in self._missing_columns(connection):
+            definition = CreateColumn(column).compile(dialect=connection.dialect)
+            connection.execute(text(f"ALTER TABLE {quoted(self.engine, column.table)} ADD COLUMN {definition}"))
 
     def _schema_of(self, table: Table) -> str | None:
         schemas = self.engine.get_execution_options().get("schema_translate_map") or {}

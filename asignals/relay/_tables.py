@@ -71,6 +71,8 @@ class Tables:
             Column("claimed_until", Double, nullable=False, server_default="0"),
             Column("error", Text, nullable=True),
             Column("refused_at", Double, nullable=True),
+            # The engine that it is for: relays of several may share the table. `None`: any.
+            Column("engine", String(200), nullable=True),
             sqlite_autoincrement=True,
             **_MYSQL,
         )

@@ -197,11 +197,11 @@ class OwnInbox(Protocol):
 
 
 class SchemaError(DocumentedError, RuntimeError):
-    """Tables that a part of the relay needs are missing in its database."""
+    """Tables, or columns, that a part of the relay needs are missing in its database."""
 
     def __init__(self, database: str, tables: Sequence[str]) -> None:
         super().__init__(
-            f"{database}: no such table: {', '.join(tables)}; "
+            f"{database}: no such table, or column: {', '.join(tables)}; "
             f"run `asignals relay init package.module:relay`, or add asignals.relay.table_metadata() to Alembic"
         )
         self.database = database
@@ -215,3 +215,10 @@ class Checked(Protocol):
     async def check(self) -> None:
         """Raise `SchemaError` when they are not, and what the driver raises when the database is out of reach."""
         ...
+
+
+def engine_name(transport: object) -> str:
+    """Name an engine by its kind and what it calls its names by: the same in all processes, whatever its URL is."""
+    names = (getattr(transport, name, None) for name in ("name", "stream", "prefix"))
+    own = next((name for name in names if isinstance(name, str)), None)
+    return (type(transport).__name__ if own is None else f"{type(transport).__name__} {own!r}")[:200]

@@ -28,15 +28,15 @@ from asignals.relay._dialect import (
 )
 from asignals.relay._envelope import DeadLetter, Envelope
 from asignals.relay._listening import listening, notify
-from asignals.relay._outbox_rows import ANSWER_TIMEOUT, rows_of
+from asignals.relay._outbox_rows import ANSWER_TIMEOUT, Rows, are_for, rows_of
 from asignals.relay._settings import check_numbers, given
 from asignals.relay._sql import Stored
-from asignals.relay._transport import PublishRefusedError
+from asignals.relay._transport import PublishRefusedError, engine_name
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 
-    from sqlalchemy import Connection
+    from sqlalchemy import ColumnElement, Connection
     from sqlalchemy.ext.asyncio import AsyncEngine
     from sqlalchemy.pool import Pool
 
@@ -48,6 +48,7 @@ T = TypeVar("T")
 _LOOK: Final = 10.0  # seconds after which refused events are counted again: another process may replay them
 _GATHER: Final = 0.005  # seconds between two looks for what did not fill a batch: commits add up meanwhile
 _AT_ONCE: Final = 1_000  # refused events that are removed together
+_PATIENCE: Final = 60.0  # seconds that the first event for another engine may wait before that is a problem
 _WRITTEN: Final = "asignals_outboxes"  # in a session's `info`: the outboxes written to, each with its connection
 
 
@@ -99,7 +100,31 @@ class SQLAlchemyOutbox(Stored):
         self._refused_at = float("-inf")
         self._wake_drain: Callable[[], object] | None = None
         self._channel = channel_of(quoted(self.engine, self.tables.outbox))
-        self._rows = rows_of(self.engine, self._locking, self._single, self.tables.outbox, self._channel)
+        self._used_for: str | None = None  # what it is used for: the engine that its relay publishes to
+        self._others: dict[str, tuple[int, float]] = {}  # the first event for each other engine, and since when it is
+        self._rows = self._make_rows()
+
+    def _make_rows(self) -> Rows:
+        return rows_of(self.engine, self._locking, self._single, self.tables.outbox, self._channel, self._used_for)
+
+    def use_for(self, transport: object) -> None:
+        """Keep events for one engine: relays with other engines may share the table, each with an outbox of its own.
+
+        Raises `ValueError` where it is used for another engine already, or the engine would wait for its connection.
+        """
+        self.check_pool_for(transport)
+        used_for = engine_name(transport)
+        if self._used_for not in (None, used_for):
+            raise ValueError(
+                f"this outbox is used for {self._used_for} already: give the relay for {used_for} another one, which"
+                f" may be on the same table: outbox=SQLAlchemyOutbox(…)"
+            )
+        self._used_for = used_for
+        self._rows = self._make_rows()
+
+    @property
+    def _ours(self) -> list[ColumnElement[bool]]:
+        return are_for(self.tables.outbox, self._used_for)
 
     async def put(self, envelope: Envelope, session: AsyncSession | AsyncConnection | None = None) -> None:
         """Write the event in the transaction of `session`: it commits or vanishes with what else is done there.
@@ -154,14 +179,14 @@ class SQLAlchemyOutbox(Stored):
     async def count(self) -> int:
         """Count the rows that wait to be published."""
         outbox = self.tables.outbox
-        query = select(func.count()).select_from(outbox).where(outbox.c.refused_at.is_(None))
+        query = select(func.count()).select_from(outbox).where(outbox.c.refused_at.is_(None), *self._ours)
         async with connected(self.engine) as connection:
             return int((await connection.execute(query)).scalar_one())
 
     async def oldest(self) -> float:
         """Give for how many seconds the oldest row waits to be published, 0 when there is none."""
         outbox = self.tables.outbox
-        query = select(outbox.c.data).where(outbox.c.refused_at.is_(None)).order_by(outbox.c.id).limit(1)
+        query = select(outbox.c.data).where(outbox.c.refused_at.is_(None), *self._ours).order_by(outbox.c.id).limit(1)
         async with connected(self.engine) as connection:
             data = (await connection.execute(query)).scalar()
         try:
@@ -174,7 +199,7 @@ class SQLAlchemyOutbox(Stored):
     async def count_refused(self) -> int:
         """Count the events that the engine refused for ever: the dead letters of this side."""
         outbox = self.tables.outbox
-        query = select(func.count()).select_from(outbox).where(outbox.c.refused_at.is_not(None))
+        query = select(func.count()).select_from(outbox).where(outbox.c.refused_at.is_not(None), *self._ours)
         async with connected(self.engine) as connection:
             self._refused = int((await connection.execute(query)).scalar_one())
         return self._refused
@@ -184,7 +209,7 @@ class SQLAlchemyOutbox(Stored):
         outbox = self.tables.outbox
         last = -1
         query = select(outbox.c.id, outbox.c.data, outbox.c.error, outbox.c.refused_at).order_by(outbox.c.id)
-        query = query.where(outbox.c.refused_at.is_not(None), outbox.c.id > bindparam("last")).limit(batch)
+        query = query.where(outbox.c.refused_at.is_not(None), outbox.c.id > bindparam("last"), *self._ours).limit(batch)
         while True:
             async with connected(self.engine) as connection:
                 rows = (await connection.execute(query, {"last": last})).all()
@@ -196,7 +221,8 @@ class SQLAlchemyOutbox(Stored):
     async def retry_refused(self, letters: Sequence[DeadLetter] | None = None) -> int:
         """Have refused events published once more, those of some letters or all; returns how many."""
         outbox = self.tables.outbox
-        statement = update(outbox).where(outbox.c.refused_at.is_not(None)).values(error=None, refused_at=None)
+        statement = update(outbox).where(outbox.c.refused_at.is_not(None), *self._ours)
+        statement = statement.values(error=None, refused_at=None)
         if letters is not None:
             statement = statement.where(outbox.c.id.in_([int(letter.position) for letter in letters]))
         async with begun(self.engine) as connection:
@@ -216,10 +242,15 @@ class SQLAlchemyOutbox(Stored):
     @property
     def problems(self) -> dict[str, str]:
         """What a relay's health shows beside the state of the connection."""
-        if not self._refused:
-            return {}
-        text = f"{self._refused} events were refused by the engine: see `asignals relay dead` and `replay`"
-        return {"outbox.refused": text}
+        found: dict[str, str] = {}
+        if self._refused:
+            text = f"{self._refused} events were refused by the engine: see `asignals relay dead` and `replay`"
+            found["outbox.refused"] = text
+        for name, (_, since) in self._others.items():
+            if time.monotonic() - since > _PATIENCE:
+                text = f"events wait for it in {self.database_name}, and no relay with that engine takes them"
+                found[f"outbox for {name}"] = text
+        return found
 
     # -- publishing --------------------------------------------------------------------------------------------------
 
@@ -252,7 +283,20 @@ class SQLAlchemyOutbox(Stored):
         if now_ - self._refused_at > _LOOK:
             if await self.count_refused() and self.keep is not None:
                 await self._expire(time.time() - self.keep)
+            await self._look_for_others(now_)
             self._refused_at = now_
+
+    async def _look_for_others(self, now_: float) -> None:
+        """See which event is the first that waits for each other engine, and since when it is that one."""
+        outbox = self.tables.outbox
+        first = select(outbox.c.engine, func.min(outbox.c.id)).where(outbox.c.refused_at.is_(None))
+        first = first.where(outbox.c.engine != (self._used_for or outbox.c.engine)).group_by(outbox.c.engine)
+        async with connected(self.engine) as connection:
+            rows = (await connection.execute(first)).all()
+        before = self._others
+        self._others = {
+            name: before[name] if before.get(name, (None,))[0] == id_ else (id_, now_) for name, id_ in rows
+        }
 
     async def _expire(self, before: float) -> None:
         """Remove some of the oldest refused events; when there are more, the next time."""
@@ -288,6 +332,7 @@ class SQLAlchemyOutbox(Stored):
                     "the engine refused an event for ever (%s): see the dead letters of 'outbox.refused'", reason
                 )
                 back = {"key": row.key, "data": row.data, "error": reason, "refused_at": time.time()}
+                back["engine"] = self._used_for
                 await connection.execute(insert(self.tables.outbox).values(back))
                 self._refused += 1
 

@@ -92,6 +92,7 @@ class RedisStreams(BrokerEngine):
             raise ValueError(f"the database of Redis is a number, and not {database!r}: {redacted(url)!r}")
         check_numbers(lease=lease, dedup_window=dedup_window, replicas=replicas, **given(max_age=max_age))
         self.lease: float = lease
+        self.prefix: str = prefix
         self._connection = RedisConnection(url, prefix, lease, options)
         self.connection_state: ConnectionState = self._connection.state
         self._publisher = Publisher(self._connection, dedup_window, replicas)
