@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from asignals import InvalidReceiverError, Signal
+from asignals._core import name_of
 
 pytestmark = [pytest.mark.anyio, pytest.mark.loops("asyncio", "trio")]
 
@@ -463,6 +464,9 @@ async def test_a_wrapper_that_is_an_object_is_as_picky_as_what_it_wraps():
     made.connect(hear)
     made.connect(shop.ship)
     assert [response for _, response in await made.send(None, a=1, b=2)] == [2, 1]
+    line = hear.__wrapped__.__code__.co_firstlineno
+    assert [each.location for each in made.connections][:1] == [f"{__file__}:{line}"]
+    assert [name_of(each.receiver).rpartition(".")[2] for each in made.connections] == ["hear", "ship"]
     with pytest.raises(InvalidReceiverError, match="'price'"):
         made.connect(Passing(lambda price: None), weak=False)
 

@@ -144,12 +144,10 @@ class Connection(Reference):
 
     def take(self, signal: Signal[..., Any]) -> Any:
         """The receiver if it is to be called now, else `None`: at most one send gets it if it is connected `once`."""
-        receiver = self.target()
-        if not self.is_live or (
-            self.options.once and not any(each.remove(self) for each in signal._registries().values())
-        ):
-            return None
-        return receiver
+        receiver, is_live = self.target(), self.is_live
+        if is_live and self.options.once:
+            is_live = any(each.remove(self) for each in signal._registries().values())
+        return receiver if is_live else None
 
     def call(self, receiver: Receiver, signal: Signal[..., Any], sender: object, arguments: dict[str, Any]) -> Any:
         """Call the receiver by its options; the response may be awaitable."""

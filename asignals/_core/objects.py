@@ -143,9 +143,16 @@ def function_of(receiver: object) -> FunctionType | None:
     return target if is_a(target, FunctionType) else None
 
 
+def _named_after(receiver: object) -> Any:
+    """What a receiver calls or, if that is an object that wraps a function, as class-based decorators make, that."""
+    called = _underlying(receiver)
+    wrapped = None if is_a(called, FunctionType) else inspect.getattr_static(called, "__wrapped__", None)
+    return wrapped if is_a(wrapped, FunctionType) else called
+
+
 def locate(receiver: object) -> str | None:
     """Where a receiver is defined, as `file:line`; `None` where no Python code is found for it, or it is a label."""
-    target = function_of(receiver)
+    target = function_of(_named_after(receiver))
     with suppress(Exception):  # wrappers may wrap each other, or something that raises
         target = function_of(inspect.unwrap(target))  # type: ignore[arg-type]  # None is not wrapped
     if target is None or target.__module__ is None:
@@ -159,7 +166,7 @@ def name_of(receiver: object) -> str:
     A function whose `__module__` is `None` goes by its `__qualname__` alone, and by the place that connected it: so a
     package around the core labels a receiver of its own.
     """
-    named: Any = _underlying(receiver)
+    named = _named_after(receiver)
     if not issubclass(type(named), FunctionType | BuiltinFunctionType | MethodWrapperType | type):
         named = type(named)
     module = getattr(named, "__module__", None)  # None for methods written in C
@@ -292,9 +299,8 @@ def examine(receiver: Receiver, names: Names | None) -> tuple[Shape, str | None]
     function = function_of(receiver)
     parameters = _parameters_of(receiver, function)
     sent = RESERVED.union(names or ())
-    by_position = None
-    if is_a(receiver, FunctionType) and {"dispatch", "registry", "register"} <= receiver.__dict__.keys():
-        by_position = next(iter(parameters.by_name), "")
+    is_generic = is_a(receiver, FunctionType) and {"dispatch", "registry", "register"} <= receiver.__dict__.keys()
+    by_position = next(iter(parameters.by_name), "") if is_generic else None
     wanted = None if parameters.takes_all else frozenset(parameters.by_name.keys() & sent)
     takes_signal = function is None or wanted is not None or FORWARDS not in function.__dict__
     is_method = is_a(receiver, MethodType) and _is_of_class(receiver)

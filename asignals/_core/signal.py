@@ -90,9 +90,8 @@ class Signal(Generic[P, R_co]):
 
     def _set_mode(self, task_group: TaskGroupFactory | None, limit: int | None) -> None:
         if task_group is not None and not callable(task_group):
-            raise TypeError(
-                f"task_group must be a factory of task groups, such as anyio.create_task_group, not {task_group!r}"
-            )
+            what = "a factory of task groups, such as anyio.create_task_group"
+            raise TypeError(f"task_group must be {what}, not {task_group!r}")
         if limit is not None:
             check_count("limit", limit, 1, "receivers")
         self._task_group, self._limit = task_group, limit
