@@ -1,6 +1,8 @@
 """What a send to the outbox costs a transaction on PostgreSQL, in the time that passes.
 
-Needs the server of the tests (ASIGNALS_POSTGRES_URL).
+Beside a second INSERT, which is half of what a send does, stands a version by hand of all that a send promises: the row
+by the session's connection, with a time limit, and after the commit whoever publishes is woken. Needs the server of the
+tests (ASIGNALS_POSTGRES_URL).
 """
 
 import asyncio
@@ -12,19 +14,23 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from typing import Any
 
-from sqlalchemy import delete, func, select, table, text
+from sqlalchemy import delete, event, func, select, table, text
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
+from sqlalchemy.orm import Session
+from sqlalchemy.util import await_only
 
 from asignals import signal
 from asignals.relay import Envelope, Memory, Relay, SQLAlchemyOutbox, table_metadata
 
-from .cases import Case
+from .cases import Case, Goal
 from .timing import Round
 
 POSTGRES = os.environ.get("ASIGNALS_POSTGRES_URL", "postgresql+asyncpg://postgres@127.0.0.1:5432/test").replace(
     "postgresql://", "postgresql+asyncpg://", 1
 )
 ALONE, BY_HAND, SEND = "INSERT, COMMIT", "two INSERTs, COMMIT", "INSERT, a send, COMMIT"
+PROMISING = "by hand, the same promises"
+WAKE = "wake"  # in a session's `info`: what the version by hand calls after the commit
 TRANSACTIONS = 5  # of each task in a round
 TOPIC = "bench"
 NOTE = "x" * 89  # with its name and quotes a body of 100 bytes
@@ -70,17 +76,34 @@ async def prepare(stack: AsyncExitStack, *, at_once: int, drains: bool) -> dict[
     async def insert(session: AsyncSession) -> None:
         await session.execute(by_hand, {"key": None, "data": Envelope(TOPIC, BODY, sender="shop").encode()})
 
+    async def insert_and_wake(session: AsyncSession) -> None:
+        connection = await session.connection()
+        async with asyncio.timeout(8):
+            await connection.execute(by_hand, {"key": None, "data": Envelope(TOPIC, BODY, sender="shop").encode()})
+        driver = (await connection.get_raw_connection()).driver_connection
+        session.info[WAKE] = box._wake_here if drains else partial(_notify, driver, box._channel)
+
     async def send(session: AsyncSession) -> None:
         with relay.bind(session):
             await order_paid.send("shop", note=NOTE)
 
-    works: dict[str, Work] = {ALONE: nothing, BY_HAND: insert, SEND: send}
+    works: dict[str, Work] = {ALONE: nothing, BY_HAND: insert, PROMISING: insert_and_wake, SEND: send}
     for name, work in works.items():
         await check(engine, box, work, 0 if name == ALONE else 1)
     if drains:
         group = await stack.enter_async_context(asyncio.TaskGroup())
         stack.callback(group.create_task(box.drain_for_ever(_nowhere)).cancel)
     return {name: partial(one_round, engine, at_once, work) for name, work in works.items()}
+
+
+@event.listens_for(Session, "after_commit")
+def _wake(session: Session) -> None:
+    if (wake := session.info.pop(WAKE, None)) is not None:
+        wake()
+
+
+def _notify(driver: Any, channel: str) -> None:
+    await_only(asyncio.wait_for(driver.execute(f"NOTIFY {channel}"), 2))
 
 
 async def _nowhere(_: Any) -> None:
@@ -115,7 +138,8 @@ async def one_round(engine: AsyncEngine, at_once: int, work: Work) -> float:
 
 
 def _case(at_once: int, how: str, loop: str, *, drains: bool) -> Case:
-    return Case(f"outbox/{at_once} at once, {how}", partial(prepare, at_once=at_once, drains=drains), loop=loop)
+    goals = (Goal(SEND, ALONE, 1 / 0.75), Goal(SEND, PROMISING, 1))
+    return Case(f"outbox/{at_once} at once, {how}", partial(prepare, at_once=at_once, drains=drains), goals, loop)
 
 
 CASES = [

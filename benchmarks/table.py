@@ -73,7 +73,7 @@ def rows() -> Iterator[Row]:
         yield Row("the middleware, one receiver", case, "one receiver", asgi_cost.ALONE, 1.35, floor)
     for case in outbox_cost.CASES:
         what = f"a transaction with a send, {case.name.partition('/')[2]}"
-        yield Row(what, case, outbox_cost.SEND, outbox_cost.ALONE, 0.75, outbox_cost.BY_HAND, is_rate=True)
+        yield Row(what, case, outbox_cost.SEND, outbox_cost.ALONE, 0.75, outbox_cost.PROMISING, is_rate=True)
 
 
 def _of_sends(loop: str) -> Iterator[Row]:

@@ -220,7 +220,7 @@ def test_a_sender_that_waits_is_woken_though_the_reader_is_interrupted():
             queue = Queue(1)
             queue.add("first")
             waker = queue.line_up("second")
-            is_interrupted = interrupted_at(n, lambda queue=queue: drive(anext(queue)))
+            is_interrupted = interrupted_at(n, lambda queue=queue: drive(queue.next()))
             queue.close()
             with anyio.fail_after(PATIENCE):
                 await waker.wait()

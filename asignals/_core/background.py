@@ -118,7 +118,8 @@ class Background:
     ) -> None:
         with lock:
             self._state = "draining"
-            self._end_if_drained()
+            if not self._to_do:
+                self._queue.close()
         if not isinstance(error, cancellation()):
             kind = error = traceback = None  # the sends go on
         try:
@@ -132,10 +133,6 @@ class Background:
     @property
     def _to_do(self) -> int:
         return len(self._queue.items) + len(self._queue.taken)
-
-    def _end_if_drained(self) -> None:
-        if self._state == "draining" and not self._to_do:
-            self._queue.close()
 
     def _close(self) -> None:
         left = self._queue.close()
@@ -186,8 +183,7 @@ class Background:
                 raise anyio.ClosedResourceError(_CLOSED)
             must_wait = queue.is_full and not inside
             if must_wait and not may_wait:
-                text = f"a Background runs {self._limit} sends and keeps {self._buffer} more, and has no room"
-                raise anyio.WouldBlock(text)
+                raise anyio.WouldBlock(f"a Background with limit={self._limit}, buffer={self._buffer} has no room")
             # Who hears it, and what is muted, is settled now.
             job = _Job(signal, context, cast("Any", signal.send_robust(*args, **kwargs)))
             if must_wait:
@@ -203,12 +199,12 @@ class Background:
 
     async def _work(self) -> None:
         """A worker: does one send after the other, until the queue is closed."""
-        async for job in self._queue:
+        job: _Job | None = None  # a worker that waits keeps nothing
+        while job := job or await self._queue.next():
             if self._workers < self._limit and not self._queue.takers:
                 self._start_worker()
             await in_context(job.context, self._run(job))
-            self._finish(job)
-            del job  # a worker that waits keeps nothing
+            job = self._finish(job)
 
     async def _run(self, job: _Job) -> None:
         """Send, in the context of the job, and report each error."""
@@ -230,16 +226,19 @@ class Background:
                         raise
                     logger.exception("on_error of a Background failed")
 
-    def _finish(self, job: _Job) -> None:
+    def _finish(self, job: _Job) -> _Job | None:
+        """Note that a job is done; returns the next one, if there is one already."""
         with lock:
             self._done += 1
             del self._queue.taken[job]
             self._queue.admit()
-            self._end_if_drained()
+            if self._state == "draining" and not self._to_do:
+                self._queue.close()
             for waker, pending in self._drains.items():
                 pending.discard(job)
                 if not pending:
                     waker.wake()
+            return self._queue.take() if self._queue.items else None
 
     # -- looking ---------------------------------------------------------------------------------------------------
 
@@ -277,8 +276,7 @@ class Background:
             return BackgroundStatistics(*counts, accepted, self._done, self._errors, self._limit, self._buffer)
 
     def __repr__(self) -> str:
-        state = "closed" if self._queue.is_closed else self._state
-        return f"<asignals.Background, {state}, {self._to_do} sends to do>"
+        return f"<asignals.Background, {'closed' if self._queue.is_closed else self._state}, {self._to_do} sends to do>"
 
 
 # As receivers, they pass an event on to the signal that a partial gives them.

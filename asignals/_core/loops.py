@@ -14,7 +14,7 @@ from contextlib import suppress
 from contextvars import Context, ContextVar
 from inspect import isawaitable
 from types import coroutine
-from typing import Any, Generic, Self, TypeVar, cast
+from typing import Any, Generic, TypeVar, cast
 from weakref import WeakSet
 
 import anyio
@@ -161,21 +161,22 @@ class Queue(Generic[T]):
         with lock:
             return self.waiting.pop(waker, None) is not None
 
-    def __aiter__(self) -> Self:
-        return self
+    def take(self) -> T:
+        """Take the first item, with the lock held."""
+        item = self.items.popleft()
+        if self.keep:
+            self.taken[item] = None
+        self.admit()
+        return item
 
-    async def __anext__(self) -> T:
-        """Take the first item, waiting until there is one; the iteration ends when the queue is closed."""
+    async def next(self) -> T | None:
+        """Take the first item, waiting until there is one; `None` when the queue is closed."""
         while True:
             with lock:
                 if self.is_closed:
-                    raise StopAsyncIteration
+                    return None
                 if self.items:
-                    item = self.items.popleft()
-                    if self.keep:
-                        self.taken[item] = None
-                    self.admit()
-                    return item
+                    return self.take()
                 taker = Waker(self.loop)
                 self.takers[taker] = None
                 self._wake_taker()  # for what a finalizer has put in meanwhile

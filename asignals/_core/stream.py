@@ -225,7 +225,9 @@ class Stream(Generic[P]):
         if self._state == "new":
             raise RuntimeError("enter the stream first: async with signal.stream() as events")
         await anyio.lowlevel.checkpoint()
-        return await anext(self._queue)
+        if (event := await self._queue.next()) is None:
+            raise StopAsyncIteration
+        return event
 
     def put(self, event: Event[Any]) -> Waker | None:
         """Take an event; returns what its sender has to wait for, if anything. Raises `BufferFull`."""

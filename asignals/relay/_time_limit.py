@@ -22,10 +22,11 @@ class TimeLimit:
     """A `with` block that cancels what its task awaits, and raises `TimeoutError`, `seconds` after `begin`.
 
     Cancels again and again until the block ends, as clients swallow cancellations. A block that ends without an error
-    is not late. A cancellation from elsewhere wins. `who` names whose answer is waited for.
+    is not late. For calls inside `heeding`, by which a cancellation from elsewhere wins. `who` names whose answer is
+    waited for.
     """
 
-    __slots__ = ("_before", "_seconds", "_task", "_timer", "_times", "_who", "deadline")
+    __slots__ = ("_seconds", "_task", "_timer", "_times", "_who", "deadline")
 
     def __init__(self, seconds: float, who: str = "") -> None:
         self._seconds, self._who = seconds, who
@@ -34,7 +35,6 @@ class TimeLimit:
         self._timer: _Timer | None = None
         self._times = 0
         self._task = _current_task()
-        self._before = self._task.cancelling()
         return self
 
     def begin(self) -> None:
@@ -61,11 +61,9 @@ class TimeLimit:
     ) -> None:
         if self._timer is not None:
             self._timer.limits.discard(self)
-        if not self._times:
-            return
         for _ in range(self._times):
             self._task.uncancel()
-        if isinstance(error, Exception | asyncio.CancelledError) and self._task.cancelling() <= self._before:
+        if self._times and isinstance(error, Exception | asyncio.CancelledError):
             what = f"{self._who} gave no answer" if self._who else "no answer"
             raise TimeoutError(f"{what} within {self._seconds:g} s") from error
 
