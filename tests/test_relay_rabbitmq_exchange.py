@@ -11,8 +11,10 @@ from aio_pika.exceptions import AMQPError, DeliveryError
 from relay_support import World, until, world
 
 from asignals.relay import Delivery, Envelope
+from asignals.relay._keys import partition_of
 from asignals.relay.engines import rabbitmq
-from asignals.relay.engines._rabbitmq import consumer
+from asignals.relay.engines._rabbitmq import consumer, partitions
+from asignals.relay.engines._rabbitmq.queues import partition_queues
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -161,6 +163,27 @@ async def test_a_listener_hears_what_is_published_to_an_exchange_made_anew(engin
     task.cancel()
     with suppress(asyncio.CancelledError):
         await task
+
+
+@pytest.mark.parametrize("key", [None, "k"])
+@pytest.mark.parametrize("which", ["one", "all"])
+async def test_a_queue_that_is_deleted_while_it_is_consumed_is_made_again(
+    engine: World, monkeypatch: pytest.MonkeyPatch, key: str | None, which: str
+) -> None:
+    """Also where another part of the same process makes it anew first; what comes meanwhile is not left behind."""
+    monkeypatch.setattr(partitions, "_LOOK", 0.05)
+    transport, sender = engine.open(), engine.open()
+    async with consuming(transport, "billing", "numbers") as bodies:
+        await publish(sender, Envelope("numbers", b"0", key=key))
+        await until(lambda: bodies)
+        own = transport._queues.of("billing", "numbers")
+        names = [own, *partition_queues(own)]
+        the_one = own if key is None else names[1 + partition_of(key)]
+        async with transport._connection.channel() as channel:
+            for name in names if which == "all" else [the_one]:
+                await channel.queue_delete(name)
+        await publish(sender, Envelope("numbers", b"1", key=key))
+        await until(lambda: len(bodies) == 2)
 
 
 @pytest.mark.parametrize("kind", ["exchange", "queue"])

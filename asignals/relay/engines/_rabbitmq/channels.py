@@ -52,6 +52,17 @@ class Closing:
             ) from self._reason
 
 
+class ConsumerEndedError(ConnectionError):
+    """RabbitMQ has ended a consumer, as it does when a queue is deleted."""
+
+
+async def check_consuming(channel: AbstractChannel, queue: str, tag: str) -> None:
+    """Raise `ConsumerEndedError` for a consumer that has ended: a queue that is there may have been made anew."""
+    underlying: Any = await channel.get_underlay_channel()
+    if tag not in underlying.consumers:
+        raise ConsumerEndedError(f"RabbitMQ ended the consumer of {queue!r}: the queue was deleted")
+
+
 class Acknowledgements:
     """Acknowledges messages, and remembers the events whose acknowledgement was lost with their channel."""
 

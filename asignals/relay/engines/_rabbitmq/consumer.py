@@ -22,6 +22,7 @@ from asignals.relay.engines._rabbitmq.channels import (
     Acknowledgements,
     Closing,
     attempt_of,
+    check_consuming,
     close,
     number,
 )
@@ -95,6 +96,8 @@ class Consumer:
             looked = time.monotonic()
             while True:
                 await closing.wait(_GROW)
+                for queue, tag in tags:
+                    await check_consuming(channel, queue.name, tag)
                 if self._must_hold_more(holds):
                     holds = min(MOST_HELD, self.pool.parked + max(self._limit * 8, _LEAST * 2))
                     tags = await self._subscribe_again(channel, holds, tags)

@@ -25,7 +25,14 @@ from asignals.relay._connection_state import Attempts, ConnectionState, jittered
 from asignals.relay._envelope import new_id
 from asignals.relay._keys import PARTITIONS
 from asignals.relay._partitions import InPartition, PartitionWork, Turn
-from asignals.relay.engines._rabbitmq.channels import ANSWER_TIMEOUT, Acknowledgements, attempt_of, close
+from asignals.relay.engines._rabbitmq.channels import (
+    ANSWER_TIMEOUT,
+    Acknowledgements,
+    ConsumerEndedError,
+    attempt_of,
+    check_consuming,
+    close,
+)
 from asignals.relay.engines._rabbitmq.queues import partition_queues
 
 if TYPE_CHECKING:
@@ -54,6 +61,7 @@ class _Turn(Turn):
     queue: str
     channel: AbstractChannel
     is_active: bool = False  # something has come
+    tag: str = ""
 
 
 class PartitionedConsumer:
@@ -99,8 +107,8 @@ class PartitionedConsumer:
                 async with attempts:
                     try:
                         await self._consume(topic, queue, attempts)
-                    except ChannelNotFoundEntity:
-                        await self._services.add(self._service, [topic])
+                    except (ChannelNotFoundEntity, ConsumerEndedError):
+                        await self._services.add(self._service, [topic], again=True)
         finally:
             self._connection.partitions.discard(state)
 
@@ -127,7 +135,7 @@ class PartitionedConsumer:
     async def _subscribe(self, turn: _Turn) -> None:
         await turn.channel.set_qos(prefetch_count=_MOST)
         queue = await turn.channel.get_queue(turn.queue, ensure=False)
-        await queue.consume(partial(self._take, turn), no_ack=False)
+        turn.tag = await queue.consume(partial(self._take, turn), no_ack=False)
 
     def _end(self, turn: _Turn) -> None:
         """Begin nothing more of what came by a channel."""
@@ -138,6 +146,7 @@ class PartitionedConsumer:
         """See that RabbitMQ still counts on us; tell whether another instance is to have the partition."""
         if turn.is_over:
             raise ConnectionError(f"RabbitMQ closed the channel of {turn.queue!r}")
+        await check_consuming(turn.channel, turn.queue, turn.tag)
         asked = time.monotonic()
         await limited(turn.channel.declare_queue(turn.queue, passive=True), ANSWER_TIMEOUT)
         turn.until = asked + _KNOWN

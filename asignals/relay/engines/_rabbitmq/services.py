@@ -50,21 +50,24 @@ class Services:
         """Make ready for another event loop."""
         self._reading, self._binding, self._bound = asyncio.Lock(), asyncio.Lock(), None
 
-    async def add(self, service: str, topics: Collection[str]) -> None:
-        """Declare a queue for each topic of a service: it gets the events from now on, and those kept so far."""
+    async def add(self, service: str, topics: Collection[str], *, again: bool = False) -> None:
+        """Declare a queue for each topic of a service: it gets the events from now on, and those kept so far.
+
+        `again` is for a service that is known, and of which a queue was deleted.
+        """
         check_name("service", service)
         await self.ensure_bound()
         for topic in topics:
-            await self._add_topic(service, check_name("topic", topic))
+            await self._add_topic(service, check_name("topic", topic), again=again)
 
-    async def _add_topic(self, service: str, topic: str) -> None:
+    async def _add_topic(self, service: str, topic: str, *, again: bool) -> None:
         is_new = await self.queues.count(self.queues.of(service, topic)) is None
         if is_new:
             await self.queues.put(self._register, Message(f"{service} {topic}".encode()))
         async with self.connection.channel() as channel:
             await self._declare(channel, service, topic)
             await self._bind(channel, self._bindings(service, topic))
-        if is_new:
+        if is_new or again:
             await self._publish_kept([topic])
 
     async def _declare(self, channel: AbstractChannel, service: str, topic: str) -> None:
