@@ -117,6 +117,44 @@ async def test_an_instance_that_stops_releases_its_partitions_at_once(engine: Wo
     await transport.aclose()
 
 
+@pytest.mark.parametrize("key", [None, "a"])
+async def test_events_of_a_stream_that_was_made_anew_are_not_taken_for_others(engine: World, key: str | None) -> None:
+    """Its sequence numbers begin again, and say nothing of what was handled, or is, before somebody deleted it."""
+    transport, handled, may_end = engine.open(), [], asyncio.Event()
+
+    async def handle(delivery: Delivery) -> None:
+        body = Envelope.decode(delivery.data).body
+        handled.append(body)
+        if body == b"held":
+            await may_end.wait()
+
+    running = asyncio.create_task(transport.consume("billing", "one", ["numbers"], handle))
+    sender = engine.open()
+    for body in (b"done", b"held"):
+        await sender.publish_many([Envelope("numbers", body, key=key)])
+        await until(lambda body=body: body in handled)
+    client = await nats.connect(URLS["nats"])
+    await client.jsm().delete_stream(transport.stream)
+    await client.close()
+    for body in (b"first", b"second"):
+        await until_published(sender, Envelope("numbers", body, key=key))
+    may_end.set()
+    await until(lambda: {b"first", b"second"} <= set(handled))
+    running.cancel()
+    with suppress(asyncio.CancelledError):
+        await running
+
+
+async def until_published(transport: Any, envelope: Envelope) -> None:
+    """Publish as the outbox does: again where it failed."""
+    async with asyncio.timeout(20):
+        while True:
+            with suppress(Exception):
+                await transport.publish_many([envelope])
+                return
+            await asyncio.sleep(0.05)
+
+
 def test_consumers_have_names_that_nats_takes() -> None:
     """However long service and topic are, and different for different ones."""
     assert durable_of("a.b", "c") != durable_of("a", "b.c")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar
 
 import nats.errors
 from nats.js.errors import APIError, NoStreamResponseError, ServiceUnavailableError
@@ -77,12 +77,16 @@ def _may_end(error: Exception) -> bool:
     return not isinstance(error, APIError) or isinstance(error, ServiceUnavailableError) or error.err_code in _TEMPORARY
 
 
-def place_of(reply: str) -> tuple[int, int] | None:
-    """Read from the subject for the acknowledgement how often an event was delivered, and its sequence number."""
+Position: TypeAlias = tuple[int, int]
+"""An event's sequence number in its stream, and when it came: the numbers of a stream that is made anew begin again."""
+
+
+def place_of(reply: str) -> tuple[int, Position] | None:
+    """Read from the subject for the acknowledgement how often an event was delivered, and its position."""
     tokens = reply.split(".")
     first = 4 if len(tokens) == 9 else 6  # noqa: PLR2004  newer servers write domain and account before the stream
     try:
-        return int(tokens[first]), int(tokens[first + 1])
+        return int(tokens[first]), (int(tokens[first + 1]), int(tokens[first + 3]))
     except (IndexError, ValueError):
         return None
 

@@ -17,7 +17,7 @@ from asignals.relay._partitions import InPartition
 from asignals.relay._pool import Pool
 from asignals.relay._to_the_end import to_the_end
 from asignals.relay._transport import Delivery, delay_of
-from asignals.relay.engines._jetstream.answers import place_of
+from asignals.relay.engines._jetstream.answers import Position, place_of
 from asignals.relay.engines._jetstream.names import durable_of
 from asignals.relay.engines._jetstream.partitions import PartitionedConsumer
 from asignals.relay.engines._jetstream.pulls import NewLeaderError, Requests, is_end, unsubscribe, until_set
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 class _Held:
     """An event that is here: where to acknowledge it, and its bytes."""
 
-    sequence: int
+    position: Position
     reply: str
     attempt: int
     topic: str
@@ -67,7 +67,7 @@ class Consumer:
         self._topics = topics
         self._handle = handle
         self._limit = limit
-        self._held: dict[int, _Held] = {}
+        self._held: dict[Position, _Held] = {}
         self._trouble: Exception | None = None
         self._changed = asyncio.Event()
         self._pool: Pool[_Held | InPartition[Any]] = Pool(self._work, limit, on_park=self._changed.set)
@@ -104,7 +104,7 @@ class Consumer:
             return
         delivery = Delivery(item.topic, item.data, item.attempt, item.attempt > 1, self._pool.park)
         outcome = await self._handle(delivery)
-        del self._held[item.sequence]
+        del self._held[item.position]
         item.pull.held -= 1
         self._answers.add((item.reply, _answer(None if outcome is None else delay_of(outcome))))
         self._changed.set()
@@ -196,13 +196,13 @@ class Consumer:
         elif (place := place_of(message.reply)) is not None:
             self._hold(message, *place, pull)
 
-    def _hold(self, message: Msg, attempt: int, sequence: int, pull: _Pull) -> None:
+    def _hold(self, message: Msg, attempt: int, position: Position, pull: _Pull) -> None:
         pull.requests.asked -= 1
-        if sequence in self._held:
-            self._held[sequence].reply = message.reply  # it took too long to keep, and runs here already
+        if position in self._held:
+            self._held[position].reply = message.reply  # it took too long to keep, and runs here already
             return
         topic = message.subject.removeprefix(f"{self._streams.name}.")
-        item = self._held[sequence] = _Held(sequence, message.reply, attempt, topic, message.data, pull)
+        item = self._held[position] = _Held(position, message.reply, attempt, topic, message.data, pull)
         pull.held += 1
         self._pool.put(item)
 

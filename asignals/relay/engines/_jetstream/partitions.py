@@ -25,7 +25,7 @@ from asignals.relay._connection_state import Attempts, ConnectionState
 from asignals.relay._keys import PARTITIONS
 from asignals.relay._partitions import InPartition, PartitionWork, Turn
 from asignals.relay._to_the_end import to_the_end
-from asignals.relay.engines._jetstream.answers import place_of
+from asignals.relay.engines._jetstream.answers import Position, place_of
 from asignals.relay.engines._jetstream.leases import ANSWER, Leases
 from asignals.relay.engines._jetstream.names import durable_of, partition_durable
 from asignals.relay.engines._jetstream.publisher import LANE
@@ -55,7 +55,7 @@ _Item: TypeAlias = "InPartition[_Place]"
 class _Place:
     """Where an event is in the stream, and where it is acknowledged."""
 
-    sequence: int
+    position: Position
     reply: str
 
 
@@ -65,9 +65,9 @@ class _Turn(Turn):
 
     number: int
     lease: int  # the sequence number of its last renewal
-    held: dict[int, _Item] = field(default_factory=dict)
-    collected: dict[int, _Item] = field(default_factory=dict)  # what waits until all of it is here
-    done: deque[int] = field(default_factory=lambda: deque(maxlen=_REMEMBERED))
+    held: dict[Position, _Item] = field(default_factory=dict)
+    collected: dict[Position, _Item] = field(default_factory=dict)  # what waits until all of it is here
+    done: deque[Position] = field(default_factory=lambda: deque(maxlen=_REMEMBERED))
     is_complete: bool = False
     requests: Requests = field(init=False)
     arrived: int = 0
@@ -110,12 +110,12 @@ class PartitionedConsumer:
         self._answers.add((item.place.reply, b"+ACK"))
         turn = item.turn
         if isinstance(turn, _Turn):
-            turn.done.append(item.place.sequence)
+            turn.done.append(item.place.position)
 
     def _forget(self, item: _Item) -> None:
         turn = item.turn
         if isinstance(turn, _Turn):
-            turn.held.pop(item.place.sequence, None)
+            turn.held.pop(item.place.position, None)
 
     def count(self, topic: str) -> int:
         """Count the events of a topic that are here."""
@@ -208,7 +208,7 @@ class PartitionedConsumer:
 
     def _give_back(self, items: Sequence[_Item]) -> None:
         """Have events delivered to whoever is next, in the order of the stream."""
-        for item in sorted(items, key=lambda item: item.place.sequence):
+        for item in sorted(items, key=lambda item: item.place.position):
             self._answers.add((item.place.reply, b"-NAK"))
 
     def stop(self) -> None:
@@ -277,8 +277,8 @@ class PartitionedConsumer:
         if turn.arrived != before or pending > len(turn.held):
             return max(0, pending - len(turn.held) - turn.requests.asked)
         turn.is_complete = True
-        for sequence in sorted(turn.collected):
-            self._work.add(turn.collected[sequence])
+        for position in sorted(turn.collected):
+            self._work.add(turn.collected[position])
         turn.collected.clear()
         return self._room(turn)
 
@@ -294,17 +294,17 @@ class PartitionedConsumer:
         if not turn.is_complete or self._room(turn):
             turn.changed.set()
 
-    def _hold(self, turn: _Turn, message: Msg, attempt: int, sequence: int) -> None:
+    def _hold(self, turn: _Turn, message: Msg, attempt: int, position: Position) -> None:
         if turn.is_over:
             self._answers.add((message.reply, b"-NAK"))
-        elif sequence in turn.held:
-            turn.held[sequence].place.reply = message.reply  # it took too long to keep, and is here already
-        elif sequence in turn.done:
+        elif position in turn.held:
+            turn.held[position].place.reply = message.reply  # it took too long to keep, and is here already
+        elif position in turn.done:
             self._answers.add((message.reply, b"+ACK"))  # the server has not heard of it
         else:
             lane = (message.headers or {}).get(LANE)
-            item = turn.held[sequence] = InPartition(turn, lane, _Place(sequence, message.reply), message.data, attempt)
+            item = turn.held[position] = InPartition(turn, lane, _Place(position, message.reply), message.data, attempt)
             if turn.is_complete:
                 self._work.add(item)
             else:
-                turn.collected[sequence] = item
+                turn.collected[position] = item
