@@ -68,6 +68,8 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "slow: takes seconds, and runs with `--slow` or `--full` only")
     once = "once: of servers, processes, browsers or tools: `.ci/run` leaves it out where the interpreter is one more"
     config.addinivalue_line("markers", once)
+    # On 3.15 Hypothesis does not find what refers to its own generator, in the frozen heap.
+    config.addinivalue_line("filterwarnings", "ignore:It looks like `register_random` was passed")
     if (
         signal.getsignal(signal.SIGINT) is signal.SIG_IGN
     ):  # as in a script's background; processes of tests inherit that
@@ -164,7 +166,8 @@ def _stopped_once() -> None:
 def _frozen_heap() -> None:
     """Hide what was there before from the garbage collector: some tests collect thousands of times."""
     gc.collect()
-    gc.freeze()
+    if hasattr(gc, "freeze"):  # PyPy has none
+        gc.freeze()
 
 
 @pytest.fixture

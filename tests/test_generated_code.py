@@ -326,12 +326,12 @@ async def test_different_code_never_has_the_same_file_name():
 
 def test_code_is_written_at_the_first_send():
     """Declaring many signals with different arguments writes nothing: 300 take no time."""
-    made = [Signal([f"lazy_{number}", "other"]) for number in range(300)]
-    assert not [name for name in linecache.cache if "lazy_" in name]
-    made[0].send(None, lazy_0=1, other=2).close()
-    assert {name for name in linecache.cache if "lazy_" in name} == {
-        "<asignals send(lazy_0, other)>",
-        "<asignals loop(lazy_0, other) of await _receiver(signal=_self, sender=sender, lazy_0=lazy_0, other=other)>",
+    made = [Signal([f"later_{number}", "other"]) for number in range(300)]
+    assert not [name for name in linecache.cache if "later_" in name]
+    made[0].send(None, later_0=1, other=2).close()
+    assert {name for name in linecache.cache if "later_" in name} == {
+        "<asignals send(later_0, other)>",
+        "<asignals loop(later_0, other) of await _receiver(signal=_self, sender=sender, later_0=later_0, other=other)>",
     }
 
 

@@ -3,6 +3,7 @@
 import contextlib
 import contextvars
 import functools
+import signal
 import sys
 import threading
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 
 import asignals
 from asignals import Background, Signal
-from asignals._core.loops import Queue
+from asignals._core.loops import Queue, lock
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::asignals.ReceiverLostWarning"),
@@ -31,13 +32,17 @@ class Interrupt(BaseException):
 def interrupted_at(n, work):
     """Do `work` and interrupt it where an interpreter looks for signals the nth time; returns whether it came so far.
 
-    That is at the beginning of a function, and after a call of one that is not written in Python.
+    That is at the beginning of a function, and after a call of one that is not written in Python: the `__enter__` of a
+    `with` statement on 3.14 only (gh-148874).
     """
     left = n
 
     def look(frame, event, argument):
         nonlocal left
-        if event in {"call", "c_return"} and frame.f_code.co_filename.startswith((CORE, "asignals ")):
+        is_enter = event == "c_return" and argument.__name__ == "__enter__"
+        if event not in {"call", "c_return"} or (is_enter and sys.version_info[:2] != (3, 14)):
+            return
+        if frame.f_code.co_filename.startswith((CORE, "asignals ")):
             left -= 1
             if left == 0:
                 raise Interrupt
@@ -227,3 +232,35 @@ def test_a_sender_that_waits_is_woken_though_the_reader_is_interrupted():
         assert n > 5
 
     anyio.run(main)
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="needs timers that send signals")
+@pytest.mark.parametrize("operation", [connect_again, connected, send], ids=lambda operation: operation.__name__)
+def test_a_signal_handler_that_raises_leaves_no_lock_locked(operation):
+    """Handlers of real signals, which come at any moment of a change, leave the lock as it was."""
+    has_raised = False
+
+    def handler(*_):
+        nonlocal has_raised
+        if not has_raised:  # this run of the loop was interrupted already
+            has_raised = True
+            raise Interrupt
+
+    world = World()
+
+    def work(seconds):
+        signal.setitimer(signal.ITIMER_REAL, seconds)
+        while not has_raised:  # in the callback of a weak reference, an interruption goes no further
+            operation(world)
+
+    context = contextvars.copy_context()  # a block that is not left stays in it
+    before = signal.signal(signal.SIGALRM, handler)
+    try:
+        for number in range(150):
+            has_raised = False
+            with contextlib.suppress(Interrupt):
+                context.run(work, 0.0001 + number * 1e-6)
+            assert not lock._is_owned(), f"locked at {number}"
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)

@@ -18,7 +18,7 @@ from relay_residue import removed
 from relay_support import require, unique, until
 
 from asignals import Signal
-from asignals.relay import Envelope, JetStream, Kafka, RabbitMQ, RedisStreams, Relay, _connection_state
+from asignals.relay import Envelope, JetStream, RabbitMQ, RedisStreams, Relay, _connection_state
 from asignals.relay.engines import jetstream, rabbitmq, redis
 from asignals.relay.engines._jetstream.connection import NatsConnection
 from asignals.relay.engines._redis.connection import RedisConnection
@@ -112,8 +112,8 @@ async def _kafka(name: str) -> AsyncIterator[tuple[Any, Any, Proxy]]:
     (server,) = cluster.list_topics(timeout=10).brokers.values()
     async with proxied(f"kafka://{server.host}:{server.port}") as (_, proxy):
         proxy.hide(server.host, server.port)
-        direct = Kafka(f"{server.host}:{server.port}", name=name, **settings)
-        yield Kafka(f"127.0.0.1:{proxy.port}", name=name, **settings), direct, proxy
+        direct = kafka.Kafka(f"{server.host}:{server.port}", name=name, **settings)
+        yield kafka.Kafka(f"127.0.0.1:{proxy.port}", name=name, **settings), direct, proxy
     del cluster
 
 
@@ -137,7 +137,7 @@ async def test_consuming_and_publishing_go_on_when_the_broker_is_back(
     relay = Relay(far, "billing", grace=1, publish_timeout=2)
     relay.receive(into, "numbers", retries=100, backoff=(0.05, 0.3))
     relay.export(out, "numbers")
-    if not isinstance(far, Kafka):  # which keeps what it was given for whoever comes
+    if type(far).__name__ != "Kafka":  # which keeps what it was given for whoever comes
         await direct.add_service("billing", ["numbers"])
     async with relay:
         await direct.publish_many([event(0)])
@@ -204,7 +204,7 @@ async def test_a_listener_hears_on_when_the_broker_is_back_and_knows_of_the_gap(
         await proxy.cut()
     await until(lambda: not far.connection_state.is_up, SEEN_WITHIN)
     await proxy.restore()
-    if isinstance(far, Kafka):  # goes on where it was, so there is no gap
+    if type(far).__name__ == "Kafka":  # goes on where it was, so there is no gap
         await until(lambda: far.connection_state.is_up, BACK_WITHIN)
     else:
         await until(lambda: len(begun) == 2, BACK_WITHIN)

@@ -137,7 +137,7 @@ class Background:
     def _close(self) -> None:
         left = self._queue.close()
         self._undelivered = len(left)
-        for waker in tuple(self._drains):
+        for waker in list(self._drains):  # another thread may add one
             waker.wake()
         if left:
             counts = Counter(job.signal.name for job in left)

@@ -95,6 +95,7 @@ class Watcher:
 
     def __call__(self) -> None:
         """Stop watching; doing it again does nothing."""
+        self.callback = self.around = None  # sends under way in other threads have it, too
         with suppress(ValueError):
             watchers.remove(self)
 
@@ -195,9 +196,7 @@ class Send:
 
     def _begin(self, receiver: Receiver | None) -> Watch:
         """Begin to watch a receiver's call or, with `None`, the whole send; `_end` takes what this returns."""
-        asked: Asked = ()
-        if self._around:
-            asked = [(each, each.ask(each.around, self, receiver)) for each in self._around if each in watchers]
+        asked: Asked = [(each, each.ask(each.around, self, receiver)) for each in self._around] if self._around else ()
         return receiver, perf_counter(), asked
 
     def _end(self, watch: Watch, error: BaseException | None) -> None:
@@ -209,8 +208,7 @@ class Send:
         facts = self.signal, self.sender, self.arguments, receiver, start, duration, error, self, self.parent
         report = _new_report(Report, facts)
         for watcher in self._watchers:
-            if watcher in watchers:
-                watcher.ask(watcher.callback, report)
+            watcher.ask(watcher.callback, report)
 
     async def to(self, connection: Connection, begun: Begun | None = None, later: Later | None = None) -> Pair | None:
         """Call one connection; returns its pair for the results, or `None` when it has none.
@@ -336,7 +334,7 @@ class _Tasks:
                 if self.failure is not None:
                     return
                 # What a monitor enters, it leaves in the same task.
-                is_whole = is_task or index == last or any(each.around for each in watchers)
+                is_whole = is_task or index == last or bool(self._send._around)
                 later: Later = []
                 self.add(index, connection, None, None if is_whole else later)
                 if not is_task:

@@ -187,7 +187,8 @@ class Queue(Generic[T]):
                     self.takers.pop(taker, None)
                     self._wake_taker()  # for the item that this one was woken for
                 raise
-            self.takers.pop(taker, None)  # still there if what woke it was interrupted
+            with lock:
+                self.takers.pop(taker, None)  # still there if what woke it was interrupted
 
     def close(self) -> list[T]:
         """Let nothing in or out any more, and wake everybody who waits; returns the items that were taken or in."""

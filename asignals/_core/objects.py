@@ -243,10 +243,11 @@ def warn_lost(text: str, file: str, line: int) -> None:
         _Unraisable(error)
 
 
-class _Unraisable(NamedTuple):
+class _Unraisable:
     """Dies at once and raises then: so Python reports an exception that has no caller, to `sys.unraisablehook`."""
 
-    error: Exception
+    def __init__(self, error: Exception) -> None:
+        self.error = error
 
     def __del__(self) -> None:
         raise self.error
