@@ -256,7 +256,9 @@ def test_the_reference_has_every_error() -> None:
     for module in MODULES:
         loaded = importlib.import_module(module)
         for name in loaded.__all__:
-            thing = getattr(loaded, name)
+            thing = None
+            with contextlib.suppress(ModuleNotFoundError):  # an interpreter may have no wheel of an engine's client
+                thing = getattr(loaded, name)
             if isinstance(thing, type) and issubclass(thing, BaseException):
                 assert name in text, name
 

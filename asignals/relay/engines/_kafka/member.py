@@ -64,7 +64,8 @@ class Member:
         if is_full != self._is_paused:
             self._is_paused = is_full
             (self._client.pause if is_full else self._client.resume)(self._client.assignment())
-        return self._client.consume(count, POLL)
+        found: list[Message] = self._client.consume(count, POLL)
+        return found
 
     def is_member(self) -> bool:
         """Ask whether the group still counts on us, and tell whether that is known; if not, the partitions are over."""

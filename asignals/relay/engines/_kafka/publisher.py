@@ -91,8 +91,8 @@ def _put(producer: Producer, record: Record, delivered: Callable[..., None]) -> 
     """Queue a record, when there is room."""
     while True:
         try:
-            return producer.produce(
-                record.topic, record.value, record.key, partition=record.partition, on_delivery=delivered
-            )
+            producer.produce(record.topic, record.value, record.key, partition=record.partition, on_delivery=delivered)
         except BufferError:
             producer.poll(0.1)
+        else:
+            return
