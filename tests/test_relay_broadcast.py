@@ -55,7 +55,7 @@ async def test_an_order_placed_through_one_instance_is_heard_by_all(engine: Worl
         await until_listening(one, two)
         for n in range(30):
             await order.send(None, n=n)
-        await until(lambda: len(heard[1]) == 30 and len(charged) == 30, 15)
+        await until(lambda: len(heard[1]) == 30 and len(charged) == 30)
         await until(lambda: two.health().heard == 30)
     assert heard == [list(range(30))] * 2
     assert sorted(charged) == list(range(30))
@@ -64,7 +64,7 @@ async def test_an_order_placed_through_one_instance_is_heard_by_all(engine: Worl
 
 async def until_listening(*relays: Relay) -> None:
     """Wait until each would hear what is published now."""
-    await until(lambda: all(relay._listener._begun for relay in relays), 15)
+    await until(lambda: all(relay._listener._begun for relay in relays))
 
 
 async def test_a_receiver_that_fails_is_logged_and_the_next_event_is_heard(caplog: pytest.LogCaptureFixture) -> None:

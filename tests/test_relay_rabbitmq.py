@@ -18,7 +18,7 @@ from asignals.relay.engines._rabbitmq.connection import OpenConnection
 from asignals.relay.engines._rabbitmq.consumer import Consumer
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Callable
     from pathlib import Path
 
 pytestmark = pytest.mark.anyio
@@ -171,15 +171,15 @@ async def test_a_retry_outlives_the_process_and_its_attempts_are_counted(engine:
 
     await transport.add_service("billing", ["numbers"])
     await transport.publish_many([Envelope("numbers", b"1")])
-    for _ in range(2):
+    while len(attempts) < 2:  # on a busy machine the first process may live until the retry
         async with consuming(engine.open(), handle):
             before = len(attempts)
             await until(lambda before=before: len(attempts) > before)
-            await until_backlog(transport, 2 - len(attempts))
+            await until_backlog(transport, lambda: 2 - len(attempts))
     assert attempts == [1, 2]
 
 
-async def until_backlog(transport: Any, count: int) -> None:
+async def until_backlog(transport: Any, count: Callable[[], int]) -> None:
     async with asyncio.timeout(60):
-        while await transport.backlog("billing") != count:  # noqa: ASYNC110  the broker tells nobody
+        while await transport.backlog("billing") != count():  # noqa: ASYNC110  the broker tells nobody
             await asyncio.sleep(0.02)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import logging
 import os
@@ -11,6 +12,7 @@ import subprocess
 import sys
 import threading
 import urllib.request
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -30,6 +32,7 @@ from asignals import Signal
 from asignals.opentelemetry import instrument, uninstrument
 from asignals.overview.relay_metrics import Metric, Sample, prometheus_text
 from asignals.relay import DeadLetter, Envelope, Memory, Relay, SQLAlchemyInbox, SQLAlchemyOutbox
+from asignals.relay._monitoring.status import Snapshot
 from asignals.relay.worker import _health_server
 
 if TYPE_CHECKING:
@@ -86,6 +89,7 @@ class Telemetry:
 
 @pytest.fixture
 def telemetry() -> Iterator[Telemetry]:
+    gc.collect()  # relays that other tests have left have figures, too
     made = Telemetry()
     yield made
     uninstrument()
@@ -458,3 +462,23 @@ def test_labels_are_escaped_and_numbers_are_whole() -> None:
         ("asignals_relay_x", "billing", None, hostile): 12_345_678,
         ("asignals_relay_x", "b", None, None): 0.25,
     }
+
+
+def test_a_loop_that_never_runs_again_is_asked_in_vain_and_in_silence() -> None:
+    """As when a program is interrupted: no coroutine is left that nobody awaits."""
+
+    async def look() -> Any:
+        raise AssertionError
+
+    async def begin() -> Snapshot:
+        snapshot = Snapshot(look)
+        snapshot.begin()
+        return snapshot
+
+    loop = asyncio.new_event_loop()
+    snapshot = loop.run_until_complete(begin())
+    with ThreadPoolExecutor() as threads:
+        assert threads.submit(snapshot.latest, 0.0, 0.01).result() is None
+    loop.close()
+    del snapshot, loop
+    gc.collect()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from concurrent.futures import CancelledError
 from contextlib import aclosing, suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, Protocol, TypeVar, runtime_checkable
@@ -210,20 +209,24 @@ class Snapshot:
         """
         now, loop = time.monotonic(), self._loop
         if loop is not None and (self._status is None or now - self._at > max_age):
-            with suppress(RuntimeError, TimeoutError, CancelledError):  # the loop is closed, blocked or being closed
+            with suppress(RuntimeError):  # the loop is closed
                 if threading.get_ident() == self._thread or not wait or now - self._waited < max_age:
                     loop.call_soon_threadsafe(self._start)
                 else:
                     self._waited = now  # who was not answered asks no more for a while
-                    self._wait_for(loop, max_age, wait)
+                    self._wait_for(loop, wait)
         return self._status if time.monotonic() - self._at < _STALE else None
 
-    def _wait_for(self, loop: asyncio.AbstractEventLoop, max_age: float, wait: float) -> None:
-        asking = asyncio.run_coroutine_threadsafe(self.renewed(max_age), loop)
-        try:
-            asking.result(wait)
-        finally:
-            asking.cancel()
+    def _wait_for(self, loop: asyncio.AbstractEventLoop, wait: float) -> None:
+        answered = threading.Event()
+
+        def ask() -> None:  # no coroutine: a loop that is blocked or stopped would never await it
+            self._start()
+            if self._asking is not None:
+                self._asking.add_done_callback(lambda _: answered.set())
+
+        loop.call_soon_threadsafe(ask)
+        answered.wait(wait)
 
     async def renewed(self, max_age: float) -> Status | None:
         """Give what is at most so many seconds old; those who ask at the same time share one answer."""
