@@ -6,17 +6,25 @@ import asyncio
 import math
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
+from unittest.mock import AsyncMock
 
 import nats
 import pytest
+from nats.js.errors import NotFoundError
 from relay_support import URLS, World, until, world
 
 from asignals.relay import Delivery, Envelope, JetStream
-from asignals.relay.engines._jetstream.names import durable_of
+from asignals.relay._keys import partition_of
+from asignals.relay.engines._jetstream import consumer, partitions, pulls
+from asignals.relay.engines._jetstream.names import durable_of, partition_durable
+from asignals.relay.engines._jetstream.partitions import PartitionedConsumer
+from asignals.relay.engines._jetstream.pulls import Requests, is_end
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from pathlib import Path
+
+    from nats.aio.client import Client
 
 pytestmark = pytest.mark.anyio
 
@@ -117,9 +125,74 @@ async def test_an_instance_that_stops_releases_its_partitions_at_once(engine: Wo
     await transport.aclose()
 
 
+class Deletion:
+    """What the engine waits for, in place of a time, when somebody deletes something."""
+
+    def __init__(self) -> None:
+        self.is_noticed = False
+        self.ended = asyncio.Event()
+        self.inboxes: dict[str, str] = {}  # by consumer
+
+    async def until_ended(self) -> None:
+        self.is_noticed = True
+        await self.ended.wait()
+
+    async def tell(self, client: Client, durable: str) -> None:
+        """Tell of it as the server does, which may forget to."""
+        told = {"Status": "409", "Description": "Consumer Deleted"}
+        await client.publish(self.inboxes[durable], b"", headers=told)
+
+
+@pytest.fixture
+def deletion(monkeypatch: pytest.MonkeyPatch) -> Deletion:
+    """Make the order of a deletion and of what the engine does explicit."""
+    made = Deletion()
+    for module in (consumer, partitions):
+        monkeypatch.setattr(module, "until_deleted", made.until_ended)
+    ask = Requests.ask
+
+    async def remember(self: Requests, client: Client, count: int) -> None:
+        made.inboxes[self.durable] = self.inbox
+        await ask(self, client, count)
+
+    monkeypatch.setattr(Requests, "ask", remember)
+    return made
+
+
+@pytest.fixture
+def deaf_partitions(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have partitions hear nothing but events, as a server may forget to tell a request that its consumer is gone."""
+    arrived = PartitionedConsumer._arrived
+
+    async def hear(self: PartitionedConsumer, turn: Any, message: Any) -> None:
+        if not is_end(message):
+            await arrived(self, turn, message)
+
+    monkeypatch.setattr(PartitionedConsumer, "_arrived", hear)
+    monkeypatch.setattr(pulls, "SILENCE", math.inf)
+    monkeypatch.setattr(Requests, "_look", AsyncMock())
+
+
+@pytest.mark.usefixtures("deaf_partitions")
+async def test_partitions_ask_a_stream_that_was_made_anew_though_nobody_tells_them(
+    engine: World, deletion: Deletion
+) -> None:
+    """Their consumers are others, which know none of their requests."""
+    await handle_events_of_a_stream_that_is_made_anew(engine, deletion, "a")
+
+
 @pytest.mark.parametrize("key", [None, "a"])
-async def test_events_of_a_stream_that_was_made_anew_are_not_taken_for_others(engine: World, key: str | None) -> None:
-    """Its sequence numbers begin again, and say nothing of what was handled, or is, before somebody deleted it."""
+async def test_events_of_a_stream_that_was_made_anew_are_not_taken_for_others(
+    engine: World, deletion: Deletion, key: str | None
+) -> None:
+    """Its sequence numbers begin again, and say nothing of what was handled, or is, before somebody deleted it; it is
+    not made while the server deletes the files of the one before: it would lose its own.
+    """
+    await handle_events_of_a_stream_that_is_made_anew(engine, deletion, key)
+
+
+async def handle_events_of_a_stream_that_is_made_anew(engine: World, deletion: Deletion, key: str | None) -> None:
+    """Delete a stream while one of its events is handled, and have those of the next one be handled."""
     transport, handled, may_end = engine.open(), [], asyncio.Event()
 
     async def handle(delivery: Delivery) -> None:
@@ -135,6 +208,11 @@ async def test_events_of_a_stream_that_was_made_anew_are_not_taken_for_others(en
         await until(lambda body=body: body in handled)
     client = await nats.connect(URLS["nats"])
     await client.jsm().delete_stream(transport.stream)
+    await deletion.tell(client, durable_of("billing", "numbers"))
+    await until(lambda: deletion.is_noticed)
+    with pytest.raises(NotFoundError):
+        await client.jsm().stream_info(transport.stream)
+    deletion.ended.set()
     await client.close()
     for body in (b"first", b"second"):
         await until_published(sender, Envelope("numbers", body, key=key))
@@ -143,6 +221,85 @@ async def test_events_of_a_stream_that_was_made_anew_are_not_taken_for_others(en
     running.cancel()
     with suppress(asyncio.CancelledError):
         await running
+
+
+@pytest.mark.parametrize("key", [None, "a"])
+async def test_a_consumer_that_somebody_deletes_is_made_anew(
+    engine: World, deletion: Deletion, key: str | None
+) -> None:
+    """Also when it is only that of one partition, whose events nobody else would ask for."""
+    transport, handled = engine.open(), []
+
+    async def handle(delivery: Delivery) -> None:
+        handled.append(Envelope.decode(delivery.data).body)
+
+    running = asyncio.create_task(transport.consume("billing", "one", ["numbers"], handle))
+    await transport.publish_many([Envelope("numbers", b"before", key=key)])
+    await until(lambda: handled)
+    durable = durable_of("billing", "numbers")
+    client = await transport._connection.open()
+    name = durable if key is None else partition_durable(durable, partition_of(key))
+    await client.jsm().delete_consumer(transport.stream, name)
+    deletion.ended.set()
+    await transport.publish_many([Envelope("numbers", b"after", key=key)])
+    await until(lambda: b"after" in handled)
+    await until(lambda: not (transport.connection_state.problem or transport.problems))
+    running.cancel()
+    with suppress(asyncio.CancelledError):
+        await running
+
+
+async def test_the_stream_of_leases_is_made_anew_and_health_says_that_it_is_missing(
+    engine: World, deletion: Deletion
+) -> None:
+    """Without a lease nothing begins in a partition, and no consumer notices."""
+    transport, handled = engine.open(), asyncio.Event()
+
+    async def handle(delivery: Delivery) -> None:
+        handled.set()
+
+    running = asyncio.create_task(transport.consume("billing", "one", ["numbers"], handle))
+    await transport.publish_many([Envelope("numbers", b"before", key="a")])
+    await handled.wait()
+    client = await transport._connection.open()
+    await client.jsm().delete_stream(transport._streams.owners)
+    await until(lambda: any("leases" in name for name in transport.problems))
+    deletion.ended.set()
+    handled.clear()
+    await transport.publish_many([Envelope("numbers", b"after", key="a")])
+    await handled.wait()
+    await until(lambda: not transport.problems)
+    running.cancel()
+    with suppress(asyncio.CancelledError):
+        await running
+
+
+async def test_a_server_that_does_not_deliver_the_events_it_has_is_a_problem(engine: World) -> None:
+    """They are asked for again, and health says so until one comes; events that have only just come are no problem."""
+    transport = engine.open()
+    await transport.add_service("billing", ["numbers"])
+    await transport.publish_many([Envelope("numbers", b"1")])
+    client, durable = await transport._connection.open(), durable_of("billing", "numbers")
+    requests = Requests(transport._streams, durable, "nowhere", asked=1)
+    await requests.waited(client, transport.ack_wait * 1.1)
+    assert not transport.problems
+    with pytest.raises(ConnectionError, match="1 events"):
+        await requests.waited(client, transport.ack_wait + 2.0)
+    assert "does not deliver them" in transport.problems[durable]
+    requests.came()
+    assert not transport.problems
+
+
+async def test_a_consumer_without_events_is_no_problem(engine: World) -> None:
+    """However long nothing comes."""
+    transport = engine.open()
+    await transport.add_service("billing", ["numbers"])
+    client, durable = await transport._connection.open(), durable_of("billing", "numbers")
+    requests = Requests(transport._streams, durable, "nowhere", asked=1)
+    for _ in range(3):
+        requests.silence = 0.0
+        await requests.waited(client, transport.ack_wait + 2.0)
+    assert not transport.problems
 
 
 async def until_published(transport: Any, envelope: Envelope) -> None:

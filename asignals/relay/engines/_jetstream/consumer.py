@@ -20,7 +20,15 @@ from asignals.relay._transport import Delivery, delay_of
 from asignals.relay.engines._jetstream.answers import Position, place_of
 from asignals.relay.engines._jetstream.names import durable_of
 from asignals.relay.engines._jetstream.partitions import PartitionedConsumer
-from asignals.relay.engines._jetstream.pulls import NewLeaderError, Requests, is_end, unsubscribe, until_set
+from asignals.relay.engines._jetstream.pulls import (
+    DeletedError,
+    NewLeaderError,
+    Requests,
+    is_end,
+    unsubscribe,
+    until_deleted,
+    until_set,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -73,7 +81,7 @@ class Consumer:
         self._pool: Pool[_Held | InPartition[Any]] = Pool(self._work, limit, on_park=self._changed.set)
         self._answers: Batch[tuple[str, bytes]] = Batch(self._answer, self._connection.state)
         self._partitioned = PartitionedConsumer(
-            self._streams, service, instance, topics, handle, limit, self._pool, self._answers
+            self._streams, service, instance, topics, handle, limit, self._pool, self._answers, self._make_again
         )
 
     async def run(self) -> None:
@@ -138,10 +146,19 @@ class Consumer:
 
     # -- asking for events -----------------------------------------------------------------------------------------
 
+    def _make_again(self, error: Exception) -> None:
+        """Make what somebody has deleted."""
+        self._trouble = error
+        self._changed.set()
+
     async def _pull_for_ever(self) -> None:
         attempts = Attempts(self._connection.state)
         while True:
             async with attempts:
+                if isinstance(self._trouble, DeletedError):
+                    self._partitioned.suspend()
+                    await until_deleted()
+                    self._trouble = None
                 client = await heeding(self._connection.open())
                 await heeding(self._streams.make(client))
                 for topic in self._topics:
@@ -154,7 +171,7 @@ class Consumer:
         """Keep asking for events, of each topic as many as there is room for, until something is wrong."""
         self._trouble = None
         pulls = [
-            _Pull(Requests(self._streams.name, durable_of(self._service, topic), client.new_inbox()))
+            _Pull(Requests(self._streams, durable_of(self._service, topic), client.new_inbox()))
             for topic in self._topics
         ]
         subscriptions: list[Subscription] = []
@@ -170,7 +187,7 @@ class Consumer:
                 if not self._connection.is_unbroken(client, reconnects):
                     return  # the server has forgotten our requests
                 for pull in pulls:
-                    pull.requests.waited(waited)
+                    await pull.requests.waited(client, waited)
             raise self._trouble
         finally:
             for subscription in subscriptions:
@@ -197,7 +214,7 @@ class Consumer:
             self._hold(message, *place, pull)
 
     def _hold(self, message: Msg, attempt: int, position: Position, pull: _Pull) -> None:
-        pull.requests.asked -= 1
+        pull.requests.came()
         if position in self._held:
             self._held[position].reply = message.reply  # it took too long to keep, and runs here already
             return

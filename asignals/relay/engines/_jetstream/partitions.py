@@ -20,6 +20,9 @@ from functools import partial
 from math import ceil
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
+from nats.js.errors import NoStreamResponseError, NotFoundError
+
+from asignals.masking import said
 from asignals.relay._cancel import heeding
 from asignals.relay._connection_state import Attempts, ConnectionState
 from asignals.relay._keys import PARTITIONS
@@ -29,10 +32,17 @@ from asignals.relay.engines._jetstream.answers import Position, place_of
 from asignals.relay.engines._jetstream.leases import ANSWER, Leases
 from asignals.relay.engines._jetstream.names import durable_of, partition_durable
 from asignals.relay.engines._jetstream.publisher import LANE
-from asignals.relay.engines._jetstream.pulls import Requests, is_end, unsubscribe, until_set
+from asignals.relay.engines._jetstream.pulls import (
+    DeletedError,
+    Requests,
+    is_end,
+    unsubscribe,
+    until_deleted,
+    until_set,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from nats.aio.client import Client
     from nats.aio.msg import Msg
@@ -65,6 +75,7 @@ class _Turn(Turn):
 
     number: int
     lease: int  # the sequence number of its last renewal
+    attempts: Attempts  # to pull from it
     held: dict[Position, _Item] = field(default_factory=dict)
     collected: dict[Position, _Item] = field(default_factory=dict)  # what waits until all of it is here
     done: deque[Position] = field(default_factory=lambda: deque(maxlen=_REMEMBERED))
@@ -87,6 +98,7 @@ class PartitionedConsumer:
         limit: int,
         pool: Pool[Any],
         answers: Batch[tuple[str, bytes]],
+        make_again: Callable[[Exception], object],
     ) -> None:
         self._streams = streams
         self._connection = streams.connection
@@ -94,6 +106,7 @@ class PartitionedConsumer:
         self._topics = topics
         self._pool = pool
         self._answers = answers
+        self._make_again = make_again
         self._each = max(8, limit // 2)
         self._leases = Leases(streams, service, f"{instance}.{secrets.token_hex(8)}")
         self.are_made = asyncio.Event()  # the server's consumers of the partitions
@@ -126,12 +139,17 @@ class PartitionedConsumer:
     async def own_for_ever(self) -> None:
         """Have a share of the partitions, and consume from them, until cancelled; begins when `are_made` is set."""
         await self.are_made.wait()
-        attempts = Attempts(ConnectionState(f"leases of partitions in {self._connection.state.name}"))
+        state = ConnectionState(f"leases of partitions in {self._connection.state.name}")
+        attempts = Attempts(state)
         while True:
             async with attempts:
                 client = await heeding(self._connection.open())
+                if isinstance(state.error, NoStreamResponseError):  # somebody has deleted the stream of leases
+                    await until_deleted()
+                    await heeding(self._streams.make(client))
                 for topic in self._topics:
                     await heeding(self._own(client, topic))
+            self._note(state.name, state.problem)
             await asyncio.sleep(min(_LOOK, self._streams.ack_wait / 3) * random.uniform(0.8, 1.0))  # noqa: S311  no secret
 
     async def _own(self, client: Client, topic: str) -> None:
@@ -164,11 +182,14 @@ class PartitionedConsumer:
         }
         limit = now - 3 * self._streams.ack_wait
         long = sorted(number for of, number in idle if self._idle[of, number] < limit)
-        name = f"partitions of {topic!r} in {self._service!r}"
-        if long:
-            self._connection.problems[name] = f"{', '.join(map(str, long))}: no instance handles their events now"
-        else:
-            self._connection.problems.pop(name, None)
+        problem = f"{', '.join(map(str, long))}: no instance handles their events now" if long else None
+        self._note(f"partitions of {topic!r} in {self._service!r}", problem)
+
+    def _note(self, name: str, problem: str | None) -> None:
+        """Have health say what is wrong, or that it is not any more."""
+        self._connection.problems.pop(name, None)
+        if problem is not None:
+            self._connection.problems[name] = problem
 
     async def _renew(self, client: Client, turn: _Turn) -> None:
         sent = time.monotonic()
@@ -187,7 +208,9 @@ class PartitionedConsumer:
         sent = time.monotonic()
         lease = await self._leases.take(client, topic, number)
         if lease is not None:
-            turn = _Turn(topic, until=sent + self._streams.ack_wait * _SURE, number=number, lease=lease)
+            until = sent + self._streams.ack_wait * _SURE
+            attempts = Attempts(self._connection.state)
+            turn = _Turn(topic, until=until, number=number, lease=lease, attempts=attempts)
             self._turns[topic, number] = turn
             self._pool.start(self._consume_for_ever(turn))
 
@@ -234,17 +257,30 @@ class PartitionedConsumer:
     # -- consuming -------------------------------------------------------------------------------------------------
 
     async def _consume_for_ever(self, turn: _Turn) -> None:
-        attempts = Attempts(self._connection.state)
-        while not turn.is_over:
-            async with attempts:
-                client = await heeding(self._connection.open())
-                await self._pull(client, turn)
-
-    async def _pull(self, client: Client, turn: _Turn) -> None:
-        """Keep asking for events, as many as there is room for, until something is wrong, or it is over."""
         durable = partition_durable(durable_of(self._service, turn.topic), turn.number)
-        turn.requests = Requests(self._streams.name, durable, client.new_inbox())
-        turn.is_complete, turn.trouble = False, None
+        while not turn.is_over:
+            async with turn.attempts:
+                await self.are_made.wait()
+                client = await heeding(self._connection.open())
+                try:
+                    await self._pull(client, turn, durable)
+                except (DeletedError, NotFoundError) as error:
+                    self.are_made.clear()
+                    self._make_again(DeletedError(f"JetStream: the consumer {durable!r} is missing ({said(error)})"))
+                    raise
+        self._connection.problems.pop(durable, None)
+
+    def suspend(self) -> None:
+        """Ask for nothing until `are_made` is set anew: the server does not tell each request that it is lost."""
+        self.are_made.clear()
+        for turn in self._turns.values():
+            turn.trouble = ConnectionError("JetStream: the consumers of partitions are made anew")
+            turn.changed.set()
+
+    async def _pull(self, client: Client, turn: _Turn, durable: str) -> None:
+        """Keep asking for events, as many as there is room for, until something is wrong, or it is over."""
+        turn.requests = Requests(self._streams, durable, client.new_inbox())
+        turn.trouble = None
         reconnects = client.stats["reconnects"]
         subscription = await heeding(client.subscribe(turn.requests.inbox, cb=partial(self._arrived, turn)))
         try:
@@ -255,10 +291,11 @@ class PartitionedConsumer:
                 waited = await until_set(turn.changed, 1.0 if turn.is_complete else _CLOSED)
                 if not self._connection.is_unbroken(client, reconnects):
                     return  # the server has forgotten our requests
-                turn.requests.waited(waited)
+                await turn.requests.waited(client, waited)
             if turn.trouble is not None:
                 raise turn.trouble
         finally:
+            turn.is_complete = False
             await to_the_end(unsubscribe(subscription))
 
     def _room(self, turn: _Turn) -> int:
@@ -277,6 +314,7 @@ class PartitionedConsumer:
         if turn.arrived != before or pending > len(turn.held):
             return max(0, pending - len(turn.held) - turn.requests.asked)
         turn.is_complete = True
+        turn.attempts.succeeded()
         for position in sorted(turn.collected):
             self._work.add(turn.collected[position])
         turn.collected.clear()
@@ -289,7 +327,7 @@ class PartitionedConsumer:
             turn.trouble = turn.requests.ended(message) or turn.trouble
             turn.changed.set()
         elif (place := place_of(message.reply)) is not None:
-            turn.requests.asked -= 1
+            turn.requests.came()
             self._hold(turn, message, *place)
         if not turn.is_complete or self._room(turn):
             turn.changed.set()
