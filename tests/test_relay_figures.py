@@ -158,7 +158,11 @@ async def test_figures_of_all_services_or_of_some_topics(engine: World) -> None:
     assert await transport.backlog("second") == 1
 
 
-BEATING = ("_database.services", "_jetstream.streams", "_redis.services")  # of the engines whose instances send heartbeats
+BEATING = (
+    "_database.services",
+    "_jetstream.streams",
+    "_redis.services",
+)  # the instances send heartbeats
 KILLED = """
 import asyncio, importlib, sys
 from asignals import relay

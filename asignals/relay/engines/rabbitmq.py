@@ -157,7 +157,7 @@ class RabbitMQ(BrokerEngine):
                 await self._known.ensure_bound()
                 async with self._connection.channel(confirms=False) as channel:
                     closing = Closing(channel)
-                    queue = await limited(self._declare_listener(channel, names, hear), ANSWER_TIMEOUT)
+                    queue = await limited(self._declare_listener(channel, names, hear, closing), ANSWER_TIMEOUT)
                     attempts.succeeded()
                     begun()
                     while True:
@@ -165,7 +165,9 @@ class RabbitMQ(BrokerEngine):
                         await limited(channel.declare_queue(queue.name, passive=True), ANSWER_TIMEOUT)
                         await self._known.ensure_bound(again=True)
 
-    async def _declare_listener(self, channel: AbstractChannel, topics: Collection[str], hear: Hear) -> AbstractQueue:
+    async def _declare_listener(
+        self, channel: AbstractChannel, topics: Collection[str], hear: Hear, closing: Closing
+    ) -> AbstractQueue:
         bounded: Any = {"x-max-length": MOST_HELD, "x-overflow": "drop-head"}
         queue = await channel.declare_queue(exclusive=True, auto_delete=True, arguments=bounded)
 
@@ -175,7 +177,10 @@ class RabbitMQ(BrokerEngine):
 
         async def arrived(message: AbstractIncomingMessage) -> None:
             if message.exchange == self._connection.listeners:
-                await bind()
+                try:
+                    await limited(bind(), ANSWER_TIMEOUT)
+                except Exception as error:  # noqa: BLE001  the listener begins anew, or has ended meanwhile
+                    closing.note(channel, error)
             else:
                 hear(Delivery(topic_of(message.routing_key or ""), message.body))
 

@@ -35,9 +35,10 @@ class Closing:
     def __init__(self, channel: AbstractChannel) -> None:
         self._closed = asyncio.Event()
         self._reason: BaseException | None = None
-        channel.close_callbacks.add(self._note)
+        channel.close_callbacks.add(self.note)
 
-    def _note(self, _channel: object, reason: BaseException | None) -> None:
+    def note(self, _channel: object, reason: BaseException | None) -> None:
+        """Take a channel as closed, so that `wait` raises."""
         self._reason = reason
         self._closed.set()
 

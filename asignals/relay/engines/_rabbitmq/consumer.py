@@ -21,6 +21,7 @@ from asignals.relay.engines._rabbitmq.channels import (
     ANSWER_TIMEOUT,
     Acknowledgements,
     Closing,
+    ConsumerEndedError,
     attempt_of,
     check_consuming,
     close,
@@ -84,6 +85,7 @@ class Consumer:
     async def _consume(self, channels: AsyncExitStack, attempts: Attempts) -> None:
         """Put what comes into the pool until nothing can come any more, and raise why."""
         await self._services.add(self._service, self._topics)
+        made = self._services.times_made(self._service, self._topics)
         self._partitioned.start()
         opened = await self._connection.open()
         with self._connection.giving_up(opened):
@@ -96,6 +98,8 @@ class Consumer:
             looked = time.monotonic()
             while True:
                 await closing.wait(_GROW)
+                if self._services.times_made(self._service, self._topics) > made:
+                    raise ConsumerEndedError(f"the queues of {self._service!r} were deleted, and are made anew")
                 for queue, tag in tags:
                     await check_consuming(channel, queue.name, tag)
                 if self._must_hold_more(holds):

@@ -60,6 +60,7 @@ class _Turn(Turn):
 
     queue: str
     channel: AbstractChannel
+    made: int  # how often the queue was
     is_active: bool = False  # something has come
     tag: str = ""
 
@@ -108,7 +109,7 @@ class PartitionedConsumer:
                     try:
                         await self._consume(topic, queue, attempts)
                     except (ChannelNotFoundEntity, ConsumerEndedError):
-                        await self._services.add(self._service, [topic], again=True)
+                        await self._services.add(self._service, [topic])
         finally:
             self._connection.partitions.discard(state)
 
@@ -117,7 +118,8 @@ class PartitionedConsumer:
         opened = await self._connection.open()
         with self._connection.giving_up(opened):
             channel = await limited(opened.connection.channel(publisher_confirms=False), ANSWER_TIMEOUT)
-            turn = _Turn(topic, queue=queue, channel=channel)
+            made = self._services.times_made(self._service, [topic])
+            turn = _Turn(topic, queue=queue, channel=channel, made=made)
             channel.close_callbacks.add(lambda *_: self._end(turn))
             self._turns.add(turn)
             try:
@@ -147,6 +149,8 @@ class PartitionedConsumer:
         if turn.is_over:
             raise ConnectionError(f"RabbitMQ closed the channel of {turn.queue!r}")
         await check_consuming(turn.channel, turn.queue, turn.tag)
+        if self._services.times_made(self._service, [turn.topic]) > turn.made:
+            raise ConsumerEndedError(f"{turn.queue!r} was deleted, and is made anew")
         asked = time.monotonic()
         await limited(turn.channel.declare_queue(turn.queue, passive=True), ANSWER_TIMEOUT)
         turn.until = asked + _KNOWN

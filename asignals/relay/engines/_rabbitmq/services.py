@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections import Counter
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
@@ -44,31 +45,34 @@ class Services:
         self._binding = asyncio.Lock()
         self._bound: OpenConnection | None = None  # on which the exchange was found bound
         self._loop = OwnLoop()
+        # RabbitMQ may move the consumer of a queue that is made anew at once to the new one, which then gives it
+        # nothing: it has to subscribe again, on another channel.
+        self._made: Counter[tuple[str, str]] = Counter()
         self.problems: dict[str, str] = {}
 
     def reset(self) -> None:
         """Make ready for another event loop."""
         self._reading, self._binding, self._bound = asyncio.Lock(), asyncio.Lock(), None
 
-    async def add(self, service: str, topics: Collection[str], *, again: bool = False) -> None:
-        """Declare a queue for each topic of a service: it gets the events from now on, and those kept so far.
-
-        `again` is for a service that is known, and of which a queue was deleted.
-        """
+    async def add(self, service: str, topics: Collection[str]) -> None:
+        """Declare a queue for each topic of a service: it gets the events from now on, and those kept so far."""
         check_name("service", service)
         await self.ensure_bound()
         for topic in topics:
-            await self._add_topic(service, check_name("topic", topic), again=again)
+            await self._add_topic(service, check_name("topic", topic))
 
-    async def _add_topic(self, service: str, topic: str, *, again: bool) -> None:
-        is_new = await self.queues.count(self.queues.of(service, topic)) is None
-        if is_new:
+    async def _add_topic(self, service: str, topic: str) -> None:
+        if await self.queues.count(self.queues.of(service, topic)) is None:
             await self.queues.put(self._register, Message(f"{service} {topic}".encode()))
+            self._made[service, topic] += 1
         async with self.connection.channel() as channel:
             await self._declare(channel, service, topic)
             await self._bind(channel, self._bindings(service, topic))
-        if is_new or again:
-            await self._publish_kept([topic])
+        await self._publish_kept([topic])  # also for one that failed before this, after it had made the queues
+
+    def times_made(self, service: str, topics: Collection[str]) -> int:
+        """Count how often the queues of these topics were made: consumers of those before have to begin anew."""
+        return sum(self._made[service, topic] for topic in topics)
 
     async def _declare(self, channel: AbstractChannel, service: str, topic: str) -> None:
         name, alone = self.queues.of(service, topic), {**UNLIMITED, "x-single-active-consumer": True}
