@@ -264,3 +264,20 @@ def test_a_signal_handler_that_raises_leaves_no_lock_locked(operation):
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
+
+
+def test_a_sender_that_ends_as_it_is_woken_gives_its_place_to_the_next():
+    """The collector may close it at that moment: it leaves the line, and its item goes nowhere."""
+    queue = Queue(1)
+
+    class Waiting:
+        def __init__(self, wake):
+            self.wake = lambda: wake(self)
+
+    woken = []
+    queue.waiting[Waiting(queue.leave)] = "of one that ends"
+    queue.waiting[Waiting(woken.append)] = "of the next"
+    with lock:
+        queue.admit()
+    assert list(queue.items) == ["of the next"]
+    assert len(woken) == 1
