@@ -364,6 +364,8 @@ asyncio.run(main())
 @pytest.mark.once
 async def test_an_event_loop_ends_though_a_statement_of_sqlite_was_cut_short(tmp_path: Path) -> None:
     """SQLAlchemy stops the thread of such a connection twice, and the second time would be waited for, for ever."""
+    if not hasattr(pytest.importorskip("aiosqlite").Connection, "stop"):
+        pytest.skip("this aiosqlite stops its thread in another way")
     command = [sys.executable, "-c", _CUT_SHORT, str(tmp_path / "app.db")]
     done = await asyncio.to_thread(subprocess.run, command, capture_output=True, text=True, timeout=60, check=False)
     assert (done.returncode, done.stdout) == (0, "too late\n"), done.stderr

@@ -85,6 +85,31 @@ async def test_each_relay_publishes_what_was_sent_to_its_engine(database: AsyncE
     assert [broker.bodies for broker in brokers] == [["topic.0"] * 2, ["topic.1"] * 2]
 
 
+class Elsewhere:
+    """A transport of a user's own, for a process that only writes; it has a name, too."""
+
+    name = "nothing of the broker's"
+
+    async def publish_many(self, _envelopes: Any) -> None:
+        raise NotImplementedError
+
+    consume = publish_many
+
+
+@pytest.mark.parametrize("transport", [Memory(), Elsewhere()], ids=["memory", "of a user"])
+async def test_who_only_writes_needs_no_engine(database: AsyncEngine, transport: Any) -> None:
+    """The relay of another process publishes what it has written, whatever stood in the engine's place there."""
+    writer, broker = Relay(transport, "shop", outbox=SQLAlchemyOutbox(database)), Broker("one")
+    drained = SQLAlchemyOutbox(database)
+    Relay(broker, "shop", outbox=drained)
+    await drained.init()
+    signal = Signal(["n"])
+    writer.export(signal, "topic")
+    with writer.own_transaction():
+        await signal.send("x", n=1)
+    assert await drained.drain_once(broker.publish_many) == 1
+
+
 async def test_rows_that_name_no_engine_are_anybodys(database: AsyncEngine) -> None:
     """As those that were written before the column was there."""
     written, relay_outbox = SQLAlchemyOutbox(database), SQLAlchemyOutbox(database)
@@ -117,7 +142,7 @@ async def test_events_that_no_relay_takes_show_in_health(tmp_path: Path, monkeyp
             await after._look_for_refused()
             problems = after.problems
             assert (problems == {}) is (patience > 0)
-        assert "no relay with that engine takes them" in problems["outbox for Broker 'one'"]
+        assert "no relay with that engine takes them" in problems["outbox for Memory 'one'"]
 
 
 async def test_one_outbox_object_for_two_engines_is_refused(tmp_path: Path) -> None:

@@ -217,8 +217,14 @@ class Checked(Protocol):
         ...
 
 
-def engine_name(transport: object) -> str:
-    """Name an engine by its kind and what it calls its names by: the same in all processes, whatever its URL is."""
+def engine_name(transport: object) -> str | None:
+    """Name an engine by its kind and what it calls its names by: the same in all processes, whatever its URL is.
+
+    `None` for a `Memory` without a name and for transports that are not ours: a process that only writes may use these.
+    """
+    kinds = [kind.__name__ for kind in type(transport).__mro__ if kind.__module__.startswith("asignals.relay.engines.")]
     names = (getattr(transport, name, None) for name in ("name", "stream", "prefix"))
     own = next((name for name in names if isinstance(name, str)), None)
-    return (type(transport).__name__ if own is None else f"{type(transport).__name__} {own!r}")[:200]
+    if not kinds or (kinds[0] == "Memory" and own is None):
+        return None
+    return (kinds[0] if own is None else f"{kinds[0]} {own!r}")[:200]

@@ -116,8 +116,9 @@ class SQLAlchemyOutbox(Stored):
         used_for = engine_name(transport)
         if self._used_for not in (None, used_for):
             raise ValueError(
-                f"this outbox is used for {self._used_for} already: give the relay for {used_for} another one, which"
-                f" may be on the same table: outbox=SQLAlchemyOutbox(…)"
+                f"this outbox is used for {self._used_for} already: give the relay for"
+                f" {used_for or type(transport).__name__} another one, which may be on the same table:"
+                f" outbox=SQLAlchemyOutbox(…)"
             )
         self._used_for = used_for
         self._rows = self._make_rows()
