@@ -110,6 +110,8 @@ class SQLAlchemyOutbox(Stored):
     def use_for(self, transport: object) -> None:
         """Keep events for one engine: relays with other engines may share the table, each with an outbox of its own.
 
+        With a `Memory` or a user's own transport, rows name no engine, and all rows are published.
+
         Raises `ValueError` where it is used for another engine already, or the engine would wait for its connection.
         """
         self.check_pool_for(transport)
