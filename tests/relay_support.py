@@ -222,6 +222,23 @@ _WORLDS = {
 ENGINES = [name for name in _WORLDS if name not in ("kafka", "psycopg")]
 
 
+@pytest.fixture
+def on_asyncio() -> tuple[str, dict[str, Any]]:
+    """A module's `anyio_backend`: the relay is for asyncio only."""
+    return "asyncio", {}
+
+
+def engine_on(name: str) -> Any:
+    """Make a module's fixture `engine`: names of its own on one server."""
+
+    @pytest.fixture
+    async def engine(tmp_path: Path) -> AsyncIterator[World]:
+        async with world(name, tmp_path) as made:
+            yield made
+
+    return engine
+
+
 def first(*names: str) -> list[Any]:
     """Parameters for what is above the engines, and the same on each: the others are for `--full`."""
     return [name if name in names else pytest.param(name, marks=pytest.mark.slow) for name in [*ENGINES, "kafka"]]

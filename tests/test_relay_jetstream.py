@@ -11,7 +11,7 @@ from unittest.mock import AsyncMock
 import nats
 import pytest
 from nats.js.errors import NotFoundError
-from relay_support import URLS, World, until, world
+from relay_support import URLS, World, engine_on, on_asyncio, until
 
 from asignals.relay import Delivery, Envelope, JetStream
 from asignals.relay._keys import partition_of
@@ -21,25 +21,13 @@ from asignals.relay.engines._jetstream.partitions import PartitionedConsumer
 from asignals.relay.engines._jetstream.pulls import Requests, is_end
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
-    from pathlib import Path
-
     from nats.aio.client import Client
 
 pytestmark = pytest.mark.anyio
 
 
-@pytest.fixture
-def anyio_backend() -> tuple[str, dict[str, Any]]:
-    """The relay is for asyncio only."""
-    return "asyncio", {}
-
-
-@pytest.fixture
-async def engine(tmp_path: Path) -> AsyncIterator[World]:
-    """Streams of its own on the server."""
-    async with world("jetstream", tmp_path) as made:
-        yield made
+anyio_backend = on_asyncio
+engine = engine_on("jetstream")
 
 
 async def test_a_stream_is_made_as_told_and_changed_where_it_is_told(

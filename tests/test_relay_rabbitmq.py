@@ -8,7 +8,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from relay_support import World, until, world
+from relay_support import World, engine_on, on_asyncio, until
 
 from asignals.relay import Delivery, Envelope
 from asignals.relay.engines import rabbitmq
@@ -19,22 +19,12 @@ from asignals.relay.engines._rabbitmq.consumer import Consumer
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
-    from pathlib import Path
 
 pytestmark = pytest.mark.anyio
 
 
-@pytest.fixture
-def anyio_backend() -> tuple[str, dict[str, Any]]:
-    """The relay is for asyncio only."""
-    return "asyncio", {}
-
-
-@pytest.fixture
-async def engine(tmp_path: Path) -> AsyncIterator[World]:
-    """Names of its own on the server."""
-    async with world("rabbitmq", tmp_path) as made:
-        yield made
+anyio_backend = on_asyncio
+engine = engine_on("rabbitmq")
 
 
 class Slowly:

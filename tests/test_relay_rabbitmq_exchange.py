@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from aio_pika.exceptions import AMQPError, DeliveryError
-from relay_support import World, until, world
+from relay_support import World, engine_on, on_asyncio, until
 
 from asignals.relay import Delivery, Envelope
 from asignals.relay._keys import partition_of
@@ -18,22 +18,12 @@ from asignals.relay.engines._rabbitmq.queues import partition_queues
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
-    from pathlib import Path
 
 pytestmark = pytest.mark.anyio
 
 
-@pytest.fixture
-def anyio_backend() -> tuple[str, dict[str, Any]]:
-    """The relay is for asyncio only."""
-    return "asyncio", {}
-
-
-@pytest.fixture
-async def engine(tmp_path: Path) -> AsyncIterator[World]:
-    """Names of its own on the server."""
-    async with world("rabbitmq", tmp_path) as made:
-        yield made
+anyio_backend = on_asyncio
+engine = engine_on("rabbitmq")
 
 
 @pytest.fixture

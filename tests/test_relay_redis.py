@@ -4,32 +4,19 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 from redis.exceptions import ReadOnlyError
-from relay_support import World, until, world
+from relay_support import World, engine_on, on_asyncio, until
 
 from asignals.relay import Delivery, Envelope, RedisStreams
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
-    from pathlib import Path
 
 pytestmark = pytest.mark.anyio
 
 
-@pytest.fixture
-def anyio_backend() -> tuple[str, dict[str, Any]]:
-    """The relay is for asyncio only."""
-    return "asyncio", {}
-
-
-@pytest.fixture
-async def engine(tmp_path: Path) -> AsyncIterator[World]:
-    """Keys of its own on the server."""
-    async with world("redis", tmp_path) as made:
-        yield made
+anyio_backend = on_asyncio
+engine = engine_on("redis")
 
 
 def events(count: int) -> list[Envelope]:
