@@ -9,7 +9,7 @@ from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Any, Self
 
 import pytest
-from relay_support import mariadb_database, postgres_schema, require, until
+from relay_support import mariadb_database, on_asyncio, postgres_schema, require, until
 from sqlalchemy import event, make_url, text
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 from sqlalchemy.pool import StaticPool
@@ -27,10 +27,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.anyio
 
 
-@pytest.fixture
-def anyio_backend() -> tuple[str, dict[str, Any]]:
-    """The relay is for asyncio only."""
-    return "asyncio", {}
+anyio_backend = on_asyncio
 
 
 @pytest.fixture
