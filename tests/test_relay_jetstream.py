@@ -13,9 +13,9 @@ import pytest
 from nats.js.errors import NotFoundError
 from relay_support import URLS, World, engine_on, on_asyncio, until
 
-from asignals.relay import Delivery, Envelope, JetStream
+from asignals.relay import DeadLetter, Delivery, Envelope, JetStream
 from asignals.relay._keys import partition_of
-from asignals.relay.engines._jetstream import consumer, partitions, pulls
+from asignals.relay.engines._jetstream import consumer, partitions, pulls, streams
 from asignals.relay.engines._jetstream.names import durable_of, partition_durable
 from asignals.relay.engines._jetstream.partitions import PartitionedConsumer
 from asignals.relay.engines._jetstream.pulls import Requests, is_end
@@ -135,7 +135,7 @@ class Deletion:
 def deletion(monkeypatch: pytest.MonkeyPatch) -> Deletion:
     """Make the order of a deletion and of what the engine does explicit."""
     made = Deletion()
-    for module in (consumer, partitions):
+    for module in (consumer, partitions, streams):
         monkeypatch.setattr(module, "until_deleted", made.until_ended)
     ask = Requests.ask
 
@@ -260,6 +260,34 @@ async def test_the_stream_of_leases_is_made_anew_and_health_says_that_it_is_miss
     running.cancel()
     with suppress(asyncio.CancelledError):
         await running
+
+
+async def test_the_streams_of_letters_and_heartbeats_are_made_anew(engine: World, deletion: Deletion) -> None:
+    """A letter that cannot be kept would be tried for ever, and an instance would count as dead."""
+    transport = engine.open()
+    await transport.add_service("billing", ["numbers"])
+    client = await transport._connection.open()
+    deletion.ended.set()
+    await client.jsm().delete_stream(transport._streams.dead)
+    await transport.put_dead_letter("dlq", DeadLetter(b"{}", "billing", "ValueError"))
+    assert await transport.count_dead_letters("dlq") == 1
+    await client.jsm().delete_stream(transport._streams.instances)
+    await transport._known.beat("billing", "one", {"numbers": 3})
+    (figures,) = await transport.figures("billing", ["numbers"])
+    assert (figures.instances, figures.in_flight) == (1, 3)
+
+
+async def test_who_only_publishes_makes_a_deleted_stream_anew(engine: World) -> None:
+    """No consumer may be there to do so."""
+    transport = engine.open()
+    await transport.publish_many([Envelope("numbers", b"1")])
+    client = await transport._connection.open()
+    await client.jsm().delete_stream(transport.stream)
+    transport._publisher._ack_timeout = transport.ack_timeout = 0.5
+    with pytest.raises(ConnectionError):
+        await transport.publish_many([Envelope("numbers", b"2")])
+    await transport.publish_many([Envelope("numbers", b"2")])
+    assert (await client.jsm().stream_info(transport.stream)).state.messages == 1
 
 
 async def test_a_server_that_does_not_deliver_the_events_it_has_is_a_problem(engine: World) -> None:

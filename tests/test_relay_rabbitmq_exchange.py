@@ -14,6 +14,7 @@ from asignals.relay import Delivery, Envelope
 from asignals.relay._keys import partition_of
 from asignals.relay.engines import rabbitmq
 from asignals.relay.engines._rabbitmq import consumer, partitions
+from asignals.relay.engines._rabbitmq.connection import UNLIMITED
 from asignals.relay.engines._rabbitmq.queues import partition_queues
 
 if TYPE_CHECKING:
@@ -174,6 +175,94 @@ async def test_a_queue_that_is_deleted_while_it_is_consumed_is_made_again(
                 await channel.queue_delete(name)
         await publish(sender, Envelope("numbers", b"1", key=key))
         await until(lambda: len(bodies) == 2)
+
+
+async def unbind(transport: Any, service: str, topic: str, key: str | None) -> None:
+    """Remove the binding by which an event reaches a service, as an operator does."""
+    routing, queue = transport._known._bindings(service, topic)[0 if key is None else 1 + partition_of(key)]
+    async with transport._connection.channel() as channel:
+        await (await channel.get_queue(queue, ensure=False)).unbind(transport.name, routing)
+
+
+@pytest.mark.usefixtures("_often")
+@pytest.mark.parametrize("key", [None, "k"])
+async def test_a_binding_that_somebody_has_removed_is_made_again(
+    engine: World, key: str | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Events that reached nobody meanwhile are published again, and the log says so."""
+    transport, sender = engine.open(), engine.open()
+    async with consuming(transport, "billing", "letters", "numbers") as bodies:
+        await publish(sender, Envelope("numbers", b"0", key=key))
+        await until(lambda: bodies)
+        for number in range(1, 4):
+            await unbind(sender, "billing", "numbers", key)
+            await publish(sender, Envelope("numbers", str(number).encode(), key=key))
+            await until(lambda number=number: len(bodies) == number + 1)
+        async with asyncio.timeout(20):  # by chance, each was bound again before the event came
+            while "events of 'numbers' had reached no queue" not in caplog.text:
+                await unbind(sender, "billing", "numbers", key)
+                await publish(sender, Envelope("numbers", b"more", key=key))
+                await asyncio.sleep(0.01)
+
+
+async def test_looking_for_events_that_reached_nobody_leaves_those_of_other_topics(engine: World) -> None:
+    """They are looked through when there are others than before, and rarely."""
+    transport = engine.open()
+    await transport.add_service("billing", ["numbers"])
+    known = transport._known
+    looks: list[list[str]] = []
+    publish_kept = known._publish_kept
+
+    async def look(topics: list[str]) -> int:
+        looks.append(topics)
+        return await publish_kept(topics)
+
+    known._publish_kept = look
+    await known.bind_again("billing", "numbers")
+    assert not looks
+    for number in (1, 2):
+        await publish(transport, Envelope("unknown", b"1"))
+        for _ in range(3):
+            known._look_for_kept = 0.0
+            await known.bind_again("billing", "numbers")
+        assert len(looks) == number
+    await publish(transport, Envelope("unknown", b"1"))
+    known._look_for_kept = float("inf")
+    await known.bind_again("billing", "numbers")
+    assert len(looks) == 2
+    assert await transport._queues.count(f"{transport.name}.unrouted") == 3
+
+
+@pytest.mark.parametrize("key", [None, "k"])
+async def test_a_queue_that_somebody_makes_again_at_once_gives_its_events(
+    engine: World, monkeypatch: pytest.MonkeyPatch, key: str | None
+) -> None:
+    """RabbitMQ then keeps the consumers, and gives them nothing: they begin anew after a while without events."""
+    monkeypatch.setattr(partitions, "_LOOK", 0.05)
+    for module in (partitions, consumer):
+        monkeypatch.setattr(module, "IDLE", 0.5)
+    transport, stranger = engine.open(), engine.open()
+    async with consuming(transport, "billing", "letters", "numbers") as bodies:
+        await publish(stranger, Envelope("numbers", b"0", key=key))
+        await until(lambda: bodies)
+        routing, queue = stranger._known._bindings("billing", "numbers")[0 if key is None else 1 + partition_of(key)]
+        alone = {} if key is None else {"x-single-active-consumer": True}
+        async with stranger._connection.channel() as channel:
+            await channel.queue_delete(queue)
+            again = await channel.declare_queue(queue, durable=True, arguments={**UNLIMITED, **alone})
+            await again.bind(stranger.name, routing)
+        await publish(stranger, Envelope("numbers", b"1", key=key))
+        await until(lambda: len(bodies) == 2)
+
+
+async def test_a_service_that_many_make_known_at_once_is_written_down_once(engine: World) -> None:
+    """The partitions that miss a deleted queue do so at the same time."""
+    transport = engine.open()
+    async with asyncio.TaskGroup() as tasks:
+        for _ in range(9):
+            tasks.create_task(transport.add_service("billing", ["numbers"]))
+    assert await transport._queues.count(f"{transport.name}.services") == 1
+    assert transport._known.times_made("billing", ["numbers"]) == 1
 
 
 @pytest.mark.parametrize("kind", ["exchange", "queue"])

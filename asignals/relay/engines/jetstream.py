@@ -23,6 +23,7 @@ from asignals.relay._settings import check_numbers, check_options, check_servers
 from asignals.relay._to_the_end import to_the_end
 from asignals.relay._transport import Delivery
 from asignals.relay.engines._broker import BrokerEngine
+from asignals.relay.engines._jetstream.answers import NoLeaderError
 from asignals.relay.engines._jetstream.connection import CONNECT, OURS, NatsConnection
 from asignals.relay.engines._jetstream.consumer import Consumer
 from asignals.relay.engines._jetstream.dead_letters import DeadLetterStream
@@ -31,7 +32,7 @@ from asignals.relay.engines._jetstream.names import partition_subject, topic_of
 from asignals.relay.engines._jetstream.publisher import Publisher
 from asignals.relay.engines._jetstream.pulls import unsubscribe
 from asignals.relay.engines._jetstream.services import Services
-from asignals.relay.engines._jetstream.streams import Streams, stream_settings
+from asignals.relay.engines._jetstream.streams import Streams, stream_settings, until_deleted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Sequence
@@ -92,6 +93,7 @@ class JetStream(BrokerEngine):
         check_numbers(**given(max_age=max_age, dedup_window=dedup_window, replicas=replicas))
         self.stream: str = stream
         self.ack_wait: float = ack_wait
+        self.ack_timeout: float = ack_timeout
         check_options("JetStream", options, OURS, inspect.signature(Client.connect).parameters)
         self._connection = NatsConnection(servers, f"NATS ({', '.join(urls)})", options)
         self.connection_state: ConnectionState = self._connection.state
@@ -133,7 +135,12 @@ class JetStream(BrokerEngine):
         Raises `TimeoutError` and `ConnectionError`; repeating is safe within the window. While a cluster has no leader
         it is repeated here, for `ack_timeout` seconds.
         """
-        await self._publisher.publish_many(envelopes)
+        try:
+            await self._publisher.publish_many(envelopes)
+        except NoLeaderError:  # or somebody has deleted the stream: then the next attempt finds it
+            await until_deleted(self.ack_timeout)
+            await heeding(self._streams.make(await self._connection.open()))
+            raise
 
     async def consume(
         self, service: str, instance: str, topics: Collection[str], handle: Handle, *, limit: int = 100

@@ -34,9 +34,7 @@ class DeadLetterStream:
         """Store a letter."""
         client = await self._connection.open()
         data, headers = letter.encode()[: client.max_payload], {"Nats-Msg-Id": f"{queue} {letter.id}"}
-        jetstream = client.jetstream(timeout=CONNECT)
-        publishing = jetstream.publish(self._subject(queue), data, timeout=CONNECT, headers=headers)
-        await self._connection.ask(client, publishing)
+        await self._streams.publish(client, self._subject(queue), data, headers)
 
     async def count_dead_letters(self, queue: str) -> int:
         """Count the letters of a queue."""

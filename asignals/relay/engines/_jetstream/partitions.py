@@ -37,9 +37,9 @@ from asignals.relay.engines._jetstream.pulls import (
     Requests,
     is_end,
     unsubscribe,
-    until_deleted,
     until_set,
 )
+from asignals.relay.engines._jetstream.streams import until_deleted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

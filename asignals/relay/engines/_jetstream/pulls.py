@@ -22,7 +22,6 @@ _PULL: Final = 20.0  # seconds for which the server keeps a request for events
 _BEAT: Final = 2.0  # seconds without an event after which the server is to say that it keeps a request for events
 SILENCE: Final = 3 * _BEAT  # seconds without either after which the request is known as lost
 _AGAIN: Final = 2.0  # seconds until the server is asked again for events that it does not deliver
-_DELETION: Final = 2.0  # seconds that the server may take to delete a stream
 
 
 class NewLeaderError(ConnectionError):
@@ -31,15 +30,6 @@ class NewLeaderError(ConnectionError):
 
 class DeletedError(ConnectionError):
     """Somebody deletes the server's consumer, or its whole stream."""
-
-
-async def until_deleted() -> None:
-    """Wait until a deletion that is under way has surely ended; the server says to nobody else when it has.
-
-    A stream has no name any more while the server still deletes its files. The files of one that is made meanwhile are
-    deleted with them: it takes events, counts them, and can never deliver them.
-    """
-    await asyncio.sleep(_DELETION)
 
 
 @dataclass(slots=True, eq=False)

@@ -108,8 +108,7 @@ class Services:
         """Write the heartbeat of an instance: how many events it holds, by topic."""
         client = await self.connection.open()
         subject, headers = self._beat_subject(service, instance), {"Service": service}
-        publishing = client.jetstream(timeout=CONNECT).publish(subject, json.dumps(held).encode(), headers=headers)
-        await self.connection.ask(client, publishing)
+        await self.streams.publish(client, subject, json.dumps(held).encode(), headers)
 
     async def stop_beating(self, service: str, instance: str) -> None:
         """Remove the heartbeat of an instance."""

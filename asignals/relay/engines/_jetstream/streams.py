@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import math
 from typing import TYPE_CHECKING, Any, Final
 
 from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy, DiscardPolicy, RetentionPolicy, StreamConfig
-from nats.js.errors import BadRequestError, NotFoundError
+from nats.js.errors import BadRequestError, NoStreamResponseError, NotFoundError
 
+from asignals.relay._cancel import heeding
 from asignals.relay._keys import PARTITIONS
 from asignals.relay._monitoring.figures import EXPIRY
 from asignals.relay.engines._jetstream.answers import patiently
@@ -27,6 +29,7 @@ _ANSWER: Final = 1.0  # seconds after which a cluster that has no leader is aske
 _MOST_PENDING: Final = 1_000_000  # events of a topic that a service may hold or have waiting for their retry
 _DEFAULTS: Final = {"max_age": 30 * 86_400.0, "duplicate_window": 120.0, "num_replicas": 1}
 _IS_THERE: Final = 10058  # the server's code for a stream that exists with other settings
+_DELETION: Final = 2.0  # seconds that the server may take to delete a stream
 _LIMITS: Final = ("max_msgs", "max_bytes", "max_msgs_per_subject")
 _CONSUMER_SETTINGS: Final = ("ack_wait", "max_deliver", "max_ack_pending", "filter_subject")
 
@@ -36,6 +39,17 @@ def stream_settings(max_age: float | None, dedup_window: float | None, replicas:
     age = 0.0 if max_age is not None and math.isinf(max_age) else max_age
     given = {"max_age": age, "duplicate_window": dedup_window, "num_replicas": replicas}
     return {name: value for name, value in given.items() if value is not None}
+
+
+async def until_deleted(waited: float = 0.0) -> None:
+    """Wait until a deletion that is under way has surely ended; the server says to nobody else when it has.
+
+    `waited` is how many seconds have passed since it was noticed.
+
+    A stream has no name any more while the server still deletes its files. The files of one that is made meanwhile are
+    deleted with them: it takes events, counts them, and can never deliver them.
+    """
+    await asyncio.sleep(max(0.0, _DELETION - waited))
 
 
 class Streams:
@@ -136,6 +150,16 @@ class Streams:
             max_deliver=-1,
             max_ack_pending=_MOST_PENDING,
         )
+
+    async def publish(self, client: Client, subject: str, data: bytes, headers: dict[str, str]) -> None:
+        """Publish to one of the streams beside that of the events, which is made anew where somebody has deleted it."""
+        jetstream = client.jetstream(timeout=CONNECT)
+        try:
+            await self.connection.ask(client, jetstream.publish(subject, data, headers=headers))
+        except NoStreamResponseError:
+            await until_deleted()
+            await heeding(self.make(client))
+            await self.connection.ask(client, jetstream.publish(subject, data, headers=headers))
 
     async def subjects(self, client: Client, stream: str, pattern: str) -> dict[str, int]:
         """Count the messages of each subject of a stream."""

@@ -8,6 +8,7 @@ import time
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
 from functools import partial
+from itertools import cycle
 from typing import TYPE_CHECKING, Any, Final
 
 from asignals.masking import said
@@ -19,6 +20,7 @@ from asignals.relay._pool import Pool
 from asignals.relay._transport import Delivery, Release, delay_of
 from asignals.relay.engines._rabbitmq.channels import (
     ANSWER_TIMEOUT,
+    IDLE,
     Acknowledgements,
     Closing,
     ConsumerEndedError,
@@ -67,9 +69,11 @@ class Consumer:
         self._connection = services.connection
         self._service = service
         self._topics = topics
+        self._bound_next = cycle(topics)
         self._handle = handle
         self._limit = limit
         self._acknowledgements = Acknowledgements()
+        self._arrived: dict[str, float] = {}  # when something of a topic has come last, or could come
         self._last = AsyncExitStack()  # what is closed when the pool has ended, and has acknowledged what it has done
         self._partitioned = PartitionedConsumer(services, service, topics, handle, self.pool, self._last)
 
@@ -80,13 +84,18 @@ class Consumer:
             while True:
                 async with attempts:
                     await channels.aclose()
-                    await self._consume(channels, attempts)
+                    await self._services.add(self._service, self._topics)
+                    made = self._services.times_made(self._service, self._topics)
+                    self._partitioned.start()
+                    while True:
+                        await self._consume(channels, attempts, made)
+                        await channels.aclose()
 
-    async def _consume(self, channels: AsyncExitStack, attempts: Attempts) -> None:
-        """Put what comes into the pool until nothing can come any more, and raise why."""
-        await self._services.add(self._service, self._topics)
-        made = self._services.times_made(self._service, self._topics)
-        self._partitioned.start()
+    async def _consume(self, channels: AsyncExitStack, attempts: Attempts, made: int) -> None:
+        """Put what comes by one channel into the pool until nothing can come any more, and raise why.
+
+        Returns when nothing of a topic has come for a while, and nothing is here.
+        """
         opened = await self._connection.open()
         with self._connection.giving_up(opened):
             channel = await limited(opened.connection.channel(publisher_confirms=False), ANSWER_TIMEOUT)
@@ -96,6 +105,7 @@ class Consumer:
             tags = await limited(self._subscribe(channel, holds), ANSWER_TIMEOUT)
             attempts.succeeded()
             looked = time.monotonic()
+            self._arrived = dict.fromkeys(self._topics, looked)
             while True:
                 await closing.wait(_GROW)
                 if self._services.times_made(self._service, self._topics) > made:
@@ -105,11 +115,17 @@ class Consumer:
                 if self._must_hold_more(holds):
                     holds = min(MOST_HELD, self.pool.parked + max(self._limit * 8, _LEAST * 2))
                     tags = await self._subscribe_again(channel, holds, tags)
+                if time.monotonic() - min(self._arrived.values()) > IDLE and not self.held:
+                    await self._unsubscribe(tags)
+                    if not self.held:
+                        return
+                    tags = await limited(self._subscribe(channel, holds), ANSWER_TIMEOUT)
                 if time.monotonic() - looked > WATCH:  # a queue that goes ends its consumers without an error
                     looked = time.monotonic()
                     for queue, _ in tags:
                         await limited(channel.declare_queue(queue.name, passive=True), ANSWER_TIMEOUT)
                     await self._services.ensure_bound(again=True)
+                    await self._services.bind_again(self._service, next(self._bound_next))
 
     def _must_hold_more(self, holds: int) -> bool:
         """Whether the events that wait for others of their key leave too little room."""
@@ -128,11 +144,15 @@ class Consumer:
         self, channel: AbstractChannel, holds: int, before: list[tuple[AbstractQueue, str]]
     ) -> list[tuple[AbstractQueue, str]]:
         tags = await limited(self._subscribe(channel, holds), ANSWER_TIMEOUT)
-        for queue, tag in before:
-            await limited(queue.cancel(tag), ANSWER_TIMEOUT)
+        await self._unsubscribe(before)
         return tags
 
+    async def _unsubscribe(self, tags: list[tuple[AbstractQueue, str]]) -> None:
+        for queue, tag in tags:
+            await limited(queue.cancel(tag), ANSWER_TIMEOUT)
+
     async def _take(self, topic: str, channel: AbstractChannel, message: AbstractIncomingMessage) -> None:
+        self._arrived[topic] = time.monotonic()
         id_ = message.message_id or new_id()  # no tag: those of the next connection begin again
         if await self._acknowledgements.acknowledge_again(id_, message):
             return

@@ -27,6 +27,7 @@ from asignals.relay._keys import PARTITIONS
 from asignals.relay._partitions import InPartition, PartitionWork, Turn
 from asignals.relay.engines._rabbitmq.channels import (
     ANSWER_TIMEOUT,
+    IDLE,
     Acknowledgements,
     ConsumerEndedError,
     attempt_of,
@@ -62,6 +63,7 @@ class _Turn(Turn):
     channel: AbstractChannel
     made: int  # how often the queue was
     is_active: bool = False  # something has come
+    arrived: float = 0.0  # when something has come last, or could come
     tag: str = ""
 
 
@@ -137,6 +139,7 @@ class PartitionedConsumer:
     async def _subscribe(self, turn: _Turn) -> None:
         await turn.channel.set_qos(prefetch_count=_MOST)
         queue = await turn.channel.get_queue(turn.queue, ensure=False)
+        turn.arrived = time.monotonic()
         turn.tag = await queue.consume(partial(self._take, turn), no_ack=False)
 
     def _end(self, turn: _Turn) -> None:
@@ -145,7 +148,7 @@ class PartitionedConsumer:
         self._work.end(turn)
 
     async def _is_to_be_handed_on(self, turn: _Turn) -> bool:
-        """See that RabbitMQ still counts on us; tell whether another instance is to have the partition."""
+        """See that RabbitMQ still counts on us; tell whether another instance, or another channel, is to have it."""
         if turn.is_over:
             raise ConnectionError(f"RabbitMQ closed the channel of {turn.queue!r}")
         await check_consuming(turn.channel, turn.queue, turn.tag)
@@ -154,6 +157,8 @@ class PartitionedConsumer:
         asked = time.monotonic()
         await limited(turn.channel.declare_queue(turn.queue, passive=True), ANSWER_TIMEOUT)
         turn.until = asked + _KNOWN
+        if not turn.given and asked - turn.arrived > IDLE:
+            return True
         # Of a queue with a single active consumer RabbitMQ counts that one only.
         beside = self._queues.of(self._service, turn.topic)
         found = await limited(turn.channel.declare_queue(beside, passive=True), ANSWER_TIMEOUT)
@@ -164,7 +169,7 @@ class PartitionedConsumer:
         return instances > 1 and (is_too_much or is_unable) and await self._work.is_idle_soon(turn)
 
     async def _take(self, turn: _Turn, message: AbstractIncomingMessage) -> None:
-        turn.is_active = True
+        turn.is_active, turn.arrived = True, time.monotonic()
         id_ = message.message_id or new_id()
         held = self._held.get(id_)
         if held is not None and held.turn is turn:

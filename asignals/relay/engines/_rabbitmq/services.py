@@ -10,7 +10,7 @@ import logging
 import time
 from collections import Counter
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from aio_pika import Message
 from aiormq.exceptions import ChannelLockedResource
@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
 logger: logging.Logger = logging.getLogger("asignals.relay")
 
+_SCARCELY: Final = 20  # times as long as looking through the kept events has taken, it is not done again
+
 
 class Services:
     """Makes services known, removes them, and gives their figures."""
@@ -43,16 +45,20 @@ class Services:
         self._register = f"{self.connection.name}.services"
         self._reading = asyncio.Lock()
         self._binding = asyncio.Lock()
+        self._adding = asyncio.Lock()
         self._bound: OpenConnection | None = None  # on which the exchange was found bound
         self._loop = OwnLoop()
         # RabbitMQ may move the consumer of a queue that is made anew at once to the new one, which then gives it
         # nothing: it has to subscribe again, on another channel.
         self._made: Counter[tuple[str, str]] = Counter()
+        self._kept: dict[str, int] = {}  # how many events no service received when those of a topic were looked for
+        self._look_for_kept = float("-inf")  # not before this time
         self.problems: dict[str, str] = {}
 
     def reset(self) -> None:
         """Make ready for another event loop."""
-        self._reading, self._binding, self._bound = asyncio.Lock(), asyncio.Lock(), None
+        self._reading, self._binding, self._adding = asyncio.Lock(), asyncio.Lock(), asyncio.Lock()
+        self._bound = None
 
     async def add(self, service: str, topics: Collection[str]) -> None:
         """Declare a queue for each topic of a service: it gets the events from now on, and those kept so far."""
@@ -62,13 +68,40 @@ class Services:
             await self._add_topic(service, check_name("topic", topic))
 
     async def _add_topic(self, service: str, topic: str) -> None:
-        if await self.queues.count(self.queues.of(service, topic)) is None:
-            await self.queues.put(self._register, Message(f"{service} {topic}".encode()))
-            self._made[service, topic] += 1
-        async with self.connection.channel() as channel:
-            await self._declare(channel, service, topic)
-            await self._bind(channel, self._bindings(service, topic))
+        async with self._adding:  # else all that find the queue missing at the same time would write it down
+            is_new = await self.queues.count(self.queues.of(service, topic)) is None
+            if is_new:
+                await self.queues.put(self._register, Message(f"{service} {topic}".encode()))
+            async with self.connection.channel() as channel:
+                await self._declare(channel, service, topic)
+                if is_new:
+                    self._made[service, topic] += 1
+                await self._bind(channel, self._bindings(service, topic))
         await self._publish_kept([topic])  # also for one that failed before this, after it had made the queues
+
+    async def bind_again(self, service: str, topic: str) -> None:
+        """Bind the queues of a topic, in case that somebody has removed a binding: AMQP does not tell.
+
+        What reached no queue meanwhile is published again. It is looked for where the number of kept events has
+        changed, and so rarely that it takes a twentieth of the time: any number may be kept of other topics.
+        """
+        async with self.connection.channel() as channel:
+            await self._bind(channel, self._bindings(service, topic))
+        kept, begun = await self.queues.count(self.connection.unrouted) or 0, time.monotonic()
+        if kept == self._kept.get(topic, 0) or begun < self._look_for_kept:
+            return
+        if count := await self._publish_kept([topic]):
+            logger.warning(
+                "%d events of %r had reached no queue: a binding of %s/%s to exchange %r had been removed, and is there"
+                " again; what reached other services meanwhile is lost for this one",
+                count,
+                topic,
+                service,
+                topic,
+                self.connection.name,
+            )
+        self._kept[topic] = kept - count
+        self._look_for_kept = time.monotonic() + _SCARCELY * (time.monotonic() - begun)
 
     def times_made(self, service: str, topics: Collection[str]) -> int:
         """Count how often the queues of these topics were made: consumers of those before have to begin anew."""
