@@ -572,3 +572,20 @@ def test_signals_are_made_of_public_types_only():
     assert asignals.signal is signal
     assert isinstance(signal(lambda sender: None), asignals.Signal)
     assert not isinstance(signal, types.ModuleType)
+
+
+@pytest.mark.anyio
+async def test_a_subclass_may_take_other_parameters_first() -> None:
+    """What a subclass takes first is not read as argument names: those that it hands on count."""
+
+    class Labelled(Signal[..., object]):
+        def __init__(self, labels: list[str]) -> None:
+            super().__init__(["amount"])
+            self.labels = labels
+
+    signal = Labelled(["new", "urgent"])
+    assert (signal.providing_args, signal.labels) == (("amount",), ["new", "urgent"])
+    with signal.connected(lambda amount: amount) as receiver:
+        assert await signal.send(None, amount=3) == [(receiver, 3)]
+    with pytest.raises(TypeError, match="new"):
+        await signal.send(None, new=1)

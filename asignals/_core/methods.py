@@ -91,7 +91,8 @@ def class_for_names(base: type[Any], root: type[Any], names: Names) -> type[Any]
 
 def class_for(root: type[Any], names: Names, stub: Stub | None = None) -> type[Any]:
     """`root` with methods written for `names`, with the types and defaults of a stub."""
-    return _subclass((root,), root, **{name: _WrittenMethod(name, names, root, stub) for name in _METHODS})
+    methods = {name: _WrittenMethod(name, names, root, stub) for name in _METHODS}
+    return _subclass((root,), root, _written_for=names, **methods)
 
 
 def _subclass(bases: tuple[type[Any], ...], like: type[Any], **attributes: Any) -> type[Any]:

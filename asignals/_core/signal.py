@@ -7,7 +7,7 @@ import pickle
 import sys
 from collections.abc import Callable, Coroutine, Hashable, Iterable
 from contextlib import AbstractContextManager, ExitStack, suppress
-from functools import partial
+from functools import partial, wraps
 from pkgutil import resolve_name
 from types import MethodType, SimpleNamespace
 from typing import TYPE_CHECKING, Any, Generic, Literal, ParamSpec, Protocol, Self, TypeVar, Unpack, cast, overload
@@ -57,11 +57,8 @@ class Signal(Generic[P, R_co]):
         TypeError, ValueError: `task_group` is not callable, `limit` is not a positive integer.
     """
 
-    # What each send reads is a slot: changing the class, as below, makes attributes of the dict slower.
-    __slots__ = ("__dict__", "__weakref__", "_direct")
-
     providing_args: tuple[str, ...] | None
-    _direct: Registry
+    _written_for: tuple[str, ...] | None = None
 
     def __init__(
         self: Signal[..., Any],
@@ -85,8 +82,18 @@ class Signal(Generic[P, R_co]):
         self._set_mode(task_group, limit)
         with Registry.lock:
             _signals[id(self)] = self
-        if self.providing_args is not None:
+        if self.providing_args != self._written_for:
             self.__class__ = class_for_names(cast("Any", type(self)), Signal, self.providing_args)
+
+    if not TYPE_CHECKING:
+
+        @wraps(__init__)  # `help` shows its parameters
+        def __new__(cls, providing_args: object = None, *_: object, **__: object) -> Self:
+            # Of its final class at once, where that is known: a change of class makes finding methods slower.
+            made, is_plain = cls, cls.__init__ is Signal.__init__ and cls._written_for is None
+            if is_plain and isinstance(providing_args, list | tuple):
+                made = class_for_names(cls, Signal, check_names(providing_args))
+            return object.__new__(made)
 
     def _set_mode(self, task_group: TaskGroupFactory | None, limit: int | None) -> None:
         if task_group is not None and not callable(task_group):
@@ -481,11 +488,11 @@ def signal(
         return partial(signal, name=name, task_group=task_group, limit=limit)
     declared = read_stub(stub)
     name = name or f"{stub.__module__}.{stub.__qualname__}"
-    made: Signal[..., Any] = Signal(declared.names, name=name, doc=stub.__doc__, task_group=task_group, limit=limit)
+    kind = class_for(Signal, declared.names, declared)
+    made: Signal[..., Any] = kind(declared.names, name=name, doc=stub.__doc__, task_group=task_group, limit=limit)
     made._stub = stub
     made.__wrapped__ = stub  # type: ignore[attr-defined]  # so that doctest finds the examples in its docstring
     made.__module__ = stub.__module__
-    made.__class__ = class_for(Signal, declared.names, declared)
     return made
 
 
