@@ -565,6 +565,91 @@ async def test_a_session_of_another_database_is_warned_of(
     await other.dispose()
 
 
+@pytest.mark.parametrize("is_known", [True, False], ids=["checked", "only written to"])
+@pytest.mark.parametrize("driver", ["asyncpg", "psycopg"])
+async def test_a_session_with_another_search_path_is_warned_of(
+    driver: str,
+    is_known: bool,  # noqa: FBT001
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """As where each customer has a schema: an event in a table that the relay does not read is said once, with both."""
+    async with postgres_schema() as (engine, ours), postgres_schema() as (other, theirs):
+        for each in (engine, other):
+            async with each.begin() as connection:
+                await connection.run_sync(table_metadata(only=["outbox"]).create_all)
+        options = {"server_settings": {"search_path": ours}}
+        if driver == "psycopg":
+            options = {"options": f"-csearch_path={ours}"}
+        made = create_async_engine(engine.url.set(drivername=f"postgresql+{driver}"), connect_args=options)
+        outbox = SQLAlchemyOutbox(made)
+        if is_known:
+            await outbox.check()
+        else:
+            async with AsyncSession(made) as session, session.begin():
+                await outbox.put(event(0), session)
+        for make in (lambda: AsyncSession(made), made.connect):
+            async with make() as session, session.begin():
+                await session.execute(text(f"SET LOCAL search_path = {theirs}"))
+                await outbox.put(event(1), session)
+        (message,) = [record.getMessage() for record in caplog.records]
+        assert f"the outbox in schema {theirs} of postgresql" in message
+        assert f"others are in schema {ours}" in message
+        named = SQLAlchemyOutbox(made, schema=ours)
+        before = await named.count()
+        async with AsyncSession(made) as session, session.begin():
+            await session.execute(text(f"SET LOCAL search_path = {theirs}"))
+            await named.put(event(2), session)
+        assert await named.count() == before + 1
+        assert len(caplog.records) == 1
+        await made.dispose()
+
+
+async def test_a_partitioned_outbox_is_one(caplog: pytest.LogCaptureFixture) -> None:
+    """Its rows are in tables of other numbers, and in the same schema."""
+    async with postgres_schema() as (engine, _):
+        async with engine.begin() as connection:
+            await connection.run_sync(table_metadata(only=["outbox"]).create_all)
+            for statement in (
+                "ALTER TABLE asignals_outbox RENAME TO one",
+                "CREATE TABLE asignals_outbox (LIKE one INCLUDING DEFAULTS) PARTITION BY RANGE (id)",
+                "ALTER TABLE asignals_outbox ATTACH PARTITION one DEFAULT",
+            ):
+                await connection.execute(text(statement))
+        outbox = SQLAlchemyOutbox(engine)
+        await outbox.check()
+        async with AsyncSession(engine) as session, session.begin():
+            await outbox.put(event(1), session)
+        assert await outbox.count() == 1
+        assert not caplog.records
+
+
+async def test_an_event_goes_where_the_relay_reads_whatever_the_sessions_translate_map(
+    engine: AsyncEngine, tmp_path: Path
+) -> None:
+    """As where each customer has a schema, and sessions say which by `schema_translate_map`."""
+    outbox = SQLAlchemyOutbox(engine)
+    async with AsyncExitStack() as stack:
+        schema = "other"
+        if engine.dialect.name == "postgresql":
+            other, schema = await stack.enter_async_context(postgres_schema())
+        elif engine.dialect.name != "sqlite":
+            other = await stack.enter_async_context(mariadb_database())
+            schema = str(other.url.database)
+        else:
+            other, _ = as_engine(f"sqlite+aiosqlite:///{tmp_path}/other.db")
+            stack.push_async_callback(other.dispose)
+        async with other.begin() as connection:
+            await connection.run_sync(table_metadata().create_all)
+        translated = engine.execution_options(schema_translate_map={None: schema})
+        async with AsyncSession(translated) as session:
+            if engine.dialect.name == "sqlite":
+                await (await session.connection()).exec_driver_sql(f"ATTACH DATABASE '{tmp_path}/other.db' AS other")
+            await outbox.put(event(1), session)
+            await session.commit()
+            assert await outbox.count() == 1
+            assert await SQLAlchemyOutbox(other).count() == 0
+
+
 @pytest.mark.parametrize("driver", ["asyncpg", "psycopg"])
 async def test_connections_to_a_server_that_has_become_read_only_are_given_up(driver: str) -> None:
     """After a failover the pool still has connections to the server that led before: the next try goes by a new one."""

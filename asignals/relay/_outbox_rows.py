@@ -40,7 +40,8 @@ _SHARED: Final = 8  # relays that find rows at the same time in MariaDB, if each
 class Rows(Protocol):
     """The rows of one outbox.
 
-    `insert` puts one, `insert_and_notify` also has those look who listen. `poll` is after how many seconds the table is
+    `insert` puts one, `insert_and_notify` also has those look who listen; PostgreSQL gives the number of the table for
+    it, which depends on the session's `search_path`. `poll` is after how many seconds the table is
     looked at even if nobody said that there is something.
     """
 
@@ -73,8 +74,9 @@ class _Postgres:
     def __init__(self, engine: AsyncEngine, outbox: Table, channel: str, used_for: str | None) -> None:
         self._engine = engine
         name = quoted(engine, outbox)
-        put = text(f"INSERT INTO {name} (key, data, engine) VALUES (:key, :data, :engine)")  # noqa: S608  names are quoted
-        notify = text(f"WITH row AS ({put.text}) SELECT pg_notify('{channel}', '')")
+        values = "(key, data, engine) VALUES (:key, :data, :engine) RETURNING tableoid"
+        put = text(f"INSERT INTO {name} {values}")
+        notify = text(f"WITH row AS ({put.text}) SELECT tableoid, pg_notify('{channel}', '') FROM row")  # noqa: S608
         own = bindparam("engine", used_for, type_=outbox.c.engine.type)
         types = bindparam("key", type_=outbox.c.key.type), bindparam("data", type_=postgresql.BYTEA), own
         is_ours, lock = (

@@ -155,7 +155,7 @@ class Stored:
             connection = by if isinstance(by, Connection) else by.connection(bind_arguments=which)
             self.check_transactions(connection)
             begin()
-            return connection.execute(statement, row)
+            return connection.execute(statement, row, execution_options=self._translating(connection))
 
         try:
             return await answered_in(self.engine, session.run_sync, execute)
@@ -163,6 +163,13 @@ class Stored:
             if is_missing_table(error):
                 raise SchemaError(name_of(self.engine), [table.name]) from error
             raise
+
+    def _translating(self, connection: Connection) -> dict[str, Any]:
+        """Give the option with which a session of another `schema_translate_map` writes where this engine reads."""
+        ours = self.engine.get_execution_options().get("schema_translate_map") or {}
+        theirs = connection.get_execution_options().get("schema_translate_map") or {}
+        schema = self.tables.metadata.schema
+        return {} if theirs.get(schema, schema) == ours.get(schema, schema) else {"schema_translate_map": ours}
 
     def check_transactions(self, connection: Connection) -> None:
         """Raise `RuntimeError` for a session's connection that has none."""

@@ -11,7 +11,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 from weakref import WeakSet
 
-from sqlalchemy import bindparam, delete, event, func, insert, select, update
+from sqlalchemy import bindparam, delete, event, func, insert, select, text, update
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 from sqlalchemy.orm import Session
 from sqlalchemy.util import await_only
@@ -36,7 +36,7 @@ from asignals.relay._transport import PublishRefusedError, engine_name
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 
-    from sqlalchemy import ColumnElement, Connection
+    from sqlalchemy import ColumnElement, Connection, CursorResult
     from sqlalchemy.ext.asyncio import AsyncEngine
     from sqlalchemy.pool import Pool
 
@@ -101,6 +101,8 @@ class SQLAlchemyOutbox(Stored):
         self._wake_drain: Callable[[], object] | None = None
         self._channel = channel_of(quoted(self.engine, self.tables.outbox))
         self._used_for: str | None = None  # what it is used for: the engine that its relay publishes to
+        self._table: int | None = None  # PostgreSQL's number of the table, where it is known
+        self._other_tables: set[int] = set()  # that sessions have written to
         self._others: dict[str, tuple[int, float]] = {}  # the first event for each other engine, and since when it is
         self._rows = self._make_rows()
 
@@ -148,10 +150,45 @@ class SQLAlchemyOutbox(Stored):
         elif isinstance(session, AsyncSession):
             written = await self.execute_in(session, self.tables.outbox, self._rows.insert, row)
             session.sync_session.info.setdefault(_WRITTEN, {})[self] = written.connection
+            await self._check_table(session, written)
         elif isinstance(session, AsyncConnection):
-            await self.execute_in(session, self.tables.outbox, self._rows.insert_and_notify, row)
+            written = await self.execute_in(session, self.tables.outbox, self._rows.insert_and_notify, row)
+            await self._check_table(session, written)
         else:
             raise TypeError(f"session must be an AsyncSession or an AsyncConnection, not {type(session).__name__!r}")
+
+    async def check(self) -> None:
+        """As for all that is kept in tables; learns which one is published from."""
+        await super().check()
+        if is_postgres(self.engine):
+            find = text("SELECT CAST(to_regclass(CAST(:name AS text)) AS oid)")
+            async with connected(self.engine) as connection:
+                found = await connection.execute(find, {"name": quoted(self.engine, self.tables.outbox)})
+                self._table = found.scalar()
+
+    async def _check_table(self, session: AsyncSession | AsyncConnection, written: CursorResult[Any]) -> None:
+        """Say, once, that a session has written to another table of the name, as it has another `search_path`."""
+        if not is_postgres(self.engine):
+            return
+        table: int = written.scalar_one()
+        if self._table is None:
+            self._table = table
+        if table == self._table or table in self._other_tables:
+            return
+        self._other_tables.add(table)
+        find = text("SELECT oid, CAST(relnamespace AS regnamespace)::text FROM pg_class WHERE oid IN (:one, :other)")
+        both = {"one": self._table, "other": table}
+        found = await self.execute_in(session, self.tables.outbox, find, both)
+        schemas: dict[int, str] = {row[0]: row[1] for row in found}
+        if schemas.get(table) != schemas.get(self._table):  # it may be a partition of the same
+            logger.warning(
+                "a session with another search_path writes events to the outbox in schema %s of %s, and others are in"
+                " schema %s: they stay there until a relay publishes them; SQLAlchemyOutbox(…, schema=…) names one"
+                " for all",
+                schemas.get(table),
+                self.database_name,
+                schemas.get(self._table),
+            )
 
     def check_transactions(self, connection: Connection) -> None:
         """Say also, once, that a session writes to a database that this outbox is not read from."""
