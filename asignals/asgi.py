@@ -153,9 +153,9 @@ class SignalMiddleware:
     The receivers of `request_finished`, `websocket_disconnected` and `lifespan_stopped`, and of `got_request_exception`
     before them, run even if the task that serves the request is cancelled, before or meanwhile, by an anyio scope or by
     `asyncio.Task.cancel`. From then on they have `grace` seconds together, after which they are cancelled and a warning
-    is logged; without a cancellation they may take as long as they like. To that end they run in a task of their own,
+    is logged; without a cancellation they may take as long as they like. To that end they run in a separate task,
     in a copy of the request's context; the request waits for it. Only a coroutine that is closed, as when a loop is
-    thrown away, sends nothing more: it can await nothing.
+    discarded, sends nothing more: it can await nothing.
 
     An instance keeps nothing between calls, and may serve several event loops and threads at once.
 
@@ -314,7 +314,7 @@ def _is_unheard(registry: Registry, sender: ASGIApp) -> bool:
     return not plan.connections and not is_watched()
 
 
-# These run what ends a scope in a task of its own, out of reach of `asyncio.Task.cancel` and of the scopes of anyio.
+# These run what ends a scope in a separate task, out of reach of `asyncio.Task.cancel` and of the scopes of anyio.
 # They wait for it without a shield, so that they notice a cancellation at once: it starts the time of grace.
 
 

@@ -1,7 +1,7 @@
 """The command `asignals` (extra: `asignals[cli]`; the demo needs `asignals[demo]`).
 
 A command is a function here. It imports what it needs when it is called, in a `with needs(extra):` block, so that no
-command needs, or waits for, what only another one uses. A command with commands of its own is a `typer.Typer` in the
+command needs, or waits for, what only another one uses. A command with its own commands is a `typer.Typer` in the
 package that it belongs to, and a function here that calls `hand_over`.
 """
 
@@ -46,7 +46,7 @@ def main() -> None:
 
 
 def hand_over(context: typer.Context, commands: Callable[..., object]) -> NoReturn:
-    """Let a `Typer` with commands of its own do the rest."""
+    """Let a `Typer` with its own commands do the rest."""
     commands(args=context.args, prog_name=context.command_path)
     raise typer.Exit
 
@@ -75,7 +75,7 @@ def demo(
     as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON; times in seconds.")] = False,
     relay: Annotated[
         str | None,
-        typer.Option(metavar="URL", help="Let a kitchen in a process of its own hear, by this engine (or: sqlite)."),
+        typer.Option(metavar="URL", help="Let a kitchen in a separate process hear, by this engine (or: sqlite)."),
     ] = None,
     workers: Annotated[
         int | None,
@@ -160,7 +160,7 @@ def check(
 ) -> None:
     """Find receivers that are not loaded, sends that nobody hears, and other things that are missing.
 
-    Each program is loaded by its entry point alone, as a server does it, in a process of its own. A module that one of
+    Each program is loaded by its entry point alone, as a server does it, in a separate process. A module that one of
     several entry points loads is not missing. The exit status is 1 if something was found, 2 if one does not load.
     """
     from asignals.overview.check_command import check_programs  # noqa: PLC0415  loads what only this command needs

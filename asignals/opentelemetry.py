@@ -70,7 +70,7 @@ BUCKETS: Final = (0.0001, 0.0005, 0.001, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0
 
 Attributes = dict[str, str | int]
 
-_WAIT: Final = 2.0  # seconds that collecting metrics waits for the servers of a relay, in a thread of its own
+_WAIT: Final = 2.0  # seconds that collecting metrics waits for the servers of a relay, in a separate thread
 
 _show: Final = Shower()
 _TEXT: Final = 16_000  # characters of an exception's message or traceback
@@ -200,7 +200,7 @@ class Instrumentation:
         attributes = dict(about)
         name = f"{attributes['messaging.operation.name']} {attributes['messaging.destination.name']}"
         span = self._tracer.start_span(name, kind=kind, links=links, attributes={**attributes, **facts})
-        # The function is known from few values, its place in a file is not worth a time series of its own.
+        # The function is known from few values, its place in a file is not worth its own time series.
         if "code.function.name" in facts:
             attributes["code.function.name"] = facts["code.function.name"]
         start = time.perf_counter()

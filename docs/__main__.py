@@ -19,7 +19,7 @@ def main() -> int:
     from sphinx.cmd.build import build_main  # noqa: PLC0415  --help works without it
 
     sources, output = str(HERE), str(options.output)
-    # Everything anew: Sphinx would keep the old menu on pages that have not changed.
+    # Everything again: Sphinx would keep the old menu on pages that have not changed.
     status = build_main(["-b", "html", "-E", "-a", "-W", "--keep-going", "-q", sources, output])
     page = options.output / "index.html"
     print(page)  # noqa: T201  a command prints

@@ -61,7 +61,7 @@ async def test_there_is_room_for_limit_and_buffer(signal, seen, buffer):
         async with Background(limit=1, buffer=buffer) as background:
             for number in range(1 + buffer):
                 background.send_nowait(signal, None, x=number)
-            with pytest.raises(anyio.WouldBlock, match="has no room"):
+            with pytest.raises(anyio.WouldBlock, match="has no capacity"):
                 background.send_nowait(signal, None, x=9)
     assert seen == list(range(1 + buffer))
 

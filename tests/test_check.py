@@ -159,7 +159,7 @@ def test_what_is_loaded_later_or_by_itself_or_is_no_signal_is_not_missing(tmp_pa
     status, findings, notes = check(tmp_path, "shop.main:app")
     assert (status, findings) == (0, [])
     assert len(notes) == 2
-    assert "shop.script is a program of its own" in notes[0]
+    assert "shop.script is a separate program" in notes[0]
     assert "shop.tool connects print to order_paid when shop.tool.watch is called" in notes[1]
 
 
@@ -310,7 +310,7 @@ def test_a_function_that_another_one_of_its_name_replaces_is_found():
         exec(compile(textwrap.dedent(source), "main.py", "exec"), {"__name__": "main"})  # noqa: S102  the test's own
         gc.collect()
     (finding,) = lost(watch)
-    assert (finding.location, finding.advice) == ("main.py:4", "give it a name of its own")
+    assert (finding.location, finding.advice) == ("main.py:4", "give it its own name")
 
 
 def test_what_dies_as_it_is_connected_is_found(tmp_path):
@@ -555,7 +555,7 @@ def test_a_module_that_the_program_hands_to_a_server_by_name_is_a_program_of_its
     )
     _, findings, notes = check(tmp_path, "shop.main")
     assert [finding["file"] for finding in findings if finding["kind"] == "not-loaded"] == ["shop/other.py"]
-    assert ["shop.live is a program of its own" in note for note in notes] == [True]
+    assert ["shop.live is a separate program" in note for note in notes] == [True]
 
 
 def test_the_report_is_for_people_and_editors(tmp_path):

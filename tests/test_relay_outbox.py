@@ -457,7 +457,7 @@ async def test_once_says_what_it_needs(engine: AsyncEngine) -> None:
     assert [error.partition(",")[0] for error in errors] == [
         "ran",
         "once(session) needs Relay(inbox=SQLAlchemyInbox(…))",
-        *["once(session) needs a receiver with a name of its own: connect it with a dispatch_uid"] * 2,
+        *["once(session) needs a receiver with its own name: connect it with a dispatch_uid"] * 2,
     ]
     assert current_event() is None
 

@@ -183,7 +183,7 @@ class Background:
                 raise anyio.ClosedResourceError(_CLOSED)
             must_wait = queue.is_full and not inside
             if must_wait and not may_wait:
-                raise anyio.WouldBlock(f"a Background with limit={self._limit}, buffer={self._buffer} has no room")
+                raise anyio.WouldBlock(f"a Background with limit={self._limit}, buffer={self._buffer} has no capacity")
             # Who hears it, and what is muted, is settled now.
             job = _Job(signal, context, cast("Any", signal.send_robust(*args, **kwargs)))
             if must_wait:

@@ -53,7 +53,7 @@ class ReceiverLostWarning(UserWarning):
 
 
 class BufferFull(DocumentedError):  # noqa: N818  the name says what the buffer is, as `queue.Full` and `anyio.WouldBlock` do
-    """A stream with `overflow="error"` had no room for an event; raised, or returned, to the sender.
+    """A stream with `overflow="error"` had no capacity for an event; raised, or returned, to the sender.
 
     `signal` is the event's signal, `size` is the number of events that the stream keeps.
     """

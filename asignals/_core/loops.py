@@ -253,7 +253,7 @@ def in_context(context: Context, work: Coroutine[Any, Any, Any]) -> Generator[An
 class Call:
     """A `with` block that the tasks and threads started in it are inside of, until it ends.
 
-    It sets a context variable and leaves it set: to be used in a context of its own.
+    It sets a context variable and leaves it set: to be used in its own context.
     """
 
     __slots__ = ("_of",)

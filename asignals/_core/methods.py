@@ -54,7 +54,7 @@ class _WrittenMethod:
 
     @staticmethod
     def _make(name: str, names: Names, root: type[Any], stub: Stub | None) -> FunctionType:
-        """A function of its own around the shared code."""
+        """A separate function around the shared code."""
         shared = _write_method(name, names)
         method = FunctionType(shared.__code__, shared.__globals__, name)
         like = stub.function if stub else root

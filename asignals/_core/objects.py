@@ -164,7 +164,7 @@ def name_of(receiver: object) -> str:
     """`module.qualname` of a receiver; runs none of its code.
 
     A function whose `__module__` is `None` goes by its `__qualname__` alone, and by the place that connected it: so a
-    package around the core labels a receiver of its own.
+    package around the core labels its own receiver.
     """
     named = _named_after(receiver)
     if not issubclass(type(named), FunctionType | BuiltinFunctionType | MethodWrapperType | type):

@@ -9,7 +9,7 @@ Invariants:
 - Every change happens under `lock` and is counted in `changes`, after it was made.
 - `_plans` has the plans that are fresh, each by the senders whose connections are in it: so it keeps nothing for a
   sender that nobody is connected for. A change drops the plans that it concerns.
-- `plan` is the plan of all senders when no sender has connections of its own and nothing is muted; else it is `None`.
+- `plan` is the plan of all senders when no sender has its own connections and nothing is muted; else it is `None`.
 - Weak-reference callbacks run anywhere, in the middle of a locked section and in any thread: they append to `_dead`,
   and set `plan` to `None`, so that the next send comes to `plan_for` and purges.
 - The lock is re-entrant, because the garbage collector may run a finalizer that connects or disconnects here. Whatever

@@ -413,7 +413,7 @@ class Signal(Generic[P, R_co]):
             where: A sync function of an `Event`: only those for which it returns something true are kept. It runs in
                 the sender, which gets its errors as a receiver's.
             buffer: How many events are kept that nobody has read.
-            overflow: What happens to an event that finds the buffer full. `"wait"`: its sender waits for room, and
+            overflow: What happens to an event that finds the buffer full. `"wait"`: its sender waits for capacity, and
                 nothing is lost. `"drop_oldest"`, `"drop_newest"`: an event is dropped, and counted in the stream's
                 `dropped`. `"error"`: `BufferFull` is raised to the sender, or returned by `send_robust`.
 

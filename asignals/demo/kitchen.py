@@ -1,4 +1,4 @@
-"""The kitchen of the demo, a process of its own: it hears `pizza_done` of the shop through a relay (`--relay URL`)."""
+"""The kitchen of the demo, a separate process: it hears `pizza_done` of the shop through a relay (`--relay URL`)."""
 
 import asyncio
 import os
@@ -65,7 +65,7 @@ class NextDoor:
 
 @asynccontextmanager
 async def next_door(url: str) -> AsyncIterator[NextDoor]:
-    """Open the kitchen in a process of its own for the length of a block; `sqlite` needs no server.
+    """Open the kitchen in a separate process for the length of a block; `sqlite` needs no server.
 
     A URL that no known engine can use ends the program, with status 2.
     """

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 def run(*, requests: int, serve: bool, as_json: bool, relay: str | None = None) -> int:
     """Run the demo; returns the exit status.
 
-    `relay` is the URL of an engine, or `sqlite`: a kitchen in a process of its own then hears of the pizzas.
+    `relay` is the URL of an engine, or `sqlite`: a kitchen in a separate process then hears of the pizzas.
 
     It is 0 if every request that started has finished, else 1. A `SIGINT` (Ctrl-C) or `SIGTERM` closes the shop in good
     order; where it interrupts the customers, the status is 128 plus its number, as shells have it.

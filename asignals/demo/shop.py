@@ -148,7 +148,7 @@ class Display:
 
     def __init__(self) -> None:
         self.numbers: deque[int] = deque(maxlen=5)
-        pizza_done.connect(self.show)  # a weak reference: a display that is thrown away is disconnected
+        pizza_done.connect(self.show)  # a weak reference: a display that dies is disconnected
 
     def show(self, number: int) -> None:
         """A method as a receiver."""
@@ -160,7 +160,7 @@ display: Display = Display()
 
 @order_paid.connect(in_thread=True)
 def print_receipt(sender: Store, number: int, price: float) -> None:
-    """A receiver that blocks, and so runs in a thread of its own."""
+    """A receiver that blocks, and so runs in a worker thread."""
     with (sender.directory / "receipts.txt").open("a", encoding="utf-8") as receipts:
         receipts.write(f"{sender.name}, pizza {number}: {price:.2f}\n")
 

@@ -1,4 +1,4 @@
-"""The command `asignals demo --workers N`: so many processes serve the page of `live`, each at a port of its own."""
+"""The command `asignals demo --workers N`: so many processes serve the page of `live`, each at its own port."""
 
 import asyncio
 import os

@@ -64,7 +64,7 @@ class Token:
             )
         self.value = value
         self._is_logged = False
-        # Of programs on the ports of one host, which share their cookies, each has a name of its own.
+        # Of programs on the ports of one host, which share their cookies, each has its own name.
         self._cookie = f"asignals-{self._derived(b'name')[:8]}"
         self._cookie_value = self._derived(b"cookie")
 

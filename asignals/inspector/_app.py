@@ -93,8 +93,8 @@ class Inspector:
       with `{path}` and `{line}`, or None for no links.
     - `title`: the page's title.
 
-    Sends of every thread are shown. At more than 100 sends a second the rest are counted and timed, but not shown, save
-    20 failed ones a second. An inspector may be mounted several times, and in several apps. `ValueError` for an editor
+    Sends of every thread are shown. Beyond 100 sends a second the rest are counted and timed, but not shown, except 20
+    failed ones a second. An inspector may be mounted several times, and in several apps. `ValueError` for an editor
     that is neither known nor a link, for a `keep` or `limit` below 1, for an empty token, and for both `token` and
     `allow`.
     """
@@ -193,7 +193,7 @@ class Inspector:
             events = []
             if tick % SIGNALS_EVERY == 0 and (signals := self._list()) is not listed:
                 listed = signals
-                # A long list is fetched by the page in a request of its own.
+                # A long list is fetched by the page in a separate request.
                 short = signals if len(signals) < ROOM // 3 else json.dumps({"version": _digest(signals)})
                 events.append(_event("signals", short))
             if tick % STATISTICS_EVERY == 0:

@@ -195,7 +195,7 @@ class Recorder:
 
     def _receiver_ended(self, report: Report) -> None:
         with self._lock:
-            # A send that was cut off without a report of its own must not stay here for ever.
+            # A send that was cut off without a report must not stay here for ever.
             if len(self._unfinished) >= UNFINISHED:
                 del self._unfinished[next(iter(self._unfinished))]
             self._unfinished.setdefault(id(report.send), []).append(report)

@@ -62,7 +62,7 @@ def _notes(program: Program) -> list[str]:
     for missing in program.not_loaded():
         use = (missing.on_import or missing.uses)[0]
         if missing.source.is_script or missing.source.is_served:
-            why = "is a program of its own, and is not loaded"
+            why = "is a separate program, and is not loaded"
         elif not missing.on_import:
             why = f"{what_it_does(missing.uses)} when {use.function} is called, and is not loaded"
         elif computed is not None:

@@ -54,7 +54,7 @@ def check_programs(
 
 
 def run_check(entry: str, *, factory: bool) -> dict[str, Any]:
-    """Check one program in a process of its own; gives what `Checked.as_dict` does, or `error` and `traceback`."""
+    """Check one program in a separate process; gives what `Checked.as_dict` does, or `error` and `traceback`."""
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [str(Path.cwd()), *sys.path]))}
     command = [sys.executable, "-m", "asignals.overview.check_process", entry, "factory" if factory else ""]
     with subprocess.Popen(command, stdout=subprocess.PIPE, env=environment) as process:  # noqa: S603  our own module

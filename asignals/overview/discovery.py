@@ -56,7 +56,7 @@ def discover(targets: Iterable[str], *, everything: bool = False, skip_broken: b
     """Load programs by their entry points and find their signals, and those of libraries that they connect to.
 
     A target is what a server is given (`shop.main:app`, `shop.relay:relay`), a module or package, or `module:attribute`
-    for one signal or class. With `everything` each module of its packages is imported, too, save `__main__`, programs
+    for one signal or class. With `everything` each module of its packages is imported, too, except `__main__`, programs
     of their own, and tests; `TargetError` for one that does not import, or with `skip_broken` an entry in `broken`.
     """
     result = Discovery()

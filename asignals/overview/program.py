@@ -67,7 +67,7 @@ class NotLoaded:
 
     @property
     def is_certain(self) -> bool:
-        """Whether the program lacks it: importing it does something, and it is no program of its own."""
+        """Whether the program lacks it: importing it does something, and it is no separate program."""
         return bool(self.on_import) and not self.source.is_script and not self.source.is_served
 
 

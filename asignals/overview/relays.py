@@ -50,7 +50,7 @@ def exporter_of(receiver: object) -> Any:
 def exported_event(receiver: object) -> str | None:
     """The id of the event that a call of a relay's receiver has just exported; None for any other receiver.
 
-    To be asked in the context of the call, as a monitor is told of it.
+    To be asked in the context of the call, as monitors are.
     """
     if exporter_of(receiver) is None:
         return None

@@ -443,7 +443,7 @@ _FUNCTIONS: Final = (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda, ast.Modu
 
 
 def _wastes(parent: ast.AST, node: ast.AST) -> bool:
-    """Whether what `node` gives is thrown away, or used as what a coroutine is not, by what it stands in."""
+    """Whether what `node` gives is discarded, or used as what a coroutine is not, by what it stands in."""
     match parent:
         case ast.Expr() | ast.Subscript() | ast.Compare() | ast.FormattedValue():
             return True

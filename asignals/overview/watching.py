@@ -117,7 +117,7 @@ class Watch:
         if connection.is_live and sent is not None:
             path, _, line = connection.connected_at.rpartition(":")
             message = f"{connection.describe()} of signal {sent.name!r} is gone: its name was defined again, or deleted"
-            self.lost.append(Lost(message, short_path(path), int(line), "give it a name of its own"))
+            self.lost.append(Lost(message, short_path(path), int(line), "give it its own name"))
 
 
 _MACHINERY: Final = ("asignals.overview", "asignals.sqlalchemy", "asignals.relay", "asignals._core", "<asignals")

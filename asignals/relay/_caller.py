@@ -107,7 +107,7 @@ class Caller:
         self._done_here = Recent()  # of events that are not done: the connections that are
 
     def forget(self, event_id: str) -> None:
-        """Forget which receivers have handled an event, as it is done, or is to be handled anew."""
+        """Forget which receivers have handled an event, as it is done, or is to be handled again."""
         if self._done_here:
             self._done_here.pop(event_id, None)
 

@@ -38,7 +38,7 @@ def times_cancelled() -> int:
 async def heeding(call: Awaitable[T]) -> T:
     """Await a call; whether the task was cancelled is asked of the task, not of the call.
 
-    Raises the cancellation that came meanwhile and that the call has swallowed, or turned into an error of its own; and
+    Raises the cancellation that came meanwhile and that the call has swallowed, or turned into another error; and
     `SelfCancelledError` for a `CancelledError` that nobody asked for.
     """
     before = times_cancelled()

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-LIMIT: Final = 8.0  # seconds that a transaction of a few statements may take; then its connection is thrown away
+LIMIT: Final = 8.0  # seconds that a transaction of a few statements may take; then its connection is closed
 CLOSE: Final = 2.0  # seconds that closing may take
 _REPEATS: Final = 5  # times that a transaction is begun which the database undoes, to end a deadlock
 
@@ -64,8 +64,8 @@ def note_when_made(_connection: Any, record: Any) -> None:
 async def connected(engine: AsyncEngine, seconds: float | None = LIMIT) -> AsyncIterator[AsyncConnection]:
     """`engine.connect()`, with a limit for the block: a database that is connected and silent stops nothing for ever.
 
-    After `seconds` the block is cancelled, its connection thrown away, and with it all that were made before; raises
-    `TimeoutError`. They are thrown away, too, where the server has become read-only, as after a failover. Opening and
+    After `seconds` the block is cancelled, its connection closed, and with it all that were made before; raises
+    `TimeoutError`. They are closed, too, where the server has become read-only, as after a failover. Opening and
     closing are cut short by no cancellation: drivers leave half-open ones behind. Raises `SchemaError` where a table is
     missing. On SQLite, whose file answers, the limit is that for its lock.
     """
@@ -95,7 +95,7 @@ async def connected(engine: AsyncEngine, seconds: float | None = LIMIT) -> Async
 
 
 async def answered(engine: AsyncEngine, call: Awaitable[T], seconds: float = LIMIT) -> T:
-    """Await one call of a connection, with a limit of its own inside of that of the whole block."""
+    """Await one call of a connection, with its own limit inside of that of the whole block."""
     try:
         return await limited(call, seconds)
     except TimeoutError as error:
@@ -126,7 +126,7 @@ async def answered_in(
 def _silent(engine: AsyncEngine, seconds: float | None) -> TimeoutError:
     """Trust no connection any more that was made until now, and say who did not answer."""
     _distrust(engine)
-    return TimeoutError(f"{name_of(engine)} did not answer within {seconds:g} s; its connections are thrown away")
+    return TimeoutError(f"{name_of(engine)} did not answer within {seconds:g} s; its connections are closed")
 
 
 def _distrust(engine: AsyncEngine) -> None:

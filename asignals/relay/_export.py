@@ -78,7 +78,7 @@ class NoSessionError(DocumentedError, RuntimeError):
         super().__init__(
             f"signal {signal!r} was sent without a session, so its event for {topic!r} would stay though your "
             f"transaction rolls back: send it with session=…, or inside `with relay.bind(session):`; where it is "
-            f"meant to have a transaction of its own, send it inside `with relay.own_transaction():`"
+            f"meant to have its own transaction, send it inside `with relay.own_transaction():`"
         )
         self.signal = signal
         self.topic = topic
@@ -224,7 +224,7 @@ class Exporter:
         return export
 
     def _session_of(self, signal: Signal[..., Any], arguments: dict[str, Any]) -> Any:
-        """The session whose transaction the event is part of; `None` for one of its own."""
+        """The session whose transaction the event is part of; `None` for a separate one."""
         session = arguments.get("session") if "session" in self._exclude_args else None
         if session is None:
             session = self._session.get()

@@ -208,7 +208,7 @@ class EventHandler:
     async def give_up(
         self, queue: str, delivery: Delivery, error: BaseException, attempts: int, done: tuple[str, ...] = ()
     ) -> float | None:
-        """Make it a dead letter; a replay of that begins to count anew."""
+        """Make it a dead letter; a replay of that counts from the beginning."""
         text = without_passwords(f"{type(error).__name__}: {error}") if str(error) else said(error)
         letter = DeadLetter(delivery.data[:MAX_KEPT], self._service, text, attempts, done=done)
         try:

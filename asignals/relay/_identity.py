@@ -11,7 +11,7 @@ from asignals.relay._envelope import check_name, new_id
 
 
 class Identity:
-    """The names of one relay. In a forked child an instance that was not named by the user has a name of its own.
+    """The names of one relay. In a forked child an instance that was not named by the user has its own name.
 
     A server that loads the application and then forks its workers makes each relay once: if they shared its instance,
     all of them would own what one of them may own, such as the order of a key.

@@ -180,7 +180,7 @@ class Operations:
     async def forget(self, service: str, topics: Collection[str] | None = None) -> None:
         """Remove what the engine keeps for a service that is gone, or for topics that it receives no more.
 
-        What waited there is lost. A service that comes back begins anew. Raises `TypeError` when the transport keeps
+        What waited there is lost. A service that comes back begins again. Raises `TypeError` when the transport keeps
         nothing for services, and what the engine raises.
         """
         check_name("service", service)

@@ -75,7 +75,7 @@ class Relay(Operations):
             RabbitMQ and Kafka have no store of their own: without an inbox nothing is remembered over a restart there,
             and an event that kills its process is not found out.
         instance: Names this process among those of the service; by default made of host and process id, in a
-                forked child anew.
+                forked child again.
         sender_codec: A pair of functions: sender to string, and string to sender (which may be async). By default
             senders are strings or `None`.
         limit: How many events are handled at once.
@@ -340,7 +340,7 @@ class Relay(Operations):
         return Bound(self._session, session)
 
     def own_transaction(self) -> AbstractContextManager[None]:
-        """Have sends inside the `with` block, in this context, write to the outbox in a transaction of their own.
+        """Have sends inside the `with` block, in this context, write to the outbox in their own transaction.
 
         Their events stay even though whatever else is done there is rolled back. A send with `session=` uses that.
         """

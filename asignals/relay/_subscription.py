@@ -104,7 +104,7 @@ class Subscription:
                 self._warned.add(name)
                 logger.warning(
                     "signal %r has %d receivers named %r, which a retry in another process cannot tell apart: when one "
-                    "fails there, all are called again; connect each with a dispatch_uid of its own",
+                    "fails there, all are called again; connect each with its own dispatch_uid",
                     self.signal.name,
                     count,
                     name,

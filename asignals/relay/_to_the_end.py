@@ -14,7 +14,7 @@ T = TypeVar("T")
 
 
 async def to_the_end(work: Coroutine[Any, Any, T]) -> T:
-    """Await work to its end in a task of its own, and raise only then a cancellation that came meanwhile.
+    """Await work to its end in a separate task, and raise only then a cancellation that came meanwhile.
 
     That of a scope of anyio's is raised by whatever is awaited next.
     """

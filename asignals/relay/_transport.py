@@ -119,7 +119,7 @@ class Broadcasts(Protocol):
 
 @runtime_checkable
 class DeadLetters(Protocol):
-    """A transport that keeps dead letters in queues of their own, where no trimming reaches them."""
+    """A transport that keeps dead letters in their own queues, where no trimming reaches them."""
 
     async def put_dead_letter(self, queue: str, letter: DeadLetter) -> None:
         """Keep a letter; returns when it is safe."""

@@ -16,7 +16,7 @@ _LEAST: Final = 1.0  # seconds; a shorter stall may be a busy machine's
 
 
 class Watchdog:
-    """Calls `blocked(receiver, seconds)` from a thread of its own when the loop has not run for half of a lease.
+    """Calls `blocked(receiver, seconds)` from a separate thread when the loop has not run for half of a lease.
 
     `receiver` names what the loop is in, if that is a receiver: the one that blocks. Once for each stall.
     """

@@ -181,7 +181,7 @@ async def _note(session: AsyncSession | AsyncConnection, call: Call) -> None:
     if not isinstance(call.inbox, SQLAlchemyInbox):
         raise RuntimeError(f"once(session) needs Relay(inbox=SQLAlchemyInbox(…)), not {type(call.inbox).__name__}")  # noqa: TRY004  how the relay is made, not what was passed
     if call.receiver is None:
-        raise RuntimeError("once(session) needs a receiver with a name of its own: connect it with a dispatch_uid")
+        raise RuntimeError("once(session) needs a receiver with its own name: connect it with a dispatch_uid")
     event_id = call.envelope.repeats or call.envelope.id
     row = {"event_id": event_id, "service": call.service, "receiver": call.receiver, "time": time.time()}
     # MariaDB's INSERT IGNORE would ignore other errors, too. There a conflict undoes no more than its own statement.

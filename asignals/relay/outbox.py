@@ -110,7 +110,7 @@ class SQLAlchemyOutbox(Stored):
         return rows_of(self.engine, self._locking, self._single, self.tables.outbox, self._channel, self._used_for)
 
     def use_for(self, transport: object) -> None:
-        """Keep events for one engine: relays with other engines may share the table, each with an outbox of its own.
+        """Keep events for one engine: relays with other engines may share the table, each with its own outbox.
 
         With a `Memory` or a user's own transport, rows name no engine, and all rows are published.
 
@@ -134,7 +134,7 @@ class SQLAlchemyOutbox(Stored):
     async def put(self, envelope: Envelope, session: AsyncSession | AsyncConnection | None = None) -> None:
         """Write the event in the transaction of `session`: it commits or vanishes with what else is done there.
 
-        Without a session the row has a transaction of its own. After the commit the relay in this process is woken, or,
+        Without a session the row has its own transaction. After the commit the relay in this process is woken, or,
         where none runs, NOTIFY wakes those elsewhere. A connection that is no session's does not tell when it has
         committed: there NOTIFY is part of the transaction, and such transactions commit one at a time.
 

@@ -1,4 +1,4 @@
-"""The receiving side as a process of its own: `asignals worker TARGET`.
+"""The receiving side as a separate process: `asignals worker TARGET`.
 
 SIGTERM and SIGINT stop it gently: nothing new is begun, running receivers have the relay's grace period to finish. A
 second signal cancels what still runs; the engine then gives it to another instance.

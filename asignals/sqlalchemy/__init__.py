@@ -58,9 +58,9 @@ them, and no cascade of the ORM's: rows that the database deletes by itself are 
 so not seen, are Core statements (`insert(User.__table__)`, `text(…)`), and INSERT, UPDATE and DELETE inside of a CTE.
 
 **Cancellation** cancels a receiver in the flush, and the transaction is rolled back. From the COMMIT on nothing is cut
-short: the commit, or rollback, and the receivers after it run in a task of their own, in a copy of the context; whoever
+short: the commit, or rollback, and the receivers after it run in a separate task, in a copy of the context; whoever
 is cancelled waits for them, and is cancelled after that. A `timeout` keeps an async receiver from taking too long. The
-end of `async with maker.begin()` is run by SQLAlchemy in a task of its own, so a cancellation that comes while it
+end of `async with maker.begin()` is run by SQLAlchemy in a separate task, so a cancellation that comes while it
 flushes reaches no receiver either.
 
 Coming from Django:

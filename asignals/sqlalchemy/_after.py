@@ -1,4 +1,4 @@
-"""After the end of a transaction: who is told of what, and the session that each receiver finds.
+"""After the end of a transaction: who is sent what, and the session that each receiver finds.
 
 Each receiver, and each callback of `on_commit`, finds an idle session and the attributes that were loaded in the flush.
 What it leaves open in the session is committed when it returns, and rolled back when it raises.

@@ -28,7 +28,7 @@ class Event:
         self.signal = signal
         self.sender = sender
         self.arguments = arguments
-        self.row = row  # the `InstanceState` of the instance, where a flush tells of it
+        self.row = row  # the `InstanceState` of the instance, where a flush reports it
         self.named_only = named_only
 
     def plan(self, phase: Phase) -> Connections:

@@ -3,7 +3,7 @@
 `session.new`, `dirty` and `deleted` tell less than half: cascades, orphans, foreign keys that a collection of another
 object sets, and rows that change hands are only decided when the unit of work sorts its actions. So, where there are
 changed relationships, changed primary keys, orphans or deletions that can reach a class somebody listens to, a second
-unit of work is filled as `Session.flush` does it, told to sort, and thrown away; sorting runs the same SELECTs that the
+unit of work is filled as `Session.flush` does it, told to sort, and discarded; sorting runs the same SELECTs that the
 flush would run, and leaves what they load in place. All other rows are what they look like.
 """
 

@@ -2,7 +2,7 @@
 
 A link between two instances is recorded in the history of the side that was changed and, where the relationship has
 two sides, usually in that of the other. So links are gathered in one form first, as pairs in the direction of the
-forward side, and then told of from each side that somebody listens to.
+forward side, and then reported for each side that somebody listens to.
 """
 
 from __future__ import annotations

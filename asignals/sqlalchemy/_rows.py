@@ -55,7 +55,7 @@ def rows_heard(session: Session, mapper: Mapper[Any], kind: str) -> ModelSignal 
 
 
 class StatementResult(IteratorResult[Any]):
-    """The result of a statement without RETURNING of its own, as far as it is known from the rows."""
+    """The result of a statement without its own RETURNING, as far as it is known from the rows."""
 
     returns_rows = False
 

@@ -19,7 +19,7 @@ R = TypeVar("R")
 def shielded(work: Callable[[], R]) -> R:
     """Do sync work whose awaiting, inside of a greenlet, is not cancelled; raises the cancellation when it is done.
 
-    It runs in a task of its own, in a copy of the context, because that is all that keeps `task.cancel()` away; the
+    It runs in a separate task, in a copy of the context, because that is all that keeps `task.cancel()` away; the
     exception being handled is known to it. Outside of greenlets it is just done.
     """
     if not in_greenlet():
@@ -30,7 +30,7 @@ def shielded(work: Callable[[], R]) -> R:
 
 
 async def to_the_end(work: Coroutine[Any, Any, R]) -> R:
-    """Await work to its end in a task of its own; a cancellation that comes meanwhile is raised afterwards."""
+    """Await work to its end in a separate task; a cancellation that comes meanwhile is raised afterwards."""
     task = asyncio.get_running_loop().create_task(work)
     cancellation: asyncio.CancelledError | None = None
     with anyio.CancelScope(shield=True):  # else a cancelled scope around us would cancel this wait over and over

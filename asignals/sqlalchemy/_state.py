@@ -113,7 +113,7 @@ def mark(session_class: type[Session], *, enabled: bool) -> None:
 
 
 def marked_below(session_class: type[Session]) -> Iterator[type[Session]]:
-    """The class and those below it that carry a mark of their own."""
+    """The class and those below it that carry their own mark."""
     if _MARK in vars(session_class):
         yield session_class
     for below in session_class.__subclasses__():

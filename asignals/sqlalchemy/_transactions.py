@@ -47,7 +47,7 @@ def on_commit(session: object, callback: Callable[[], object]) -> None:
     closed, it is dropped. Without a transaction, the session begins one, as it does for `session.add()`. The callback
     finds an idle session; what it leaves open there is committed when it returns and rolled back when it raises, and
     so a callback that it registers is called after it. Its exceptions are logged to the logger `asignals`. It runs in a
-    task of its own, which a cancellation of the committing task does not reach; the committing task waits for it.
+    separate task, which a cancellation of the committing task does not reach; the committing task waits for it.
 
     With several databases it is called when all of them have committed.
 

@@ -1,4 +1,4 @@
-"""What engines have in common that keep services and dead letters by parts of their own."""
+"""What engines have in common that keep services and dead letters in separate classes."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Services(Protocol):
 
 
 class BrokerEngine:
-    """An engine whose services and dead letters are kept by parts of their own."""
+    """An engine whose services and dead letters are kept by separate classes."""
 
     def __init__(self, services: Services, dead_letters: DeadLetters) -> None:
         self._services = services

@@ -1,7 +1,7 @@
 """RabbitMQ as the engine, by aio-pika (extra: rabbitmq). RabbitMQ 3.10 or newer.
 
 Persistent messages, publisher confirms, a durable topic exchange, and a quorum queue for each topic of each service.
-What no service receives is kept in a queue of its own, for the first that does.
+What no service receives is kept in a separate queue, for the first service that does.
 """
 
 from __future__ import annotations
@@ -179,7 +179,7 @@ class RabbitMQ(BrokerEngine):
             if message.exchange == self._connection.listeners:
                 try:
                     await limited(bind(), ANSWER_TIMEOUT)
-                except Exception as error:  # noqa: BLE001  the listener begins anew, or has ended meanwhile
+                except Exception as error:  # noqa: BLE001  the listener begins again, or has ended meanwhile
                     closing.note(channel, error)
             else:
                 hear(Delivery(topic_of(message.routing_key or ""), message.body))

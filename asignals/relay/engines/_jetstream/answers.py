@@ -78,7 +78,7 @@ def _may_end(error: Exception) -> bool:
 
 
 Position: TypeAlias = tuple[int, int]
-"""An event's sequence number in its stream, and when it came: the numbers of a stream that is made anew begin again."""
+"""An event's sequence number in its stream, and when it came: the numbers of a stream that is made again begin at 1."""
 
 
 def place_of(reply: str) -> tuple[int, Position] | None:

@@ -1,4 +1,4 @@
-"""One running `consume` on JetStream: asking for events as far as there is room, and acknowledging them."""
+"""One running `consume` on JetStream: asking for events as far as there is capacity, and acknowledging them."""
 
 from __future__ import annotations
 
@@ -168,7 +168,7 @@ class Consumer:
                 await self._pull(client)
 
     async def _pull(self, client: Client) -> None:
-        """Keep asking for events, of each topic as many as there is room for, until something is wrong."""
+        """Keep asking for events, of each topic as many as there is capacity for, until something is wrong."""
         self._trouble = None
         pulls = [
             _Pull(Requests(self._streams, durable_of(self._service, topic), client.new_inbox()))

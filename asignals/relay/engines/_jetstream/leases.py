@@ -1,7 +1,7 @@
 """The leases of the partitions of topics: the last message of a subject, which expires unless it is renewed.
 
 A lease is taken and renewed by the sequence number of that message, so that no two instances have it. Instances write
-a subject of their own there, too, by which they count each other.
+their own subject there, too, by which they count each other.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Order by key in JetStream: partitions, each with a lease that one instance has.
 
-Events with a key have subjects of their own, `<stream>.<topic>.~.<partition>`, by a checksum of the key, and a durable
+Events with a key have their own subjects, `<stream>.<topic>.~.<partition>`, by a checksum of the key, and a durable
 consumer for each. Only the instance that has its lease may pull from it; each instance takes its share of the leases.
 
 The server may still wait for what it has delivered before, to an instance that died or by a connection that was lost.
@@ -271,14 +271,14 @@ class PartitionedConsumer:
         self._connection.problems.pop(durable, None)
 
     def suspend(self) -> None:
-        """Ask for nothing until `are_made` is set anew: the server does not tell each request that it is lost."""
+        """Ask for nothing until `are_made` is set again: the server does not tell each request that it is lost."""
         self.are_made.clear()
         for turn in self._turns.values():
-            turn.trouble = ConnectionError("JetStream: the consumers of partitions are made anew")
+            turn.trouble = ConnectionError("JetStream: the consumers of partitions are made again")
             turn.changed.set()
 
     async def _pull(self, client: Client, turn: _Turn, durable: str) -> None:
-        """Keep asking for events, as many as there is room for, until something is wrong, or it is over."""
+        """Keep asking for events, as many as it has capacity for, until something is wrong, or it is over."""
         turn.requests = Requests(self._streams, durable, client.new_inbox())
         turn.trouble = None
         reconnects = client.stats["reconnects"]

@@ -152,7 +152,7 @@ class Streams:
         )
 
     async def publish(self, client: Client, subject: str, data: bytes, headers: dict[str, str]) -> None:
-        """Publish to one of the streams beside that of the events, which is made anew where somebody has deleted it."""
+        """Publish to one of the other streams; it is made again where somebody has deleted it."""
         jetstream = client.jetstream(timeout=CONNECT)
         try:
             await self.connection.ask(client, jetstream.publish(subject, data, headers=headers))

@@ -108,7 +108,7 @@ class Clients:
 async def in_thread(work: Callable[[], T], thread: ThreadPoolExecutor | None = None) -> T:
     """Run blocking work in a thread, to its end though we are cancelled: the client must not be used by two at once.
 
-    What goes on for ever has a thread of its own, as those of the loop's are few.
+    What never ends has its own thread, as the threads of the loop are few.
     """
     context = copy_context()
     return await to_the_end(_future(asyncio.get_running_loop().run_in_executor(thread, lambda: context.run(work))))

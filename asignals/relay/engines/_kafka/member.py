@@ -60,7 +60,7 @@ class Member:
             self._client.close()
 
     def poll(self, count: int, *, is_full: bool) -> list[Message]:
-        """Look for events, with all partitions paused when there is no room: a member that does not poll is dropped."""
+        """Look for events, with all partitions paused without capacity: a member that does not poll is dropped."""
         if is_full != self._is_paused:
             self._is_paused = is_full
             (self._client.pause if is_full else self._client.resume)(self._client.assignment())

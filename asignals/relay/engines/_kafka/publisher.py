@@ -1,4 +1,4 @@
-"""Publishing to Kafka: records in batches, by one producer in a thread of its own."""
+"""Publishing to Kafka: records in batches, by one producer in a separate thread."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ class Publisher:
 
 
 def _put(producer: Producer, record: Record, delivered: Callable[..., None]) -> None:
-    """Queue a record, when there is room."""
+    """Queue a record, when there is capacity."""
     while True:
         try:
             producer.produce(record.topic, record.value, record.key, partition=record.partition, on_delivery=delivered)

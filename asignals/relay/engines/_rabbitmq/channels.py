@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 ANSWER_TIMEOUT: Final = 5.0  # seconds that an answer may take
 CLOSE_TIMEOUT: Final = 2.0  # seconds that closing may take
-# Seconds without a message after which a consumer begins anew on another channel. A queue that is deleted and made
+# Seconds without a message after which a consumer begins again on another channel. A queue that is deleted and made
 # again within 10 ms keeps its consumers, and gives them nothing (seen in 3.10); nothing that AMQP tells shows it.
 IDLE: Final = 60.0
 ATTEMPT: Final = "x-asignals-attempt"
@@ -61,7 +61,7 @@ class ConsumerEndedError(ConnectionError):
 
 
 async def check_consuming(channel: AbstractChannel, queue: str, tag: str) -> None:
-    """Raise `ConsumerEndedError` for a consumer that has ended: a queue that is there may have been made anew."""
+    """Raise `ConsumerEndedError` for a consumer that has ended: a queue that is there may have been made again."""
     underlying: Any = await channel.get_underlay_channel()
     if tag not in underlying.consumers:
         raise ConsumerEndedError(f"RabbitMQ ended the consumer of {queue!r}: the queue was deleted")

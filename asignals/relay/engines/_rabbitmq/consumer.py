@@ -1,4 +1,4 @@
-"""One running `consume` on RabbitMQ: what comes by the queues of the topics, over the loss of connections."""
+"""One running `consume` on RabbitMQ: events from the queues of the topics, over the loss of connections."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ class Consumer:
                         await channels.aclose()
 
     async def _consume(self, channels: AsyncExitStack, attempts: Attempts, made: int) -> None:
-        """Put what comes by one channel into the pool until nothing can come any more, and raise why.
+        """Put the events of one channel into the pool until no more can come, and raise why.
 
         Returns when nothing of a topic has come for a while, and nothing is here.
         """
@@ -109,7 +109,7 @@ class Consumer:
             while True:
                 await closing.wait(_GROW)
                 if self._services.times_made(self._service, self._topics) > made:
-                    raise ConsumerEndedError(f"the queues of {self._service!r} were deleted, and are made anew")
+                    raise ConsumerEndedError(f"the queues of {self._service!r} were deleted, and are made again")
                 for queue, tag in tags:
                     await check_consuming(channel, queue.name, tag)
                 if self._must_hold_more(holds):
@@ -128,7 +128,7 @@ class Consumer:
                     await self._services.bind_again(self._service, next(self._bound_next))
 
     def _must_hold_more(self, holds: int) -> bool:
-        """Whether the events that wait for others of their key leave too little room."""
+        """Whether the events that wait for others of their key leave too little capacity."""
         return self.pool.parked > holds - max(self._limit * 2, _LEAST // 2) and holds < MOST_HELD
 
     async def _subscribe(self, channel: AbstractChannel, holds: int) -> list[tuple[AbstractQueue, str]]:

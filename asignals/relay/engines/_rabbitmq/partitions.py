@@ -153,7 +153,7 @@ class PartitionedConsumer:
             raise ConnectionError(f"RabbitMQ closed the channel of {turn.queue!r}")
         await check_consuming(turn.channel, turn.queue, turn.tag)
         if self._services.times_made(self._service, [turn.topic]) > turn.made:
-            raise ConsumerEndedError(f"{turn.queue!r} was deleted, and is made anew")
+            raise ConsumerEndedError(f"{turn.queue!r} was deleted, and is made again")
         asked = time.monotonic()
         await limited(turn.channel.declare_queue(turn.queue, passive=True), ANSWER_TIMEOUT)
         turn.until = asked + _KNOWN

@@ -48,7 +48,7 @@ class Services:
         self._adding = asyncio.Lock()
         self._bound: OpenConnection | None = None  # on which the exchange was found bound
         self._loop = OwnLoop()
-        # RabbitMQ may move the consumer of a queue that is made anew at once to the new one, which then gives it
+        # RabbitMQ may move the consumer of a queue that is made again at once to the new one, which then gives it
         # nothing: it has to subscribe again, on another channel.
         self._made: Counter[tuple[str, str]] = Counter()
         self._kept: dict[str, int] = {}  # how many events no service received when those of a topic were looked for
@@ -104,7 +104,7 @@ class Services:
         self._look_for_kept = time.monotonic() + _SCARCELY * (time.monotonic() - begun)
 
     def times_made(self, service: str, topics: Collection[str]) -> int:
-        """Count how often the queues of these topics were made: consumers of those before have to begin anew."""
+        """Count how often the queues of these topics were made: consumers of those before have to begin again."""
         return sum(self._made[service, topic] for topic in topics)
 
     async def _declare(self, channel: AbstractChannel, service: str, topic: str) -> None:

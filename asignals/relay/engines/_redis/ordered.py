@@ -1,6 +1,6 @@
 """Order by key in Redis: of each key one event is handled at a time, by whichever instance.
 
-Events with a key have a stream of their own for each topic. A group reads it by a script, which gives the first event
+Events with a key have their own stream for each topic. A group reads it by a script, which gives the first event
 of each key to an instance, for the time of a lease, and lets those behind it wait; acknowledging gives the next one.
 All of it is in Redis, and each step is one script, so there is nothing that an instance could take along when it dies.
 What an instance says of an event that is not its own any more does not count.
@@ -70,7 +70,7 @@ class OrderedConsumer:
         done.add((item, None if outcome is None else delay_of(outcome)))
 
     async def take_for_ever(self, pool: Pool[Any]) -> None:
-        """Take what is there, and what comes, as far as there is room."""
+        """Take what is there, and what comes, as far as there is capacity."""
         attempts = Attempts(self.connection.state)
         reading: asyncio.Task[None] | None = None
         try:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 # KEYS: the set of topics, where ids are remembered, the streams. ARGV: for how many seconds an id is; for each stream
 # how many events follow, and of each its id and data; where that number is negative, they have a key as well.
-# An id that is repeated is remembered anew: it may come again and again until enough replicas have it.
+# An id that is repeated is remembered again: it may come again and again until enough replicas have it.
 _ADD: Final = """
 local place = 2
 for i = 3, #KEYS do

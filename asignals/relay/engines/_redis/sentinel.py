@@ -1,4 +1,4 @@
-"""Connections to the Redis that leads, as Sentinel says it: each new connection asks anew."""
+"""Connections to the Redis that leads, as Sentinel says it: each new connection asks again."""
 
 from __future__ import annotations
 
