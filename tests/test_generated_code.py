@@ -240,6 +240,54 @@ async def test_other_keywords_than_those_that_come_again_arrive(method):
         assert (await send(None, **named))[0][1] == {"signal": made, "sender": None, **named}
 
 
+@pytest.mark.parametrize("method", ["send", "send_robust"])
+async def test_a_reserved_name_is_refused_at_the_call_as_often_as_it_comes(method):
+    """A send of `signal` raises before it is awaited, also where the loop is written for other keywords."""
+    made = Signal()
+    made.connect(slow)
+    send = getattr(made, method)
+    for _ in range(30):
+        await send(None, kept=1)
+        with pytest.raises(TypeError, match="'signal' is reserved"):
+            send(None, signal=1)
+
+
+async def test_who_hears_keywords_by_turns_is_settled_at_the_call():
+    """A loop that leaves a send to another one calls the receivers that were connected at the call, and no others."""
+    made = Signal()
+    made.connect(slow)
+    for _ in range(30):
+        await made.send(None, turn=1)
+
+    def late(**named):
+        raise AssertionError
+
+    sending = made.send(None, turn=1, other=2)
+    made.connect(late)
+    assert await sending == [(slow, {"signal": made, "sender": None, "turn": 1, "other": 2})]
+
+
+async def test_names_that_hash_as_they_like_arrive():
+    """A name of a subclass of `str` that equals no other arrives, however often the plain name was sent before."""
+
+    class Odd(str):
+        __slots__ = ()
+
+        def __eq__(self, other):
+            return self is other
+
+        def __hash__(self):
+            return 1
+
+    made, odd = Signal(), Odd("odd")
+    made.connect(slow)
+    for _ in range(30):
+        await made.send(None, odd=1)
+        (pair,) = await made.send(None, **{odd: 2})
+        assert list(pair[1].values()) == [made, None, 2]
+        assert list(map(str.__str__, pair[1])) == ["signal", "sender", "odd"]
+
+
 async def test_long_and_impossible_names_are_never_written():
     """Names of many characters, and names that Python cannot have, are sent as they are."""
     made = Signal()

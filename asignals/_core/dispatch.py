@@ -257,10 +257,10 @@ def deliver(
     origin = signal if signal._origin is None else signal._origin
     plan = origin._registry.plan or origin._registry.plan_for(sender)
     if signal._task_group is None and not watchers:
-        return plan.loop_for(arguments)(plan.connections, origin, sender, is_robust, **arguments)
+        return plan.loop_for(arguments)(plan, origin, sender, is_robust, *plan.values(arguments))
     send = Send(origin, sender, arguments)
     if signal._task_group is None:
-        return plan.watched_loop(plan.connections, origin, sender, is_robust, send, **arguments)
+        return plan.watched_loop(plan, origin, sender, is_robust, send, *plan.values(arguments))
     send._is_robust = is_robust
     return _in_task_group(send, plan.connections, signal._task_group, signal._limit)
 

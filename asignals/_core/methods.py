@@ -21,7 +21,7 @@ def @send(@self, /, sender, @parameters):
     @plan = @self._direct.plan or @self._direct.plan_for(sender)
     if @plan.loop is None or @watchers:
         return @deliver(@self, sender, @arguments, is_robust=@is_robust)
-    return @plan.loop(@plan.connections, @self, sender, @is_robust, @positions)
+    return @plan.loop(@plan, @self, sender, @is_robust, @positions)
 """
 _BIND = """\
 def @bind(@self, /, sender, @parameters):

@@ -53,21 +53,24 @@ class Plan:
 
     def loop_for(self, arguments: Iterable[str]) -> Loop:
         """The loop of a send; `arguments` are the keywords that an undeclared signal sends."""
-        if self.loop is not None and self._names is not None:
-            return self.loop
-        names = self._names
-        if names is None and is_often_sent(plain := tuple(map(str.__str__, arguments))):  # others write what they like
-            names = plain
-        loop = write_loop(names, self._shapes())
-        if names is not None:
-            self.loop = loop
-        return loop
+        if self._names is not None:
+            self.loop = self.loop or write_loop(self._names, self._shapes)
+        elif {*map(type, arguments)} <= {str} and is_often_sent(names := tuple(arguments)):  # others hash as they like
+            self.loop = write_loop(names, self._shapes, "unpacking")
+        else:
+            return write_loop(None, self._shapes)
+        return self.loop
 
     @cached_property
     def watched_loop(self) -> Loop:
         """The loop of a send that a monitor watches."""
-        return write_loop(self._names, self._shapes(), is_watched=True)
+        return write_loop(self._names, self._shapes, "watched")
 
+    def values(self, arguments: dict[str, Any]) -> Iterable[Any]:
+        """The arguments as the loops take them."""
+        return (arguments,) if self._names is None else map(arguments.__getitem__, self._names)
+
+    @cached_property
     def _shapes(self) -> tuple[Shape, ...]:
         """Those that most of the receivers have."""
         styles = Counter(style for each in self.connections if (style := each.style) is not None)

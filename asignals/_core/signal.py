@@ -57,7 +57,6 @@ class Signal(Generic[P, R_co]):
         TypeError, ValueError: `task_group` is not callable, `limit` is not a positive integer.
     """
 
-    providing_args: tuple[str, ...] | None
     _written_for: tuple[str, ...] | None = None
 
     def __init__(
@@ -69,7 +68,7 @@ class Signal(Generic[P, R_co]):
         task_group: TaskGroupFactory | None = None,
         limit: int | None = None,
     ) -> None:
-        self.providing_args = None if providing_args is None else check_names(providing_args)
+        self.providing_args: tuple[str, ...] | None = None if providing_args is None else check_names(providing_args)
         self.__doc__ = doc
         self._name = name
         frame = calling_frame(type(self))
@@ -102,7 +101,7 @@ class Signal(Generic[P, R_co]):
         if limit is not None:
             check_count("limit", limit, 1, "receivers")
         self._task_group, self._limit = task_group, limit
-        self._direct = self._registry if task_group is None and self._origin is None else _NO_PLAN
+        self._direct: Registry = self._registry if task_group is None and self._origin is None else _NO_PLAN
 
     def __set_name__(self, owner: type, name: str) -> None:
         if self._name is None:
@@ -154,12 +153,9 @@ class Signal(Generic[P, R_co]):
                 TypeError: the arguments are not those that the signal declares; no receiver was called.
             """
             plan = self._direct.plan or self._direct.plan_for(sender)
-            if plan.loop is not None and not watchers:
-                try:
-                    return plan.loop(plan.connections, self, sender, False, **named)  # noqa: FBT003  fastest by position
-                except TypeError:  # it is written for other keywords
-                    pass
-            return deliver(self, *self._bind(sender, **named), is_robust=False)
+            if plan.loop is None or watchers or "signal" in named:
+                return deliver(self, *self._bind(sender, **named), is_robust=False)
+            return plan.loop(plan, self, sender, False, named)  # noqa: FBT003  fastest by position
 
         def send_robust(self, /, sender: object, **named: Any) -> Coroutine[Any, Any, list[tuple[Receiver, Any]]]:
             """Call every receiver, and return exceptions in place of the responses of those that failed.
@@ -172,12 +168,9 @@ class Signal(Generic[P, R_co]):
                 TypeError: the arguments are not those that the signal declares; no receiver was called.
             """
             plan = self._direct.plan or self._direct.plan_for(sender)
-            if plan.loop is not None and not watchers:
-                try:
-                    return plan.loop(plan.connections, self, sender, True, **named)  # noqa: FBT003  fastest by position
-                except TypeError:  # it is written for other keywords
-                    pass
-            return deliver(self, *self._bind(sender, **named), is_robust=True)
+            if plan.loop is None or watchers or "signal" in named:
+                return deliver(self, *self._bind(sender, **named), is_robust=True)
+            return plan.loop(plan, self, sender, True, named)  # noqa: FBT003  fastest by position
 
         mark_as_send(send)
         mark_as_send(send_robust)
@@ -527,10 +520,7 @@ def receiver(
         TypeError: `signals` is something else, or one of the two is empty.
         Others: what `connect` raises; then the function is connected to none of them.
     """
-    given: Any = options
-    chosen: list[Signal[..., Any]] = [signals] if isinstance(signals, Signal) else []
-    if isinstance(signals, Iterable):
-        chosen += signals
+    chosen = [signals] if isinstance(signals, Signal) or not isinstance(signals, Iterable) else list(signals)
     senders = list(sender) if isinstance(sender, list | tuple | set | frozenset) else [sender]
     if not chosen or not senders or not all(isinstance(one, Signal) for one in chosen):
         raise TypeError(f"receiver() takes a signal, or several, and at least one sender; not {signals!r:.80}")
@@ -540,7 +530,7 @@ def receiver(
         with ExitStack() as undo:
             for one, each in itertools.product(chosen, senders):
                 put_back = one._registry.remember(function, each, options.get("dispatch_uid"))
-                one.connect(function, each, **given)
+                one.connect(function, each, **cast("Any", options))
                 undo.callback(put_back)
             undo.pop_all()
         return function

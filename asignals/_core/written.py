@@ -42,12 +42,12 @@ def is_awaitable(response: object) -> bool:
 # `@` marks what belongs to the template; it becomes a prefix that no declared name begins with. What names
 # `@send` or `@watch` is written only for sends that a monitor watches; `@send` is their `Send`.
 _LOOP = """\
-async def @loop(@connections, @self, sender, @is_robust, /, @positions):
+async def @loop(@plan, @self, sender, @is_robust, /, @positions):
     with @send:
         @results = []
         @response = None
         @watch = None
-        for @connection in @connections:
+        for @connection in @plan.connections:
             try:
                 @branches
                 else:
@@ -73,6 +73,12 @@ async def @loop(@connections, @self, sender, @is_robust, /, @positions):
         finally:
             del @results, @response  # they may hold errors, whose frames lead back to this one
 """
+# An undeclared signal gives its arguments as one dict: `**` would build another one, and take twice as long.
+_UNPACK = """\
+@named):
+    if @len(@named) != {count}{missing}:
+        return await @plan.loop_for(@named)(@plan, @self, sender, @is_robust, @named)
+{values}"""
 _BRANCH = """\
 if @connection.style is @shape{number}:
     if (@receiver := @connection()) is None:
@@ -91,7 +97,7 @@ def @choose(@receiver, @self, sender, @given):
 """
 
 _FUNCTIONS = annotate, is_awaitable, is_receivers_error, log_failure
-_NAMESPACE: dict[str, Any] = {each.__name__: each for each in (BaseException, type, *_FUNCTIONS)}
+_NAMESPACE: dict[str, Any] = {each.__name__: each for each in (BaseException, len, type, *_FUNCTIONS)}
 _NAMESPACE |= {"MethodType": MethodType, "PLAIN_TYPES": PLAIN_TYPES}
 
 
@@ -100,7 +106,7 @@ def write(template: str, title: str, names: Names | None, **objects: Any) -> Fun
     prefix = "_"
     while any(name.startswith(prefix) for name in names or ()):
         prefix += "_"
-    positions = ["**@named"] if names is None else names
+    positions = ["@named"] if names is None else names
     text, filename = template, f"<asignals {title}>"
     for mark, meaning in {
         "@parameters": ", ".join(["*", *names] if names else ()),
@@ -128,11 +134,12 @@ def _call(shape: Shape, values: dict[str, str], others: str = "") -> str:
 
 
 @functools.lru_cache(maxsize=4096)
-def write_loop(names: Names | None, shapes: tuple[Shape, ...], *, is_watched: bool = False) -> Loop:
-    """The loop of a send: `(connections, signal, sender, is_robust, /, *values of the names)`.
+def write_loop(names: Names | None, shapes: tuple[Shape, ...], kind: str = "") -> Loop:
+    """The loop of a send: `(plan, signal, sender, is_robust, /, *values of the names)`, or any names as one dict.
 
-    It has a branch for the receivers of each of these shapes, the first of which is found soonest. With `is_watched` it
-    takes a `Send` after `is_robust`, and reports to it.
+    It has a branch for the receivers of each of these shapes, the first of which is found soonest. One of the kind
+    "watched" takes a `Send` after `is_robust`, and reports to it. One that is "unpacking" takes its names as one dict,
+    too, and leaves a send of other names to the loop that the plan has for those.
     """
     branches, calls, others = [], [], "**@named" if names is None else ""
     for number, shape in enumerate(shapes):
@@ -141,13 +148,17 @@ def write_loop(names: Names | None, shapes: tuple[Shape, ...], *, is_watched: bo
         branches.append(text + _IS_AWAITABLE * (not shape.is_async))
         calls.append("method " * shape.is_method + call)
     template = _LOOP.replace("@branches", textwrap.indent("el".join(branches), 16 * " ").strip())
-    if is_watched:
+    if kind == "unpacking" and names is not None:
+        missing = "".join(f" or {name!r} not in @named" for name in names)
+        values = "".join(f"    {name} = @named[{name!r}]\n" for name in names)
+        template = template.replace("@positions):\n", _UNPACK.format(count=len(names), missing=missing, values=values))
+    if kind == "watched":
         template = template.replace("@is_robust, /", "@is_robust, @send, /")
     else:
         lines = template.replace("with @send:", "if True:").splitlines()  # which compiles to nothing
         template = "\n".join(line for line in lines if "@watch = " not in line)
     objects = {f"shape{number}": shared(shape) for number, shape in enumerate(shapes)}
-    loop = write(template, f"{'watched ' * is_watched}loop(@positions) of {'; '.join(calls)}", names, **objects)
+    loop = write(template, f"{kind} loop(@positions) of {'; '.join(calls)}".lstrip(), names, **objects)
     loop.__qualname__ = "Signal.send"  # so Python calls a send that is not awaited
     return loop
 

@@ -65,11 +65,11 @@ class Call:
 class PlannedCall(Call):
     """A call of all receivers of a sender, for one of its events after the other."""
 
-    __slots__ = ("_loop", "_names")
+    __slots__ = ("_loop", "_names", "_plan")
 
     def __init__(self, event: Event, plan: Plan) -> None:
         super().__init__(event, plan.connections, None)
-        self._loop = plan.loop_for(event.arguments)
+        self._plan, self._loop = plan, plan.loop_for(event.arguments)
         self._names = event.signal.names
 
     def start(self) -> Coroutine[Any, Any, object]:
@@ -79,7 +79,7 @@ class PlannedCall(Call):
         event = self.event
         arguments = event.arguments
         values = [arguments[name] for name in self._names]
-        return self._loop(self.links, event.signal, event.sender, False, *values)  # noqa: FBT003  it is not robust
+        return self._loop(self._plan, event.signal, event.sender, False, *values)  # noqa: FBT003  it is not robust
 
 
 def is_awaited(link: Connection) -> bool:
