@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 from contextlib import asynccontextmanager, suppress
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from relay_support import World, engine_on, on_asyncio, until
+from relay_kill import Node
+from relay_support import World, engine_on, free_port, on_asyncio, until
 
-from asignals.relay import Delivery, Envelope
+from asignals.relay import Delivery, Envelope, PublishRefusedError, RabbitMQ
 from asignals.relay.engines import rabbitmq
 from asignals.relay.engines._rabbitmq import channels
 from asignals.relay.engines._rabbitmq.channels import Acknowledgements
@@ -19,6 +21,7 @@ from asignals.relay.engines._rabbitmq.consumer import Consumer
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
+    from pathlib import Path
 
 pytestmark = pytest.mark.anyio
 
@@ -173,3 +176,32 @@ async def until_backlog(transport: Any, count: Callable[[], int]) -> None:
     async with asyncio.timeout(60):
         while await transport.backlog("billing") != count():  # noqa: ASYNC110  the broker tells nobody
             await asyncio.sleep(0.02)
+
+
+@pytest.mark.once
+@pytest.mark.slow
+async def test_an_event_that_the_server_finds_too_large_stops_no_others(tmp_path: Path) -> None:
+    """The server closes the channel for all that are under way; those are published again, and the one is refused."""
+    port = free_port()
+    program = shutil.which("rabbitmq-server", path="/usr/lib/rabbitmq/bin")
+    if program is None:
+        pytest.skip("a server of our own is needed, with another limit")
+    node = Node(program, port, tmp_path, settings="max_message_size = 100000\n")
+    transport = RabbitMQ(f"amqp://guest:guest@127.0.0.1:{port}/")
+    try:
+        await node.start()
+        async with asyncio.timeout(60):
+            while True:  # it takes connections before it has quorum queues
+                with suppress(Exception):
+                    await transport.add_service("billing", ["numbers"])
+                    break
+        large = [Envelope("numbers", b"x" * 200_000) for _ in range(2)]
+        fitting = [Envelope("numbers", b"%d" % number) for number in range(20)]
+        with pytest.raises(PublishRefusedError) as raised:
+            await transport.publish_many([large[0], *fitting, large[1]])
+        assert set(raised.value.refused) == {each.id for each in large}
+        assert "100000 bytes of RabbitMQ's max_message_size" in raised.value.refused[large[0].id]
+        assert await transport.backlog("billing") >= 20
+    finally:
+        await transport.aclose()
+        node.close()

@@ -178,8 +178,8 @@ class SQLAlchemyOutbox(Stored):
         self._other_tables.add(table)
         find = text("SELECT oid, CAST(relnamespace AS regnamespace)::text FROM pg_class WHERE oid IN (:one, :other)")
         both = {"one": self._table, "other": table}
-        found = await self.execute_in(session, self.tables.outbox, find, both)
-        schemas: dict[int, str] = {row[0]: row[1] for row in found}
+        rows: Any = await self.execute_in(session, self.tables.outbox, find, both)
+        schemas: dict[int, str] = dict(rows.all())
         if schemas.get(table) != schemas.get(self._table):  # it may be a partition of the same
             logger.warning(
                 "a session with another search_path writes events to the outbox in schema %s of %s, and others are in"

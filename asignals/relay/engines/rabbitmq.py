@@ -19,10 +19,10 @@ from asignals.relay._envelope import check_name
 from asignals.relay._keys import partition_of
 from asignals.relay._places import Address, Server, servers_of
 from asignals.relay._settings import check_options
-from asignals.relay._transport import Delivery
+from asignals.relay._transport import Delivery, PublishRefusedError
 from asignals.relay.engines._broker import BrokerEngine
 from asignals.relay.engines._rabbitmq.channels import ANSWER_TIMEOUT, Closing
-from asignals.relay.engines._rabbitmq.connection import BrokerConnection, OpenConnection
+from asignals.relay.engines._rabbitmq.connection import BrokerConnection, MessageTooLargeError, OpenConnection
 from asignals.relay.engines._rabbitmq.consumer import MOST_HELD, WATCH, Consumer
 from asignals.relay.engines._rabbitmq.dead_letters import DeadLetterQueues
 from asignals.relay.engines._rabbitmq.partitions import KEY
@@ -111,19 +111,34 @@ class RabbitMQ(BrokerEngine):
         """Return when RabbitMQ has confirmed all.
 
         Raises `aio_pika.exceptions.AMQPError`, `ConnectionError` and `TimeoutError`; when all is then repeated, what
-        was confirmed comes twice.
+        was confirmed comes twice. Raises `PublishRefusedError` for events that are larger than RabbitMQ takes.
         """
+        refused: dict[str, str] = {}
         for start in range(0, len(envelopes), _AT_ONCE):
-            await self._known.ensure_bound()
-            opened = await self._connection.open()
-            turns = asyncio.Semaphore(_UNDER_WAY)
-            publishing = [self._publish(opened, envelope, turns) for envelope in envelopes[start : start + _AT_ONCE]]
-            results = await asyncio.gather(*publishing, return_exceptions=True)
-            if any(isinstance(result, DeliveryError) for result in results):
-                await self._connection.declare()  # somebody has deleted what keeps events that no service receives
-            for result in results:
-                if isinstance(result, BaseException):
-                    raise result
+            refused |= await self._publish_some(envelopes[start : start + _AT_ONCE])
+        if refused:
+            raise PublishRefusedError(refused)
+
+    async def _publish_some(self, envelopes: Sequence[Envelope]) -> dict[str, str]:
+        """Publish events at the same time; gives for those that RabbitMQ never takes the reason."""
+        await self._known.ensure_bound()
+        opened = await self._connection.open()
+        turns = asyncio.Semaphore(_UNDER_WAY)
+        publishing = [self._publish(opened, envelope, turns) for envelope in envelopes]
+        results = await asyncio.gather(*publishing, return_exceptions=True)
+        if any(isinstance(result, DeliveryError) for result in results):
+            await self._connection.declare()  # somebody has deleted what keeps events that no service receives
+        for result in results:
+            if isinstance(result, MessageTooLargeError):  # which has closed the channel for the others, too
+                refused = {each.id: str(result) for each in envelopes if len(each.encode()) > result.limit}
+                failed = [each for each, of in zip(envelopes, results, strict=True) if isinstance(of, BaseException)]
+                rest = [each for each in failed if each.id not in refused]
+                if len(rest) < len(failed):
+                    return refused | (await self._publish_some(rest) if rest else {})
+        for result in results:
+            if isinstance(result, BaseException):
+                raise result
+        return {}
 
     async def _publish(self, opened: OpenConnection, envelope: Envelope, turns: asyncio.Semaphore) -> None:
         message = Message(envelope.encode(), delivery_mode=DeliveryMode.PERSISTENT, message_id=envelope.id)

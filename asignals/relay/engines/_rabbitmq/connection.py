@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import re
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
@@ -33,6 +34,17 @@ _KEPT: Final = 30 * 86_400  # seconds for which events are kept that no service 
 QUORUM: Final[dict[str, Any]] = {"x-queue-type": "quorum"}
 # The relay counts failures itself; what RabbitMQ counts are deliveries, also of events that no receiver was called for.
 UNLIMITED: Final[dict[str, Any]] = {**QUORUM, "x-delivery-limit": 1_000_000_000}
+
+
+_TOO_LARGE: Final = re.compile(r"message size \d+ .*max size (\d+)")
+
+
+class MessageTooLargeError(ValueError):
+    """RabbitMQ has closed a channel, as a message is larger than its `max_message_size`."""
+
+    def __init__(self, limit: int) -> None:
+        super().__init__(f"it takes more than the {limit} bytes of RabbitMQ's max_message_size")
+        self.limit = limit
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,7 +204,7 @@ class BrokerConnection:
     def giving_up(self, opened: OpenConnection) -> Iterator[None]:
         """Give up the connection when the block raises `TimeoutError`.
 
-        Raises `RuntimeError` when a queue or exchange is there with other settings.
+        Raises `RuntimeError` when a queue or exchange is there with other settings, and `MessageTooLargeError`.
         """
         try:
             yield
@@ -201,6 +213,10 @@ class BrokerConnection:
             self._lose(opened.connection, silent)
             raise silent from error
         except ChannelPreconditionFailed as error:
+            if (found := _TOO_LARGE.search(str(error))) is not None:
+                too_large = MessageTooLargeError(int(found[1]))
+                self._lose(opened.connection, too_large)  # the server ends it for what is still sent on the channel
+                raise too_large from error
             raise RuntimeError(
                 f"{self.state.name} has a queue or exchange of other settings:"
                 f" delete it when it is empty, or use another name ({redacted(error)})"
