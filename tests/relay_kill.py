@@ -1,7 +1,7 @@
 """The kill test: senders, relays, consumers and brokers under SIGKILL, and then the books are balanced.
 
-    python -m tests.relay_kill                        every engine, 20,000 events each
-    python -m tests.relay_kill jetstream --events 600 --kills 6
+    python tests/relay_kill.py                        every engine, 20,000 events each
+    python tests/relay_kill.py jetstream --events 600 --kills 6
 
 The whole chain: transactions in PostgreSQL (one in ten is rolled back) with an outbox, two relays, the engine, two
 services of two instances with an inbox. Relays, consumers and the broker are killed at random and started again. At

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import AsyncExitStack, suppress
+from contextlib import AsyncExitStack, nullcontext, suppress
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -11,7 +11,7 @@ from relay_support import mariadb_database, postgres_schema, until
 from sqlalchemy import UpdateBase, text
 from sqlalchemy.event import listens_for
 from sqlalchemy.exc import DBAPIError
-from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
+from sqlalchemy.ext.asyncio import AsyncSession, async_scoped_session, async_sessionmaker, create_async_engine
 from sqlalchemy.orm import Session
 
 from asignals import Signal, signal
@@ -145,6 +145,38 @@ async def test_a_send_uses_the_session_it_is_given_or_bound_to(engine: AsyncEngi
         await order_paid.send("A-1", amount=5)
     await drain(outbox, sink)
     assert [event.body for event in sink.events] == [b'{"amount":%d}' % n for n in (3, 4, 5)]
+
+
+async def test_a_scoped_session_stands_for_the_one_of_its_scope(engine: AsyncEngine) -> None:
+    """For an outbox, and for `once`, as for `session.add`."""
+    scoped = async_scoped_session(async_sessionmaker(engine), scopefunc=asyncio.current_task)
+    memory, sink = Memory(), Sink()
+    outbox = SQLAlchemyOutbox(engine)
+    relay = Relay(memory, "shop", outbox=outbox, inbox=SQLAlchemyInbox(engine))
+    paid, heard = Signal(["number", "session"]), Signal(["number"])
+    relay.export(paid, "order.paid")
+    for number in range(3):
+        with relay.bind(scoped) if number else nullcontext():
+            await paid.send("shop", number=number, session=None if number else scoped)
+        await (scoped.rollback() if number == 1 else scoped.commit())
+    await scoped.remove()
+    assert await drain(outbox, sink) == 2
+    assert [event.body for event in sink.events] == [b'{"number":0}', b'{"number":2}']
+    numbers = []
+
+    async def book(number: int, **_: Any) -> None:
+        async with scoped.begin(), once(scoped):
+            await scoped.execute(text("INSERT INTO orders VALUES (:number)"), {"number": number})
+        await scoped.remove()
+        numbers.append(number)
+
+    heard.connect(book, weak=False, dispatch_uid="book")
+    relay.receive(heard, "order.paid", retries=0)
+    async with relay:
+        await memory.publish_many(sink.events * 2)
+        await until(lambda: len(numbers) == 2 and not relay.health().in_flight)
+    assert sorted(numbers) == [0, 2]
+    assert relay.health().dead == 0
 
 
 async def test_rows_stay_until_they_are_acknowledged(engine: AsyncEngine) -> None:

@@ -5,12 +5,18 @@ from __future__ import annotations
 import time
 from importlib.util import find_spec
 from operator import attrgetter
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import anyio
 from sqlalchemy import Connection, event, inspect, make_url, text, update
 from sqlalchemy.exc import DBAPIError
-from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+from sqlalchemy.ext.asyncio import (
+    AsyncConnection,
+    AsyncEngine,
+    AsyncSession,
+    async_scoped_session,
+    create_async_engine,
+)
 from sqlalchemy.pool import QueuePool, StaticPool
 from sqlalchemy.schema import CreateColumn, CreateIndex, CreateTable
 
@@ -46,9 +52,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection
 
     from sqlalchemy import Column, CursorResult, Table
-    from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
     from sqlalchemy.orm import Session
     from sqlalchemy.pool import Pool
+
+AnySession: TypeAlias = AsyncSession | async_scoped_session[Any] | AsyncConnection
+"""In whose transaction something may be written."""
 
 _CONNECT: Final = 10  # seconds that connecting may take at most in a driver; `LIMIT` ends the wait for it before that
 _INIT: Final = 60.0  # seconds that creating tables may take, with other processes that do the same
@@ -140,7 +148,7 @@ class Stored:
             raise SchemaError(name_of(self.engine), missing)
 
     async def execute_in(
-        self, session: AsyncSession | AsyncConnection, table: Table, statement: Any, row: dict[str, Any] | None = None
+        self, session: AnySession, table: Table, statement: Any, row: dict[str, Any] | None = None
     ) -> CursorResult[Any]:
         """Execute a statement that writes to a table, in the transaction of a session.
 
@@ -157,8 +165,9 @@ class Stored:
             begin()
             return connection.execute(statement, row, execution_options=self._translating(connection))
 
+        within = session() if isinstance(session, async_scoped_session) else session
         try:
-            return await answered_in(self.engine, session.run_sync, execute)
+            return await answered_in(self.engine, within.run_sync, execute)
         except DBAPIError as error:
             if is_missing_table(error):
                 raise SchemaError(name_of(self.engine), [table.name]) from error

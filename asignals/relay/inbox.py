@@ -23,9 +23,10 @@ from asignals.relay._sql import Stored
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
-    from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession
+    from sqlalchemy.ext.asyncio import AsyncEngine
 
     from asignals.relay._current import Call
+    from asignals.relay._sql import AnySession
 
 logger: logging.Logger = logging.getLogger("asignals.relay")
 
@@ -152,7 +153,7 @@ class SQLAlchemyInbox(Stored):
 
 
 @asynccontextmanager
-async def once(session: AsyncSession | AsyncConnection) -> AsyncIterator[None]:
+async def once(session: AnySession) -> AsyncIterator[None]:
     """Give a receiver's changes their effect exactly once, in the transaction that they are made in.
 
     `async with session.begin(), once(session): …` notes in that transaction that this receiver has handled this event.
@@ -177,7 +178,7 @@ async def once(session: AsyncSession | AsyncConnection) -> AsyncIterator[None]:
     yield
 
 
-async def _note(session: AsyncSession | AsyncConnection, call: Call) -> None:
+async def _note(session: AnySession, call: Call) -> None:
     if not isinstance(call.inbox, SQLAlchemyInbox):
         raise RuntimeError(f"once(session) needs Relay(inbox=SQLAlchemyInbox(…)), not {type(call.inbox).__name__}")  # noqa: TRY004  how the relay is made, not what was passed
     if call.receiver is None:

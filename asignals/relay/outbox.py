@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 from weakref import WeakSet
 
 from sqlalchemy import bindparam, delete, event, func, insert, select, text, update
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession, async_scoped_session
 from sqlalchemy.orm import Session
 from sqlalchemy.util import await_only
 
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncEngine
     from sqlalchemy.pool import Pool
 
+    from asignals.relay._sql import AnySession
 
 logger: logging.Logger = logging.getLogger("asignals.relay")
 
@@ -131,8 +132,10 @@ class SQLAlchemyOutbox(Stored):
     def _ours(self) -> list[ColumnElement[bool]]:
         return are_for(self.tables.outbox, self._used_for)
 
-    async def put(self, envelope: Envelope, session: AsyncSession | AsyncConnection | None = None) -> None:
+    async def put(self, envelope: Envelope, session: AnySession | None = None) -> None:
         """Write the event in the transaction of `session`: it commits or vanishes with what else is done there.
+
+        A scoped session stands for that of its scope.
 
         Without a session the row has its own transaction. After the commit the relay in this process is woken, or,
         where none runs, NOTIFY wakes those elsewhere. A connection that is no session's does not tell when it has
@@ -141,6 +144,8 @@ class SQLAlchemyOutbox(Stored):
         Raises `RuntimeError` where the session is in AUTOCOMMIT, which has no transactions.
         """
         row = {"key": envelope.key, "data": envelope.encode()}
+        if isinstance(session, async_scoped_session):
+            session = session()
         if session is None:
             async with connected(self._single) as connection:
                 await connection.execute(self._rows.insert, row)
@@ -155,7 +160,7 @@ class SQLAlchemyOutbox(Stored):
             written = await self.execute_in(session, self.tables.outbox, self._rows.insert_and_notify, row)
             await self._check_table(session, written)
         else:
-            raise TypeError(f"session must be an AsyncSession or an AsyncConnection, not {type(session).__name__!r}")
+            raise TypeError(f"session must be an AsyncSession, async_scoped_session or AsyncConnection, not {type(session).__name__!r}")
 
     async def check(self) -> None:
         """As for all that is kept in tables; learns which one is published from."""
@@ -166,7 +171,7 @@ class SQLAlchemyOutbox(Stored):
                 found = await connection.execute(find, {"name": quoted(self.engine, self.tables.outbox)})
                 self._table = found.scalar()
 
-    async def _check_table(self, session: AsyncSession | AsyncConnection, written: CursorResult[Any]) -> None:
+    async def _check_table(self, session: AnySession, written: CursorResult[Any]) -> None:
         """Say, once, that a session has written to another table of the name, as it has another `search_path`."""
         if not is_postgres(self.engine):
             return
