@@ -160,7 +160,10 @@ class SQLAlchemyOutbox(Stored):
             written = await self.execute_in(session, self.tables.outbox, self._rows.insert_and_notify, row)
             await self._check_table(session, written)
         else:
-            raise TypeError(f"session must be an AsyncSession, async_scoped_session or AsyncConnection, not {type(session).__name__!r}")
+            raise TypeError(
+                f"session must be an AsyncSession, an async_scoped_session or an AsyncConnection, not"
+                f" {type(session).__name__!r}"
+            )
 
     async def check(self) -> None:
         """As for all that is kept in tables; learns which one is published from."""
