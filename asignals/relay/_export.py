@@ -24,9 +24,9 @@ if TYPE_CHECKING:
     KeyFunction: TypeAlias = "Callable[[Any, dict[str, Any]], str | None]"
 
 handling: ContextVar[Envelope | None] = ContextVar("asignals.relay.handling", default=None)
-# The id of the event that was exported last in this context: who watches the send learns of it so.
-exported: ContextVar[str | None] = ContextVar("asignals.relay.exported", default=None)
 """The event whose receivers are being called: what they send follows from it."""
+exported: ContextVar[str | None] = ContextVar("asignals.relay.exported", default=None)
+"""The id of the event that was exported last in this context, for those who watch the send."""
 
 
 class ExportUid(NamedTuple):
