@@ -169,7 +169,9 @@ async def test_a_retry_outlives_the_process_and_its_attempts_are_counted(engine:
             before = len(attempts)
             await until(lambda before=before: len(attempts) > before)
             await until_backlog(transport, lambda: 2 - len(attempts))
-    assert attempts == [1, 2]
+    first, again = attempts
+    assert first == 1
+    assert again in {2, 3}  # one that RabbitMQ hands to a process that is just ending counts, too
 
 
 async def until_backlog(transport: Any, count: Callable[[], int]) -> None:
