@@ -1,8 +1,10 @@
 """The mistakes that newcomers make most, and what each of them gets to read: what is wrong, where, and what to do."""
 
 import asyncio
+import functools
 import gc
 import re
+import types
 from collections.abc import Awaitable, Callable
 
 import anyio
@@ -52,6 +54,23 @@ class Waiter:
     def serve(self, toppings): ...
 
 
+class Selfless:
+    """Methods that forget `self`."""
+
+    def by_name(toppings): ...  # noqa: N805  the mistake
+
+    async def with_others(sender, **named): ...  # noqa: N805
+
+    def of_others(**named): ...
+
+    def of_nothing(): ...
+
+    @classmethod
+    def of_class(signal, **named): ...  # noqa: N804
+
+    def __call__(sender, **named): ...  # noqa: N805
+
+
 def unawaited(sending: Awaitable[object]) -> None:
     del sending
     gc.collect()
@@ -72,6 +91,46 @@ CONNECTING: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
         lambda: done().connect(str(note)),
         TypeError,
         r"cannot connect to signal 'shop\.pizza_done': a receiver must be callable, not 'str'",
+    ),
+    "a method that takes its object for an argument": (
+        lambda: done().connect(Selfless().by_name),
+        ValueError,
+        rf"by_name {HERE} to signal 'shop\.pizza_done': .* 'toppings' by name: the first parameter of a method is self",
+    ),
+    "a method without self": (
+        lambda: anything().connect(Selfless().with_others),
+        ValueError,
+        rf"with_others {HERE} .* 'sender' by name: the first parameter of a method is self",
+    ),
+    "a method that takes nothing by position": (
+        lambda: anything().connect(Selfless().of_others),
+        ValueError,
+        rf"of_others {HERE} .* the first parameter of a method is self",
+    ),
+    "a method that takes nothing": (
+        lambda: done().connect(Selfless().of_nothing),
+        ValueError,
+        rf"of_nothing {HERE} .* the first parameter of a method is self",
+    ),
+    "a class method without cls": (
+        lambda: anything().connect(Selfless.of_class),
+        ValueError,
+        rf"of_class {HERE} .* 'signal' by name: the first parameter of a method is self",
+    ),
+    "a callable object without self": (
+        lambda: anything().connect(Selfless()),
+        ValueError,
+        rf"Selfless {HERE} .* 'sender' by name: the first parameter of a method is self",
+    ),
+    "a partial that gives what is sent": (
+        lambda: anything().connect(functools.partial(lambda sender, **named: None, "web"), weak=False),
+        ValueError,
+        rf"<lambda> {HERE} .* 'sender' by name: .* a partial gives by name what is sent",
+    ),
+    "a partial of a method that gives what is sent": (
+        lambda: Signal(["a"]).connect(functools.partial(types.MethodType(lambda self, a, **named: None, 1), 2)),
+        ValueError,
+        rf"<lambda> {HERE} .* 'a' by name: .* a partial gives by name what is sent",
     ),
     "a generator function": (
         lambda: done().connect(generator),
@@ -250,3 +309,44 @@ async def test_a_receiver_that_takes_too_long(anyio_backend) -> None:
     with pytest.raises(TimeoutError, match=r"longer than its timeout of 0\.01 s") as caught:
         await some.send("web", toppings=1)
     assert re.search(rf"dawdle {HERE}, a receiver of signal 'shop\.pizza_done'", caught.value.__notes__[0])
+
+
+GIVEN = {
+    "method": lambda: Waiter(1, "Ada").serve,
+    "partial by position": lambda: functools.partial(lambda toppings, sender: sender, 1),
+    "partial by name": lambda: functools.partial(lambda sender, **named: sender, sender="web"),
+    "partial of the object": lambda: functools.partial(lambda db, sender, **named: sender, object()),
+    "position only": lambda: functools.partial(lambda sender, /, **named: named["sender"], "web"),
+    "self that is sent": lambda: types.MethodType(lambda self, sender: sender, "object"),
+    "any arguments": lambda: types.MethodType(lambda *args, **named: named["sender"], "object"),
+    "static method": lambda: staticmethod(lambda sender, **named: sender),
+    "wrapper that takes the object": lambda: types.MethodType(taking_self(lambda sender, **named: sender), "object"),
+    "wrapper of other names": lambda: types.MethodType(renaming(lambda self, other, **named: other), "object"),
+}
+
+
+def taking_self(function):
+    @functools.wraps(function)
+    def wrapper(self, *args, **named):
+        return function(*args, **named)
+
+    return wrapper
+
+
+def renaming(function):
+    @functools.wraps(function)
+    def wrapper(self, sender, **named):
+        return function(self, sender)
+
+    return wrapper
+
+
+@pytest.mark.parametrize("make", GIVEN.values(), ids=GIVEN)
+async def test_what_is_given_by_position_and_not_sent_is_no_mistake(make, anyio_backend) -> None:
+    """Objects of methods and arguments of partials are refused only where a send would give them once more."""
+    names = ["toppings", "self"] if make is GIVEN["self that is sent"] else ["toppings"]
+    fine = Signal(None if make is GIVEN["wrapper of other names"] else names)
+    receives = make()
+    fine.connect(receives, weak=False)
+    ((_, response),) = await fine.send("web", **dict.fromkeys(names))
+    assert response in {"web", None}

@@ -155,6 +155,11 @@ class Shop:
     def wrapped(self, **named):
         return "wrapped"
 
+    wrapped_again = passing(hear)
+    wrapped_twice = passing(passing(hear))
+    wrapped_as_class = passing(hear_as_class)
+    wrapped_without = passing(hear_without)
+
     def part(self, extra, **named):
         return extra
 
@@ -181,20 +186,105 @@ async def test_self_may_be_an_argument():
     assert await made.send(None, self=1) == [(receiver, 1)]
 
 
-@pytest.mark.parametrize("name", ["hear", "wrapped", "partial", "hear_as_class"])
+@pytest.mark.parametrize(
+    "name", ["hear", "wrapped", "wrapped_twice", "partial", "hear_as_class", "wrapped_as_class", "wrapped_without"]
+)
 async def test_what_is_a_new_object_at_each_access_is_one_receiver(made, name):
     """Bound methods, those that wrapt wraps and those of `partialmethod` are connected once and found by name."""
     shop, other = Shop(), Shop()
     for _ in range(2):
         made.connect(getattr(shop, name), weak=False)
     assert len(made.connections) == 1
-    if name != "hear_as_class":
+    if name in {"hear", "wrapped", "wrapped_twice", "partial"}:
         assert not made.disconnect(getattr(other, name))
     assert len(await made.send(None, a=1)) == 1
     with made.muted(getattr(shop, name)):
         assert await made.send(None, a=1) == []
     assert made.disconnect(getattr(shop, name))
     assert made.connections == ()
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda shop: (shop.hear, shop.wrapped_again),
+        lambda shop: (shop.wrapped_again, shop.wrapped_twice),
+        lambda shop: (Shop.passing(shop.hear), Shop.passing(shop.hear)),
+        lambda shop: (shop.wrapped_as_class, shop.hear_as_class),
+    ],
+    ids=["bare and wrapped", "wrapped once and twice", "wrapped by hand", "class"],
+)
+async def test_wrappers_of_one_function_are_receivers_of_their_own(made, wrap):
+    """Each does something else, so connecting one of them takes no place from another, in silence least of all."""
+    first, second = wrap(Shop())
+    made.connect(first, weak=False)
+    made.connect(second, weak=False)
+    assert len(await made.send(None, a=1)) == 2
+    assert made.disconnect(second)
+    assert [each.receiver for each in made.connections] == [first]
+
+
+@wrapt.decorator
+def in_passing(wrapped, instance, args, kwargs):
+    return wrapped(*args, **kwargs)
+
+
+@wrapt.decorator
+def at_once(wrapped, instance, args, kwargs):
+    """Makes a sync function of a coroutine function, though what looks through the wrapper sees another."""
+    wrapped(*args, **kwargs).close()
+    return "scheduled"
+
+
+class Wrapped:
+    async def bare(self, **named):
+        return "heard"
+
+    method, sync_method = in_passing(bare), at_once(bare)
+
+
+async def hear_async(**named):
+    return "heard"
+
+
+WRAPPED = {
+    "function": (lambda: in_passing(hear_async), "heard"),
+    "method": (lambda: Wrapped().method, "heard"),
+    "bound method": (lambda: in_passing(Wrapped().bare), "heard"),
+    "twice": (lambda: in_passing(in_passing(hear_async)), "heard"),
+    "partial": (lambda: functools.partial(in_passing(hear_async)), "heard"),
+    "sync function": (lambda: at_once(hear_async), "scheduled"),
+    "sync method": (lambda: Wrapped().sync_method, "scheduled"),
+}
+
+
+@pytest.mark.parametrize("make", WRAPPED)
+async def test_what_a_wrapper_object_returns_decides_whether_it_is_awaited(made, make):
+    """As for wrappers that are functions: it may have made a coroutine function a sync one."""
+    wrapped, response = WRAPPED[make][0](), WRAPPED[make][1]
+    made.connect(wrapped, weak=False)
+    for sending in made, made.using(task_group=anyio.create_task_group):
+        assert await sending.send(None, a=1) == [(wrapped, response)]
+
+
+@pytest.mark.parametrize("make", ["function", "method", "bound method", "twice", "partial"])
+async def test_a_coroutine_function_in_a_wrapper_object_may_have_a_time_limit(made, make):
+    """It can be cancelled as without the wrapper; messages name the function itself."""
+    wrapped = WRAPPED[make][0]()
+    made.connect(wrapped, weak=False, timeout=5)
+    assert await made.send(None, a=1) == [(wrapped, "heard")]
+    assert "test_strangers" in repr(made.connections[0])
+    with pytest.raises(InvalidReceiverError, match=r"test_strangers.*in_thread=True is for sync"):
+        made.connect(wrapped, weak=False, in_thread=True)
+
+
+async def test_a_static_method_object_is_named_by_its_function(made):
+    """A decorator below `@staticmethod` gets the function, one above it gets this object."""
+    made.connect(staticmethod(hear), weak=False)
+    assert [response for _, response in await made.send(None, a=1)] == ["heard"]
+    assert "test_strangers.hear" in repr(made.connections[0])
+    with pytest.raises(TypeError, match=r"test_strangers\.hear .*weak=False"):
+        made.connect(staticmethod(hear))
 
 
 async def test_a_method_dies_with_its_object_and_with_its_function(made):
@@ -357,8 +447,10 @@ def test_a_signal_is_an_identity(each):
     ids=["local", "no module", "another's name", "view"],
 )
 def test_a_signal_that_cannot_be_found_is_not_pickled(each):
-    """The error names the signal and where it was looked for."""
-    with pytest.raises(pickle.PicklingError, match="cannot pickle signal"):
+    """The error names the signal and says what to do."""
+    with pytest.raises(
+        pickle.PicklingError, match=r"cannot pickle signal .*(assign it to a name|a view.*pickle the s)"
+    ):
         pickle.dumps(each)
 
 

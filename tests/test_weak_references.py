@@ -12,6 +12,7 @@ import weakref
 
 import anyio
 import pytest
+import wrapt
 from anyio.lowlevel import checkpoint
 
 import asignals
@@ -451,6 +452,11 @@ def in_a_loop(made):
         made.connect(kept.hear)
 
 
+def of_a_wrapper_object(made):
+    kept = Decorated(greet)
+    made.connect(kept.hear)
+
+
 def by_another_statement_of_the_line(made):
     # fmt: off
     kept, sender = Handler(), Sender(); made.connect(kept.hear, sender); del kept, sender  # noqa: E702  as the name says
@@ -481,6 +487,7 @@ LATER = [
     local_variable,
     reassigned,
     in_a_loop,
+    of_a_wrapper_object,
     by_another_statement_of_the_line,
     in_a_loop_of_one_line,
     collected_while_the_next_one_is_connected,
@@ -572,8 +579,32 @@ async def test_a_nested_function_that_dies_unheard_warns(made, warned):
     assert "weak=False" in str(warning.message)
 
 
-@pytest.mark.parametrize("make", [lambda: lambda **named: None, lambda: functools.partial(greet)])
-async def test_a_lambda_or_a_partial_that_dies_unheard_warns(made, warned, make):
+class Decorated:
+    """Wraps a function in an object, as class-based decorators do."""
+
+    def __init__(self, function):
+        functools.update_wrapper(self, function)
+        self.function = function
+
+    def __call__(self, **named):
+        return self.function(**named)
+
+    def hear(self, **named):
+        return "heard"
+
+
+EASILY_LOST = {
+    "lambda": lambda: lambda **named: None,
+    "partial": lambda: functools.partial(greet),
+    "cached function": lambda: functools.cache(greet),
+    "wrapper": lambda: logged(greet),
+    "wrapper object": lambda: Decorated(greet),
+    "wrapper object of wrapt": lambda: wrapt.FunctionWrapper(greet, lambda called, _, args, kwargs: called(**kwargs)),
+}
+
+
+@pytest.mark.parametrize("make", EASILY_LOST.values(), ids=EASILY_LOST)
+async def test_a_lambda_a_partial_or_a_wrapper_that_dies_unheard_warns(made, warned, make):
     """One that somebody held while it was connected is told of as a nested function is."""
     kept = make()
     made.connect(kept)

@@ -148,9 +148,7 @@ def monitor(callback: Callable[[Report], object] | None = None, *, around: Aroun
     """
     given = [each for each in (callback, around) if each is not None]
     if not given or not all(map(callable, given)):
-        raise TypeError(
-            f"monitor() takes a callable, as callback, around or both; not {callback!r:.80}, {around!r:.80}"
-        )
+        raise TypeError(f"monitor() takes callables: callback, around or both; not {callback!r:.80}, {around!r:.80}")
     watcher = Watcher(callback, around)
     watchers.append(watcher)
     return watcher

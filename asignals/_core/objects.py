@@ -40,24 +40,22 @@ def is_a(thing: object, kind: type[T]) -> TypeGuard[T]:
     return issubclass(type(thing), kind)
 
 
-def method_of(receiver: object) -> MethodType | None:
-    """The bound method that a receiver is, or that a proxy stands for: wrapt makes a new proxy at each access."""
-    method: Any = receiver
-    if not is_a(receiver, MethodType) and any("__wrapped__" in kind.__dict__ for kind in type(receiver).__mro__):
-        with suppress(Exception):  # a proxy without an object
-            method = receiver.__wrapped__  # type: ignore[attr-defined]
-    return method if is_a(method, MethodType) else None
+def _is_proxy(thing: object, attribute: str = "__wrapped__") -> bool:
+    """Whether the class of a thing has an attribute that those of proxies have, such as wrapt's."""
+    return any(attribute in kind.__dict__ for kind in type(thing).__mro__)
 
 
-def identify(receiver: Callable[..., Any]) -> Hashable:
+def identify(receiver: Any) -> Hashable:
     """The identity of a receiver: equal for two accesses to one method of one object, and for nothing else.
 
     Bound methods of Python and C, those that wrapt wraps, and those of `functools.partialmethod` are new objects at
     each access.
     """
     if type(receiver) is not FunctionType:
-        if (method := method_of(receiver)) is not None:
-            return id(method.__self__), id(method.__func__), None if method is receiver else id(type(receiver))
+        if is_a(receiver, MethodType):
+            return id(receiver.__self__), id(receiver.__func__)
+        if _is_proxy(receiver, "_self_parent") and receiver._self_parent is not None:  # what wrapt keeps in the class
+            return id(getattr(receiver, "__self__", None)), id(receiver._self_parent)
         if is_a(receiver, BuiltinFunctionType) or is_a(receiver, MethodWrapperType):
             return id(receiver.__self__), receiver.__name__
         if is_a(receiver, functools.partial) and "__self__" in receiver.__dict__:  # made by a partialmethod
@@ -127,12 +125,15 @@ class Reference(ref[Any]):
 # -- names for messages ------------------------------------------------------------------------------------------------
 
 
-def _underlying(receiver: object) -> object:
-    """What partials and bound methods call."""
-    while is_a(receiver, functools.partial):
-        receiver = receiver.func
-    method = method_of(receiver)
-    return receiver if method is None else method.__func__
+def _underlying(receiver: Any) -> Any:
+    """What partials, bound methods and proxies call."""
+    if is_a(receiver, functools.partial):
+        return _underlying(receiver.func)
+    if is_a(receiver, MethodType):
+        return _underlying(receiver.__func__)
+    with suppress(Exception):  # a proxy without an object, or one that stands for itself
+        receiver = _underlying(receiver.__wrapped__) if _is_proxy(receiver) else receiver
+    return receiver
 
 
 def function_of(receiver: object) -> FunctionType | None:
@@ -217,7 +218,6 @@ def is_dying_at(code: CodeType, offset: int) -> bool:
 
 
 _BETWEEN = frozenset({"weakref", "asignals._core.connection", "asignals._core.registry"})
-_CACHED = type(functools.cache(len))
 
 
 def is_easily_lost(receiver: object) -> bool:
@@ -227,7 +227,8 @@ def is_easily_lost(receiver: object) -> bool:
     """
     if is_a(receiver, FunctionType):  # by its code: functools.wraps copies the name of what it wraps
         return "<" in receiver.__code__.co_qualname  # <locals> or <lambda>
-    return is_a(receiver, functools.partial) or is_a(receiver, _CACHED)
+    is_wrapper = callable(receiver) and inspect.getattr_static(receiver, "__wrapped__", None) is not None
+    return is_wrapper or is_a(receiver, functools.partial)
 
 
 _warned: dict[str, dict[Any, Any]] = {}  # by file: Python's own record of the warnings that were shown
@@ -273,6 +274,8 @@ class Shape(NamedTuple):
     by_position: str | None = None
     """The argument that is given by position: a `singledispatch` function chooses by it."""
     takes_signal: bool = True
+    is_proxy: bool = False
+    """Whether it stands for what is called, and may return something else."""
 
 
 @functools.lru_cache(maxsize=4096)
@@ -305,9 +308,9 @@ def examine(receiver: Receiver, names: Names | None) -> tuple[Shape, str | None]
     wanted = None if parameters.takes_all else frozenset(parameters.by_name.keys() & sent)
     takes_signal = function is None or wanted is not None or FORWARDS not in function.__dict__
     is_method = is_a(receiver, MethodType) and _is_of_class(receiver)
-    shape = Shape(is_coroutine_function(receiver), wanted, is_method, by_position, takes_signal)
+    shape = Shape(is_coroutine_function(receiver), wanted, is_method, by_position, takes_signal, _is_proxy(receiver))
     problem = parameters.problem(sent, names)
-    flags = 0 if function is None else function.__code__.co_flags
+    flags = 0 if function is None or shape.is_proxy else function.__code__.co_flags
     # types.coroutine marks generator functions whose generators are awaitable; those are receivers.
     if flags & CO_ASYNC_GENERATOR or flags & (CO_GENERATOR | CO_ITERABLE_COROUTINE) == CO_GENERATOR:
         problem = "it is a generator function, so calling it would run none of its code; make it a function"
@@ -331,11 +334,16 @@ class _Parameters(NamedTuple):
     by_position: list[str]
     by_name: dict[str, bool]
     takes_all: bool
+    given: Iterable[str] = ()
+    """Those that its object or its partial gives by position."""
 
     def problem(self, sent: frozenset[str], names: Names | None) -> str | None:
         """Why no send could call it with the arguments that are sent, if anything."""
         if self.by_position:
             return f"arguments go by name, and its parameter {self.by_position[0]!r} can only be given by position"
+        if twice := sent.intersection(self.given) - {"self", "cls"}:
+            rule = "the first parameter of a method is self, and a partial gives by name what is sent"
+            return f"it cannot be given {min(twice)!r} by name: {rule}"
         unsent = [name for name, is_required in self.by_name.items() if is_required and name not in sent]
         if unsent[:1] in (["self"], ["cls"]):
             return f"it asks for {unsent[0]!r}: connect the method of an object, not the function of its class"
@@ -351,18 +359,26 @@ def _parameters_of(receiver: Receiver, function: FunctionType | None) -> _Parame
     """The parameters that matter: a wrapper that passes everything on takes what the wrapped function takes."""
     skipped = 0 if function is receiver else 1
     called = receiver.__func__ if is_a(receiver, MethodType) else receiver
-    given = (inspect.getattr_static(called, name, None) for name in ("__signature__", "__wrapped__"))
-    is_odd = called is not function and (is_a(called, functools.partial) or any(each is not None for each in given))
+    told = (inspect.getattr_static(called, name, None) for name in ("__signature__", "__wrapped__"))
+    is_odd = called is not function and (is_a(called, functools.partial) or any(each is not None for each in told))
     if function is None or is_odd or function.__dict__ or function.__code__.co_argcount < skipped:
         outer = _read_signature(receiver, follow_wrapped=False)
-        return _read_signature(receiver, follow_wrapped=True) if outer.takes_all else outer
+        found = _read_signature(receiver, follow_wrapped=True) if outer.takes_all else outer
+        if not skipped or function is None or (is_a(receiver, functools.partial) and not outer.takes_all):
+            return found
+        code = function.__code__
+        given = code.co_varnames[code.co_posonlyargcount : code.co_argcount]
+        if is_a(receiver, MethodType) and not code.co_argcount and not code.co_flags & inspect.CO_VARARGS:
+            given = ("sender",)  # nor anything else
+        return found._replace(given={*given}.difference(outer.by_name, found.by_name))
     # As inspect reads it, in a tenth of the time. And inspect compares objects with their own `__eq__`.
     code, defaults = function.__code__, function.__defaults__ or ()
     names = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
     optional = {*names[code.co_argcount - len(defaults) : code.co_argcount], *(function.__kwdefaults__ or ())}
     by_position = [name for name in names[skipped : code.co_posonlyargcount] if name not in optional]
     by_name = {name: name not in optional for name in names[max(skipped, code.co_posonlyargcount) :]}
-    return _Parameters(by_position, by_name, bool(code.co_flags & CO_VARKEYWORDS))
+    given = names[code.co_posonlyargcount : skipped]
+    return _Parameters(by_position, by_name, bool(code.co_flags & CO_VARKEYWORDS), given)
 
 
 # Annotations are never needed here. From 3.14 on they are evaluated unless one asks not to, and that may raise.

@@ -186,7 +186,7 @@ class Registry:
             with suppress(IndexError):  # another thread was faster
                 thing = self._dead.popleft()
                 if isinstance(thing, Connection):
-                    if self.remove(thing) and thing.is_easily_lost:
+                    if self.remove(thing) and thing.is_easily_lost and thing.method is None:  # not a method's object
                         self._warn_lost(thing, "died before the signal was sent")
                 elif (entry := self._senders.get(thing.key)) is not None and entry.source is thing:
                     for connection in list(entry.connections.values()):

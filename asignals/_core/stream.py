@@ -115,8 +115,8 @@ class StreamConnection(Connection):
         return None if stream is None or stream._queue.is_closed else stream
 
     def describe(self) -> str:
-        """The stream, for messages."""
-        return "a stream"
+        """The stream and the line that opened it, for messages."""
+        return f"a stream ({self.connected_at})"
 
     def take(self, _: object) -> Any:
         """Returns the connection and not the stream, which a sender that waits does not keep alive."""

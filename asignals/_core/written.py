@@ -143,9 +143,10 @@ def write_loop(names: Names | None, shapes: tuple[Shape, ...], kind: str = "") -
     """
     branches, calls, others = [], [], "**@named" if names is None else ""
     for number, shape in enumerate(shapes):
-        call = "await " * shape.is_async + _call(shape, dict(zip(names or (), names or (), strict=True)), others)
+        is_awaited = shape.is_async and not shape.is_proxy
+        call = "await " * is_awaited + _call(shape, dict(zip(names or (), names or (), strict=True)), others)
         text = _BRANCH.format(number=number, method=_METHOD * shape.is_method, call=call)
-        branches.append(text + _IS_AWAITABLE * (not shape.is_async))
+        branches.append(text + _IS_AWAITABLE * (not is_awaited))
         calls.append("method " * shape.is_method + call)
     template = _LOOP.replace("@branches", textwrap.indent("el".join(branches), 16 * " ").strip())
     if kind == "unpacking" and names is not None:
