@@ -62,7 +62,7 @@ async def consuming(transport: Any, service: str, *topics: str) -> AsyncIterator
 
     task = asyncio.create_task(transport.consume(service, "one", topics, handle))
     try:
-        await until(lambda: transport._connection.partitions)
+        await until(lambda: len(transport._connection.parts) > 1)  # that of bindings is there at once
         yield bodies
     finally:
         task.cancel()
@@ -203,6 +203,28 @@ async def test_a_binding_that_somebody_has_removed_is_made_again(
                 await unbind(sender, "billing", "numbers", key)
                 await publish(sender, Envelope("numbers", b"more", key=key))
                 await asyncio.sleep(0.01)
+
+
+@pytest.mark.usefixtures("_often")
+async def test_bindings_that_get_no_answer_stop_no_consumer(engine: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a cluster that waits for a node that is gone: the connection is kept, and health says it."""
+    transport, sender = engine.open(), engine.open()
+    async with consuming(transport, "billing", "numbers") as bodies:
+        await publish(sender, Envelope("numbers", b"0"))
+        await until(lambda: bodies)
+        opened = transport._connection.current
+
+        async def silent(*_: Any) -> None:
+            raise TimeoutError
+
+        monkeypatch.setattr(transport._known, "_bind", silent)
+        await until(lambda: any("binding the queues of 'billing'" in name for name in transport.problems))
+        await publish(sender, Envelope("numbers", b"1"))
+        await until(lambda: len(bodies) == 2)
+        assert transport._connection.current is opened
+        assert transport.connection_state.is_up
+        monkeypatch.undo()
+        await until(lambda: not transport.problems)
 
 
 async def test_looking_for_events_that_reached_nobody_leaves_those_of_other_topics(engine: World) -> None:

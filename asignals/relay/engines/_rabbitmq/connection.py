@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import random
 import re
-from contextlib import asynccontextmanager, contextmanager, suppress
+from contextlib import asynccontextmanager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit, urlunsplit
@@ -71,7 +71,7 @@ class BrokerConnection:
         self.state = ConnectionState(f"RabbitMQ ({', '.join(urls)}, {name})")
         self.urls = [_with_heartbeat(url) for url in random.sample(urls, len(urls))]  # so that load is spread
         self.current: OpenConnection | None = None
-        self.partitions: set[ConnectionState] = set()  # that are consumed from here
+        self.parts: set[ConnectionState] = set()  # of consumers: their partitions, and their bindings
         self._options = options
         self._lock = asyncio.Lock()
         self._loop = OwnLoop()
@@ -80,10 +80,10 @@ class BrokerConnection:
 
     @property
     def problems(self) -> dict[str, str]:
-        """What is wrong though the connection is there: partitions whose queues cannot be consumed from."""
+        """What is wrong though the connection is there: queues that cannot be consumed from, or bound."""
         if not self.state.is_up:
             return {}  # then that is what is wrong
-        return {state.name: state.problem for state in self.partitions if state.problem is not None}
+        return {state.name: state.problem for state in self.parts if state.problem is not None}
 
     async def aclose(self) -> None:
         """Close the connection; it is opened again when it is used again."""
@@ -223,10 +223,13 @@ class BrokerConnection:
             ) from error
 
     @asynccontextmanager
-    async def channel(self, *, confirms: bool = True) -> AsyncIterator[AbstractChannel]:
-        """Open a channel for one purpose: an error closes its channel."""
+    async def channel(self, *, confirms: bool = True, gives_up: bool = True) -> AsyncIterator[AbstractChannel]:
+        """Open a channel for one purpose: an error closes its channel.
+
+        `gives_up` says whether the connection is given up where no answer comes in time.
+        """
         opened = await self.open()
-        with self.giving_up(opened):
+        with self.giving_up(opened) if gives_up else nullcontext():
             channel = await limited(opened.connection.channel(publisher_confirms=confirms), ANSWER_TIMEOUT)
             try:
                 yield channel

@@ -11,9 +11,11 @@ from functools import partial
 from itertools import cycle
 from typing import TYPE_CHECKING, Any, Final
 
+from aio_pika.exceptions import ChannelNotFoundEntity
+
 from asignals.masking import said
 from asignals.relay._cancel import limited
-from asignals.relay._connection_state import Attempts
+from asignals.relay._connection_state import Attempts, ConnectionState
 from asignals.relay._envelope import new_id
 from asignals.relay._partitions import InPartition
 from asignals.relay._pool import Pool
@@ -69,7 +71,6 @@ class Consumer:
         self._connection = services.connection
         self._service = service
         self._topics = topics
-        self._bound_next = cycle(topics)
         self._handle = handle
         self._limit = limit
         self._acknowledgements = Acknowledgements()
@@ -81,6 +82,7 @@ class Consumer:
         """Consume until cancelled."""
         attempts = Attempts(self._connection.state)
         async with self._last, AsyncExitStack() as channels, self.pool:
+            self.pool.start(self._keep_bound())
             while True:
                 async with attempts:
                     await channels.aclose()
@@ -125,7 +127,21 @@ class Consumer:
                     for queue, _ in tags:
                         await limited(channel.declare_queue(queue.name, passive=True), ANSWER_TIMEOUT)
                     await self._services.ensure_bound(again=True)
-                    await self._services.bind_again(self._service, next(self._bound_next))
+
+    async def _keep_bound(self) -> None:
+        """Bind the queues of one topic after the other again, until cancelled."""
+        state = ConnectionState(f"binding the queues of {self._service!r} in {self._connection.state.name}")
+        attempts = Attempts(state)
+        self._connection.parts.add(state)
+        try:
+            for topic in cycle(self._topics):
+                await asyncio.sleep(WATCH)
+                if self._connection.state.is_up:
+                    async with attempts:
+                        with suppress(ChannelNotFoundEntity):  # who consumes from the queue makes it again
+                            await self._services.bind_again(self._service, topic)
+        finally:
+            self._connection.parts.discard(state)
 
     def _must_hold_more(self, holds: int) -> bool:
         """Whether the events that wait for others of their key leave too little capacity."""

@@ -104,7 +104,7 @@ class PartitionedConsumer:
     async def _consume_for_ever(self, topic: str, queue: str) -> None:
         state = ConnectionState(f"consuming from {queue!r} of {self._connection.state.name}")
         attempts = Attempts(state)
-        self._connection.partitions.add(state)
+        self._connection.parts.add(state)
         try:
             while True:
                 async with attempts:
@@ -113,7 +113,7 @@ class PartitionedConsumer:
                     except (ChannelNotFoundEntity, ConsumerEndedError):
                         await self._services.add(self._service, [topic])
         finally:
-            self._connection.partitions.discard(state)
+            self._connection.parts.discard(state)
 
     async def _consume(self, topic: str, queue: str, attempts: Attempts) -> None:
         """Consume from one partition until it is better handed on; raises when its channel is lost."""

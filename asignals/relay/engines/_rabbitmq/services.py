@@ -85,7 +85,8 @@ class Services:
         What reached no queue meanwhile is published again. It is looked for where the number of kept events has
         changed, and so rarely that it takes a twentieth of the time: any number may be kept of other topics.
         """
-        async with self.connection.channel() as channel:
+        # A cluster changes no bindings while it waits for a node that is gone, and consuming goes on meanwhile.
+        async with self.connection.channel(gives_up=False) as channel:
             await self._bind(channel, self._bindings(service, topic))
         kept, begun = await self.queues.count(self.connection.unrouted) or 0, time.monotonic()
         if kept == self._kept.get(topic, 0) or begun < self._look_for_kept:
