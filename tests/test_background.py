@@ -1086,6 +1086,7 @@ async def test_a_forked_child_does_not_have_the_background_s_lock(signal, seen):
             thread = threading.Thread(target=hold)
             thread.start()
             held.wait(5)
+            threading.Timer(0.1, release.set).start()  # forking waits for that
             child = os.fork()
             if child == 0:
                 try:
@@ -1097,7 +1098,6 @@ async def test_a_forked_child_does_not_have_the_background_s_lock(signal, seen):
                     os._exit(0)
                 finally:
                     os._exit(1)
-            release.set()
             thread.join()
             assert (await anyio.to_thread.run_sync(os.waitpid, child, 0))[1] == 0
             await background.send(signal, None, x=2)

@@ -827,6 +827,7 @@ async def test_a_forked_child_has_no_lock_and_no_waiting_sender_of_the_parent(si
             thread = threading.Thread(target=hold)
             thread.start()
             held.wait(5)
+            threading.Timer(0.1, release.set).start()  # forking waits for that
             child = os.fork()
             if child == 0:
                 try:
@@ -840,7 +841,6 @@ async def test_a_forked_child_has_no_lock_and_no_waiting_sender_of_the_parent(si
                     os._exit(0)
                 finally:
                     os._exit(1)
-            release.set()
             thread.join()
             assert (await anyio.to_thread.run_sync(os.waitpid, child, 0))[1] == 0
             assert [(await anext(events)).x for _ in range(3)] == [0, 1, 2]

@@ -1,4 +1,6 @@
 import asyncio
+import dis
+import functools
 import gc
 import itertools
 import os
@@ -7,10 +9,17 @@ import subprocess
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import ContextVar
 
+import anyio
+import anyio.lowlevel
+import anyio.to_thread
 import pytest
 
-from asignals import Signal, signals
+from asignals import Background, Signal, signals
+from asignals._core import background as core_background
+from asignals._core import loops
+from asignals._core.registry import Registry
 
 THREADS = 4
 ROUNDS = 200
@@ -174,6 +183,152 @@ def test_receivers_and_senders_may_die_in_any_thread():
     gc.collect()
     assert [connection.receiver for connection in made.connections] == [steady.hear]
     assert len(made._registry._senders) == 1  # of all senders
+
+
+class WatchedLock:
+    """The lock of the core, which tells of a thread that has to wait for it, and of one that has left it."""
+
+    def __init__(self, on_wait=bool, on_leave=bool):
+        self.on_wait, self.on_leave = on_wait, on_leave
+
+    def __enter__(self):
+        if not loops.lock.acquire(blocking=False):
+            self.on_wait()
+            loops.lock.acquire()
+
+    def __exit__(self, *_):
+        loops.lock.release()
+        self.on_leave()
+
+
+def pausing_before(code, operation, name, pause):
+    """A trace function that calls another one before a variable or an attribute is loaded or stored, once."""
+    found = (each for each in dis.get_instructions(code) if operation in each.opname)
+    places = {
+        each.offset for each in found if name in (each.argval if isinstance(each.argval, tuple) else [each.argval])
+    }
+
+    def trace(frame, event, argument):
+        if frame.f_code is not code:
+            return None
+        frame.f_trace_opcodes = True
+        if event == "opcode" and frame.f_lasti in places:
+            places.clear()
+            pause()
+        return trace
+
+    return trace
+
+
+def traced(trace, function):
+    sys.settrace(trace)
+    try:
+        return function()
+    finally:
+        sys.settrace(None)
+
+
+@pytest.mark.parametrize("moment", [("LOAD", "_latest"), ("STORE", "_latest_sent")], ids=" ".join)
+def test_a_slow_send_takes_nothing_back_that_a_faster_one_has_noted(monkeypatch, recwarn, moment):
+    """A receiver that was called is not warned of, though a slower send notes the latest connection that it saw."""
+    made = Signal(["n"], name="made")
+    sender, other = Sender(), Handler()
+    made.connect(other.hear, sender=sender)  # so every send looks for its plan
+    paused, go_on = threading.Event(), threading.Event()
+    monkeypatch.setattr(Registry, "lock", WatchedLock(on_wait=go_on.set))
+
+    def wait():
+        paused.set()
+        assert go_on.wait(60)
+
+    trace = pausing_before(Registry.plan_for.__code__, *moment, wait)
+    slow = threading.Thread(target=traced, args=(trace, lambda: step(made.send(sender, n=1))))
+    slow.start()
+    assert paused.wait(60)
+    temporary = functools.partial(Handler().hear)
+    made.connect(temporary)
+    assert step(made.send(None, n=2)) == [(temporary, None)]
+    del temporary
+    go_on.set()
+    slow.join(60)
+    assert len(made.connections) == 1
+    assert not recwarn.list
+
+
+def test_signals_are_listed_while_some_die_in_other_threads():
+    """One that is about to be forgotten, while another thread lists them, does not disturb the list."""
+    made = [Signal(name=f"listed {n}") for n in range(3)]
+    registered = signals.__globals__["_signals"]
+    paused, go_on = threading.Event(), threading.Event()
+
+    def wait():
+        paused.set()
+        assert go_on.wait(60)
+
+    trace = pausing_before(registered._remove.__code__, "LOAD", "_atomic_removal", wait)
+    thread = threading.Thread(target=traced, args=(trace, lambda: bool(Signal(name="dying"))))
+
+    def let_it_die():
+        go_on.set()
+        thread.join(60)
+
+    thread.start()
+    assert paused.wait(60)
+    found = traced(pausing_before(type(registered).values.__code__, "STORE", "wr", let_it_die), signals)
+    let_it_die()
+    assert [each for each in found if each in made] == made
+    assert "dying" not in [each.name for each in found]
+
+
+def test_draining_overlooks_no_send_that_is_just_being_taken(monkeypatch):
+    """What a worker takes from the queue at this moment, in another thread, counts as not done."""
+    made = Signal()
+    may_end, taking, was_drained = threading.Event(), threading.Event(), threading.Event()
+    main = threading.current_thread()
+
+    class Taken(dict):
+        def __setitem__(self, key, value):
+            if may_end.is_set():
+                taking.set()
+                assert was_drained.wait(60)
+            super().__setitem__(key, value)
+
+    left_the_lock = []
+
+    def on_leave():
+        if threading.current_thread() is main:
+            left_the_lock.append(1)
+            if len(left_the_lock) == 2:  # after the waiting
+                may_end.set()
+                assert taking.wait(60)
+
+    @made.connect
+    async def wait(**named):
+        await anyio.to_thread.run_sync(may_end.wait)
+
+    started = threading.Event()
+
+    async def work():
+        async with Background(limit=1) as background:
+            background._queue.taken = Taken()
+            places.append(background)
+            background.send_nowait(made, None)
+            background.send_nowait(made, None)
+            while background.statistics().running != 1:
+                await anyio.lowlevel.checkpoint()
+            started.set()
+
+    places = []
+    worker = threading.Thread(target=anyio.run, args=(work,))
+    worker.start()
+    assert started.wait(60)
+    monkeypatch.setattr(core_background, "lock", WatchedLock(on_leave=on_leave))
+    try:
+        assert anyio.run(places[0].drain, 0) == 2
+    finally:
+        may_end.set()
+        was_drained.set()
+        worker.join(60)
 
 
 def test_a_collection_inside_the_lock_does_not_deadlock():
@@ -347,7 +502,8 @@ def test_a_forked_child_waits_for_no_thread_that_it_does_not_have():
 
         def __eq__(self, other):  # compared while the signal's lock is held
             inside.set()
-            return leave.wait(60)
+            leave.wait(60)
+            return False
 
     made = Signal()
     handler, other = Handler(), Handler()
@@ -355,6 +511,7 @@ def test_a_forked_child_waits_for_no_thread_that_it_does_not_have():
     thread = threading.Thread(target=made.disconnect, kwargs={"dispatch_uid": Uid()})
     thread.start()
     assert inside.wait(60)
+    threading.Timer(0.1, leave.set).start()  # forking waits for that
     child = os.fork()
     if child == 0:
         try:
@@ -364,7 +521,6 @@ def test_a_forked_child_waits_for_no_thread_that_it_does_not_have():
             os._exit(0 if made.disconnect(other.hear) and (handler.calls, other.calls) == (1, 1) else 1)
         finally:
             os._exit(2)
-    leave.set()
     thread.join()
     assert os.waitpid(child, 0)[1] == 0
 
@@ -383,6 +539,7 @@ def test_the_locks_that_a_child_gets_are_free():
     thread = threading.Thread(target=hold)
     thread.start()
     held.wait(60)
+    threading.Timer(0.1, release.set).start()  # forking waits for that
     child = os.fork()
     if child == 0:
         try:
@@ -394,9 +551,48 @@ def test_the_locks_that_a_child_gets_are_free():
             os._exit(0 if handler.calls == 1 and made in signals() else 2)
         finally:
             os._exit(1)
-    release.set()
     thread.join()
     assert os.waitpid(child, 0)[1] == 0
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_what_dies_with_a_thread_as_a_child_is_made_may_disconnect():
+    """Finalizers run in the child before anybody can free its locks there."""
+    made, handler = Signal(), Handler()
+    made.connect(handler.hear)
+    variable = ContextVar("variable")
+    ready, held, end = threading.Semaphore(0), threading.Event(), threading.Event()
+
+    class Dying:
+        def __del__(self):
+            made.disconnect(handler.hear)
+
+    def have_something_that_dies_with_this_thread():
+        variable.set(Dying())
+        ready.release()
+        end.wait(60)
+
+    def hold_the_lock():
+        with made._registry.lock:
+            ready.release()
+            held.wait(60)
+
+    threads = [threading.Thread(target=each) for each in (have_something_that_dies_with_this_thread, hold_the_lock)]
+    for thread in threads:
+        thread.start()
+        assert ready.acquire(timeout=60)
+    threading.Timer(0.1, held.set).start()
+    child = os.fork()
+    if child == 0:
+        os._exit(made.has_listeners())
+    limit = threading.Timer(10, os.kill, (child, signal.SIGKILL))
+    limit.start()
+    assert os.waitpid(child, 0)[1] == 0
+    limit.cancel()
+    end.set()
+    for thread in threads:
+        thread.join(60)
 
 
 def test_a_system_without_fork_needs_no_new_locks():

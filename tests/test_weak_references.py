@@ -169,6 +169,21 @@ async def test_a_weak_method_needs_object_and_function(made, warned):
     assert len(warned) == 1
 
 
+async def test_a_method_connected_again_dies_with_its_function(made):
+    """The function of a method that was connected twice is waited for once, and its death ends the connection."""
+    handler = Handler()
+
+    def greet_it(self, **named): ...
+
+    for _ in range(2):
+        made.connect(types.MethodType(greet_it, handler))
+    assert len(await made.send(None)) == 1
+    del greet_it
+    gc.collect()
+    assert await made.send(None) == []
+    assert made.connections == ()
+
+
 async def test_ids_used_again_reach_no_wrong_receiver(made):
     """A new object at a dead receiver's address is not connected."""
     for _ in range(200):

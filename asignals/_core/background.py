@@ -266,7 +266,8 @@ class Background:
         finally:
             with lock:
                 del self._drains[waker]
-        return self._to_do + self._undelivered
+                left = self._to_do + self._undelivered
+        return left
 
     def statistics(self) -> BackgroundStatistics:
         """The counts of this moment. May be called in any thread."""

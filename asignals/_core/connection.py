@@ -97,7 +97,7 @@ class Connection(Reference):
     def __init__(self, *_: object) -> None:
         self.choose: Callable[..., Any] | None = None
         self.function: Any = None
-        self.is_live: bool = True
+        self.is_live: bool = False
         self.method: WeakMethod[Any] | None = None
         self.style: Shape | None = None
 

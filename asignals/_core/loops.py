@@ -43,14 +43,16 @@ lock: Any = InterruptSafeLock() if sys.version_info[:2] == (3, 14) else threadin
 
 
 def _start_child() -> None:
-    """In a forked child: neither the thread that may hold the lock exists, nor the loops that the queues are for."""
+    """In a forked child the loops that the queues are for do not exist."""
     lock._at_fork_reinit()
     for queue in list(_queues):
         queue.close()
 
 
+# The thread that forks has the lock meanwhile. Another one would take it along: it does not exist in the child, where
+# finalizers of what the parent's threads had run before `_start_child`.
 if hasattr(os, "register_at_fork"):  # not on Windows
-    os.register_at_fork(after_in_child=_start_child)
+    os.register_at_fork(before=lock.acquire, after_in_parent=lock.release, after_in_child=_start_child)
 
 # -- loops -------------------------------------------------------------------------------------------------------------
 

@@ -209,7 +209,9 @@ class Registry:
         """The plan of a send to this sender, with muting applied. A connection may end or die before its turn."""
         if self._dead:
             self.purge()
-        self._latest_sent = self._latest
+        if self._latest_sent < self._latest:
+            with self.lock:  # so that it never goes back, because of a slower thread
+                self._latest_sent = self._latest
         plan = self._whole_plan(sender)
         if len(self._senders) == 1:
             with self.lock:  # let the next sends take it without asking, where it still holds for every sender
@@ -224,8 +226,7 @@ class Registry:
 
     def connections_for(self, sender: object) -> Connections:
         """The connections of a sender, in order, muted or not; not counted as a send."""
-        if self.plan is None:
-            self.purge()
+        self.purge()
         return (self.plan or self._whole_plan(sender)).connections
 
     def all_connections(self) -> Connections:
@@ -348,9 +349,8 @@ def _in_order(connections: Iterable[Connection]) -> Connections:
 def _on_death(registry: ref[Registry], thing: Reference) -> None:
     """The callback of the weak references: runs in any thread, wherever the last reference is dropped."""
     home = registry()
-    if home is not None:
+    if home is not None and (not isinstance(thing, Connection) or thing.is_live):  # else it is not connected
         home._dead.append(thing)
         home.plan = None
-        is_latest = thing.order == home._latest and (not isinstance(thing, Connection) or thing.is_live)
-        if is_latest and objects.is_dying_at(thing.code, thing.offset):
+        if thing.order == home._latest and objects.is_dying_at(thing.code, thing.offset):
             home._warn_lost(thing, "died in the statement that connects it")

@@ -79,8 +79,7 @@ class Signal(Generic[P, R_co]):
         self._origin: Signal[..., Any] | None = None
         self._registry = Registry(ref(self), self.providing_args)
         self._set_mode(task_group, limit)
-        with Registry.lock:
-            _signals[id(self)] = self
+        _signals[id(self)] = self
         if self.providing_args != self._written_for:
             self.__class__ = class_for_names(cast("Any", type(self)), Signal, self.providing_args)
 
@@ -545,6 +544,5 @@ _signals: WeakValueDictionary[int, Signal[..., Any]] = WeakValueDictionary()  # 
 
 def signals() -> tuple[Signal[..., Any], ...]:
     """All signals that are alive in this process, by name; without their views."""
-    with Registry.lock:
-        found = list(_signals.values())
-    return tuple(sorted(found, key=lambda signal: signal.name))
+    found = [each() for each in _signals.valuerefs()]  # iterating is not safe: some may die in other threads
+    return tuple(sorted((each for each in found if each is not None), key=lambda signal: signal.name))
