@@ -442,6 +442,23 @@ async def test_connecting_what_dies_in_the_statement_warns_at_once(made, warned,
     assert len(warned) == 1
 
 
+@pytest.mark.parametrize("connect", [by_a_sender, by_a_sender_of_the_decorator])
+async def test_the_warning_of_a_sender_names_the_receiver_and_keeps_the_sender(made, warned, connect):
+    """It advises what helps: `weak=False` would keep the receiver, which lives anyway."""
+    connect(made)
+    (text,) = (str(each.message) for each in warned)
+    assert text.startswith("the sender of receiver test_weak_references.greet (")
+    assert "Keep a reference to it: weak=False keeps receivers only" in text
+
+
+async def test_a_sender_that_dies_after_its_receivers_were_disconnected_warns_nobody(made, warned):
+    """Nothing is lost with it, though it dies in the statement that connected one."""
+    [(made.connect(greet, each), made.disconnect(greet, each)) for each in [Sender()]]
+    gc.collect()
+    await made.send(None)
+    assert warned == []
+
+
 @pytest.mark.parametrize("connect", [by_a_method, by_a_partial, by_an_object])
 async def test_the_warning_names_the_receiver(made, warned, connect):
     """Whatever has died is named as it was when it was connected."""

@@ -236,8 +236,7 @@ _warned: dict[str, dict[Any, Any]] = {}  # by file: Python's own record of the w
 
 def warn_lost(text: str, file: str, line: int) -> None:
     """Show a `ReceiverLostWarning` at the line of a `connect`, once for each line; never raises."""
-    advice = "Connect with weak=False, or keep a reference to it (docs/reference/messages.md#receiverlostwarning)."
-    lost = ReceiverLostWarning(f"{text}: nothing else refers to it. {advice}")
+    lost = ReceiverLostWarning(f"{text} (docs/reference/messages.md#receiverlostwarning).")
     try:
         warnings.warn_explicit(lost, None, file, line, registry=_warned.setdefault(file, {}))
     except ReceiverLostWarning as error:  # a filter made it an error, and whoever runs now has not asked for it

@@ -194,14 +194,18 @@ class Registry:
 
     def _warn_lost(self, thing: Reference, how: str) -> None:
         """Warn, at the line that connected it, of a receiver or a sender that died before any send reached it."""
-        what, signal = "the sender of a receiver", self._signal()
+        signal, entry = self._signal(), self._senders.get(thing.key)
+        what, advice, lost = "receiver", "Connect with weak=False, or keep a reference to it", thing
         if isinstance(thing, Connection):
             if thing.order <= self._latest_sent or thing.source() is None:
                 return
             thing.is_easily_lost = False  # one warning is enough
-            what = f"receiver {thing.describe()}"
-        if signal is not None:
-            objects.warn_lost(f"{what} of signal {signal.name!r} {how}", thing.code.co_filename, thing.line)
+        elif entry is not None:
+            what, advice = "the sender of receiver", "Keep a reference to it: weak=False keeps receivers only"
+            lost = next(iter(entry.connections.values()), thing)
+        if signal is not None and isinstance(lost, Connection):  # a sender may have none any more
+            text = f"{what} {lost.describe()} of signal {signal.name!r} {how}: nothing else refers to it. {advice}"
+            objects.warn_lost(text, thing.code.co_filename, thing.line)
 
     # -- plans -----------------------------------------------------------------------------------------------------
 

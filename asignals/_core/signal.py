@@ -211,9 +211,8 @@ class Signal(Generic[P, R_co]):
         with suppress(ImportError, AttributeError, ValueError):
             if resolve_name(self.name) is self:
                 return resolve_name, (self.name,)
-        reason = "it is not found by that name; assign it to a name of its module"
-        reason = reason if self._origin is None else "this is a view of it; pickle the signal, and call using() there"
-        raise pickle.PicklingError(f"cannot pickle signal {self.name!r}: {reason}")
+        advice = "assign it to a name of its module" if self._origin is None else "it is a view: pickle the signal"
+        raise pickle.PicklingError(f"cannot pickle signal {self.name!r}: it is not found by that name; {advice}")
 
     # -- connecting ------------------------------------------------------------------------------------------------
 
