@@ -125,7 +125,9 @@ async def test_rows_that_name_no_engine_are_anybodys(database: AsyncEngine) -> N
     assert await relay_outbox.drain_once(broker.publish_many) == 1
 
 
-async def test_events_that_no_relay_takes_show_in_health(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_events_that_no_relay_takes_show_in_health_and_in_the_log(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     """After an engine was exchanged for another one, what was sent to the first is neither published nor forgotten."""
     async with _database("sqlite", tmp_path) as database:
         before, after = (SQLAlchemyOutbox(database) for _ in range(2))
@@ -143,6 +145,10 @@ async def test_events_that_no_relay_takes_show_in_health(tmp_path: Path, monkeyp
             problems = after.problems
             assert (problems == {}) is (patience > 0)
         assert "no relay with that engine takes them" in problems["outbox for Memory 'one'"]
+        await after._look_for_refused()
+        (message,) = [record.getMessage() for record in caplog.records]
+        assert message.startswith("events for Memory 'one' wait in the outbox in sqlite")
+        assert message.endswith("this one publishes those for Memory 'two'")
 
 
 async def test_one_outbox_object_for_two_engines_is_refused(tmp_path: Path) -> None:

@@ -105,6 +105,7 @@ class SQLAlchemyOutbox(Stored):
         self._table: int | None = None  # PostgreSQL's number of the table, where it is known
         self._other_tables: set[int] = set()  # that sessions have written to
         self._others: dict[str, tuple[int, float]] = {}  # the first event for each other engine, and since when it is
+        self._reported: set[str] = set()  # those of them that have waited for too long, and were logged
         self._rows = self._make_rows()
 
     def _make_rows(self) -> Rows:
@@ -345,6 +346,16 @@ class SQLAlchemyOutbox(Stored):
         self._others = {
             name: before[name] if before.get(name, (None,))[0] == id_ else (id_, now_) for name, id_ in rows
         }
+        waiting = {name for name, (_, since) in self._others.items() if now_ - since > _PATIENCE}
+        for name in waiting - self._reported:
+            logger.warning(
+                "events for %s wait in the outbox in %s, and no relay with that engine takes them; this one publishes"
+                " those for %s",
+                name,
+                self.database_name,
+                self._used_for or "any",
+            )
+        self._reported = waiting
 
     async def _expire(self, before: float) -> None:
         """Remove some of the oldest refused events; when there are more, the next time."""
