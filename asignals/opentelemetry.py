@@ -157,11 +157,13 @@ class Instrumentation:
         """A span in which an event is made, and stored or published: the one that its receivers' spans follow."""
         about = _about(exporter.system, exporter.topic, "send")
         with self._observed(self._send, about, _code(receiver), kind=SpanKind.PRODUCER) as span:
-            token = producing.set(span)
+            before = producing.get()
+            producing.set(span)
             try:
                 yield
             finally:
-                producing.reset(token)
+                if producing.get() is span:
+                    producing.set(before)
 
     @contextmanager
     def _consumed(self, delivered: Any, signal: str) -> Iterator[None]:
@@ -205,7 +207,7 @@ class Instrumentation:
             attributes["code.function.name"] = facts["code.function.name"]
         start = time.perf_counter()
         try:
-            with trace.use_span(span, record_exception=False, set_status_on_exception=False):
+            with _current(span):
                 yield span
             if isinstance(error := failed(), Exception):
                 attributes["error.type"] = _kind(error)
@@ -276,6 +278,22 @@ def uninstrument() -> None:
 
 def _leave(span: AbstractContextManager[object], error: BaseException | None) -> None:
     span.__exit__(None if error is None else type(error), error, None if error is None else error.__traceback__)
+
+
+@contextmanager
+def _current(span: Span) -> Iterator[None]:
+    """Makes a span the current one.
+
+    Without a token, unlike `trace.use_span`: a send that nobody awaits any more is closed in another context, by the
+    garbage collector or another task, and a token is of no use there.
+    """
+    before = context.get_current()
+    context.attach(trace.set_span_in_context(span))
+    try:
+        yield
+    finally:
+        if trace.get_current_span() is span:
+            context.attach(before)
 
 
 def _about(system: str, destination: str, operation: str) -> Attributes:

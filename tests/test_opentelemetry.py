@@ -1,6 +1,8 @@
 """Spans and metrics of sends and receivers, as an OpenTelemetry SDK receives them."""
 
+import contextvars
 import threading
+from types import SimpleNamespace
 
 import anyio
 import pytest
@@ -15,7 +17,7 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import SpanKind, StatusCode
 
-from asignals import Background, Signal
+from asignals import Background, Signal, opentelemetry
 from asignals._core.dispatch import watchers
 from asignals.opentelemetry import instrument, uninstrument
 
@@ -332,6 +334,30 @@ async def test_sends_under_way_are_not_traced(telemetry):
     paid.connect(follow)
     await paid.send(None)
     assert [span.name for span in telemetry.spans] == ["send later"]
+
+
+@pytest.mark.parametrize("kind", ["receiver", "exporter"])
+async def test_a_send_that_is_closed_in_another_context_ends_its_spans(telemetry, caplog, monkeypatch, kind):
+    """By a thread, or by the collector after a generator was left: nothing fails, and later sends are traced."""
+    abandoned = Signal([], name="shop.abandoned")
+
+    @abandoned.connect
+    async def waits():
+        await anyio.sleep_forever()
+
+    if kind == "exporter":
+        monkeypatch.setattr(opentelemetry, "exporter_of", lambda _: SimpleNamespace(system="memory", topic="topic"))
+    with telemetry.tracer.start_as_current_span("request") as request:
+        for close in contextvars.Context().run, contextvars.copy_context().run:
+            sending = abandoned.send(None)
+            sending.send(None)
+            close(sending.close)
+            context.attach(trace.set_span_in_context(request))  # the task that was left goes on
+    assert caplog.messages == []
+    abandoned.disconnect(waits)
+    await abandoned.send(None)
+    assert len([span for span in telemetry.spans if span.name == "send shop.abandoned"]) == 3
+    assert not trace.get_current_span().get_span_context().is_valid
 
 
 async def test_suppressed_instrumentation_is_respected(telemetry):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import logging
 import math
 import time
@@ -693,6 +694,20 @@ def test_types_without_a_library_are_refused(memory: Memory, monkeypatch: pytest
         relay.receive(declared(), TOPIC)
     relay.export(declared(), TOPIC, codec=JSONCodec())
     relay.export(Signal(["amount"]), "plain")
+
+
+@pytest.mark.parametrize("way", ["bind", "own_transaction"])
+def test_a_block_may_be_left_in_another_context(memory: Memory, way: str) -> None:
+    """As by a pytest fixture, or a sync dependency of FastAPI, whose ends run in two copies of a context."""
+    relay = Relay(memory, "billing")
+    block = relay.bind(object()) if way == "bind" else relay.own_transaction()
+    copied = contextvars.copy_context()
+    contextvars.copy_context().run(block.__enter__)
+    copied.run(block.__exit__, None, None, None)
+    assert copied.run(relay._session.get) is None
+    with block, relay.bind(inner := object()):
+        assert relay._session.get() is inner
+    assert relay._session.get() is None
 
 
 @pytest.mark.parametrize("way", ["bind", "own_transaction"])

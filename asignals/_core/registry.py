@@ -202,7 +202,7 @@ class Registry:
             thing.is_easily_lost = False  # one warning is enough
         elif entry is not None:
             what, advice = "the sender of receiver", "Keep a reference to it: weak=False keeps receivers only"
-            lost = next(iter(entry.connections.values()), thing)
+            lost, *_ = *entry.connections.values(), thing
         if signal is not None and isinstance(lost, Connection):  # a sender may have none any more
             text = f"{what} {lost.describe()} of signal {signal.name!r} {how}: nothing else refers to it. {advice}"
             objects.warn_lost(text, thing.code.co_filename, thing.line)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextvars import ContextVar, Token
+from contextvars import ContextVar
 from numbers import Integral
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, NoReturn, TypeAlias
 from uuid import UUID
@@ -47,13 +47,16 @@ class Bound:
     def __init__(self, variable: ContextVar[Any], session: Any) -> None:
         self._variable = variable
         self._session = session
-        self._tokens: list[Token[Any]] = []
+        self._before: list[Any] = []
 
     def __enter__(self) -> None:
-        self._tokens.append(self._variable.set(self._session))
+        self._before.append(self._variable.get())
+        self._variable.set(self._session)
 
     def __exit__(self, *_: object) -> None:
-        self._variable.reset(self._tokens.pop())
+        # Without a token, which only the same context takes: a fixture, or a dependency that a framework runs in
+        # threads, may leave the block in another one.
+        self._variable.set(self._before.pop())
 
     def __call__(self, function: object) -> NoReturn:
         """Refuse to be a decorator: an async function would leave the block before its body runs."""
