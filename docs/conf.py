@@ -121,7 +121,7 @@ def _process_docstring(_app: Any, _what: str, _name: str, _thing: Any, _options:
 # What the core itself calls of classes whose other members are public.
 _INTERNAL = {
     "asignals.Connection": {"code", "function", "method", "shape", "is_easily_lost", "target", "set_options", "end"}
-    | {"describe", "take", "call", "write_choose", "choose", "is_live", "key", "options", "order", "source", "style"},
+    | {"describe", "take", "call", "is_live", "key", "options", "order", "source", "style"},
     "asignals.Stream": {"put", "report"},
 }
 

@@ -604,7 +604,7 @@ def test_outside_of_a_loop_nobody_has_raised_a_cancellation_by_himself():
 
 
 async def test_calling_the_connections_of_a_send_one_by_one(made):
-    """As a relay does: each gives its pair, an error is annotated, and monitors see calls and send."""
+    """As a relay does: each gives a list of its pair, an error is annotated, and monitors see calls and send."""
 
     def fails(**named):
         raise LookupError
@@ -617,7 +617,7 @@ async def test_calling_the_connections_of_a_send_one_by_one(made):
             send = core.Send(made, "me", {"a": 1})
             with send:
                 heard, failed = core.registry_of(made).plan_for("me").connections
-                assert await send.to(heard) == (hear, "heard")
+                assert await send.to(heard) == [(hear, "heard")]
                 with pytest.raises(LookupError) as caught:
                     await send.to(failed)
         assert "a receiver of signal 'shop.sold'" in caught.value.__notes__[0]

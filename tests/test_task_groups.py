@@ -445,10 +445,10 @@ async def test_a_signal_nobody_hears(group):
         assert await Signal(["x"], task_group=group).send(None, x=1) == []
 
 
-@pytest.mark.parametrize("later", [["sync", "waits"], ["waits"]], ids=", ".join)
+@pytest.mark.parametrize("later", [["sync", "waits"], ["waits"], ["waits", "returns", "waits"]], ids=", ".join)
 @pytest.mark.parametrize("limit", [None, 1])
 async def test_nothing_is_called_after_a_failure_without_an_await(group, log, later, limit):
-    """Neither a sync receiver nor the last one, which wait for those before them to begin, or to end."""
+    """Neither a sync receiver nor the last one, which wait for those before them to begin, nor one that has a task."""
     signal = Signal(["x"], task_group=group, limit=limit)
 
     async def fails_at_once(**named):

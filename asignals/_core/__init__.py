@@ -25,9 +25,9 @@ is called and has the `registry` add a `connection`.
   `connections_for(sender)` and `all_connections()` are for looking only; `remember` and `put_back` restore
   connections; `changes` grows with every change. `origin_of(signal)`: the signal of a view.
 - `bind(signal, sender, **arguments)`: checks arguments as a send does and fills in defaults.
-- `Send`: one send under way; `await send.to(connection)` calls one connection and gives its `(receiver, response)`
-  pair, or `None`; `with send:` reports the send as a whole, if a monitor watches: `is_watched()`.
-- `log_failure`, `is_receivers_error`: what a send does with a receiver's exception.
+- `Send`: one send under way; `await send.to(connection)` calls one connection and gives a list of its `(receiver,
+  response)` pair, or an empty one; `with send:` reports the send as a whole, if a monitor watches: `is_watched()`.
+- `annotate`, `log_failure`, `is_receivers_error`: what a send does with a receiver's exception.
 - `describe`, `name_of`, `locate`, `identify`, `key_of`, `sender_key`, `is_a`, `is_coroutine_function`: users' objects.
 - `Waker`: waiting for what another thread may bring.
 """
@@ -44,6 +44,7 @@ from asignals._core.errors import (
     InvalidReceiverError,
     Receiver,
     ReceiverLostWarning,
+    annotate,
     is_receivers_error,
     log_failure,
     raise_errors,
@@ -58,8 +59,8 @@ from asignals._core.stream import Event, Stream, stream
 __all__ = ["Background", "BackgroundStatistics", "BufferFull", "Connection", "DeclarationError", "Event"]
 __all__ += ["InvalidReceiverError", "ReceiverLostWarning", "Report", "Signal", "Stream", "monitor", "raise_errors"]
 __all__ += ["receiver", "signal", "signals", "stream"]
-__all__ += ["Connections", "DocumentedError", "Options", "Plan", "Receiver", "Registry", "Send", "Shape"]
-__all__ += ["Waker", "bind", "is_receivers_error", "is_watched", "key_of", "log_failure", "origin_of", "registry_of"]
+__all__ += ["Connections", "DocumentedError", "Options", "Plan", "Receiver", "Registry", "Send", "Shape", "Waker"]
+__all__ += ["annotate", "bind", "is_receivers_error", "is_watched", "key_of", "log_failure", "origin_of", "registry_of"]
 __all__ += ["describe", "identify", "is_a", "is_coroutine_function", "locate", "name_of", "sender_key"]
 
 

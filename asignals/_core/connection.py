@@ -10,9 +10,8 @@ from weakref import WeakMethod
 
 import anyio
 
-from asignals._core.loops import in_thread, lock
+from asignals._core.loops import in_thread
 from asignals._core.objects import Holder, Place, Receiver, Reference, Shape, describe, identify, is_a, locate, name_of
-from asignals._core.written import write_choose
 
 if TYPE_CHECKING:
     from asignals._core.signal import Signal
@@ -78,9 +77,9 @@ class Connection(Reference):
     """
 
     is_receiver = True  # a stream's connection has none
-    # A send compares `style` with the shapes that its loop is written for, else calls `choose`. For a receiver with
-    # options, and once the connection has ended, `style` is None: the send then asks `take`, and uses `call`.
-    __slots__ = ("choose", "function", "is_live", "method", "name", "options", "shape", "source", "style")
+    # A send compares `style` with the shapes that its loop is written for; else it asks `take`, and uses `call`. For a
+    # receiver with options, and once the connection has ended, `style` is None.
+    __slots__ = ("function", "is_live", "method", "name", "options", "shape", "source", "style")
 
     name: str
     source: Reference  # to the sender
@@ -95,7 +94,6 @@ class Connection(Reference):
     )
 
     def __init__(self, *_: object) -> None:
-        self.choose: Callable[..., Any] | None = None
         self.function: Any = None
         self.is_live: bool = False
         self.method: WeakMethod[Any] | None = None
@@ -122,7 +120,7 @@ class Connection(Reference):
 
     def set_options(self, options: Options, shape: Shape) -> None:
         """Take new options in place, so that a send under way calls the receiver by them."""
-        self.choose = self.style = None
+        self.style = None
         self.options: Options = options
         self.shape: Shape = shape
         if type(self.held) is not Holder:
@@ -150,20 +148,17 @@ class Connection(Reference):
         return receiver if is_live else None
 
     def call(self, receiver: Receiver, signal: Signal[..., Any], sender: object, arguments: dict[str, Any]) -> Any:
-        """Call the receiver by its options; the response may be awaitable."""
-        choose = self.choose or self.write_choose()
-        if self.style is not None:  # it has no options that matter here
-            return choose(receiver, signal, sender, arguments)
-        call = functools.partial(choose, receiver, signal, sender, arguments)
-        if self.options.in_thread:
-            return in_thread(call, None if self.options.in_thread is True else self.options.in_thread)
-        return call() if self.options.timeout is None else _within(self.options.timeout, call)
-
-    def write_choose(self) -> Callable[..., Any]:
-        """Makes `choose`, which calls the receiver with the arguments that it takes."""
-        with lock:  # new options may come with another shape
-            self.choose = write_choose(self.shape)
-            return self.choose
+        """Call the receiver by its options, with the arguments that it takes; the response may be awaitable."""
+        shape, options, given = self.shape, self.options, {"signal": signal, "sender": sender, **arguments}
+        if not shape.takes_signal:
+            del given["signal"]
+        if shape.wanted is not None:
+            given = {name: given[name] for name in shape.wanted}
+        first = () if shape.by_position is None else (given.pop(shape.by_position),)
+        call = functools.partial(receiver, *first, **given)
+        if options.in_thread:
+            return in_thread(call, None if options.in_thread is True else options.in_thread)
+        return call() if options.timeout is None else _within(options.timeout, call)
 
     def __repr__(self) -> str:
         return f"<asignals.Connection of {self.describe()}>"

@@ -1,15 +1,15 @@
 """Monitors, what a send reports to them, and sends in a task group.
 
-A watched send runs a loop of its own, which reports each receiver's call. In a task group, watched or not, receivers
-are called one by one, by `Send.to`.
+Every receiver is called by a loop of the plan. A watched send runs one that reports each call. In a task group, each
+call is a loop over one connection.
 
 In a task group the sender's task goes through the plan. An async receiver (or one in a thread) becomes a task; a sync
 one runs in the sender's task, once the tasks before it have run to their first await (an awaitable that it returns gets
 a task); and the last one runs there, too.
 
-A task is not told which receiver to call: each takes the next one of a queue when it begins. So receivers start in
-order of connection even on trio, which begins new tasks in random order, and a task that is cancelled before it began
-leaves no coroutine of a receiver behind. After the first failure nothing more is started.
+A task is not told which receiver to call: its loop takes the next connection of a queue when it begins. So receivers
+start in order of connection even on trio, which begins new tasks in random order, and a task that is cancelled before
+it began leaves no coroutine of a receiver behind. After the first failure nothing more is started.
 
 What receivers see of the sender, in each mode:
 
@@ -32,22 +32,22 @@ entered later, for the clean-up, works there too.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, suppress
-from contextvars import ContextVar
+from contextvars import ContextVar, copy_context
 from functools import partial
 from inspect import CORO_CREATED, getcoroutinestate, iscoroutine
 from time import perf_counter
-from types import MappingProxyType, TracebackType
+from types import MappingProxyType, coroutine
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, Self, TypeAlias
 
 import anyio
 import anyio.lowlevel
 
 from asignals._core.connection import Connection, Connections
-from asignals._core.errors import Receiver, annotate, is_receivers_error, log_failure, logger
-from asignals._core.loops import cancellation
-from asignals._core.written import is_awaitable
+from asignals._core.errors import Receiver, annotate, logger
+from asignals._core.loops import cancellation, in_context
+from asignals._core.written import Loop, is_awaitable, write_loop
 
 if TYPE_CHECKING:
     from asignals._core.signal import Signal
@@ -106,13 +106,17 @@ class Watcher:
         self()
 
     def ask(self, function: Callable[..., Any] | None, *arguments: Any) -> Any:
-        """Call a function of this monitor, if there is one; one that fails is logged and ends the monitor."""
+        """Call a function that surrounds a call, if there is one; one that fails ends the monitor."""
         try:
             return None if function is None else function(*arguments)
         except Exception as error:  # noqa: BLE001  logged
-            self()
-            traceback = type(error), error, error.__traceback__  # logging takes a falsy exception for none
-            logger.error("asignals: a monitor failed and was removed", exc_info=traceback)
+            self.fail(error)
+
+    def fail(self, error: Exception) -> None:
+        """Log what this monitor has raised, and end it."""
+        self()
+        traceback = type(error), error, error.__traceback__  # logging takes a falsy exception for none
+        logger.error("asignals: a monitor failed and was removed", exc_info=traceback)
 
 
 # Written code looks at this very list, so it is changed in place and never replaced.
@@ -157,9 +161,7 @@ def monitor(callback: Callable[[Report], object] | None = None, *, around: Aroun
 # -- one send ----------------------------------------------------------------------------------------------------------
 
 Asked: TypeAlias = Sequence[tuple[Watcher, Callable[[BaseException | None], object] | None]]
-Watch: TypeAlias = tuple[Receiver | None, float, Asked]
-Begun: TypeAlias = tuple[Any, Any, Watch | None]
-Later: TypeAlias = list[Begun]
+OnError: TypeAlias = "Callable[[BaseException, Connection, Signal[..., Any], object], Pair | None]"
 
 
 class Send:
@@ -175,92 +177,66 @@ class Send:
         self.arguments: Mapping[str, Any] = MappingProxyType(arguments)
         self.parent: Send | None = current_send.get()
         self._given = arguments
-        self._is_robust = False
         self._watchers = tuple(watchers)  # a monitor that begins later sees nothing of this send
-        self._around = [each for each in self._watchers if each.around is not None]
+        self.around = [each for each in self._watchers if each.around is not None] if self._watchers else ()
 
     def __enter__(self) -> None:
         if self._watchers:
             current_send.set(self)
-            self._watch = self._begin(None)
+            self._asked = self.ask(None) if self.around else ()
+            self._start = perf_counter()
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
         if self._watchers:
             if current_send.get() is self:  # the collector closes a send in another context
                 current_send.set(self.parent)
-            self._end(self._watch, error)
+            self.end(None, self._start, self._asked, error)
 
-    def _begin(self, receiver: Receiver | None) -> Watch:
-        """Begin to watch a receiver's call or, with `None`, the whole send; `_end` takes what this returns."""
-        asked: Asked = [(each, each.ask(each.around, self, receiver)) for each in self._around] if self._around else ()
-        return receiver, perf_counter(), asked
+    def ask(self, receiver: Receiver | None) -> Asked:
+        """Have monitors surround a receiver's call or, with `None`, the whole send."""
+        return [(each, each.ask(each.around, self, receiver)) for each in self.around]
 
-    def _end(self, watch: Watch, error: BaseException | None) -> None:
-        """Report what has been watched."""
-        receiver, start, asked = watch
+    def end(self, receiver: Receiver | None, start: float, asked: Asked, error: BaseException | None) -> None:
+        """Report what began at `start`, and was surrounded by `asked`."""
         duration = perf_counter() - start
         for watcher, end in reversed(asked) if asked else ():
             watcher.ask(end, error)
         facts = self.signal, self.sender, self.arguments, receiver, start, duration, error, self, self.parent
         report = _new_report(Report, facts)
         for watcher in self._watchers:
-            watcher.ask(watcher.callback, report)
+            try:
+                if (callback := watcher.callback) is not None:
+                    callback(report)
+            except Exception as failure:  # noqa: BLE001  logged
+                watcher.fail(failure)
 
-    async def to(self, connection: Connection, begun: Begun | None = None, later: Later | None = None) -> Pair | None:
-        """Call one connection; returns its pair for the results, or `None` when it has none.
-
-        With a list for `later`, a response that is to be awaited is put there, to be given as `begun` afterwards.
-        """
-        watch = None
-        try:
-            if begun is not None:
-                receiver, response, watch = begun
-            else:
-                if (receiver := connection.take(self.signal)) is None:
-                    return None
-                if self._watchers and connection.is_receiver:
-                    watch = self._begin(receiver)
-                response = connection.call(receiver, self.signal, self.sender, self._given)
-            if is_awaitable(response):
-                if later is not None:
-                    later.append((receiver, response, watch))
-                    return None
-                response = await response
-        except BaseException as error:
-            if watch is not None:
-                self._end(watch, error)
-            if self._is_robust and is_receivers_error(error):
-                return log_failure(error, connection, self.signal, self.sender)
-            annotate(error, connection, self.signal)
-            raise
-        if watch is not None:
-            self._end(watch, None)
-        return (receiver, response) if connection.is_receiver else None
-
-    def drop(self, begun: Begun) -> None:
-        """Close what nobody came to await."""
-        _, response, watch = begun
-        if iscoroutine(response):
-            response.close()
-        if watch is not None:
-            self._end(watch, GeneratorExit())
+    def to(self, connection: Connection) -> Coroutine[Any, Any, Pairs]:
+        """Call one connection; gives a list of its pair for the results, or an empty one."""
+        loop = partial(write_loop(None, (), "watched"), self) if self._watchers else write_loop(None, ())
+        return loop(None, self.signal, self.sender, annotate, (connection,), [], self._given)
 
 
 def deliver(
-    signal: Signal[..., Any], sender: object, arguments: dict[str, Any], *, is_robust: bool
+    signal: Signal[..., Any], sender: object, arguments: dict[str, Any], on_error: OnError
 ) -> Coroutine[Any, Any, Pairs]:
     """Send to a plan that has no loop yet or is of one sender, or in a task group, or watched."""
     origin = signal if signal._origin is None else signal._origin
     plan = origin._registry.plan or origin._registry.plan_for(sender)
     if signal._task_group is None and not watchers:
-        return plan.loop_for(arguments)(plan, origin, sender, is_robust, *plan.values(arguments))
+        values = plan.values(arguments)
+        return plan.loop_for(arguments)(plan, origin, sender, on_error, plan.connections, [], *values)
     send = Send(origin, sender, arguments)
     if signal._task_group is None:
-        return plan.watched_loop(plan, origin, sender, is_robust, send, *plan.values(arguments))
-    send._is_robust = is_robust
-    return _in_task_group(send, plan.connections, signal._task_group, signal._limit)
+        return _watched(send, plan, on_error)
+    loop = partial(plan.watched_loop, send) if watchers else plan.loop_for(arguments)
+    tasks = _Tasks(send, partial(loop, plan, origin, sender), (*plan.values(arguments),), on_error, signal._limit)
+    return tasks.send(signal._task_group, plan.connections)
+
+
+async def _watched(send: Send, plan: Any, on_error: OnError) -> Pairs:
+    with send:
+        values = plan.values(send._given)
+        return await plan.watched_loop(send, plan, send.signal, send.sender, on_error, plan.connections, [], *values)
 
 
 # -- in a task group ---------------------------------------------------------------------------------------------------
@@ -276,116 +252,153 @@ class TaskGroup(Protocol):
 TaskGroupFactory: TypeAlias = Callable[[], AbstractAsyncContextManager[TaskGroup]]
 
 
-async def _in_task_group(send: Send, plan: Connections, factory: TaskGroupFactory, limit: int | None) -> Pairs:
-    tasks = _Tasks(send, len(plan), limit or len(plan))
-    with send:
-        try:
-            if len(plan) > 1:
-                async with factory() as group:
-                    await tasks.run(group, plan)
-            elif plan:
-                tasks.add(0, plan[0])
-                await tasks.work()
-            if tasks.failure is not None:  # a group lets a cancellation pass that a receiver raised by itself
-                raise tasks.failure  # noqa: TRY301  it becomes a group below
-            return [pair for pair in tasks.pairs if pair is not None]
-        except (GeneratorExit, *cancellation()):  # type: ignore[misc]
-            raise
-        except BaseException as error:
-            if tasks.failure is None:  # it is the factory's
-                raise
-            if len(plan) > 1 and isinstance(error, BaseExceptionGroup):
-                error.with_traceback(None)  # the frame of asyncio's group that raises it refers to it, too
-                raise
-            raise BaseExceptionGroup(f"a receiver of signal {send.signal.name!r} failed", [error]) from None
-        finally:
-            tasks.close()
-
-
 class _Tasks:
-    """The receivers of one send in a task group."""
+    """The calls of one send's receivers in a task group: each is the plan's loop over one connection."""
 
-    def __init__(self, send: Send, size: int, limit: int) -> None:
-        self.pairs: list[Pair | None] = [None] * size
-        self.failure: BaseException | None = None  # noted at once: the group may learn of it later
-        self._send = send
-        self._limit = limit
-        self._queue: deque[tuple[int, Connection, Begun | None, Later | None]] = deque()  # to be called
-        self._tasks: list[Coroutine[Any, Any, None]] = []
-        self._running = 0
-        self._task_ended: anyio.Event | None = None
+    def __init__(self, send: Send, loop: Loop, values: tuple[Any, ...], on_error: OnError, limit: int | None) -> None:
+        self._send, self._loop, self._values, self._on_error = send, loop, values, on_error
+        self._limit = None if limit is None else anyio.Semaphore(limit, fast_acquire=True)
+        self._queue: deque[Any] = deque()  # the connections of the calls that have not begun
+        self._results: list[Pairs] = []  # those of each call that has begun
+        self._tasks: list[Coroutine[Any, Any, object]] = []
+        self._failure: BaseException | None = None  # noted at once: the group may learn of it later
 
-    def add(self, index: int, connection: Connection, begun: Begun | None = None, later: Later | None = None) -> None:
-        """Have the next `work` that begins call a receiver, or await what its call has given."""
-        self._queue.append((index, connection, begun, later))
-        self._running += 1
+    async def send(self, factory: TaskGroupFactory, plan: Connections) -> Pairs:
+        """Call all receivers; returns their pairs in order."""
+        with self._send:
+            try:
+                if len(plan) > 1:
+                    async with factory() as group:
+                        await self._call_all(group, plan)
+                elif plan:
+                    await self._call(plan[0])
+                if self._failure is not None:  # a group lets a cancellation pass that a receiver raised by itself
+                    raise self._failure  # noqa: TRY301  it becomes a group below
+                return [pair for pairs in self._results for pair in pairs]
+            except BaseException as error:
+                if self._failure is None or isinstance(error, (GeneratorExit, *cancellation())):
+                    raise  # what the factory raised, or as below
+                if len(plan) > 1 and isinstance(error, BaseExceptionGroup):
+                    error.with_traceback(None)  # the frame of asyncio's group that raises it refers to it, too
+                    raise
+                name = self._send.signal.name
+                raise BaseExceptionGroup(f"a receiver of signal {name!r} failed", [error]) from None
+            finally:
+                for task in self._tasks:  # what nobody came to await
+                    task.close()
+                for pairs in self._results:  # groups keep what tasks return, and errors refer to their tasks
+                    pairs.clear()
+                self._failure = None  # whose traceback refers to this object
 
-    async def run(self, group: Any, plan: Connections) -> None:
+    async def _call_all(self, group: Any, plan: Connections) -> None:
         """Call every connection in order."""
         create_task = group.create_task if hasattr(group, "create_task") else partial(group.start_soon, _await)
-        last = len(plan) - 1
         try:
-            for index, connection in enumerate(plan):
-                is_task = index < last and (connection.shape.is_async or connection.options.in_thread)
-                if not is_task or self._running >= self._limit:
-                    await self._until_ready()
-                if self.failure is not None:
+            for connection in plan:
+                is_last = connection is plan[-1]
+                is_sync = not (connection.shape.is_async or connection.options.in_thread)
+                if is_last or is_sync or self._limit is not None:
+                    await self._until_begun()
+                if self._limit is not None:
+                    await self._limit.acquire()
+                if self._failure is not None:
                     return
-                # What a monitor enters, it leaves in the same task.
-                is_whole = is_task or index == last or bool(self._send._around)
-                later: Later = []
-                self.add(index, connection, None, None if is_whole else later)
-                if not is_task:
-                    await self.work()
-                if later:
-                    self.add(index, connection, later.pop())
-                    is_task = True
-                if is_task:
-                    self._tasks.append(self.work())
-                    create_task(self._tasks[-1])
+                if is_last or (is_sync and self._send.around):  # what a monitor enters, it leaves in the same task
+                    await self._call(connection)
+                elif is_sync:
+                    await self._call_here(connection, create_task)
+                else:
+                    self._tasks.append(call := self._call(connection))
+                    create_task(call)
         except BaseException as error:
-            self.failure = error if self.failure is None else self.failure
+            self._note(error)
             raise
 
-    async def work(self) -> None:
-        """Call the next receiver; the tasks of the group do so, and the sender's."""
-        if self.failure is not None:
-            return
-        index, connection, begun, later = self._queue.popleft()
-        try:
-            self.pairs[index] = await self._send.to(connection, begun, later)
-        except BaseException as error:
-            if self.failure is not None and isinstance(error, cancellation()):
-                error.with_traceback(None)  # nobody sees it, and anyio's group ties it into a cycle
-            self.failure = error if self.failure is None else self.failure
-            raise
-        finally:
-            self._running -= 1
-            if self._task_ended is not None:
-                self._task_ended.set()
+    async def _call_here(self, connection: Connection, create_task: Callable[..., object]) -> None:
+        """Call a sync receiver in the sender's task; what it returns, if that is awaitable, is awaited in another."""
+        call = self._call(_HandedOver(connection))
+        with suppress(StopIteration):
+            call.send(None)
+            self._queue.append(call)
+            self._tasks += [call, task := self._go_on()]
+            create_task(task)
+            await self._until_begun()
 
-    async def _until_ready(self) -> None:
-        """Wait until every task has run to its first await, and until fewer than the limit run."""
-        while self._queue and self.failure is None:
+    async def _go_on(self) -> None:
+        """In a task: go on with a call that was begun in the sender's."""
+        if self._queue:
+            await in_context(copy_context(), self._queue.popleft())
+
+    def _call(self, connection: Any) -> Coroutine[Any, Any, Pairs]:
+        """What calls a connection: the first of the queue when it begins, because trio begins tasks in random order."""
+        self._queue.append(connection)
+        pairs: Pairs = []
+        return self._loop(self._handle, self._turn(pairs), pairs, *self._values)
+
+    def _turn(self, pairs: Pairs) -> Iterator[Connection]:
+        """The connection of the call that begins now, whose pairs come next in the results; none after a failure."""
+        if self._queue:
+            self._results.append(pairs)
+            yield self._queue.popleft()
+            if self._limit is not None:
+                self._limit.release()
+
+    def _handle(self, error: BaseException, *facts: Any) -> Pair | None:
+        """What a loop does with an exception; notes one that is raised."""
+        pair = self._on_error(error, *facts)
+        if pair is None:
+            self._note(error)
+        return pair
+
+    def _note(self, error: BaseException) -> None:
+        """Note a failure, and start nothing more."""
+        self._queue.clear()
+        if self._failure is None:
+            self._failure = error
+        elif error is not self._failure and isinstance(error, cancellation()):
+            error.with_traceback(None)  # nobody sees it, and anyio's group ties it into a cycle
+        if self._limit is not None:  # for which the sender may be waiting
+            self._limit.release()
+
+    async def _until_begun(self) -> None:
+        """Wait until every task has run to its first await."""
+        while self._queue:
             await anyio.lowlevel.checkpoint()
             if self._queue and all(getcoroutinestate(task) != CORO_CREATED for task in self._tasks):
                 raise anyio.get_cancelled_exc_class()  # somebody has cancelled one before it began
-        while self._running >= self._limit and self.failure is None:
-            self._task_ended = anyio.Event()
-            await self._task_ended.wait()
-
-    def close(self) -> None:
-        """Close what nobody came to await, and refer to no error any more, whose traceback would refer back."""
-        for task in self._tasks:
-            task.close()
-        for begun in [begun for _, _, begun, _ in self._queue if begun is not None]:
-            self._send.drop(begun)
-        self.pairs.clear()
-        self.failure = None
 
 
-async def _await(task: Coroutine[Any, Any, None]) -> None:
-    await task
+_Tasks.send.__qualname__ = _watched.__qualname__ = "Signal.send"  # so Python calls a send that is not awaited
 
 
-_in_task_group.__qualname__ = "Signal.send"  # so Python calls a send that is not awaited
+async def _await(work: Awaitable[Any]) -> Any:
+    return await work
+
+
+class _HandedOver:
+    """A connection of which the sync receiver is called at once; what it returns is awaited when the call goes on."""
+
+    style = None
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._connection, name)
+
+    def call(self, *arguments: Any) -> Any:
+        """Call the receiver."""
+        response = self._connection.call(*arguments)
+        return _later(response) if is_awaitable(response) else response
+
+
+@coroutine
+def _later(response: Any) -> Generator[Any, Any, Any]:
+    """Pause, and then await a response, in whatever task goes on with this."""
+    try:
+        yield
+    except BaseException:
+        if iscoroutine(response):
+            response.close()
+        raise
+    return (yield from _await(response))

@@ -64,7 +64,7 @@ class BufferFull(DocumentedError):  # noqa: N818  the name says what the buffer 
         self.size = size
 
 
-def annotate(error: BaseException, connection: Any, signal: Signal[..., Any]) -> None:
+def annotate(error: BaseException, connection: Any, signal: Signal[..., Any], _: object = None) -> None:
     """Add a note to an `Exception`: which connection's receiver, of which signal, raised it."""
     if not isinstance(error, Exception):
         return
@@ -91,6 +91,16 @@ def is_receivers_error(error: BaseException) -> bool:
     except RuntimeError:  # no loop runs: the collector closes the coroutine
         return False
     return task is not None and not task.cancelling() and anyio.current_effective_deadline() != float("-inf")
+
+
+def catch(
+    error: BaseException, connection: Any, signal: Signal[..., Any], sender: object
+) -> tuple[Any, Exception] | None:
+    """What a robust send does with an exception: gives the pair for the results, or `None` if it is to be raised."""
+    if is_receivers_error(error):
+        return log_failure(error, connection, signal, sender)
+    annotate(error, connection, signal)
+    return None
 
 
 def log_failure(

@@ -20,14 +20,14 @@ _SEND = """\
 def @send(@self, /, sender, @parameters):
     @plan = @self._direct.plan or @self._direct.plan_for(sender)
     if @plan.loop is None or @watchers:
-        return @deliver(@self, sender, @arguments, is_robust=@is_robust)
-    return @plan.loop(@plan, @self, sender, @is_robust, @positions)
+        return @deliver(@self, sender, @arguments, @on_error)
+    return @plan.loop(@plan, @self, sender, @on_error, @plan.connections, [], @positions)
 """
 _BIND = """\
 def @bind(@self, /, sender, @parameters):
     return sender, @arguments
 """
-_METHODS = {name: _SEND.replace("@is_robust", flag) for name, flag in (("send", "False"), ("send_robust", "True"))}
+_METHODS = {"send": _SEND.replace("on_error", "annotate"), "send_robust": _SEND.replace("on_error", "catch")}
 _METHODS["_bind"] = _BIND
 
 

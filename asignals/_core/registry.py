@@ -40,7 +40,7 @@ T_co = TypeVar("T_co", covariant=True)
 F = TypeVar("F", bound=Receiver)
 
 
-_BRANCHES = 4  # for the commonest shapes of a plan's receivers
+_BRANCHES = 8  # for the commonest shapes of a plan's receivers
 
 
 class Plan:
@@ -67,14 +67,14 @@ class Plan:
         return write_loop(self._names, self._shapes, "watched")
 
     def values(self, arguments: dict[str, Any]) -> Iterable[Any]:
-        """The arguments as the loops take them."""
-        return (arguments,) if self._names is None else map(arguments.__getitem__, self._names)
+        """The arguments as the loops take them; those of a declared signal are in order."""
+        return (arguments,) if self._names is None else arguments.values()
 
     @cached_property
     def _shapes(self) -> tuple[Shape, ...]:
         """Those that most of the receivers have."""
         styles = Counter(style for each in self.connections if (style := each.style) is not None)
-        return tuple(style for style, _ in styles.most_common(_BRANCHES)) or (Shape(is_async=True, wanted=None),)
+        return tuple(style for style, _ in styles.most_common(_BRANCHES))
 
 
 class _Sender:

@@ -17,7 +17,7 @@ from anyio import CapacityLimiter
 
 from asignals._core.connection import DEFAULTS, AllOptions, Connection, ConnectOptions, Options, connection_to
 from asignals._core.dispatch import TaskGroupFactory, deliver, watchers
-from asignals._core.errors import InvalidReceiverError
+from asignals._core.errors import InvalidReceiverError, annotate, catch
 from asignals._core.methods import class_for, class_for_names, mark_as_send
 from asignals._core.objects import Receiver, Shape, calling_frame, check_names, describe, examine, is_a, read_stub
 from asignals._core.registry import Block, Registry
@@ -153,8 +153,8 @@ class Signal(Generic[P, R_co]):
             """
             plan = self._direct.plan or self._direct.plan_for(sender)
             if plan.loop is None or watchers or "signal" in named:
-                return deliver(self, *self._bind(sender, **named), is_robust=False)
-            return plan.loop(plan, self, sender, False, named)  # noqa: FBT003  fastest by position
+                return deliver(self, *self._bind(sender, **named), annotate)
+            return plan.loop(plan, self, sender, annotate, plan.connections, [], named)
 
         def send_robust(self, /, sender: object, **named: Any) -> Coroutine[Any, Any, list[tuple[Receiver, Any]]]:
             """Call every receiver, and return exceptions in place of the responses of those that failed.
@@ -168,8 +168,8 @@ class Signal(Generic[P, R_co]):
             """
             plan = self._direct.plan or self._direct.plan_for(sender)
             if plan.loop is None or watchers or "signal" in named:
-                return deliver(self, *self._bind(sender, **named), is_robust=True)
-            return plan.loop(plan, self, sender, True, named)  # noqa: FBT003  fastest by position
+                return deliver(self, *self._bind(sender, **named), catch)
+            return plan.loop(plan, self, sender, catch, plan.connections, [], named)
 
         mark_as_send(send)
         mark_as_send(send_robust)

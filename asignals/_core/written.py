@@ -1,11 +1,9 @@
 """Code that is written for the argument names of a signal, as `dataclasses` writes an `__init__`.
 
 Arguments then travel as arguments: no dictionary is built and unpacked for each receiver. What is written is shared by
-all signals with the same names:
-
-- the *loop*, which calls the receivers of a plan. It has a branch for each of the commonest ways in which these are
-  called: async or not, a method or not, with these arguments or those;
-- the *choose function* of any other receiver, which calls it with the arguments that it takes.
+all signals with the same names. A *loop* calls the receivers of a plan: it has a branch for each of the commonest ways
+in which these are called (async or not, a method or not, with these arguments or those), and for all others asks
+`Connection.call`.
 
 Tracebacks show the written lines. Their file names are in angle brackets, which coverage and Sentry take for
 generated code.
@@ -19,11 +17,12 @@ import textwrap
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from inspect import CO_ITERABLE_COROUTINE
+from time import perf_counter
 from types import FunctionType, GeneratorType, MethodType
 from typing import Any, TypeAlias
 
-from asignals._core.errors import DeclarationError, annotate, is_receivers_error, log_failure
-from asignals._core.objects import RESERVED, Names, Shape, check_names, shared
+from asignals._core.errors import DeclarationError, annotate, catch
+from asignals._core.objects import Names, Shape, check_names, shared
 
 Loop: TypeAlias = Callable[..., Coroutine[Any, Any, list[tuple[Any, Any]]]]
 
@@ -39,51 +38,49 @@ def is_awaitable(response: object) -> bool:
     return kind not in PLAIN_TYPES and hasattr(kind, "__await__")
 
 
-# `@` marks what belongs to the template; it becomes a prefix that no declared name begins with. What names
-# `@send` or `@watch` is written only for sends that a monitor watches; `@send` is their `Send`.
+# `@` marks what belongs to the template; it becomes a prefix that no declared name begins with. Lines with `@start` are
+# written only for sends that a monitor watches; `@send` is their `Send`.
 _LOOP = """\
-async def @loop(@plan, @self, sender, @is_robust, /, @positions):
-    with @send:
-        @results = []
-        @response = None
-        @watch = None
-        for @connection in @plan.connections:
-            try:
-                @branches
-                else:
-                    if (@receiver := @connection.take(@self)) is None:
-                        continue
-                    @watch = @connection.is_receiver and @send._begin(@receiver)
-                    @response = @connection.call(@receiver, @self, sender, @arguments)
-                    if @is_awaitable(@response):
-                        @response = await @response
-                        if not @connection.is_receiver:
-                            continue
-            except @BaseException as @error:
-                @watch = @watch and @send._end(@watch, @error)
-                if not @is_robust or not @is_receivers_error(@error):
-                    @annotate(@error, @connection, @self)
-                    raise
-                @results.append(@log_failure(@error, @connection, @self, sender))
-            else:
-                @watch = @watch and @send._end(@watch, None)
-                @results.append((@receiver, @response))
+async def @loop(@send, @plan, @self, sender, @on_error, @connections, @results, /, @positions):
+    @response = @start = None
+    for @connection in @connections:
         try:
-            return @results
-        finally:
-            del @results, @response  # they may hold errors, whose frames lead back to this one
+            @branches
+            else:
+                if (@receiver := @connection.take(@self)) is None:
+                    continue
+                @asked = @connection.is_receiver and @send.around and @send.ask(@receiver)
+                @start = @connection.is_receiver and @perf_counter()
+                @response = @connection.call(@receiver, @self, sender, @arguments)
+                if @is_awaitable(@response):
+                    @response = await @response
+                    if not @connection.is_receiver:
+                        continue
+        except @BaseException as @error:
+            @start = @start and @send.end(@receiver, @start, @asked, @error)
+            if (@response := @on_error(@error, @connection, @self, sender)) is None:
+                raise
+            @results.append(@response)
+        else:
+            @start = @start and @send.end(@receiver, @start, @asked, None)
+            @results.append((@receiver, @response))
+    try:
+        return @results
+    finally:
+        del @results, @response  # they may hold errors, whose frames lead back to this one
 """
 # An undeclared signal gives its arguments as one dict: `**` would build another one, and take twice as long.
 _UNPACK = """\
 @named):
     if @len(@named) != {count}{missing}:
-        return await @plan.loop_for(@named)(@plan, @self, sender, @is_robust, @named)
+        return await @plan.loop_for(@named)(@plan, @self, sender, @on_error, @connections, @results, @named)
 {values}"""
 _BRANCH = """\
 if @connection.style is @shape{number}:
     if (@receiver := @connection()) is None:
         continue
-{method}    @watch = @send._begin(@receiver)
+{method}    @asked = @send.around and @send.ask(@receiver)
+    @start = @perf_counter()
     @response = {call}
 """
 _IS_AWAITABLE = """\
@@ -91,13 +88,8 @@ _IS_AWAITABLE = """\
         @response = await @response
 """
 _METHOD = "    @receiver = @MethodType(@connection.function, @receiver)\n"
-_CHOOSE = """\
-def @choose(@receiver, @self, sender, @given):
-    return @call
-"""
-
-_FUNCTIONS = annotate, is_awaitable, is_receivers_error, log_failure
-_NAMESPACE: dict[str, Any] = {each.__name__: each for each in (BaseException, len, type, *_FUNCTIONS)}
+_FUNCTIONS = annotate, catch, is_awaitable, len, perf_counter
+_NAMESPACE: dict[str, Any] = {each.__name__: each for each in (BaseException, type, *_FUNCTIONS)}
 _NAMESPACE |= {"MethodType": MethodType, "PLAIN_TYPES": PLAIN_TYPES}
 
 
@@ -122,55 +114,47 @@ def write(template: str, title: str, names: Names | None, **objects: Any) -> Fun
     return made.popitem()[1]
 
 
-def _call(shape: Shape, values: dict[str, str], others: str = "") -> str:
-    """The call of a receiver with the values that it takes, and all others."""
-    values = {"signal": "@self", "sender": "sender", **values}
+def _call(shape: Shape, names: Names | None) -> str:
+    """The call of a receiver with the arguments that it takes."""
+    values = {"signal": "@self", "sender": "sender", **{name: name for name in names or ()}}
     taken = [name for name in values if shape.wanted is None or name in shape.wanted]
     if not shape.takes_signal:
         taken.remove("signal")
     arguments = [values[name] for name in taken if name == shape.by_position]
     arguments += [f"{name}={values[name]}" for name in taken if name != shape.by_position]
-    return f"@receiver({', '.join([*arguments, others] if others else arguments)})"
+    return f"@receiver({', '.join(arguments + ['**@named'] * (names is None))})"
 
 
 @functools.lru_cache(maxsize=4096)
 def write_loop(names: Names | None, shapes: tuple[Shape, ...], kind: str = "") -> Loop:
-    """The loop of a send: `(plan, signal, sender, is_robust, /, *values of the names)`, or any names as one dict.
+    """The loop of a send: `(plan, signal, sender, on_error, connections, results, /, *values of the names)`.
 
-    It has a branch for the receivers of each of these shapes, the first of which is found soonest. One of the kind
-    "watched" takes a `Send` after `is_robust`, and reports to it. One that is "unpacking" takes its names as one dict,
-    too, and leaves a send of other names to the loop that the plan has for those.
+    It adds a pair for each receiver to the list `results`, and returns that. `on_error` is called with an exception,
+    the connection, the signal and the sender; it gives the pair for the results, or `None` if it is to be raised.
+
+    It has a branch for the receivers of each of these shapes, the first of which is found soonest. Without names it
+    takes the arguments as one dict. One of the kind "unpacking" does so, too, and leaves a send of other names to the
+    loop that the plan has for those. One that is "watched" takes a `Send` before all else, and reports to it.
     """
-    branches, calls, others = [], [], "**@named" if names is None else ""
-    for number, shape in enumerate(shapes):
+    branches, calls, objects = [], [], {}
+    for number, shape in enumerate(shapes or (Shape(is_async=True, wanted=None),)):
         is_awaited = shape.is_async and not shape.is_proxy
-        call = "await " * is_awaited + _call(shape, dict(zip(names or (), names or (), strict=True)), others)
+        call = "await " * is_awaited + _call(shape, names)
         text = _BRANCH.format(number=number, method=_METHOD * shape.is_method, call=call)
         branches.append(text + _IS_AWAITABLE * (not is_awaited))
         calls.append("method " * shape.is_method + call)
-    template = _LOOP.replace("@branches", textwrap.indent("el".join(branches), 16 * " ").strip())
+        objects[f"shape{number}"] = shared(shape)
+    template = _LOOP.replace("@branches", textwrap.indent("el".join(branches), 12 * " ").strip())
     if kind == "unpacking" and names is not None:
         missing = "".join(f" or {name!r} not in @named" for name in names)
         values = "".join(f"    {name} = @named[{name!r}]\n" for name in names)
         template = template.replace("@positions):\n", _UNPACK.format(count=len(names), missing=missing, values=values))
-    if kind == "watched":
-        template = template.replace("@is_robust, /", "@is_robust, @send, /")
-    else:
-        lines = template.replace("with @send:", "if True:").splitlines()  # which compiles to nothing
-        template = "\n".join(line for line in lines if "@watch = " not in line)
-    objects = {f"shape{number}": shared(shape) for number, shape in enumerate(shapes)}
+    if kind != "watched":
+        lines = template.replace("@send, ", "").replace(" = @start", "").splitlines()
+        template = "\n".join(line for line in lines if "@start" not in line and "@asked" not in line)
     loop = write(template, f"{kind} loop(@positions) of {'; '.join(calls)}".lstrip(), names, **objects)
     loop.__qualname__ = "Signal.send"  # so Python calls a send that is not awaited
     return loop
-
-
-@functools.lru_cache(maxsize=4096)
-def write_choose(shape: Shape) -> FunctionType:
-    """Calls a receiver with the arguments that it takes: `(receiver, signal, sender, arguments)`."""
-    names = tuple(sorted((shape.wanted or frozenset()) - RESERVED))
-    values = {name: f"@given[{name!r}]" for name in names}
-    call = _call(shape, values, "**@given" if shape.wanted is None else "")
-    return write(_CHOOSE.replace("@call", call), f"choose {call}", names)
 
 
 # A client may choose the names of an undeclared signal: code is written for the first sets that come again and again,

@@ -15,7 +15,7 @@ from sqlalchemy.exc import InvalidRequestError
 from sqlalchemy.util import await_only
 from sqlalchemy.util.concurrency import in_greenlet
 
-from asignals._core import is_watched
+from asignals._core import annotate, is_watched
 from asignals.sqlalchemy._captured import PHASES
 from asignals.sqlalchemy._errors import AsyncReceiverError, FlushInProgressError
 from asignals.sqlalchemy._event import PhaseSend
@@ -79,7 +79,7 @@ class PlannedCall(Call):
         event = self.event
         arguments = event.arguments
         values = [arguments[name] for name in self._names]
-        return self._loop(self._plan, event.signal, event.sender, False, *values)  # noqa: FBT003  it is not robust
+        return self._loop(self._plan, event.signal, event.sender, annotate, self.links, [], *values)
 
 
 def is_awaited(link: Connection) -> bool:
