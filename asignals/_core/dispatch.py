@@ -227,16 +227,16 @@ def deliver(
         return plan.loop_for(arguments)(plan, origin, sender, on_error, plan.connections, [], *values)
     send = Send(origin, sender, arguments)
     if signal._task_group is None:
-        return _watched(send, plan, on_error)
+        return _watched(send, plan, plan.watched_loop, on_error)
     loop = partial(plan.watched_loop, send) if watchers else plan.loop_for(arguments)
     tasks = _Tasks(send, partial(loop, plan, origin, sender), (*plan.values(arguments),), on_error, signal._limit)
     return tasks.send(signal._task_group, plan.connections)
 
 
-async def _watched(send: Send, plan: Any, on_error: OnError) -> Pairs:
+async def _watched(send: Send, plan: Any, loop: Loop, on_error: OnError) -> Pairs:
     with send:
         values = plan.values(send._given)
-        return await plan.watched_loop(send, plan, send.signal, send.sender, on_error, plan.connections, [], *values)
+        return await loop(send, plan, send.signal, send.sender, on_error, plan.connections, [], *values)
 
 
 # -- in a task group ---------------------------------------------------------------------------------------------------
