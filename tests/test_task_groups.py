@@ -245,8 +245,24 @@ async def test_what_makes_no_tasks_is_refused(log):
 
     signal = Signal(["x"], task_group=Useless)
     connect(signal, log, "waits", "sync")
-    with pytest.raises(AttributeError, match="'Useless' object has no attribute"):
+    with pytest.raises(AttributeError, match="'Useless' object has no attribute") as caught:
         await signal.send(None, x=1)
+    assert log == []
+    (note,) = caught.value.__notes__
+    assert "Useless" in note
+    assert f"the task_group of signal {signal.name!r}; anyio.create_task_group and asyncio" in note
+
+
+@pytest.mark.parametrize("useless", [dict, contextlib.nullcontext, contextlib.AsyncExitStack, lambda: None])
+async def test_the_error_of_a_useless_factory_names_it_and_the_signal(log, useless):
+    """It is called at the first send in a group, far from the line that named it."""
+    signal = Signal(["x"], name="shop.sold").using(task_group=useless)
+    connect(signal, log, "waits", "sync")
+    with pytest.raises((TypeError, AttributeError)) as caught:
+        await signal.send(None, x=1)
+    (note,) = caught.value.__notes__
+    assert useless.__name__ in note
+    assert "the task_group of signal 'shop.sold'; anyio.create_task_group and asyncio" in note
     assert log == []
 
 

@@ -276,6 +276,9 @@ class _Tasks:
                     raise self._failure  # noqa: TRY301  it becomes a group below
                 return [pair for pairs in self._results for pair in pairs]
             except BaseException as error:
+                if self._failure is None and isinstance(error, Exception):
+                    which = f"{factory!r:.80}, the task_group of signal {self._send.signal.name!r}"
+                    error.add_note(f"raised by {which}; anyio.create_task_group and asyncio.TaskGroup are factories")
                 if self._failure is None or isinstance(error, (GeneratorExit, *cancellation())):
                     raise  # what the factory raised, or as below
                 if len(plan) > 1 and isinstance(error, BaseExceptionGroup):
