@@ -46,10 +46,12 @@ _BRANCHES = 8  # for the commonest shapes of a plan's receivers
 class Plan:
     """The connections of one sender in order, with the loops that are written for them when they are first used."""
 
+    # What each send reads is a slot: the cached properties below make attributes of the dict slower.
+    __slots__ = ("__dict__", "connections", "loop")
+
     def __init__(self, connections: Connections, names: Names | None) -> None:
-        self.connections: Connections = connections
+        self.connections, self._names = connections, names
         self.loop: Loop | None = None
-        self._names = names
 
     def loop_for(self, arguments: Iterable[str]) -> Loop:
         """The loop of a send; `arguments` are the keywords that an undeclared signal sends."""
