@@ -10,8 +10,10 @@ from itertools import repeat
 from time import perf_counter
 from types import MappingProxyType
 from typing import Any
+from weakref import ref
 
 import anyio
+import anyio.lowlevel
 from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
 
 import asignals
@@ -50,6 +52,36 @@ def asyncio_by_hand(receivers: list[Receiver]) -> Send:
     return send
 
 
+def promised_by_hand(receivers: list[Receiver]) -> Send:
+    """What a send in a group promises, and no more: weak references, order, nothing begun after a failure, notes."""
+    references = list(map(ref, receivers))
+
+    async def send(sender, *, a, b):
+        failures: list[BaseException] = []
+
+        async def call(reference):
+            receiver = reference()
+            if failures or receiver is None:
+                return []
+            try:
+                return [(receiver, await receiver(signal=SIGNAL, sender=sender, a=a, b=b))]
+            except BaseException as error:
+                failures.append(error)
+                error.add_note(f"raised by {receiver}")
+                raise
+
+        try:
+            async with asyncio.TaskGroup() as group:
+                tasks = [group.create_task(call(each)) for each in references[:-1]]
+                await anyio.lowlevel.checkpoint()
+                last = await call(references[-1])
+            return [pair for task in tasks for pair in task.result()] + last
+        finally:
+            failures.clear()  # whose tracebacks refer to it
+
+    return send
+
+
 def via(factory: Callable[[], Any]) -> Callable[[list[Receiver]], Send]:
     return lambda receivers: connect_all(asignals.Signal(["a", "b"], task_group=factory), receivers).send
 
@@ -72,6 +104,7 @@ ANYIO = [
 ]
 ASYNCIO = [
     Contender(BY_HAND, asyncio_by_hand),
+    Contender("the promises by hand", promised_by_hand),
     Contender("asignals", via(asyncio.TaskGroup)),
     Contender("Django asend", django_asend, has_order=False),
 ]

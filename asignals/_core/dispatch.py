@@ -234,6 +234,7 @@ def deliver(
 
 
 async def _watched(send: Send, plan: Any, loop: Loop, on_error: OnError) -> Pairs:
+    """A sequential send that is reported as a whole, too."""
     with send:
         values = plan.values(send._given)
         return await loop(send, plan, send.signal, send.sender, on_error, plan.connections, [], *values)
@@ -280,7 +281,7 @@ class _Tasks:
                     which = f"{factory!r:.80}, the task_group of signal {self._send.signal.name!r}"
                     error.add_note(f"raised by {which}; anyio.create_task_group and asyncio.TaskGroup are factories")
                 if self._failure is None or isinstance(error, (GeneratorExit, *cancellation())):
-                    raise  # what the factory raised, or as below
+                    raise  # the factory's own error, or a cancellation
                 if len(plan) > 1 and isinstance(error, BaseExceptionGroup):
                     error.with_traceback(None)  # the frame of asyncio's group that raises it refers to it, too
                     raise
@@ -318,7 +319,7 @@ class _Tasks:
             raise
 
     async def _call_here(self, connection: Connection, create_task: Callable[..., object]) -> None:
-        """Call a sync receiver in the sender's task; what it returns, if that is awaitable, is awaited in another."""
+        """Call a sync receiver in the sender's task; an awaitable that it returns is awaited in a task of its own."""
         call = self._call(_HandedOver(connection))
         with suppress(StopIteration):
             call.send(None)
@@ -328,12 +329,12 @@ class _Tasks:
             await self._until_begun()
 
     async def _go_on(self) -> None:
-        """In a task: go on with a call that was begun in the sender's."""
+        """Go on, in a task of its own, with a call that was begun in the sender's task."""
         if self._queue:
             await in_context(copy_context(), self._queue.popleft())
 
     def _call(self, connection: Any) -> Coroutine[Any, Any, Pairs]:
-        """What calls a connection: the first of the queue when it begins, because trio begins tasks in random order."""
+        """A call of the connection that is first in the queue when it begins: trio begins tasks in random order."""
         self._queue.append(connection)
         pairs: Pairs = []
         return self._loop(self._handle, self._turn(pairs), pairs, *self._values)
@@ -354,7 +355,7 @@ class _Tasks:
         return pair
 
     def _note(self, error: BaseException) -> None:
-        """Note a failure, and start nothing more."""
+        """Note a failure; nothing more is started then."""
         self._queue.clear()
         if self._failure is None:
             self._failure = error
@@ -379,7 +380,7 @@ async def _await(work: Awaitable[Any]) -> Any:
 
 
 class _HandedOver:
-    """A connection of which the sync receiver is called at once; what it returns is awaited when the call goes on."""
+    """Stands for a connection in a call that pauses when the sync receiver has returned an awaitable."""
 
     style = None
 

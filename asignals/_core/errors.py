@@ -64,7 +64,7 @@ class BufferFull(DocumentedError):  # noqa: N818  the name says what the buffer 
         self.size = size
 
 
-def annotate(error: BaseException, connection: Any, signal: Signal[..., Any], _: object = None) -> None:
+def annotate(error: BaseException, connection: Any, signal: Signal[..., Any], _: object) -> None:
     """Add a note to an `Exception`: which connection's receiver, of which signal, raised it."""
     if not isinstance(error, Exception):
         return
@@ -99,7 +99,7 @@ def catch(
     """What a robust send does with an exception: gives the pair for the results, or `None` if it is to be raised."""
     if is_receivers_error(error):
         return log_failure(error, connection, signal, sender)
-    annotate(error, connection, signal)
+    annotate(error, connection, signal, sender)
     return None
 
 
