@@ -204,9 +204,13 @@ async def test_arguments_are_checked_at_the_call(signal):
             with pytest.raises(TypeError):
                 background.send_nowait(signal, None)
             for thing in ("shop.sold", print, None):
-                with pytest.raises(TypeError, match="a Background sends signals, not builtins"):
+                with pytest.raises(
+                    TypeError, match=r"a Background sends signals, not builtins.*write send\(signal, sender, \.\.\.\)"
+                ):
                     await background.send(thing, None, x=1)
-                with pytest.raises(TypeError, match="a Background sends signals, not builtins"):
+                with pytest.raises(
+                    TypeError, match=r"a Background sends signals, not builtins.*write send\(signal, sender, \.\.\.\)"
+                ):
                     background.send_nowait(thing, None, x=1)
 
 

@@ -184,7 +184,11 @@ CONNECTING: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
     ),
     "receiver without a signal": (lambda: receiver(note), TypeError, r"receiver\(\) takes a signal, or several"),
     "receiver of a name": (lambda: receiver("pizza_done"), TypeError, r"takes a signal, or several.*not 'pizza_done'"),
-    "text as arguments": (lambda: Signal("toppings"), ValueError, r"an iterable of names, not the string 'toppings'"),
+    "text as arguments": (
+        lambda: Signal("toppings"),
+        ValueError,
+        r"an iterable of names, not the string 'toppings'; use name=",
+    ),
     "sender as an argument": (lambda: Signal(["sender"]), ValueError, r"'sender' is reserved"),
     "a stub with positional arguments": (
         lambda: signal(lambda sender, toppings: None),

@@ -175,7 +175,7 @@ class Background:
 
     def _put(self, signal: Signal[..., Any], args: Any, kwargs: Any, *, may_wait: bool) -> Waker | None:
         if not issubclass(type(signal), Signal):
-            raise TypeError(f"a Background sends signals, not {describe(signal)}")
+            raise TypeError(f"a Background sends signals, not {describe(signal)}: write send(signal, sender, ...)")
         inside, queue = is_inside(self), self._queue
         with lock:
             is_open = not queue.is_closed and (inside or self._state == "open")

@@ -401,7 +401,7 @@ def _read_signature(receiver: Receiver, *, follow_wrapped: bool) -> _Parameters:
 def check_names(names: Iterable[str], where: str = "") -> Names:
     """The argument names as the compiler reads them; raises `DeclarationError` for what cannot be one."""
     if isinstance(names, str):
-        raise DeclarationError(f"providing_args must be an iterable of names, not the string {names!r}")
+        raise DeclarationError(f"providing_args must be an iterable of names, not the string {names!r}; use name=")
     checked: list[str] = []
     for name in names:
         is_name = isinstance(name, str) and name.isidentifier()
