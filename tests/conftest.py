@@ -21,6 +21,9 @@ import asignals
 sys.dont_write_bytecode = False
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
+if sysconfig.get_config_var("Py_GIL_DISABLED") and sys.version_info < (3, 13, 1):
+    gc.freeze = gc.unfreeze = lambda: None  # there, a later collection destroys what is in use (gh-126312)
+
 # A machine that is busy with something else is no failure; in CI a failure can be made again.
 settings.register_profile("asignals", deadline=None, derandomize=bool(os.environ.get("CI")))
 settings.load_profile("asignals")
@@ -167,8 +170,7 @@ def _stopped_once() -> None:
 def _frozen_heap() -> None:
     """Hide what was there before from the garbage collector: some tests collect thousands of times."""
     gc.collect()
-    # PyPy has none. In free-threaded CPython 3.13.0 it makes later collections destroy what is in use (gh-126312).
-    if hasattr(gc, "freeze") and not sysconfig.get_config_var("Py_GIL_DISABLED"):
+    if hasattr(gc, "freeze"):  # PyPy has none
         gc.freeze()
 
 

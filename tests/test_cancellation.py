@@ -41,8 +41,8 @@ class Receivers:
 
     def __init__(self, signal):
         self.signal = signal
-        self.begun = 0
-        self.ended = 0
+        self.begun = []  # a thread may append while the loop does
+        self.ended = []
         for receiver, options in (
             (self.waits, {}),
             (self.is_sync, {}),
@@ -56,12 +56,12 @@ class Receivers:
         self.connections = signal.connections
 
     async def waits(self, x, **named):
-        self.begun += 1
+        self.begun.append(1)
         try:
             await anyio.lowlevel.checkpoint()
             await anyio.lowlevel.checkpoint()
         finally:
-            self.ended += 1
+            self.ended.append(1)
         return x
 
     def is_sync(self, x, **named):
@@ -71,15 +71,15 @@ class Receivers:
         return self.waits(x)
 
     def runs_in_thread(self, x, **named):
-        self.begun += 1
-        self.ended += 1
+        self.begun.append(1)
+        self.ended.append(1)
         return x
 
     async def is_limited(self, x, **named):
         return await self.waits(x)
 
     async def cleans_up(self, x, **named):
-        self.begun += 1
+        self.begun.append(1)
         try:
             await anyio.lowlevel.checkpoint()
         finally:
@@ -88,7 +88,7 @@ class Receivers:
                     await anyio.lowlevel.checkpoint()
                     await anyio.lowlevel.checkpoint()
             finally:  # a native cancellation breaks the shield
-                self.ended += 1
+                self.ended.append(1)
         return x
 
     async def waits_again(self, x, **named):
@@ -96,10 +96,10 @@ class Receivers:
 
     async def check(self):
         """Nothing runs any more, and the next send is whole."""
-        assert self.begun == self.ended
+        assert len(self.begun) == len(self.ended)
         assert self.signal.connections == self.connections
         assert [response for _, response in await self.signal.send(None, x=1)] == [1] * 7
-        assert self.begun == self.ended
+        assert len(self.begun) == len(self.ended)
 
 
 @pytest.mark.parametrize("method", ["send", "send_robust"])

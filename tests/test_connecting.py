@@ -4,6 +4,7 @@ import gc
 import linecache
 import math
 import sys
+import sysconfig
 import weakref
 from functools import partial
 
@@ -1060,6 +1061,8 @@ async def test_a_finalizer_may_connect_and_disconnect_in_the_middle_of_anything(
             assert await made.send("s") == []
     finally:
         gc.set_threshold(*thresholds)
+    if freed == 0 and sysconfig.get_config_var("Py_GIL_DISABLED"):
+        pytest.skip("the collector of free-threaded builds counts allocations by the hundred")
     assert freed > 5
 
 
