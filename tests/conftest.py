@@ -72,6 +72,8 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "slow: takes seconds, and runs with `--slow` or `--full` only")
     once = "once: of servers, processes, browsers or tools: `.ci/run` leaves it out where the interpreter is one more"
     config.addinivalue_line("markers", once)
+    # On free-threaded builds some packages turn the GIL on, at their import.
+    config.addinivalue_line("filterwarnings", "ignore:The global interpreter lock .* has been enabled:RuntimeWarning")
     # On 3.15 Hypothesis does not find what refers to its own generator, in the frozen heap.
     config.addinivalue_line("filterwarnings", "ignore:It looks like `register_random` was passed")
     if (
