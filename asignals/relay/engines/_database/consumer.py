@@ -83,21 +83,22 @@ class Consumer:
                 attempts.succeeded()
                 for row in rows:
                     pool.put(row)
-                if not rows:
+                if pause:
                     with suppress(TimeoutError):
                         async with asyncio.timeout(pause):
                             await self.wake.wait()
 
     async def _claim(self, count: int) -> tuple[list[Claimed], float]:
-        """Claim what is due; where nothing is, tell the seconds until something may be."""
+        """Claim what is due; also tell the seconds until more may be, 0 where there may be more already."""
         if not self.subscriptions:
             await self.services.add(self.service, self.topics)  # the first time, and after they were forgotten
             self.subscriptions = await self.services.numbers(self.service, self.topics)
-        pause, until = POLL, time.monotonic() + self.lease
+        pause, until = 0.0, time.monotonic() + self.lease
         async with begun(self.single) as connection:
             rows = await self.services.sql.claim(connection, self.subscriptions, count, self.lease)
-            if not rows and (due := await self.services.sql.until_due(connection, self.subscriptions)) is not None:
-                pause = min(POLL, max(0.001, due))
+            if len(rows) < count:
+                due = await self.services.sql.until_due(connection, self.subscriptions)
+                pause = POLL if due is None else min(POLL, max(0.001, due))
         rows.sort(key=attrgetter("key"))
         fresh = []
         for row in rows:
