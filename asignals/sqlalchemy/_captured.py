@@ -51,7 +51,7 @@ class Captured(Signal[..., Any]):
         raise NotImplementedError
 
     def _on_connected(self) -> None:
-        """For signals whose events need hooks."""
+        """Called when somebody begins to listen: signals whose events need hooks of SQLAlchemy register them here."""
 
 
 class SessionSignal(Captured):

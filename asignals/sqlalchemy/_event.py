@@ -37,7 +37,7 @@ class Event:
 
     def among(self, plan: Connections) -> Connections:
         """Those receivers of its sender's plan who are to be called for it."""
-        return tuple(link for link in plan if link.sender is not None) if self.named_only else plan
+        return tuple(each for each in plan if each.sender is not None) if self.named_only else plan
 
     @property
     def waits(self) -> bool:

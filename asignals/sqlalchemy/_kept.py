@@ -210,11 +210,11 @@ class Callback:
 
     @property
     def is_in_doubt(self) -> bool:
-        """Whether nobody knows if its transaction was committed; asked after the end."""
-        within, is_in_doubt = self._transaction, False
-        while within is not None:
-            is_in_doubt, within = within.is_in_doubt, within.parent
-        return is_in_doubt and not self.is_lost
+        """Whether nobody knows if its outermost transaction was committed; asked after the end."""
+        outermost = self._transaction
+        while outermost is not None and outermost.parent is not None:
+            outermost = outermost.parent
+        return outermost is not None and outermost.is_in_doubt and not self.is_lost
 
     def describe(self) -> str:
         """The callback, for messages."""

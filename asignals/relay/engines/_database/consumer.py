@@ -47,6 +47,7 @@ class Consumer:
     subscriptions: list[int] = field(default_factory=list)
 
     async def run(self) -> None:
+        """Consume until cancelled; what is still here then is given back."""
         pool: Pool[Claimed]
         async with Batch(self._acknowledge, self.state) as acks:
 
