@@ -278,6 +278,50 @@ async def test_a_coroutine_function_in_a_wrapper_object_may_have_a_time_limit(ma
         made.connect(wrapped, weak=False, in_thread=True)
 
 
+class Bound:
+    """A descriptor that binds a function by an object of its own, as caches do, or by a partial, as asgiref does."""
+
+    def __init__(self, function, *, by_partial):
+        self.function, self.by_partial = function, by_partial
+
+    def __get__(self, instance, owner):
+        bound = functools.partial(self.call, instance) if self.by_partial else Call(self.function, instance)
+        return functools.update_wrapper(bound, self.function)
+
+    def call(self, *args, **named):
+        return self.function(*args, **named)
+
+
+class Call:
+    def __init__(self, function, instance):
+        self.function, self.instance = function, instance
+
+    def __call__(self, *args, **named):
+        return self.function(self.instance, *args, **named)
+
+
+class Bounds:
+    def hear(self, a, **named):
+        return self, a
+
+    by_object, by_partial = Bound(hear, by_partial=False), Bound(hear, by_partial=True)
+
+
+@pytest.mark.parametrize("name", ["by_object", "by_partial"])
+async def test_a_method_that_a_descriptor_binds_is_a_receiver(made, name):
+    """Its signature has `self`, which comes from the object; it is named by the function."""
+    shop, declared = Bounds(), Signal(["a"])
+    for each in made, declared:
+        receives = getattr(shop, name)
+        each.connect(receives, weak=False)
+        assert await each.send(None, a=1) == [(receives, (shop, 1))]
+        assert "Bounds.hear" in repr(each.connections[0])
+    if name == "by_partial":
+        declared.connect(getattr(shop, name), weak=False)
+        assert len(declared.connections) == 1
+        assert declared.disconnect(getattr(shop, name))
+
+
 async def test_a_static_method_object_is_named_by_its_function(made):
     """A decorator below `@staticmethod` gets the function, one above it gets this object."""
     made.connect(staticmethod(hear), weak=False)

@@ -58,7 +58,8 @@ def identify(receiver: Any) -> Hashable:
             return id(getattr(receiver, "__self__", None)), id(receiver._self_parent)
         if is_a(receiver, BuiltinFunctionType) or is_a(receiver, MethodWrapperType):
             return id(receiver.__self__), receiver.__name__
-        if is_a(receiver, functools.partial) and "__self__" in receiver.__dict__:  # made by a partialmethod
+        # Descriptors make them: those of partialmethod, asgiref's.
+        if is_a(receiver, functools.partial) and not {"__self__", "__wrapped__"}.isdisjoint(receiver.__dict__):
             fixed = *map(id, receiver.args), *((name, id(value)) for name, value in receiver.keywords.items())
             return identify(receiver.func), fixed
     return id(receiver)
@@ -146,9 +147,11 @@ def function_of(receiver: object) -> FunctionType | None:
 
 def _named_after(receiver: object) -> Any:
     """What a receiver calls or, if that is an object that wraps a function, as class-based decorators make, that."""
-    called = _underlying(receiver)
-    wrapped = None if is_a(called, FunctionType) else inspect.getattr_static(called, "__wrapped__", None)
-    return wrapped if is_a(wrapped, FunctionType) else called
+    for each in (receiver, called := _underlying(receiver)):
+        wrapped = None if is_a(each, FunctionType) else inspect.getattr_static(each, "__wrapped__", None)
+        if is_a(wrapped, FunctionType):
+            return wrapped
+    return called
 
 
 def locate(receiver: object) -> str | None:
@@ -363,6 +366,8 @@ def _parameters_of(receiver: Receiver, function: FunctionType | None) -> _Parame
     if function is None or is_odd or function.__dict__ or function.__code__.co_argcount < skipped:
         outer = _read_signature(receiver, follow_wrapped=False)
         found = _read_signature(receiver, follow_wrapped=True) if outer.takes_all else outer
+        if outer.takes_all and not is_a(receiver, FunctionType):  # which has the object, where it stands for a method
+            found = found._replace(by_name={name: found.by_name[name] for name in found.by_name if name != "self"})
         if not skipped or function is None or (is_a(receiver, functools.partial) and not outer.takes_all):
             return found
         code = function.__code__
