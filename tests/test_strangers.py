@@ -10,6 +10,7 @@ import gc
 import importlib
 import logging
 import multiprocessing
+import os
 import pickle
 import subprocess
 import sys
@@ -245,6 +246,31 @@ class Wrapped:
 
 async def hear_async(**named):
     return "heard"
+
+
+def test_wrappers_of_wrapt_are_known_where_it_is_not_compiled():
+    """They are looked through, have one identity as bound methods, and are warned of, as the compiled ones are."""
+    program = """
+        import wrapt
+        from asignals import Signal
+        @wrapt.decorator
+        def passing(wrapped, instance, args, kwargs):
+            return wrapped(*args, **kwargs)
+        class Shop:
+            @passing
+            def hear(self, n): ...
+        made, shop = Signal(["n"]), Shop()
+        for _ in range(2):
+            made.connect(shop.hear, weak=False)
+        print(len(made.connections), "Shop.hear" in repr(made.connections), made.disconnect(shop.hear))
+        made.connect(passing(Shop().hear))
+        made.has_listeners()
+    """
+    command = [sys.executable, "-c", textwrap.dedent(program)]
+    environment = {**os.environ, "WRAPT_DISABLE_EXTENSIONS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True, env=environment)  # noqa: S603
+    assert done.stdout == "1 True True\n"
+    assert done.stderr.count("ReceiverLostWarning: ") == 1
 
 
 WRAPPED = {

@@ -42,7 +42,8 @@ def is_a(thing: object, kind: type[T]) -> TypeGuard[T]:
 
 def _is_proxy(thing: object, attribute: str = "__wrapped__") -> bool:
     """Whether the class of a thing has an attribute that those of proxies have, such as wrapt's."""
-    return any(attribute in kind.__dict__ for kind in type(thing).__mro__)
+    # Where wrapt is not compiled, its classes have only `__object_proxy__`.
+    return any({attribute, "__object_proxy__"} & kind.__dict__.keys() for kind in type(thing).__mro__)
 
 
 def identify(receiver: Any) -> Hashable:
@@ -54,7 +55,8 @@ def identify(receiver: Any) -> Hashable:
     if type(receiver) is not FunctionType:
         if is_a(receiver, MethodType):
             return id(receiver.__self__), id(receiver.__func__)
-        if _is_proxy(receiver, "_self_parent") and receiver._self_parent is not None:  # what wrapt keeps in the class
+        # What wrapt keeps in the class.
+        if _is_proxy(receiver, "_self_parent") and getattr(receiver, "_self_parent", None) is not None:
             return id(getattr(receiver, "__self__", None)), id(receiver._self_parent)
         if is_a(receiver, BuiltinFunctionType) or is_a(receiver, MethodWrapperType):
             return id(receiver.__self__), receiver.__name__
@@ -230,8 +232,8 @@ def is_easily_lost(receiver: object) -> bool:
     """
     if is_a(receiver, FunctionType):  # by its code: functools.wraps copies the name of what it wraps
         return "<" in receiver.__code__.co_qualname  # <locals> or <lambda>
-    is_wrapper = callable(receiver) and inspect.getattr_static(receiver, "__wrapped__", None) is not None
-    return is_wrapper or is_a(receiver, functools.partial)
+    wrapped = callable(receiver) and (_is_proxy(receiver) or inspect.getattr_static(receiver, "__wrapped__", None))
+    return (wrapped is not None and wrapped is not False) or is_a(receiver, functools.partial)
 
 
 _warned: dict[str, dict[Any, Any]] = {}  # by file: Python's own record of the warnings that were shown

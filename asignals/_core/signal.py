@@ -254,8 +254,8 @@ class Signal(Generic[P, R_co]):
 
         A weakly connected receiver (or sender) that dies unheard is warned of at the line of this call, once: one that
         dies in the statement of this call, and a nested function, a lambda, a wrapper or a partial that dies before
-        the signal is sent (`ReceiverLostWarning`, at the signal's next use). On free-threaded builds of Python, a
-        function dies when the garbage collector runs, not before.
+        the signal is sent (`ReceiverLostWarning`, at the signal's next use). On free-threaded builds of Python,
+        functions of modules and classes die when the garbage collector runs, not before.
 
         Args:
             receiver: What to call; without one, a decorator is returned.
