@@ -12,7 +12,7 @@ import pytest
 from relay_kill import Node
 from relay_support import World, engine_on, free_port, on_asyncio, until
 
-from asignals.relay import Delivery, Envelope, PublishRefusedError, RabbitMQ
+from asignals.relay import DeadLetter, Delivery, Envelope, PublishRefusedError, RabbitMQ
 from asignals.relay.engines import rabbitmq
 from asignals.relay.engines._rabbitmq import channels
 from asignals.relay.engines._rabbitmq.channels import Acknowledgements
@@ -204,6 +204,8 @@ async def test_an_event_that_the_server_finds_too_large_stops_no_others(tmp_path
         assert set(raised.value.refused) == {each.id for each in large}
         assert "100000 bytes of RabbitMQ's max_message_size" in raised.value.refused[large[0].id]
         assert await transport.backlog("billing") >= 20
+        await transport.put_dead_letter("dlq", DeadLetter(b"x" * 99_990, "billing", "ValueError"))
+        assert await transport.count_dead_letters("dlq") == 1
     finally:
         await transport.aclose()
         node.close()

@@ -11,6 +11,7 @@ from aio_pika import Message
 from asignals.relay._cancel import limited
 from asignals.relay._envelope import DeadLetter, check_name, new_id
 from asignals.relay.engines._rabbitmq.channels import ANSWER_TIMEOUT
+from asignals.relay.engines._rabbitmq.connection import MessageTooLargeError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Sequence
@@ -31,8 +32,12 @@ class DeadLetterQueues:
         return f"{self._queues.connection.name}.dead.{check_name('queue', queue)}"
 
     async def put_dead_letter(self, queue: str, letter: DeadLetter) -> None:
-        """Put a letter into the queue, confirmed."""
-        await self._queues.put(self._queue(queue), Message(letter.encode(), message_id=new_id()))
+        """Put a letter into the queue, confirmed; one that is larger than RabbitMQ takes is cut."""
+        data = letter.encode()
+        try:
+            await self._queues.put(self._queue(queue), Message(data, message_id=new_id()))
+        except MessageTooLargeError as error:  # the event was not, but what the letter says of it comes on top
+            await self._queues.put(self._queue(queue), Message(data[: error.limit], message_id=new_id()))
 
     async def count_dead_letters(self, queue: str) -> int:
         """Count the letters of a queue, but for those that are being read."""
