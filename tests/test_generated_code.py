@@ -1,7 +1,9 @@
 import asyncio
+import contextlib
 import functools
 import gc
 import inspect
+import itertools
 import keyword
 import linecache
 import pydoc
@@ -9,11 +11,12 @@ import sys
 import traceback
 import unicodedata
 
+import anyio
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from asignals import Signal, signal
+from asignals import Signal, monitor, signal
 from asignals._core import written
 from asignals._core.connection import Connection
 from asignals._core.objects import Shape
@@ -129,6 +132,33 @@ async def test_receivers_that_choose_get_what_they_name(declared):
         made.connect(namespace["hear"], weak=False)
     sent = {name: object() for name in made.providing_args}
     assert [response for _, response in await made.send("s", **sent)] == list(sent.values())
+
+
+@pytest.mark.parametrize("mode", [{}, {"task_group": anyio.create_task_group}], ids=["sequential", "group"])
+@pytest.mark.parametrize("is_watched", [False, True])
+async def test_more_ways_to_call_receivers_than_a_loop_is_written_for(mode, is_watched):
+    """Each gets the arguments that it takes, whether the loop has a branch for it or not."""
+    made, other, expected = Signal([*"abcd"], **mode), Signal(), []
+    for wanted in itertools.chain.from_iterable(itertools.combinations("abcd", count) for count in range(5)):
+        namespace = {}
+        exec(f"def hear({', '.join(wanted)}): return [{', '.join(wanted)}]", namespace)  # noqa: S102
+        made.connect(namespace["hear"], weak=False)
+        expected.append([name.upper() for name in wanted])
+
+    @functools.singledispatch
+    def hear(d, **named):
+        return type(d), sorted(named)
+
+    async def hear_forwarded(**named):
+        return sorted(named)
+
+    other.connect(hear_forwarded)
+    made.connect(hear)
+    made.connect(other.send)
+    expected += [(str, ["a", "b", "c", "sender", "signal"]), [(hear_forwarded, [*"abcd", "sender", "signal"])]]
+    with monitor(lambda report: None) if is_watched else contextlib.nullcontext():
+        results = await made.send("s", a="A", b="B", c="C", d="D")
+    assert [response for _, response in results] == expected
 
 
 def test_every_suspect_is_really_tried():

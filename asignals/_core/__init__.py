@@ -5,7 +5,7 @@ The modules, from the bottom up; each imports only those above it in this list:
 - `errors`: exceptions and warnings, and what happens to an exception that a receiver raises;
 - `objects`: users' objects: how they are identified, named, referred to and called;
 - `loops`: the lock, event loops as other threads see them, a bounded queue between them, worker threads, forks;
-- `written`: the loop of a send, written for the argument names of a signal, and what calls other receivers;
+- `written`: the loop of a send, written for the argument names of a signal;
 - `connection`: one receiver connected to one signal, and how it is called by its options;
 - `dispatch`: monitors, and the sends that they watch or that are made in a task group;
 - `methods`: `send` and `send_robust`, written for the argument names of a signal;
