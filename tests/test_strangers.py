@@ -72,6 +72,16 @@ async def test_a_signal_forwards_to_another(source, how):
     assert calls == [{"signal": b, "sender": "s", "a": 1}] * 3
 
 
+async def test_a_signal_forwards_with_options(collect):
+    """The other signal's `send` is not handed the first signal, whichever way it is called."""
+    first, second = Signal(), Signal()
+    second.connect(collect)
+    first.connect(second.send, once=True)
+    first.connect(second.send_robust, timeout=60)
+    await first.send("oven", size=30)
+    assert collect.calls == [{"signal": second, "sender": "oven", "size": 30}] * 2
+
+
 async def test_a_declared_signal_forwards_to_a_declared_one():
     """Only what the other one declares is sent on."""
     a, b = Signal(["x", "y"]), Signal(["x"])

@@ -221,11 +221,12 @@ def pausing_before(code, operation, name, pause):
 
 
 def traced(trace, function):
+    before = sys.gettrace()  # that of a measurement of coverage
     sys.settrace(trace)
     try:
         return function()
     finally:
-        sys.settrace(None)
+        sys.settrace(before)
 
 
 @pytest.mark.parametrize("moment", [("LOAD", "_latest"), ("STORE", "_latest_sent")], ids=" ".join)

@@ -459,6 +459,14 @@ async def test_a_sender_that_dies_after_its_receivers_were_disconnected_warns_no
     assert warned == []
 
 
+async def test_a_sender_of_a_connection_that_has_ended_warns_nobody(made, warned):
+    """It dies in the statement that connected a receiver, and only somebody's `Connection` remembers it."""
+    box, ended = [Sender()], []
+    box.__setitem__(0, (made.connect(greet, box[0]), ended.extend(made.connections), made.disconnect(greet, box[0])))
+    await made.send(None)
+    assert (ended[0].sender, warned) == (None, [])
+
+
 @pytest.mark.parametrize("connect", [by_a_method, by_a_partial, by_an_object])
 async def test_the_warning_names_the_receiver(made, warned, connect):
     """Whatever has died is named as it was when it was connected."""
