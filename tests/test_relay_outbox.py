@@ -636,6 +636,21 @@ async def test_a_session_with_another_search_path_is_warned_of(
         await made.dispose()
 
 
+async def test_an_outbox_that_is_made_anew_is_the_same(caplog: pytest.LogCaptureFixture) -> None:
+    """As by a migration, or by tests that each make the tables."""
+    async with postgres_schema() as (engine, _):
+        outbox = SQLAlchemyOutbox(engine)
+        for number in range(3):
+            async with engine.begin() as connection:
+                await connection.run_sync(table_metadata(only=["outbox"]).drop_all)
+                await connection.run_sync(table_metadata(only=["outbox"]).create_all)
+            for _ in range(2):
+                async with AsyncSession(engine) as session, session.begin():
+                    await outbox.put(event(number), session)
+            assert await outbox.count() == 2
+        assert not caplog.records
+
+
 async def test_a_partitioned_outbox_is_one(caplog: pytest.LogCaptureFixture) -> None:
     """Its rows are in tables of other numbers, and in the same schema."""
     async with postgres_schema() as (engine, _):

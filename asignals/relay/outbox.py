@@ -180,23 +180,29 @@ class SQLAlchemyOutbox(Stored):
         if not is_postgres(self.engine):
             return
         table: int = written.scalar_one()
+        if table == self._table or table in self._other_tables:
+            return
+        if name_of(written.connection.engine) != self.database_name:
+            return  # `check_transactions` says so
         if self._table is None:
             self._table = table
-        if table == self._table or table in self._other_tables:
             return
         self._other_tables.add(table)
         find = text("SELECT oid, CAST(relnamespace AS regnamespace)::text FROM pg_class WHERE oid IN (:one, :other)")
         both = {"one": self._table, "other": table}
         rows: Any = await self.execute_in(session, self.tables.outbox, find, both)
         schemas: dict[int, str] = dict(rows.all())
-        if schemas.get(table) != schemas.get(self._table):  # it may be a partition of the same
+        if self._table not in schemas:  # it was made anew
+            self._table = table
+            self._other_tables.clear()
+        elif schemas.get(table) != schemas[self._table]:  # it may be a partition of the same
             logger.warning(
                 "a session with another search_path writes events to the outbox in schema %s of %s, and others are in"
                 " schema %s: they stay there until a relay publishes them; SQLAlchemyOutbox(…, schema=…) names one"
                 " for all",
                 schemas.get(table),
                 self.database_name,
-                schemas.get(self._table),
+                schemas[self._table],
             )
 
     def check_transactions(self, connection: Connection) -> None:
