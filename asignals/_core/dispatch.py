@@ -32,13 +32,13 @@ entered later, for the clean-up, works there too.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, suppress
 from contextvars import ContextVar, copy_context
 from functools import partial
-from inspect import CORO_CREATED, getcoroutinestate, iscoroutine
+from inspect import CORO_CREATED, getcoroutinestate
 from time import perf_counter
-from types import MappingProxyType, coroutine
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, Self, TypeAlias
 
 import anyio
@@ -47,7 +47,7 @@ import anyio.lowlevel
 from asignals._core.connection import Connection, Connections
 from asignals._core.errors import Receiver, annotate, logger
 from asignals._core.loops import cancellation, in_context
-from asignals._core.written import Loop, is_awaitable, write_loop
+from asignals._core.written import Loop, as_coroutine, write_loop
 
 if TYPE_CHECKING:
     from asignals._core.signal import Signal
@@ -212,8 +212,14 @@ class Send:
 
     def to(self, connection: Connection) -> Coroutine[Any, Any, Pairs]:
         """Call one connection; gives a list of its pair for the results, or an empty one."""
-        loop = partial(write_loop(None, (), "watched"), self) if self._watchers else write_loop(None, ())
-        return loop(None, self.signal, self.sender, annotate, (connection,), [], self._given)
+        return self.call((connection,), [], annotate)
+
+    def call(
+        self, connections: Iterable[Connection], results: Pairs, on_error: OnError, kind: str = ""
+    ) -> Coroutine[Any, Any, Pairs]:
+        """Call connections by a loop for all kinds of them."""
+        loop = partial(write_loop(None, (), "watched " + kind), self) if self._watchers else write_loop(None, (), kind)
+        return loop(None, self.signal, self.sender, on_error, connections, results, self._given)
 
 
 def deliver(
@@ -296,7 +302,7 @@ class _Tasks:
 
     async def _call_all(self, group: Any, plan: Connections) -> None:
         """Call every connection in order."""
-        create_task = group.create_task if hasattr(group, "create_task") else partial(group.start_soon, _await)
+        create_task = group.create_task if hasattr(group, "create_task") else partial(group.start_soon, as_coroutine)
         try:
             for connection in plan:
                 is_last = connection is plan[-1]
@@ -319,8 +325,10 @@ class _Tasks:
             raise
 
     async def _call_here(self, connection: Connection, create_task: Callable[..., object]) -> None:
-        """Call a sync receiver in the sender's task; an awaitable that it returns is awaited in a task of its own."""
-        call = self._call(_HandedOver(connection))
+        """Call a sync receiver in the sender's task; an awaitable that it returns is awaited in a separate task."""
+        self._queue.append(connection)
+        pairs: Pairs = []
+        call = self._send.call(self._turn(pairs), pairs, self._handle, "pausing")
         with suppress(StopIteration):
             call.send(None)
             self._queue.append(call)
@@ -329,7 +337,7 @@ class _Tasks:
             await self._until_begun()
 
     async def _go_on(self) -> None:
-        """Go on, in a task of its own, with a call that was begun in the sender's task."""
+        """Go on, in a separate task, with a call that was begun in the sender's task."""
         if self._queue:
             await in_context(copy_context(), self._queue.popleft())
 
@@ -373,36 +381,3 @@ class _Tasks:
 
 
 _Tasks.send.__qualname__ = _watched.__qualname__ = "Signal.send"  # so Python calls a send that is not awaited
-
-
-async def _await(work: Awaitable[Any]) -> Any:
-    return await work
-
-
-class _HandedOver:
-    """Stands for a connection in a call that pauses when the sync receiver has returned an awaitable."""
-
-    style = None
-
-    def __init__(self, connection: Connection) -> None:
-        self._connection = connection
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._connection, name)
-
-    def call(self, *arguments: Any) -> Any:
-        """Call the receiver."""
-        response = self._connection.call(*arguments)
-        return _later(response) if is_awaitable(response) else response
-
-
-@coroutine
-def _later(response: Any) -> Generator[Any, Any, Any]:
-    """Pause, and then await a response, in whatever task goes on with this."""
-    try:
-        yield
-    except BaseException:
-        if iscoroutine(response):
-            response.close()
-        raise
-    return (yield from _await(response))

@@ -14,11 +14,11 @@ from __future__ import annotations
 import functools
 import linecache
 import textwrap
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Generator
 from contextlib import suppress
-from inspect import CO_ITERABLE_COROUTINE
+from inspect import CO_ITERABLE_COROUTINE, iscoroutine
 from time import perf_counter
-from types import FunctionType, GeneratorType, MethodType
+from types import FunctionType, GeneratorType, MethodType, coroutine
 from typing import Any, TypeAlias
 
 from asignals._core.errors import DeclarationError, annotate, catch
@@ -36,6 +36,23 @@ def is_awaitable(response: object) -> bool:
     if kind is GeneratorType:  # of a function that types.coroutine marks
         return bool(response.gi_code.co_flags & CO_ITERABLE_COROUTINE)  # type: ignore[attr-defined]
     return kind not in PLAIN_TYPES and hasattr(kind, "__await__")
+
+
+@coroutine
+def later(response: Any) -> Generator[Any, Any, Any]:
+    """Pause, and then await a response, in whatever task goes on with this."""
+    try:
+        yield
+    except BaseException:
+        if iscoroutine(response):
+            response.close()
+        raise
+    return (yield from as_coroutine(response))
+
+
+async def as_coroutine(work: Awaitable[Any]) -> Any:
+    """Await any kind of awaitable."""
+    return await work
 
 
 # `@` marks what belongs to the template; it becomes a prefix that no declared name begins with. Lines with `@start` are
@@ -88,7 +105,7 @@ _IS_AWAITABLE = """\
         @response = await @response
 """
 _METHOD = "    @receiver = @MethodType(@connection.function, @receiver)\n"
-_FUNCTIONS = annotate, catch, is_awaitable, len, perf_counter
+_FUNCTIONS = annotate, catch, is_awaitable, later, len, perf_counter
 _NAMESPACE: dict[str, Any] = {each.__name__: each for each in (BaseException, type, *_FUNCTIONS)}
 _NAMESPACE |= {"MethodType": MethodType, "PLAIN_TYPES": PLAIN_TYPES}
 
@@ -134,7 +151,8 @@ def write_loop(names: Names | None, shapes: tuple[Shape, ...], kind: str = "") -
 
     It has a branch for the receivers of each of these shapes, the first of which is found soonest. Without names it
     takes the arguments as one dict. One of the kind "unpacking" does so, too, and leaves a send of other names to the
-    loop that the plan has for those. One that is "watched" takes a `Send` before all else, and reports to it.
+    loop that the plan has for those. One that is "watched" takes a `Send` before all else, and reports to it. One that
+    is "pausing" pauses when a receiver outside of the branches has returned an awaitable, before it awaits that.
     """
     branches, calls, objects = [], [], {}
     for number, shape in enumerate(shapes or (Shape(is_async=True, wanted=None),)):
@@ -149,7 +167,9 @@ def write_loop(names: Names | None, shapes: tuple[Shape, ...], kind: str = "") -
         missing = "".join(f" or {name!r} not in @named" for name in names)
         values = "".join(f"    {name} = @named[{name!r}]\n" for name in names)
         template = template.replace("@positions):\n", _UNPACK.format(count=len(names), missing=missing, values=values))
-    if kind != "watched":
+    if "pausing" in kind:
+        template = template.replace("await @response", "await @later(@response)")
+    if "watched" not in kind:
         lines = template.replace("@send, ", "").replace(" = @start", "").splitlines()
         template = "\n".join(line for line in lines if "@start" not in line and "@asked" not in line)
     loop = write(template, f"{kind} loop(@positions) of {'; '.join(calls)}".lstrip(), names, **objects)
