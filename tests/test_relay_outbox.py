@@ -7,7 +7,7 @@ from contextlib import AsyncExitStack, nullcontext, suppress
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from relay_support import mariadb_database, postgres_schema, until
+from relay_support import mariadb_database, postgres_schema, unique, until
 from sqlalchemy import UpdateBase, text
 from sqlalchemy.event import listens_for
 from sqlalchemy.exc import DBAPIError
@@ -651,8 +651,34 @@ async def test_an_outbox_that_is_made_anew_is_the_same(caplog: pytest.LogCapture
         assert not caplog.records
 
 
+async def test_who_only_writes_needs_no_right_to_read() -> None:
+    """INSERT, and USAGE of the sequence, are all that PostgreSQL's role of a process that only writes has to have."""
+    async with postgres_schema() as (engine, schema):
+        role = unique("r")
+        outbox = SQLAlchemyOutbox(engine)
+        await outbox.init()
+        async with engine.begin() as connection:
+            for statement in (
+                f"CREATE ROLE {role}",
+                f"GRANT USAGE ON SCHEMA {schema} TO {role}",
+                f"GRANT INSERT ON asignals_outbox TO {role}",
+                f"GRANT USAGE ON ALL SEQUENCES IN SCHEMA {schema} TO {role}",
+            ):
+                await connection.execute(text(statement))
+        try:
+            for make in (lambda: AsyncSession(engine), engine.connect):
+                async with make() as session, session.begin():
+                    await session.execute(text(f"SET LOCAL ROLE {role}"))
+                    await outbox.put(event(1), session)
+            assert await outbox.count() == 2
+        finally:
+            async with engine.begin() as connection:
+                await connection.execute(text(f"DROP OWNED BY {role}"))
+                await connection.execute(text(f"DROP ROLE {role}"))
+
+
 async def test_a_partitioned_outbox_is_one(caplog: pytest.LogCaptureFixture) -> None:
-    """Its rows are in tables of other numbers, and in the same schema."""
+    """Its rows are in tables of other numbers."""
     async with postgres_schema() as (engine, _):
         async with engine.begin() as connection:
             await connection.run_sync(table_metadata(only=["outbox"]).create_all)

@@ -74,15 +74,16 @@ class _Postgres:
     def __init__(self, engine: AsyncEngine, outbox: Table, channel: str, used_for: str | None) -> None:
         self._engine = engine
         name = quoted(engine, outbox)
-        values = "(key, data, engine) VALUES (:key, :data, :engine) RETURNING tableoid"
-        put = text(f"INSERT INTO {name} {values}")
-        notify = text(f"WITH row AS ({put.text}) SELECT tableoid, pg_notify('{channel}', '') FROM row")  # noqa: S608
+        put = f"WITH row AS (INSERT INTO {name} (key, data, engine) VALUES (:key, :data, :engine))"  # noqa: S608  names are quoted
+        # Not RETURNING, for which the role would need SELECT as well.
+        table = "CAST(to_regclass('{}') AS oid)".format(name.replace("'", "''"))
+        insert_, notify = text(f"{put} SELECT {table}"), text(f"{put} SELECT {table}, pg_notify('{channel}', '')")
         own = bindparam("engine", used_for, type_=outbox.c.engine.type)
         types = bindparam("key", type_=outbox.c.key.type), bindparam("data", type_=postgresql.BYTEA), own
         is_ours, lock = (
             ("", name) if used_for is None else (" AND (engine IS NULL OR engine = :engine)", name + used_for)
         )
-        self.insert = put.bindparams(*types)
+        self.insert = insert_.bindparams(*types)
         self.insert_and_notify = notify.bindparams(*types)
         self._take = text(
             f"WITH turn AS MATERIALIZED "  # noqa: S608  names are quoted, values bound

@@ -195,7 +195,7 @@ class SQLAlchemyOutbox(Stored):
         if self._table not in schemas:  # it was made anew
             self._table = table
             self._other_tables.clear()
-        elif schemas.get(table) != schemas[self._table]:  # it may be a partition of the same
+        else:
             logger.warning(
                 "a session with another search_path writes events to the outbox in schema %s of %s, and others are in"
                 " schema %s: they stay there until a relay publishes them; SQLAlchemyOutbox(…, schema=…) names one"
