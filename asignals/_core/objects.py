@@ -40,10 +40,12 @@ def is_a(thing: object, kind: type[T]) -> TypeGuard[T]:
     return issubclass(type(thing), kind)
 
 
-def _is_proxy(thing: object, attribute: str = "__wrapped__") -> bool:
+def _is_proxy(thing: object, name: str = "__wrapped__") -> bool:
     """Whether the class of a thing has an attribute that those of proxies have, such as wrapt's."""
+    if type(thing) is FunctionType or type(thing) is MethodType:
+        return False
     # Where wrapt is not compiled, its classes have only `__object_proxy__`.
-    return any({attribute, "__object_proxy__"} & kind.__dict__.keys() for kind in type(thing).__mro__)
+    return any({name, "__object_proxy__"} & kind.__dict__.keys() for kind in type(thing).__mro__)
 
 
 def identify(receiver: Any) -> Hashable:
@@ -133,7 +135,7 @@ def _underlying(receiver: Any) -> Any:
     if is_a(receiver, functools.partial):
         return _underlying(receiver.func)
     if is_a(receiver, MethodType):
-        return _underlying(receiver.__func__)
+        return receiver.__func__ if type(receiver.__func__) is FunctionType else _underlying(receiver.__func__)
     with suppress(Exception):  # a proxy without an object, or one that stands for itself
         receiver = _underlying(receiver.__wrapped__) if _is_proxy(receiver) else receiver
     return receiver
@@ -149,11 +151,11 @@ def function_of(receiver: object) -> FunctionType | None:
 
 def _named_after(receiver: object) -> Any:
     """What a receiver calls or, if that is an object that wraps a function, as class-based decorators make, that."""
-    for each in (receiver, called := _underlying(receiver)):
-        wrapped = None if is_a(each, FunctionType) else inspect.getattr_static(each, "__wrapped__", None)
-        if is_a(wrapped, FunctionType):
-            return wrapped
-    return called
+    if is_a(receiver, functools.partial) and is_a(wrapped := receiver.__dict__.get("__wrapped__"), FunctionType):
+        return wrapped
+    called = _underlying(receiver)
+    wrapped = None if is_a(called, FunctionType) else inspect.getattr_static(called, "__wrapped__", None)
+    return wrapped if is_a(wrapped, FunctionType) else called
 
 
 def locate(receiver: object) -> str | None:
