@@ -178,7 +178,7 @@ class Send:
         self.parent: Send | None = current_send.get()
         self._given = arguments
         self._watchers = tuple(watchers)  # a monitor that begins later sees nothing of this send
-        self.around = [each for each in self._watchers if each.around is not None] if self._watchers else ()
+        self.around: Sequence[Watcher] = [each for each in self._watchers if each.around is not None]
 
     def __enter__(self) -> None:
         if self._watchers:
