@@ -222,6 +222,7 @@ def pausing_before(code, operation, name, pause):
 
 def traced(trace, function):
     before = sys.gettrace()  # that of a measurement of coverage
+    sys._getframe().f_trace_opcodes = True  # which Python 3.12 looks for in `settrace` only
     sys.settrace(trace)
     try:
         return function()
@@ -256,6 +257,7 @@ def test_a_slow_send_takes_nothing_back_that_a_faster_one_has_noted(monkeypatch,
     assert not recwarn.list
 
 
+@pytest.mark.skipif(sys.version_info[:2] == (3, 12), reason="CPython 3.12.1 crashes when weak references are traced")
 def test_signals_are_listed_while_some_die_in_other_threads():
     """One that is about to be forgotten, while another thread lists them, does not disturb the list."""
     made = [Signal(name=f"listed {n}") for n in range(3)]

@@ -234,8 +234,10 @@ def is_easily_lost(receiver: object) -> bool:
     """
     if is_a(receiver, FunctionType):  # by its code: functools.wraps copies the name of what it wraps
         return "<" in receiver.__code__.co_qualname  # <locals> or <lambda>
-    wrapped = callable(receiver) and (_is_proxy(receiver) or inspect.getattr_static(receiver, "__wrapped__", None))
-    return (wrapped is not None and wrapped is not False) or is_a(receiver, functools.partial)
+    if not callable(receiver):  # a sender
+        return False
+    is_wrapper = _is_proxy(receiver) or inspect.getattr_static(receiver, "__wrapped__", None) is not None
+    return is_wrapper or is_a(receiver, functools.partial)
 
 
 _warned: dict[str, dict[Any, Any]] = {}  # by file: Python's own record of the warnings that were shown
@@ -316,6 +318,9 @@ def examine(receiver: Receiver, names: Names | None) -> tuple[Shape, str | None]
     is_method = is_a(receiver, MethodType) and _is_of_class(receiver)
     shape = Shape(is_coroutine_function(receiver), wanted, is_method, by_position, takes_signal, _is_proxy(receiver))
     problem = parameters.problem(sent, names)
+    if twice := sent & _given_twice(receiver, function, parameters):
+        rule = "the first parameter of a method is self, and a partial gives by name what is sent"
+        problem = f"it cannot be given {min(twice)!r} by name: {rule}"
     flags = 0 if function is None or shape.is_proxy else function.__code__.co_flags
     # types.coroutine marks generator functions whose generators are awaitable; those are receivers.
     if flags & CO_ASYNC_GENERATOR or flags & (CO_GENERATOR | CO_ITERABLE_COROUTINE) == CO_GENERATOR:
@@ -340,16 +345,11 @@ class _Parameters(NamedTuple):
     by_position: list[str]
     by_name: dict[str, bool]
     takes_all: bool
-    given: Iterable[str] = ()
-    """Those that its object or its partial gives by position."""
 
     def problem(self, sent: frozenset[str], names: Names | None) -> str | None:
         """Why no send could call it with the arguments that are sent, if anything."""
         if self.by_position:
             return f"arguments go by name, and its parameter {self.by_position[0]!r} can only be given by position"
-        if twice := sent.intersection(self.given) - {"self", "cls"}:
-            rule = "the first parameter of a method is self, and a partial gives by name what is sent"
-            return f"it cannot be given {min(twice)!r} by name: {rule}"
         unsent = [name for name, is_required in self.by_name.items() if is_required and name not in sent]
         if unsent[:1] in (["self"], ["cls"]):
             return f"it asks for {unsent[0]!r}: connect the method of an object, not the function of its class"
@@ -372,21 +372,25 @@ def _parameters_of(receiver: Receiver, function: FunctionType | None) -> _Parame
         found = _read_signature(receiver, follow_wrapped=True) if outer.takes_all else outer
         if outer.takes_all and not is_a(receiver, FunctionType):  # which has the object, where it stands for a method
             found = found._replace(by_name={name: found.by_name[name] for name in found.by_name if name != "self"})
-        if not skipped or function is None or (is_a(receiver, functools.partial) and not outer.takes_all):
-            return found
-        code = function.__code__
-        given = code.co_varnames[code.co_posonlyargcount : code.co_argcount]
-        if is_a(receiver, MethodType) and not code.co_argcount and not code.co_flags & inspect.CO_VARARGS:
-            given = ("sender",)  # nor anything else
-        return found._replace(given={*given}.difference(outer.by_name, found.by_name))
+        return found
     # As inspect reads it, in a tenth of the time. And inspect compares objects with their own `__eq__`.
     code, defaults = function.__code__, function.__defaults__ or ()
     names = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
     optional = {*names[code.co_argcount - len(defaults) : code.co_argcount], *(function.__kwdefaults__ or ())}
     by_position = [name for name in names[skipped : code.co_posonlyargcount] if name not in optional]
     by_name = {name: name not in optional for name in names[max(skipped, code.co_posonlyargcount) :]}
-    given = names[code.co_posonlyargcount : skipped]
-    return _Parameters(by_position, by_name, bool(code.co_flags & CO_VARKEYWORDS), given)
+    return _Parameters(by_position, by_name, bool(code.co_flags & CO_VARKEYWORDS))
+
+
+def _given_twice(receiver: Receiver, function: FunctionType | None, found: _Parameters) -> frozenset[str]:
+    """The parameters that its object, or a partial, gives by position, and that a send would give by name as well."""
+    if function is None or function is receiver or (is_a(receiver, functools.partial) and not found.takes_all):
+        return frozenset()
+    code = function.__code__
+    if not code.co_argcount and is_a(receiver, MethodType) and not code.co_flags & inspect.CO_VARARGS:
+        return RESERVED  # as it cannot be given its object
+    named = code.co_varnames[code.co_posonlyargcount : code.co_argcount]
+    return frozenset(named).difference(found.by_name, {"self", "cls"})
 
 
 # Annotations are never needed here. From 3.14 on they are evaluated unless one asks not to, and that may raise.
