@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from contextlib import aclosing, suppress
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,7 @@ from relay_support import until, world
 from asignals.relay import DeadLetter, Delivery, Envelope, PublishRefusedError, engine_from_url
 from asignals.relay._connection_state import ConnectionState
 from asignals.relay._envelope import MAX_BODY, MAX_HEADER, MAX_KEPT
+from asignals.relay.engines._kafka import clients
 from asignals.relay.engines._kafka.consumer import Consumer
 from asignals.relay.engines._kafka.member import Member
 from asignals.relay.engines._kafka.offsets import Offsets
@@ -305,3 +307,32 @@ def test_another_error_is_raised_to_have_all_repeated() -> None:
     """What may pass refuses nothing for ever."""
     with pytest.raises(KafkaException):
         asyncio.run(_with(Batching(KafkaError.NOT_LEADER_FOR_PARTITION)).publish_many([Envelope("n", b"x" * 600)]))
+
+
+def test_the_event_loop_destroys_no_client(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may wait for ever for the threads of librdkafka: figures share a client, and a separate thread destroys it."""
+    made: list[object] = []
+    ended: list[threading.Thread] = []
+
+    class Noted(clients.AdminClient):
+        def __init__(self, settings: dict[str, Any]) -> None:
+            made.append(settings)
+            super().__init__(settings)
+
+        def __del__(self) -> None:
+            ended.append(threading.current_thread())
+
+    async def ask_twice() -> None:
+        async with world("kafka", tmp_path) as engine:
+            transport = engine.open()
+            await transport.publish_many([Envelope("numbers", b"1")])
+            await transport.add_service("billing", ["numbers"])
+            for _ in range(2):
+                assert [each.service for each in await transport.figures("billing")] == ["billing"]
+            await transport.aclose()
+            await until(lambda: ended)
+
+    monkeypatch.setattr(clients, "AdminClient", Noted)
+    asyncio.run(ask_twice())
+    assert len(made) == 1
+    assert ended != [threading.current_thread()]

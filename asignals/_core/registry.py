@@ -50,8 +50,9 @@ class Plan:
     __slots__ = ("__dict__", "connections", "loop")
 
     def __init__(self, connections: Connections, names: Names | None) -> None:
-        self.connections, self._names = connections, names
+        self.connections: Connections = connections
         self.loop: Loop | None = None
+        self._names = names
 
     def loop_for(self, arguments: Iterable[str]) -> Loop:
         """The loop of a send; `arguments` are the keywords that an undeclared signal sends."""

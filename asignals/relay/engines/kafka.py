@@ -82,8 +82,9 @@ class Kafka(BrokerEngine):
         await self._clients.with_consumer("init", lambda consumer: consumer.list_topics(timeout=ANSWER_TIMEOUT))
 
     async def aclose(self) -> None:
-        """Let go of the producer."""
+        """Let go of the clients."""
         self._publisher.close()
+        self._clients.close()
 
     async def publish_many(self, envelopes: Sequence[Envelope]) -> None:
         """Return when all in-sync replicas have all events; raises `KafkaException`, at the latest after 10 s.

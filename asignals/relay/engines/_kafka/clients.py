@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from contextlib import contextmanager
 from contextvars import copy_context
+from threading import Thread
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, TopicPartition
@@ -43,6 +44,7 @@ class Clients:
         self.settings: dict[str, Any] = {"bootstrap.servers": servers, **DEFAULTS, **check_settings(librdkafka)}
         # Seconds without a poll after which a group may have given our partitions to others.
         self.away = float(self.settings.get("session.timeout.ms", 45_000)) / 2_000
+        self._admin: AdminClient | None = None
 
     def topic(self, topic: str) -> str:
         """Give what Kafka calls a topic."""
@@ -76,8 +78,15 @@ class Clients:
         return Producer({**without(self.settings, CONSUMER_ONLY), **safe, "error_cb": self._on_error})
 
     def admin(self) -> AdminClient:
-        """Make a client that manages groups."""
-        return AdminClient(without(self.settings, CONSUMER_ONLY))
+        """The client that manages groups, made when it is first needed."""
+        if self._admin is None:
+            self._admin = AdminClient(without(self.settings, CONSUMER_ONLY))
+        return self._admin
+
+    def close(self) -> None:
+        """Let go of the client that manages groups."""
+        held, self._admin = [self._admin], None
+        discard(held)
 
     @contextmanager
     def answering(self) -> Iterator[None]:
@@ -103,6 +112,14 @@ class Clients:
                 consumer.close()
 
         return await in_thread(now)
+
+
+def discard(held: list[Any]) -> None:
+    """Empty a list that has the last reference to a client, in a separate thread.
+
+    librdkafka waits for its own threads then, and some of its versions (2.6 was seen) do so for ever now and then.
+    """
+    Thread(target=held.clear, name="asignals-kafka-end", daemon=True).start()
 
 
 async def in_thread(work: Callable[[], T], thread: ThreadPoolExecutor | None = None) -> T:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from confluent_kafka import KafkaError, KafkaException, Producer
 
 from asignals.relay._loops import OwnLoop
-from asignals.relay.engines._kafka.clients import DELIVERY, in_thread
+from asignals.relay.engines._kafka.clients import DELIVERY, discard, in_thread
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -41,7 +41,8 @@ class Publisher:
 
     def close(self) -> None:
         """Let go of the producer."""
-        self._producer = None
+        held, self._producer = [self._producer], None
+        discard(held)
         self._forget()
 
     def _forget(self) -> None:

@@ -43,8 +43,8 @@ class Services:
     async def forget(self, service: str, topics: Collection[str] | None) -> None:
         """Delete the service's group, or skip what there is of some topics. Kafka keeps the events for its own time."""
         if topics is None:
-            group = self._clients.group(service)
-            await in_thread(lambda: _delete_group(self._clients.admin(), group))
+            admin, group = self._clients.admin(), self._clients.group(service)
+            await in_thread(lambda: _delete_group(admin, group))
             return
         names = [self._clients.topic(topic) for topic in topics]
 
