@@ -390,7 +390,8 @@ def _given_twice(receiver: Receiver, function: FunctionType | None, found: _Para
     if not code.co_argcount and is_a(receiver, MethodType) and not code.co_flags & inspect.CO_VARARGS:
         return RESERVED  # as it cannot be given its object
     named = code.co_varnames[code.co_posonlyargcount : code.co_argcount]
-    return frozenset(named).difference(found.by_name, {"self", "cls"})
+    given = frozenset(named).difference(found.by_name, {"self", "cls"})
+    return given.difference(_read_signature(receiver, follow_wrapped=False).by_name) if given else given
 
 
 # Annotations are never needed here. From 3.14 on they are evaluated unless one asks not to, and that may raise.
