@@ -192,7 +192,7 @@ class SQLAlchemyOutbox(Stored):
         both = {"one": self._table, "other": table}
         rows: Any = await self.execute_in(session, self.tables.outbox, find, both)
         schemas: dict[int, str] = dict(rows.all())
-        if self._table not in schemas:  # it was made anew
+        if self._table not in schemas:  # somebody has made it again
             self._table = table
             self._other_tables.clear()
         else:
