@@ -77,8 +77,8 @@ class Connection(Reference):
     """
 
     is_receiver = True  # a stream's connection has none
-    # A send compares `style` with the shapes that its loop is written for; else it asks `take`, and uses `call`. For a
-    # receiver with options, and once the connection has ended, `style` is None.
+    # A send compares `style` with the numbers of the shapes that its loop is written for; else it asks `take`, and uses
+    # `call`. For a receiver with options, and once the connection has ended, `style` is None.
     __slots__ = ("function", "is_live", "method", "name", "options", "shape", "source", "style")
 
     name: str
@@ -97,7 +97,7 @@ class Connection(Reference):
         self.function: Any = None
         self.is_live: bool = False
         self.method: WeakMethod[Any] | None = None
-        self.style: Shape | None = None
+        self.style: int | None = None
 
     @property
     def dispatch_uid(self) -> Hashable | None:
@@ -126,7 +126,7 @@ class Connection(Reference):
         if type(self.held) is not Holder:
             self.held: Any = None if options.weak else self.target()
             needs_care = options.in_thread or options.once or options.timeout is not None
-            self.style = shape if shape.is_method == bool(self.method) and not needs_care else None
+            self.style = shape.number if shape.is_method == bool(self.method) and not needs_care else None
 
     def end(self) -> None:
         """End the connection, for sends under way too, and let the receiver go."""

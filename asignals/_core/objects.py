@@ -16,7 +16,7 @@ import warnings
 from collections.abc import Callable, Hashable, Iterable
 from contextlib import suppress
 from inspect import CO_ASYNC_GENERATOR, CO_COROUTINE, CO_GENERATOR, CO_ITERABLE_COROUTINE, CO_VARKEYWORDS, Parameter
-from itertools import islice
+from itertools import count, islice
 from types import BuiltinFunctionType, CodeType, FrameType, FunctionType, MethodType, MethodWrapperType
 from typing import TYPE_CHECKING, Any, NamedTuple, Self, TypeAlias, TypeGuard, TypeVar
 from weakref import ref
@@ -284,12 +284,20 @@ class Shape(NamedTuple):
     takes_signal: bool = True
     is_proxy: bool = False
     """Whether it stands for what is called, and may return something else."""
+    number: int = 0
+    """Given by `shared`."""
+
+
+_numbers = count(1)
 
 
 @functools.lru_cache(maxsize=4096)
 def shared(shape: Shape) -> Shape:
-    """The one object for all equal shapes: a send compares them with `is`."""
-    return shape
+    """The one object for all equal shapes, with a number.
+
+    Written code compares that: on free-threaded builds a small number is shared by all threads at no cost.
+    """
+    return shape._replace(number=next(_numbers))
 
 
 def is_coroutine_function(receiver: Receiver) -> bool:

@@ -76,8 +76,8 @@ class Plan:
     @cached_property
     def _shapes(self) -> tuple[Shape, ...]:
         """Those that most of the receivers have."""
-        styles = Counter(style for each in self.connections if (style := each.style) is not None)
-        return tuple(style for style, _ in styles.most_common(_BRANCHES))
+        shapes = Counter(each.shape for each in self.connections if each.style is not None)
+        return tuple(shape for shape, _ in shapes.most_common(_BRANCHES))
 
 
 class _Sender:

@@ -22,7 +22,7 @@ from types import FunctionType, GeneratorType, MethodType, coroutine
 from typing import Any, TypeAlias
 
 from asignals._core.errors import DeclarationError, annotate, catch
-from asignals._core.objects import Names, Shape, check_names, shared
+from asignals._core.objects import Names, Shape, check_names
 
 Loop: TypeAlias = Callable[..., Coroutine[Any, Any, list[tuple[Any, Any]]]]
 
@@ -93,7 +93,7 @@ _UNPACK = """\
         return await @plan.loop_for(@named)(@plan, @self, sender, @on_error, @connections, @results, @named)
 {values}"""
 _BRANCH = """\
-if @connection.style is @shape{number}:
+if @connection.style == {number}:
     if (@receiver := @connection()) is None:
         continue
 {method}    @asked = @send.around and @send.ask(@receiver)
@@ -154,14 +154,13 @@ def write_loop(names: Names | None, shapes: tuple[Shape, ...], kind: str = "") -
     loop that the plan has for those. One that is "watched" takes a `Send` before all else, and reports to it. One that
     is "pausing" pauses when a receiver outside of the branches has returned an awaitable, before it awaits that.
     """
-    branches, calls, objects = [], [], {}
-    for number, shape in enumerate(shapes or (Shape(is_async=True, wanted=None),)):
+    branches, calls = [], []
+    for shape in shapes or (Shape(is_async=True, wanted=None),):
         is_awaited = shape.is_async and not shape.is_proxy
         call = "await " * is_awaited + _call(shape, names)
-        text = _BRANCH.format(number=number, method=_METHOD * shape.is_method, call=call)
+        text = _BRANCH.format(number=shape.number, method=_METHOD * shape.is_method, call=call)
         branches.append(text + _IS_AWAITABLE * (not is_awaited))
         calls.append("method " * shape.is_method + call)
-        objects[f"shape{number}"] = shared(shape)
     template = _LOOP.replace("@branches", textwrap.indent("el".join(branches), 12 * " ").strip())
     if kind == "unpacking" and names is not None:
         missing = "".join(f" or {name!r} not in @named" for name in names)
@@ -172,7 +171,7 @@ def write_loop(names: Names | None, shapes: tuple[Shape, ...], kind: str = "") -
     if "watched" not in kind:
         lines = template.replace("@send, ", "").replace(" = @start", "").splitlines()
         template = "\n".join(line for line in lines if "@start" not in line and "@asked" not in line)
-    loop = write(template, f"{kind} loop(@positions) of {'; '.join(calls)}".lstrip(), names, **objects)
+    loop = write(template, f"{kind} loop(@positions) of {'; '.join(calls)}".lstrip(), names)
     loop.__qualname__ = "Signal.send"  # so Python calls a send that is not awaited
     return loop
 
