@@ -113,7 +113,7 @@ def test_the_core_stays_small() -> None:
     assert statistics.median(sizes.values()) <= 8
 
 
-LINES = 2031  # the goal is 1,600
+LINES = 2033  # the goal is 1,600
 
 
 def test_the_test_of_circles_sees_them(tmp_path: Path) -> None:

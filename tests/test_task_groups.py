@@ -616,3 +616,25 @@ async def test_errors_that_follow_the_first_keep_their_tracebacks(group):
         await signal.send(None, x=1)
     places = {type(error): traceback.extract_tb(error.__traceback__)[-1].name for error in caught.value.exceptions}
     assert places == {LookupError: "first", OSError: "second"}
+
+
+async def test_a_useless_factory_that_cannot_be_shown_raises_its_own_error():
+    """Neither a broken `__repr__` nor an exception that takes no notes hides what it raised."""
+
+    class FrozenError(Exception):
+        def add_note(self, note):
+            raise TypeError(note)
+
+    class Useless:
+        def __call__(self):
+            raise FrozenError
+
+        def __repr__(self):
+            raise LookupError
+
+    signal = Signal(["x"], task_group=Useless())
+    receivers = [lambda x: x, lambda x: x]
+    for receiver in receivers:
+        signal.connect(receiver)
+    with pytest.raises(FrozenError):
+        await signal.send(None, x=1)

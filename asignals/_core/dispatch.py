@@ -47,6 +47,7 @@ import anyio.lowlevel
 from asignals._core.connection import Connection, Connections
 from asignals._core.errors import Receiver, annotate, logger
 from asignals._core.loops import cancellation, in_context
+from asignals._core.objects import describe
 from asignals._core.written import Loop, as_coroutine, write_loop
 
 if TYPE_CHECKING:
@@ -284,8 +285,9 @@ class _Tasks:
                 return [pair for pairs in self._results for pair in pairs]
             except BaseException as error:
                 if self._failure is None and isinstance(error, Exception):
-                    which = f"{factory!r:.80}, the task_group of signal {self._send.signal.name!r}"
-                    error.add_note(f"raised by {which}; anyio.create_task_group and asyncio.TaskGroup are factories")
+                    which = f"{describe(factory)}, the task_group of signal {self._send.signal.name!r}"
+                    with suppress(Exception):  # a user's exception may be frozen
+                        error.add_note(f"raised by {which}; anyio.create_task_group and asyncio.TaskGroup make them")
                 if self._failure is None or isinstance(error, (GeneratorExit, *cancellation())):
                     raise  # the factory's own error, or a cancellation
                 if len(plan) > 1 and isinstance(error, BaseExceptionGroup):
